@@ -1,0 +1,47 @@
+# Two commands on a fresh machine: `make train` and `make test`. Each sets itself up first.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SET_UP := $(VENV)/.set-up
+
+.DEFAULT_GOAL := help
+.PHONY: help set-up train test lint format bench compile-matrix docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+set-up: $(SET_UP) ## make .venv and install tinynet into it, editable, with the developer tools
+
+# The stamp is written last, so a set-up that failed half-way is done again.
+$(SET_UP): pyproject.toml constraints/cpu.txt scripts/set_up.sh
+	@sh scripts/set_up.sh $(VENV)
+	@touch $@
+
+train: $(SET_UP) ## train the image classifier on handwritten digits; ARGS='--model mlp' adds flags
+	@$(PYTHON) examples/train_image_classifier.py $(ARGS)
+
+test: $(SET_UP) ## run the test suite; ARGS='-k linear' adds flags
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 $(ARGS)
+
+lint: $(SET_UP) ## ruff and pyright
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m pyright
+
+format: $(SET_UP) ## let ruff mend and format the code
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+bench: $(SET_UP) ## run every benchmark
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PYTHON) $$file $(ARGS) || exit 1; done
+
+compile-matrix: $(SET_UP) ## compile every kernel for every target, without a GPU
+	@$(PYTHON) -m tinynet.engines.offline.matrix $(ARGS)
+
+docs: $(SET_UP) ## write the API pages to site/
+	@$(PYTHON) -m pip install --quiet -e '.[docs]'
+	@$(PYTHON) -m pdoc --docformat google --output-directory site tinynet
+
+clean: ## remove the environment, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

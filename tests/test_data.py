@@ -1,0 +1,217 @@
+"""The data sets: what is in them, what is refused, and how they are batched."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from tinynet.data import DataError, ImageBatches, ImageData, load_images, shift_images
+from tinynet.data.archive import FINGERPRINTS, SHIPPED, fingerprint, read_archive
+
+
+def tiny_data(count: int = 10, side: int = 5) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 1, side, side), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 2
+    return ImageData("tiny", images, labels, images[:3], labels[:3], ("even", "odd"), shift=1)
+
+
+def test_mnist5k_is_what_it_says():
+    data = load_images("mnist5k")
+    assert data.image_shape == (1, 28, 28) and data.classes == 10
+    assert len(data.train_images) == 4000 and len(data.test_images) == 1000
+    assert data.train_images.dtype == torch.uint8 and data.train_labels.dtype == torch.int64
+    assert torch.bincount(data.train_labels).tolist() == [400] * 10
+    assert torch.bincount(data.test_labels).tolist() == [100] * 10
+
+
+def test_mnist5k_test_images_are_the_last_hundred_of_each_class():
+    arrays = read_archive("mnist5k")
+    data = load_images("mnist5k")
+    for label in range(10):
+        expected = arrays["images"][arrays["labels"] == label][-100:]
+        assert np.array_equal(data.test_images[data.test_labels == label, 0].numpy(), expected)
+
+
+def test_digits_is_what_it_says():
+    data = load_images("digits")
+    assert data.image_shape == (1, 8, 8) and data.classes == 10
+    assert len(data.train_images) == 1500 and len(data.test_images) == 297
+    assert int(data.train_images.max()) == 16
+    assert data.train_labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_each_shipped_file_has_its_provenance_and_license_beside_it(name):
+    text = (SHIPPED / f"{name}.md").read_text()
+    assert "License" in text and "rebuild" in text
+
+
+def test_unknown_name_is_refused():
+    with pytest.raises(DataError, match="there is no image data 'mnist6k'; there is mnist5k, digits"):
+        load_images("mnist6k")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 20_000, 45_000])
+def test_truncated_file_is_refused(tmp_path, kept):
+    path = tmp_path / "digits.npz"
+    path.write_bytes((SHIPPED / "digits.npz").read_bytes()[:kept])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_archive("digits", path)
+
+
+@pytest.mark.parametrize("position", range(5_000, 45_000, 8_000))
+def test_damaged_file_is_refused(tmp_path, position):
+    content = bytearray((SHIPPED / "digits.npz").read_bytes())
+    content[position] ^= 0x10
+    path = tmp_path / "digits.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError):
+        read_archive("digits", path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    text = tmp_path / "text.npz"
+    text.write_text("no archive")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_archive("digits", text)
+    other = tmp_path / "other.npz"
+    np.savez(other, images=np.zeros((2, 8, 8), np.uint8), labels=np.zeros(2, np.uint8))
+    with pytest.raises(DataError, match="is not the digits data"):
+        read_archive("digits", other)
+    array = tmp_path / "array.npz"
+    with open(array, "wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_archive("digits", array)
+    with pytest.raises(DataError, match="is missing"):
+        read_archive("digits", tmp_path / "absent.npz")
+
+
+def test_fingerprint_sees_names_shapes_dtypes_and_values():
+    array = np.arange(6, dtype=np.uint8)
+    prints = [
+        fingerprint(each)
+        for each in (
+            {"a": array},
+            {"b": array},
+            {"a": array.reshape(2, 3)},
+            {"a": array.view(np.int8)},
+            {"a": array[::-1]},
+        )
+    ]
+    assert len(set(prints)) == len(prints)
+
+
+def test_shift_images_moves_each_image_by_its_own_shift():
+    images = torch.arange(3 * 2 * 4 * 5, dtype=torch.float32).reshape(3, 2, 4, 5) + 1
+    shifted = shift_images(images, torch.tensor([[0, 0], [1, -2], [-3, 4]]))
+    assert torch.equal(shifted[0], images[0])
+    expected = torch.zeros(2, 2, 4, 5)
+    expected[0, :, 1:, :3] = images[1, :, :3, 2:]
+    expected[1, :, :1, 4:] = images[2, :, 3:, :1]
+    assert torch.equal(shifted[1:], expected)
+    assert shifted.is_contiguous() and shifted.dtype == images.dtype
+
+
+def test_an_epoch_holds_every_image_once_and_epochs_differ():
+    batches = ImageBatches(tiny_data(), 4)
+    assert len(batches) == 3
+    epochs = [torch.cat([images for images, _ in batches.train(epoch)]) for epoch in (0, 1)]
+    expected = batches.normalize(batches.train_images)
+    for epoch in epochs:
+        order = (epoch.flatten(1)[:, None] == expected.flatten(1)[None]).all(2).long().argmax(1)
+        assert sorted(order.tolist()) == list(range(10))
+        assert torch.equal(epoch, expected[order])
+    assert not torch.equal(*epochs)
+
+
+def test_labels_stay_with_their_images():
+    batches = ImageBatches(tiny_data(), 4)
+    expected = batches.normalize(batches.train_images)
+    for images, labels in batches.train(3):
+        for image, label in zip(images, labels, strict=True):
+            index = [torch.equal(image, each) for each in expected].index(True)
+            assert int(label) == index % 2
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch():
+    def epoch(seed: int, number: int, start: int = 0) -> torch.Tensor:
+        batches = ImageBatches(tiny_data(), 2, seed=seed, shift=1)
+        return torch.cat([images for images, _ in batches.train(number, start)])
+
+    assert torch.equal(epoch(5, 2), epoch(5, 2))
+    assert torch.equal(epoch(5, 2)[6:], epoch(5, 2, start=3))
+    assert not torch.equal(epoch(5, 2), epoch(6, 2))
+
+
+def test_shifts_reach_every_offset_and_no_further():
+    data = tiny_data(count=400)
+    data.train_images.zero_()
+    data.train_images[:, :, 2, 2] = 255
+    batches = ImageBatches(data, 400, shift=2)
+    images, _ = next(batches.train(0))
+    peaks = images.flatten(1).argmax(1)
+    assert set(peaks.tolist()) == set(range(25))
+
+
+def test_normalized_train_images_have_mean_0_and_deviation_1():
+    data = load_images("mnist5k")
+    batches = ImageBatches(data, 100)
+    images = batches.normalize(batches.train_images)
+    assert images.dtype == torch.float32
+    assert abs(images.mean().item()) < 1e-4 and abs(images.std().item() - 1) < 1e-4
+
+
+def test_test_batches_keep_their_order():
+    batches = ImageBatches(tiny_data(), 4, shift=1)
+    images = torch.cat([images for images, _ in batches.test(batch_size=2)])
+    assert torch.equal(images, batches.normalize(batches.test_images))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"batch_size": 0}, "batch_size"), ({"shift": -1}, "shift")]
+)
+def test_bad_batch_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ImageBatches(tiny_data(), **{"batch_size": 2, **arguments})
+
+
+def test_absent_torchvision_is_said_in_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(DataError, match=r"cifar10 is downloaded by torchvision.*pip install"):
+        load_images("cifar10")
+
+
+class FakeCifar10:
+    """What torchvision.datasets.CIFAR10 has: images [N, H, W, C], a list of labels, class names."""
+
+    def __init__(self, root: str, train: bool, download: bool) -> None:
+        self.data = np.full((4 if train else 2, 32, 32, 3), (1, 2, 3), dtype=np.uint8)
+        self.targets = [0, 1, 1, 0][: len(self.data)]
+        self.classes = ["airplane", "automobile"]
+
+
+def put_torchvision(monkeypatch, **datasets) -> None:
+    module = types.ModuleType("torchvision")
+    module.datasets = types.SimpleNamespace(**datasets)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+
+
+def test_torchvision_images_get_their_channels_first(monkeypatch, tmp_path):
+    put_torchvision(monkeypatch, CIFAR10=FakeCifar10)
+    data = load_images("cifar10", tmp_path)
+    assert data.train_images.shape == (4, 3, 32, 32) and data.test_images.shape == (2, 3, 32, 32)
+    assert data.train_images[0, :, 0, 0].tolist() == [1, 2, 3]
+    assert data.class_names == ("airplane", "automobile")
+
+
+def test_failed_download_is_said_in_a_sentence(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise RuntimeError("no network")
+
+    put_torchvision(monkeypatch, MNIST=fail)
+    with pytest.raises(DataError, match="mnist could not be downloaded to .*: no network"):
+        load_images("mnist", tmp_path)

@@ -1,0 +1,56 @@
+"""The data files shipped in the wheel: numpy archives, each checked against its fingerprint when read."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+# fingerprint() of each shipped file; rebuild.py makes the files and prints these.
+FINGERPRINTS = {
+    "digits": "f3414dfe4a5a24219dd0b37eed958eba904c8d9be48d45a63579df12b17ddb58",
+    "mnist5k": "394451ef2fd036552c263b7c4de8fb628f4e90572a52801cd6a2b2650d9eecde",
+}
+
+
+class DataError(ValueError):
+    """A data set that is unknown, absent, damaged or not what its name says."""
+
+
+def fingerprint(arrays: dict[str, np.ndarray]) -> str:
+    """Returns the SHA-256 of the arrays: their names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def read_archive(name: str, path: Path | None = None) -> dict[str, np.ndarray]:
+    """Reads a shipped data file.
+
+    Args:
+        name: the data set's name, a key of `FINGERPRINTS`.
+        path: the file to read; the one shipped with tinynet where None.
+
+    Returns:
+        The arrays of the file by name.
+
+    Raises:
+        DataError: the file is absent, cannot be read, or holds other data than it should.
+    """
+    path = path or SHIPPED / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except FileNotFoundError:
+        raise DataError(f"the data file {path} is missing: install tinynet again") from None
+    except Exception as error:  # numpy, zipfile and zlib each raise their own
+        raise DataError(f"the data file {path} cannot be read: truncated, or no numpy archive") from error
+    if fingerprint(arrays) != FINGERPRINTS[name]:
+        raise DataError(
+            f"the data file {path} is not the {name} data that tinynet ships: install tinynet again"
+        )
+    return arrays

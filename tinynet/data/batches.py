@@ -1,0 +1,105 @@
+"""Shuffled, shifted, normalised batches of images, made with tensor operations on any device."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tinynet.data.images import ImageData
+
+
+def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
+    """Moves each image by its own number of pixels; what comes in at the border is 0.
+
+    Args:
+        images: [N, C, H, W].
+        shifts: [N, 2] int64 on the same device: rows down and columns right, negative for up and left.
+
+    Returns:
+        [N, C, H, W], same dtype, contiguous.
+    """
+    count, _, height, width = images.shape
+    margin = int(shifts.abs().max()) if shifts.numel() else 0
+    padded = pad(images, (margin, margin, margin, margin))
+    rows = torch.arange(height, device=images.device) + margin - shifts[:, :1]
+    columns = torch.arange(width, device=images.device) + margin - shifts[:, 1:]
+    image = torch.arange(count, device=images.device)
+    # Indexing around the channel slice puts the channels last: [N, H, W, C].
+    moved = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2).contiguous()
+
+
+class ImageBatches:
+    """The batches of a data set on a device.
+
+    The order and the shifts of an epoch are a function of the seed and the epoch alone, so that a run
+    that goes on from the middle of an epoch sees what an uninterrupted one would have seen.
+
+    Args:
+        data: the images; they are moved to the device once, as uint8.
+        batch_size: images a batch, at least 1; the last batch of an epoch may be smaller.
+        seed: of order and shifts.
+        shift: the most pixels by which a train image moves in each direction; 0 for none.
+        device: where the batches are made.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shift: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if shift < 0:
+            raise ValueError(f"shift must be at least 0, got {shift}")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shift = shift
+        self.train_images = data.train_images.to(device)
+        self.train_labels = data.train_labels.to(device)
+        self.test_images = data.test_images.to(device)
+        self.test_labels = data.test_labels.to(device)
+        self.mean, self.std = (each.to(device) for each in data.mean_and_std())
+
+    def __len__(self) -> int:
+        """The number of train batches in an epoch."""
+        return -(-len(self.train_labels) // self.batch_size)
+
+    @property
+    def train_count(self) -> int:
+        """The number of train images in an epoch."""
+        return len(self.train_labels)
+
+    def train(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields an epoch's train batches from `start` on: images [B, C, H, W] float32, labels [B]."""
+        order, shifts = self._draw(epoch)
+        for batch in range(start, len(self)):
+            chosen = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            images = self.train_images[order[chosen]]
+            if self.shift:
+                images = shift_images(images, shifts[chosen])
+            yield self.normalize(images), self.train_labels[order[chosen]]
+
+    def test(self, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the test set in its own order: images [B, C, H, W] float32, labels [B]."""
+        for start in range(0, len(self.test_labels), batch_size):
+            chosen = slice(start, start + batch_size)
+            yield self.normalize(self.test_images[chosen]), self.test_labels[chosen]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Returns the images as float32 with mean 0 and standard deviation 1 over the train set."""
+        return (images.float() - self.mean) / self.std
+
+    def _draw(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The order [N] and shifts [N, 2] of an epoch, drawn on the CPU: the same on every device."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        count = len(self.train_labels)
+        order = torch.randperm(count, generator=generator)
+        shifts = torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator)
+        device = self.train_labels.device
+        return order.to(device), shifts.to(device)

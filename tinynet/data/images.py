@@ -1,0 +1,160 @@
+"""Labelled images for classification: two sets shipped with tinynet, three through torchvision."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinynet.data.archive import DataError, read_archive
+
+DIGIT_NAMES = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Labelled images in a train and a test set.
+
+    Attributes:
+        name: what `load_images` calls the set.
+        train_images: [N, C, H, W] uint8.
+        train_labels: [N] int64, each in 0 .. classes - 1.
+        test_images: [M, C, H, W] uint8.
+        test_labels: [M] int64.
+        class_names: one name a class.
+        shift: how many pixels an image may move without becoming another class.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    shift: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of one image, (C, H, W)."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation of each channel of the train images, [1, C, 1, 1] float32."""
+        images = self.train_images.double()
+        mean = images.mean(dim=(0, 2, 3), keepdim=True)
+        std = images.std(dim=(0, 2, 3), keepdim=True)
+        return mean.float(), std.float()
+
+
+def load_images(name: str, folder: str | Path | None = None) -> ImageData:
+    """Loads a data set by name.
+
+    Args:
+        name: one of `IMAGE_DATA`: `mnist5k` and `digits` are shipped with tinynet; `mnist`,
+            `fashion-mnist` and `cifar10` are downloaded once by torchvision.
+        folder: where downloads are kept; where None, the environment variable `TINYNET_DATA`, or
+            `~/.cache/tinynet`.
+
+    Raises:
+        DataError: no such set, a damaged file, torchvision absent, or a download that failed.
+    """
+    if name not in IMAGE_DATA:
+        raise DataError(f"there is no image data {name!r}; there is {', '.join(IMAGE_DATA)}")
+    if name == "mnist5k":
+        return _load_mnist5k()
+    if name == "digits":
+        return _load_digits()
+    return _load_torchvision(name, Path(folder or os.environ.get("TINYNET_DATA") or "~/.cache/tinynet"))
+
+
+def _load_mnist5k() -> ImageData:
+    """MNIST's first 500 images a class; the last 100 of each class are the test set."""
+    arrays = read_archive("mnist5k")
+    images, labels = _as_tensors(arrays["images"], arrays["labels"])
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(len(DIGIT_NAMES)):
+        is_test[torch.nonzero(labels == label).flatten()[-100:]] = True
+    return ImageData(
+        name="mnist5k",
+        train_images=images[~is_test],
+        train_labels=labels[~is_test],
+        test_images=images[is_test],
+        test_labels=labels[is_test],
+        class_names=DIGIT_NAMES,
+        shift=2,
+    )
+
+
+def _load_digits() -> ImageData:
+    """1,797 digits of 8x8 pixels; the last 297 are the test set: other writers wrote them."""
+    arrays = read_archive("digits")
+    images, labels = _as_tensors(arrays["images"], arrays["labels"])
+    return ImageData(
+        name="digits",
+        train_images=images[:1500],
+        train_labels=labels[:1500],
+        test_images=images[1500:],
+        test_labels=labels[1500:],
+        class_names=DIGIT_NAMES,
+        shift=1,
+    )
+
+
+# name: the class in torchvision.datasets, pixels of shift
+_TORCHVISION_SETS = {
+    "mnist": ("MNIST", 2),
+    "fashion-mnist": ("FashionMNIST", 2),
+    "cifar10": ("CIFAR10", 2),
+}
+
+IMAGE_DATA = ("mnist5k", "digits", *_TORCHVISION_SETS)
+
+
+def _load_torchvision(name: str, folder: Path) -> ImageData:
+    class_name, shift = _TORCHVISION_SETS[name]
+    make = getattr(_import_torchvision_datasets(name), class_name)
+    folder = folder.expanduser()
+    try:
+        train = make(str(folder), train=True, download=True)
+        test = make(str(folder), train=False, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{name} could not be downloaded to {folder}: {error}") from error
+    train_images, train_labels = _as_tensors(np.asarray(train.data), np.asarray(train.targets))
+    test_images, test_labels = _as_tensors(np.asarray(test.data), np.asarray(test.targets))
+    return ImageData(
+        name=name,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        class_names=tuple(str(each).split(" - ")[0] for each in train.classes),
+        shift=shift,
+    )
+
+
+def _import_torchvision_datasets(name: str) -> ModuleType:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise DataError(
+            f"{name} is downloaded by torchvision, which cannot be imported ({error}): "
+            "pip install 'tinynet-triton[data]'"
+        ) from error
+    return datasets
+
+
+def _as_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Turns images [N, H, W] or [N, H, W, C] into [N, C, H, W] uint8, and labels [N] into int64."""
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.uint8))
+    return pixels, torch.from_numpy(labels.astype(np.int64))

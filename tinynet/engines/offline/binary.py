@@ -1,0 +1,239 @@
+"""What a compiled kernel holds: registers, spills, the main loop, its matrix instructions and the width of its loads.
+
+A cubin is read with the two disassemblers that every Triton wheel ships (`cuobjdump`, `nvdisasm`); for AMD the assembly
+text that Triton keeps beside the code object says the same. Both become one list of instructions with labels, from which
+the loops are found as backward branches.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import triton
+
+from tinynet.engines.offline.targets import Target
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a disassembly: an instruction, or (with an empty `opcode`) a label named by `operands`."""
+
+    opcode: str
+    operands: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Facts of one compiled kernel.
+
+    Attributes:
+        registers: 32-bit registers a lane (on CDNA vector and accumulation registers together).
+        spill_bytes: bytes of local memory a lane, which Triton's kernels need only for spilled registers.
+        static_shared_bytes: shared memory that the binary itself declares, beside Triton's dynamic block.
+        instructions: instructions of the whole kernel.
+        loop_instructions: instructions of one trip through the main loop; 0 where there is no loop.
+        loop_matrix_instructions: matrix instructions among them.
+        matrix_instruction: the commonest matrix instruction, of the main loop where there is one; empty if none.
+        global_load_bits: loads from global memory, by width in bits a lane.
+        loop_load_bits: the same for the main loop alone.
+        asynchronous_copies: global to shared copies that bypass registers (cp.async, TMA, LDS-direct loads).
+        compare_and_swap: compare-and-swap atomics: a CAS loop stands where the chip lacks the wanted atomic.
+        full_waits: instructions of the main loop that wait until no copy or matrix product is in flight any more.
+    """
+
+    registers: int
+    spill_bytes: int
+    static_shared_bytes: int
+    instructions: int
+    loop_instructions: int
+    loop_matrix_instructions: int
+    matrix_instruction: str
+    global_load_bits: dict[int, int]
+    loop_load_bits: dict[int, int]
+    asynchronous_copies: int
+    compare_and_swap: int
+    full_waits: int
+
+    @property
+    def instructions_per_matrix_instruction(self) -> float | None:
+        """Main-loop instructions for each matrix instruction; None where the loop has none."""
+        if not self.loop_matrix_instructions:
+            return None
+        return self.loop_instructions / self.loop_matrix_instructions
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How to read one instruction set: patterns that the opcode must match from its start."""
+
+    matrix: re.Pattern[str]
+    global_load: re.Pattern[str]
+    asynchronous_copy: re.Pattern[str]
+    compare_and_swap: re.Pattern[str]
+    branch: re.Pattern[str]
+    full_wait: re.Pattern[str]
+
+    def load_bits(self, opcode: str) -> int:
+        """Bits a lane that a global load moves, from the suffix of its opcode."""
+        if match := re.search(r"\.[US](8|16)\b", opcode):
+            return int(match[1])
+        if match := re.search(r"\.(64|128|256)\b", opcode):
+            return int(match[1])
+        if match := re.search(r"dwordx(\d)|_b(\d+)", opcode):
+            return 32 * int(match[1]) if match[1] else int(match[2])
+        if re.search(r"[us]byte", opcode):
+            return 8
+        return 16 if re.search(r"short", opcode) else 32
+
+
+SASS = Dialect(
+    matrix=re.compile(r"HGMMA|QGMMA|IGMMA|HMMA|QMMA|IMMA|OMMA|DMMA|BMMA|UTC[A-Z]*MMA"),
+    global_load=re.compile(r"LDG\b|LDGSTS\b|LD\b"),
+    asynchronous_copy=re.compile(r"LDGSTS|UTMALDG|UBLKCP"),
+    compare_and_swap=re.compile(r"ATOMG?\.(\w+\.)*CAS"),
+    branch=re.compile(r"BRA\b"),
+    full_wait=re.compile(r"DEPBAR\.LE SB0, 0x0|WARPGROUP\.DEPBAR\.LE gsb0, 0x0"),
+)
+AMDGCN = Dialect(
+    matrix=re.compile(r"v_mfma|v_smfmac|v_wmma"),
+    global_load=re.compile(r"(buffer|global|flat)_load"),
+    asynchronous_copy=re.compile(r"(buffer|global)_load\w* .*\blds\b|global_load_lds"),
+    compare_and_swap=re.compile(r"(buffer|global|flat)_atomic_cmpswap"),
+    branch=re.compile(r"s_c?branch"),
+    full_wait=re.compile(r"(?!)"),  # waits order registers on CDNA too, so a full wait says nothing there
+)
+
+
+def read_cubin(cubin: bytes, target: Target) -> Code:
+    """The facts of an NVIDIA binary."""
+    usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    if match is None:
+        raise RuntimeError(f"cuobjdump reported no resource usage; it said: {usage.strip()[:200]!r}")
+    registers, stack, shared, local = map(int, match.groups())
+    if int(target.architecture) >= 90:
+        shared -= target.shared_reserved_per_block  # the driver's own block, counted from Hopper on
+    instructions = list(_sass_instructions(_tool("nvdisasm", "-c", cubin)))
+    return _summary(SASS, instructions, registers, stack + local, max(0, shared))
+
+
+def read_amdgcn(assembly: str) -> Code:
+    """The facts of an AMD kernel, from its assembly text and the metadata at its end."""
+
+    def metadata(key: str) -> int:
+        match = re.search(rf"\.{key}:\s+(\d+)", assembly)
+        if match is None:
+            raise RuntimeError(f"the AMD assembly holds no .{key}")
+        return int(match[1])
+
+    # Registers spilled to accumulation registers take no scratch memory, so the larger of the two counts.
+    spill_bytes = max(4 * metadata("vgpr_spill_count"), metadata("private_segment_fixed_size"))
+    static_shared = metadata("group_segment_fixed_size")
+    instructions = list(_amdgcn_instructions(assembly))
+    return _summary(AMDGCN, instructions, metadata("vgpr_count"), spill_bytes, static_shared)
+
+
+@lru_cache(maxsize=None)
+def _tool_path(name: str) -> str:
+    path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
+    if not os.path.exists(path):
+        raise RuntimeError(f"this Triton installation ships no {name} (expected {path})")
+    return path
+
+
+def _tool(name: str, option: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        finished = subprocess.run([_tool_path(name), option, file.name], capture_output=True, text=True, check=True)
+    return finished.stdout
+
+
+def _sass_instructions(text: str) -> Iterable[Instruction]:
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            yield Instruction("", label[1])
+        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", line):
+            yield Instruction(match[1], match[2])
+
+
+def _amdgcn_instructions(text: str) -> Iterable[Instruction]:
+    for line in text.splitlines():
+        line = line.split(";", 1)[0]
+        if label := re.match(r"(\.LBB\w+):", line):
+            yield Instruction("", label[1])
+        elif match := re.match(r"\t([a-z]\w+)(?:\s+(.*?))?\s*$", line):
+            yield Instruction(match[1], match[2] or "")
+        elif line.startswith("\t.section"):
+            return
+
+
+def _summary(
+    dialect: Dialect, listing: Sequence[Instruction], registers: int, spill_bytes: int, static_shared_bytes: int
+) -> Code:
+    whole = [instruction for instruction in listing if instruction.opcode]
+    loop = _main_loop(dialect, listing)
+    in_loop = _select(dialect.matrix, loop)
+    names = Counter(_matrix_name(instruction.opcode) for instruction in in_loop or _select(dialect.matrix, whole))
+    return Code(
+        registers=registers,
+        spill_bytes=spill_bytes,
+        static_shared_bytes=static_shared_bytes,
+        instructions=len(whole),
+        loop_instructions=len(loop),
+        loop_matrix_instructions=len(in_loop),
+        matrix_instruction=names.most_common(1)[0][0] if names else "",
+        global_load_bits=_load_bits(dialect, whole),
+        loop_load_bits=_load_bits(dialect, loop),
+        asynchronous_copies=len(_select(dialect.asynchronous_copy, whole)),
+        compare_and_swap=len(_select(dialect.compare_and_swap, whole)),
+        full_waits=len(_select(dialect.full_wait, loop)),
+    )
+
+
+def _matrix_name(opcode: str) -> str:
+    """`HGMMA.64x128x16` of `HGMMA.64x128x16.F32.BF16`: the instruction and its shape."""
+    return ".".join(opcode.split(".")[:2])
+
+
+def _select(pattern: re.Pattern[str], instructions: Iterable[Instruction]) -> list[Instruction]:
+    return [each for each in instructions if pattern.match(f"{each.opcode} {each.operands}")]
+
+
+def _load_bits(dialect: Dialect, instructions: Iterable[Instruction]) -> dict[int, int]:
+    loads = _select(dialect.global_load, instructions)
+    return dict(sorted(Counter(dialect.load_bits(load.opcode) for load in loads).items()))
+
+
+def _main_loop(dialect: Dialect, listing: Sequence[Instruction]) -> list[Instruction]:
+    """The innermost loop with the most matrix instructions, else the one with the most global loads."""
+    position = {each.operands: index for index, each in enumerate(listing) if not each.opcode}
+    loops: list[tuple[int, int]] = []
+    for index, instruction in enumerate(listing):
+        if not dialect.branch.match(instruction.opcode):
+            continue
+        label = re.search(r"\.L\w+", instruction.operands)
+        start = position.get(label[0], index) if label else index
+        if start < index - 1:  # a branch to itself is the trap after the last instruction
+            loops.append((start, index))
+
+    def body(loop: tuple[int, int]) -> list[Instruction]:
+        return [each for each in listing[loop[0] : loop[1] + 1] if each.opcode]
+
+    for pattern in (dialect.matrix, dialect.global_load):
+        holding = [loop for loop in loops if _select(pattern, body(loop))]
+        innermost = [
+            loop
+            for loop in holding
+            if not any(other != loop and other[0] >= loop[0] and other[1] <= loop[1] for other in holding)
+        ]
+        if innermost:
+            return body(max(innermost, key=lambda loop: (len(_select(pattern, body(loop))), loop[1] - loop[0])))
+    return []

@@ -1,0 +1,225 @@
+"""A Triton driver that compiles and records, for a chip that need not be there.
+
+Triton asks its driver for the target, the device's limits, a loader for binaries and a launcher. This one answers for the
+chip of the report, loads nothing, and its launcher appends to the report. Everything before (specialization, tile
+choice, the compiler, the disk cache) is Triton's own path. Works with Triton 3.6 to 3.9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.cache import get_cache_manager
+from triton.runtime.errors import OutOfResources
+
+from tinynet.engines.offline.binary import Code, read_amdgcn, read_cubin
+from tinynet.engines.offline.launch import CompiledKernel, record_launch
+from tinynet.engines.offline.report import Report
+from tinynet.engines.offline.targets import Target
+
+
+class InspectDriver(DriverBase):
+    """Answers for the report's target and appends each launch to the report."""
+
+    def __init__(self, report: Report):
+        self.report = report
+        self.target = report.target
+        self.tuning = 0
+        self.utils = _Utilities(self.target)
+        self.launcher_cls = _Launcher
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return False  # never found by Triton's own search; `inspect` alone puts it in place
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget(self.target.backend, self.target.architecture, self.target.warp_size)
+
+    def get_current_device(self) -> int:
+        return self.target.device_id
+
+    def set_current_device(self, device: int) -> None:
+        pass
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
+        if self.target.backend == "cuda":
+            return divmod(int(self.target.architecture), 10)
+        return 9, int(str(self.target.architecture)[4:], 16) >> 4  # gfx942 reports 9.4, as PyTorch does
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_benchmarker(self) -> Callable[..., Sequence[float]]:
+        """Times nothing: every configuration that compiles and fits ties, so an autotuner takes its first such one."""
+
+        def benchmark(kernel_call: Callable[[], None], quantiles: Sequence[float] = (0.5,), **_: Any) -> list[float]:
+            self.tuning += 1
+            try:
+                kernel_call()
+            finally:
+                self.tuning -= 1
+            return [1.0] * len(quantiles)
+
+        return benchmark
+
+    def get_empty_cache_for_benchmark(self) -> None:
+        return None
+
+    def clear_cache(self, cache: Any) -> None:
+        pass
+
+
+class _Utilities:
+    """What Triton asks of a device beside the launch."""
+
+    def __init__(self, target: Target):
+        self.target = target
+
+    def get_device_properties(self, device: int) -> dict[str, Any]:
+        return {
+            "max_shared_mem": self.target.shared_per_block,
+            "max_num_regs": 65536,
+            "multiprocessor_count": self.target.multiprocessors,
+            "warpSize": self.target.warp_size,
+            "arch": str(self.target.architecture),
+            "cooperativeLaunch": 1,
+            # Clock and bus figures serve Triton's performance models of old kernels only; none is published as such.
+            "sm_clock_rate": 1_500_000,
+            "mem_clock_rate": 2_600_000,
+            "mem_bus_width": 5120,
+        }
+
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[None, bytes, int, int, int]:
+        # No module: Triton would ask the driver of that later moment to unload it when the kernel is collected.
+        return None, kernel, 0, 0, 1024
+
+
+class _Launcher:
+    """Stands where Triton's compiled launcher would: made once a compiled kernel, called once a launch."""
+
+    def __init__(self, src: Any, metadata: Any):
+        self.src = src
+        self.metadata = metadata
+        self.kernel: CompiledKernel | None = None
+
+    def __call__(
+        self,
+        grid_x: int,
+        grid_y: int,
+        grid_z: int,
+        stream: int,
+        function: bytes,
+        packed_metadata: Any,
+        launch_metadata: Any,
+        enter_hook: Callable[[Any], None] | None,
+        exit_hook: Callable[[Any], None] | None,
+        *arguments: Any,
+    ) -> None:
+        driver = triton.runtime.driver.active
+        if not isinstance(driver, InspectDriver):
+            raise RuntimeError("a kernel compiled under tinynet.inspect was launched after the inspection ended")
+        if enter_hook is not None:
+            enter_hook(launch_metadata)
+        if self.kernel is None:
+            self.kernel = _compiled_kernel(self.src, self.metadata, function, driver.target)
+        limit = driver.target.shared_per_block
+        if driver.tuning:
+            if self.kernel.shared_bytes > limit:  # an autotuner drops this configuration, as it would on the chip
+                raise OutOfResources(self.kernel.shared_bytes, limit, "shared memory")
+        else:
+            driver.report.launches.append(
+                record_launch(driver.target, self.kernel, (grid_x, grid_y, grid_z), arguments)
+            )
+        if exit_hook is not None:
+            exit_hook(launch_metadata)
+
+
+_kernels: dict[str, CompiledKernel] = {}
+
+
+def _compiled_kernel(src: Any, metadata: Any, binary: bytes, target: Target) -> CompiledKernel:
+    """The facts of a compiled kernel, read once a process for each distinct binary."""
+    if metadata.hash not in _kernels:
+        files = get_cache_manager(metadata.hash).get_group(f"{metadata.name}.json") or {}
+        by_stage = {name.rsplit(".", 1)[-1]: path for name, path in files.items()}
+        code: Code
+        if target.backend == "cuda":
+            code = read_cubin(binary, target)
+        else:
+            code = read_amdgcn(_stage(by_stage, "amdgcn"))
+        _kernels[metadata.hash] = CompiledKernel(
+            function=src.fn,
+            signature=dict(src.signature),
+            attributes=dict(src.attrs),
+            num_warps=metadata.num_warps,
+            num_stages=metadata.num_stages,
+            shared_bytes=metadata.shared + code.static_shared_bytes,
+            scratch_bytes=getattr(metadata, "global_scratch_size", 0) or 0,
+            code=code,
+            ir=_stage(by_stage, "ttir"),
+        )
+    return _kernels[metadata.hash]
+
+
+def _stage(files: dict[str, str], extension: str) -> str:
+    if extension not in files:
+        raise RuntimeError(
+            f"Triton's cache holds no .{extension} of this kernel (TRITON_STORE_BINARY_ONLY set?); inspect needs it"
+        )
+    return Path(files[extension]).read_text()
+
+
+@contextmanager
+def shared_memory_limit_lifted() -> Iterator[None]:
+    """Lifts Triton's own refusal of kernels over the shared-memory limit, so that the report can show them.
+
+    Triton remembers the limit by device and asks once, in `max_shared_mem`, and raises at the first launch: a program
+    would end there and its report with it.
+    """
+    from triton.compiler import compiler
+
+    real = compiler.max_shared_mem
+
+    def unlimited(device: int) -> int:
+        driver = triton.runtime.driver.active
+        return 1 << 40 if isinstance(driver, InspectDriver) else real(device)
+
+    with mock.patch.object(compiler, "max_shared_mem", unlimited):
+        yield
+
+
+@contextmanager
+def tuning_forgotten() -> Iterator[None]:
+    """Makes autotuners ask our benchmarker, and keeps what they choose here from their own caches, which know no chip."""
+    real_run = Autotuner.run
+
+    def run(self: Autotuner, *args: Any, **kwargs: Any) -> Any:
+        kept = dict(self.__dict__)
+        self.__dict__.pop("do_bench", None)
+        self.__dict__.update(_do_bench=None, cache={}, cache_results=False)
+        try:
+            return real_run(self, *args, **kwargs)
+        finally:
+            self.__dict__.clear()
+            self.__dict__.update(kept)
+
+    with mock.patch.object(Autotuner, "run", run):
+        yield

@@ -1,0 +1,375 @@
+"""One recorded launch and every figure derived from it: occupancy, traffic, arithmetic, bound, waves, warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+from triton.runtime import _allocation
+
+from tinynet.engines.offline import ir
+from tinynet.engines.offline.binary import Code
+from tinynet.engines.offline.targets import Target
+from tinynet_kernels.launch import cost_of
+
+ALIGNMENT = 16  # bytes that the widest load of a lane takes at once
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledKernel:
+    """A kernel compiled for one target and one specialization.
+
+    Attributes:
+        function: the `triton.jit` function.
+        signature: type of each parameter by name; `constexpr` for those that are compiled in.
+        attributes: Triton's specialization attributes by position, among them `tt.divisibility`.
+        num_warps, num_stages: the compiler options of that name.
+        shared_bytes: shared memory of a program.
+        scratch_bytes: device memory that a program needs beside its arguments (device-side tensor descriptors).
+        code: what the binary holds.
+        ir: Triton IR, from which reads, writes, dots and overflows are found.
+    """
+
+    function: Any
+    signature: Mapping[str, Any]
+    attributes: Mapping[Any, Any]
+    num_warps: int
+    num_stages: int
+    shared_bytes: int
+    scratch_bytes: int
+    code: Code
+    ir: str
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+@dataclass(frozen=True)
+class TensorArgument:
+    """A tensor that a launch was given.
+
+    Attributes:
+        name: the kernel parameter.
+        dtype: PyTorch's name of the type, without `torch.`.
+        shape: sizes, in elements.
+        bytes: of its distinct elements (an expanded dimension counts once).
+        span: elements from its first to its last, strides included.
+        aligned: its address is a multiple of 16 bytes.
+        read, written: whether the kernel reads and writes it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    span: int
+    aligned: bool
+    read: bool
+    written: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a launch; `kind` is one word, `fatal` says that the chip would refuse or miscompute it."""
+
+    kind: str
+    message: str
+    fatal: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One launch as it would have run.
+
+    Attributes:
+        target: the chip.
+        kernel: what was compiled.
+        grid: programs along x, y and z.
+        constants: compile-time arguments by name (tiles and flags).
+        scalars: run-time numbers by name.
+        tensors: tensor arguments in order.
+        flops: floating-point operations; None where unknown.
+        bytes: compulsory traffic in bytes: each argument read and written once; None where unknown.
+        operand_type: type of the operands of its dots, which chooses the peak; `fp32` without dots.
+        cost_source: `launcher` where the kernel states its cost, else `arguments`.
+        findings: warnings and errors.
+    """
+
+    target: Target
+    kernel: CompiledKernel
+    grid: tuple[int, int, int]
+    constants: Mapping[str, Any]
+    scalars: Mapping[str, int | float]
+    tensors: Sequence[TensorArgument]
+    flops: int | None
+    bytes: int | None
+    operand_type: str
+    cost_source: str
+    findings: Sequence[Finding] = field(default_factory=tuple)
+
+    @property
+    def name(self) -> str:
+        return self.kernel.name
+
+    @property
+    def tile(self) -> str:
+        """The compile-time block sizes, such as `BLOCK_M=128 BLOCK_N=128`."""
+        return " ".join(f"{name}={value}" for name, value in self.constants.items() if name.startswith("BLOCK"))
+
+    @property
+    def programs(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the tensors that the kernel reads, each counted once."""
+        return sum(tensor.bytes for tensor in self.tensors if tensor.read)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the tensors that the kernel writes, each counted once."""
+        return sum(tensor.bytes for tensor in self.tensors if tensor.written)
+
+    @cached_property
+    def resident(self) -> tuple[int, str]:
+        """Programs that a multiprocessor holds at once, and the resource that allows no more."""
+        limits = resident_limits(self.target, self.kernel)
+        fewest = min(limits.values())
+        return fewest, "+".join(name for name, limit in limits.items() if limit == fewest)
+
+    @property
+    def occupancy(self) -> float:
+        """Resident warps over the multiprocessor's maximum, 0 to 1."""
+        return self.resident[0] * self.kernel.num_warps / self.target.warps_per_multiprocessor
+
+    @property
+    def arithmetic_intensity(self) -> float | None:
+        """Operations a byte."""
+        return self.flops / self.bytes if self.flops is not None and self.bytes else None
+
+    @property
+    def memory_seconds(self) -> float | None:
+        return None if self.bytes is None else self.bytes / self.target.bandwidth
+
+    @property
+    def arithmetic_seconds(self) -> float | None:
+        return None if self.flops is None else self.flops / self.target.peak(self.operand_type)
+
+    @property
+    def bound_seconds(self) -> float | None:
+        """No run takes less: the larger of traffic over bandwidth and operations over peak."""
+        known = [time for time in (self.memory_seconds, self.arithmetic_seconds) if time is not None]
+        return max(known) if known else None
+
+    @property
+    def bound_by(self) -> str:
+        """`memory`, `arithmetic` or `unknown`."""
+        if self.memory_seconds is None or self.arithmetic_seconds is None:
+            return "unknown"
+        return "arithmetic" if self.arithmetic_seconds > self.memory_seconds else "memory"
+
+    @property
+    def waves(self) -> float:
+        """Programs over the programs that the whole chip holds at once; infinite where none fits."""
+        slots = self.resident[0] * self.target.multiprocessors
+        return self.programs / slots if slots else math.inf
+
+    @property
+    def tail(self) -> float:
+        """Share of the last wave's slots that stay empty, 0 to 1."""
+        return 0.0 if not self.waves or math.isinf(self.waves) else math.ceil(self.waves) - self.waves
+
+
+def resident_limits(target: Target, kernel: CompiledKernel) -> dict[str, int]:
+    """Programs that fit a multiprocessor by each resource alone.
+
+    Source: CUDA Occupancy Calculator's rules; on CDNA registers of a SIMD unit over the rounded count, at most 8 waves.
+    """
+    registers = _round_up(max(1, kernel.code.registers), target.register_granularity)
+    warps_per_partition = target.registers_per_partition // registers
+    warps_per_partition = min(warps_per_partition, target.warps_per_multiprocessor // 4)
+    shared = kernel.shared_bytes + target.shared_reserved_per_block
+    limits = {
+        "registers": 4 * warps_per_partition // kernel.num_warps,
+        "warps": target.warps_per_multiprocessor // kernel.num_warps,
+        "blocks": target.blocks_per_multiprocessor,
+    }
+    if shared:
+        limits["shared memory"] = target.shared_per_multiprocessor // _round_up(shared, 128)
+    return limits
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def record_launch(
+    target: Target, kernel: CompiledKernel, grid: tuple[int, int, int], arguments: Sequence[Any]
+) -> Launch:
+    """The launch of `kernel` over `grid` with the bound arguments, in the order of the kernel's parameters."""
+    names = list(kernel.signature)
+    values = dict(zip(names, arguments))
+    leaves = list(_run_time_leaves(kernel.signature, values))
+    positions = _ir_positions(leaves)
+    scalars = {
+        position: int(value) for position, (_, value) in zip(positions, leaves) if isinstance(value, (int, bool))
+    }
+    effects = _effects(kernel.ir, tuple(sorted(scalars.items())), grid)
+    tensors = [
+        _tensor_argument(name, value, position in effects.read, position in effects.written)
+        for position, (name, value) in zip(positions, leaves)
+        if hasattr(_base(value), "data_ptr")
+    ]
+    spans = {position: name for position, (name, _) in zip(positions, leaves)}
+    flops, operand_type = _dot_operations(effects, math.prod(grid))
+    known = not effects.unknown_access
+    byte_count = sum(each.bytes * (each.read + each.written) for each in tensors) if known else None
+    cost = cost_of(kernel.function, values)
+    if cost is not None:
+        flops, byte_count = cost.flops, cost.bytes
+    launch = Launch(
+        target=target,
+        kernel=kernel,
+        grid=grid,
+        constants={name: values[name] for name in names if kernel.signature[name] == "constexpr"},
+        scalars={name: value for name, value in leaves if isinstance(value, (int, float))},
+        tensors=tensors,
+        flops=flops,
+        bytes=byte_count,
+        operand_type=operand_type,
+        cost_source="arguments" if cost is None else "launcher",
+    )
+    findings = [*_limit_findings(launch), *_index_findings(launch, effects, spans), *_code_findings(launch)]
+    object.__setattr__(launch, "findings", tuple(findings))
+    return launch
+
+
+def _run_time_leaves(signature: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of the arguments that are not compiled in, tuples taken apart."""
+    for name, kind in signature.items():
+        if isinstance(kind, tuple):
+            inner = {f"{name}.{index}": each for index, each in enumerate(kind)}
+            yield from _run_time_leaves(inner, dict(zip(inner, values[name])))
+        elif kind != "constexpr":
+            yield name, values[name]
+
+
+def _ir_positions(leaves: Sequence[tuple[str, Any]]) -> list[int]:
+    """Position of each leaf among the IR's arguments: a tensor descriptor takes one for itself and two a dimension."""
+    positions, position = [], 0
+    for _, value in leaves:
+        positions.append(position)
+        position += 1 + 2 * len(value.block_shape) if hasattr(value, "block_shape") else 1
+    return positions
+
+
+def _base(value: Any) -> Any:
+    return value.base if hasattr(value, "block_shape") else value
+
+
+def _tensor_argument(name: str, value: Any, read: bool, written: bool) -> TensorArgument:
+    tensor = _base(value)
+    shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+    distinct = math.prod(size for size, step in zip(shape, stride) if step != 0 or size == 0)
+    return TensorArgument(
+        name=name,
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=shape,
+        bytes=distinct * tensor.element_size(),
+        span=1 + sum((size - 1) * step for size, step in zip(shape, stride)) if distinct else 0,
+        aligned=tensor.data_ptr() % ALIGNMENT == 0,
+        read=read,
+        written=written,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _effects(text: str, scalars: tuple[tuple[int, int], ...], grid: tuple[int, int, int]) -> ir.Effects:
+    return ir.analyze(text, dict(scalars), grid)
+
+
+def _dot_operations(effects: ir.Effects, programs: int) -> tuple[int | None, str]:
+    """Operations of the kernel's dots and the operand type of most of them; unknown without dots."""
+    if not effects.dots:
+        return None, "fp32"
+    operand_type, _ = effects.dots.most_common(1)[0]
+    return effects.dots.total() * programs, operand_type
+
+
+def _limit_findings(launch: Launch) -> Iterator[Finding]:
+    """What the chip refuses to launch."""
+    kernel, target = launch.kernel, launch.target
+    if kernel.shared_bytes > target.shared_per_block:
+        yield Finding(
+            "shared_memory", f"{kernel.shared_bytes} bytes of shared memory, {target.name} has "
+            f"{target.shared_per_block} for a program", fatal=True,
+        )  # fmt: skip
+    if launch.grid[0] >= 2**31 or launch.grid[1] > 65535 or launch.grid[2] > 65535:
+        yield Finding(
+            "grid", f"grid {launch.grid} exceeds the limits (2147483647, 65535, 65535)", fatal=True
+        )
+    if kernel.num_warps * target.warp_size > 1024:
+        yield Finding(
+            "threads", f"{kernel.num_warps} warps of {target.warp_size} are more than 1024 threads", fatal=True
+        )
+    elif launch.resident[0] == 0 and kernel.shared_bytes <= target.shared_per_block:
+        yield Finding(
+            "registers", f"{kernel.code.registers} registers in each of {kernel.num_warps} warps fit no "
+            f"multiprocessor of {target.name}", fatal=True,
+        )  # fmt: skip
+    if kernel.scratch_bytes and isinstance(_allocation._allocator.get(), _allocation.NullAllocator):
+        yield Finding(
+            "allocator", "device-side descriptors need scratch memory: call triton.set_allocator", fatal=True
+        )
+
+
+def _index_findings(launch: Launch, effects: ir.Effects, names: Mapping[int, str]) -> Iterator[Finding]:
+    """Addresses that 32 bits can't hold."""
+    spans = {tensor.name: tensor.span for tensor in launch.tensors}
+    for position, operation in effects.overflows.items():
+        yield Finding(
+            "index_overflow", f"{names.get(position, position)}: its offset overflows 32 bits ({operation})", fatal=True
+        )
+    for position in effects.unbounded - set(effects.overflows):
+        name = names.get(position, "")
+        if spans.get(name, 0) > 2**31:
+            yield Finding(
+                "index_overflow", f"{name}: spans {spans[name]} elements but is addressed by 32-bit offsets alone",
+                fatal=True,
+            )  # fmt: skip
+
+
+def _code_findings(launch: Launch) -> Iterator[Finding]:
+    """What makes the compiled code slow."""
+    code = launch.kernel.code
+    if code.spill_bytes:
+        yield Finding("spill", f"{code.spill_bytes} bytes a lane spilled ({code.registers} registers in use)")
+    for tensor in launch.tensors:
+        if not tensor.aligned:
+            yield Finding("misaligned", f"{tensor.name}: its address is no multiple of {ALIGNMENT} bytes")
+    if lost := _lost_vectorization(launch):
+        yield Finding("vectorization", lost)
+    if code.full_waits and code.loop_matrix_instructions and launch.kernel.num_stages > 2:
+        yield Finding(
+            "serialized_wait", f"{code.full_waits} waits in the main loop let nothing stay in flight, in spite of "
+            f"{launch.kernel.num_stages} stages",
+        )  # fmt: skip
+
+
+def _lost_vectorization(launch: Launch) -> str:
+    """A sentence where the hot code loads single elements that could travel 16 bytes at a time; else empty.
+
+    Eight narrow loads are what one load of 16 bytes would have been; fewer may be all there is to load.
+    """
+    code = launch.kernel.code
+    hot = code.loop_load_bits or code.global_load_bits
+    narrow_bits = 32 if code.loop_matrix_instructions else 16  # a matrix product has no reason to load even words
+    narrow = sum(count for bits, count in hot.items() if bits <= narrow_bits)
+    if narrow < 8 or narrow <= sum(hot.values()) - narrow:
+        return ""
+    widths = ", ".join(f"{count} of {bits} bits" for bits, count in hot.items())
+    return f"global loads of the {'main loop' if code.loop_load_bits else 'kernel'}: {widths}"

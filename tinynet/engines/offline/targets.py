@@ -1,0 +1,188 @@
+"""The chips that a program can be inspected for: published peaks and limits, each with its named source.
+
+Every peak is the dense (not sparse) rate at boost clock from the vendor's own publication, so a time derived from it is
+a lower bound, never a prediction. Limits of compute capabilities (shared memory, warps, blocks) are those of
+NVIDIA's "CUDA C++ Programming Guide", table "Technical Specifications per Compute Capability"; limits of CDNA chips are
+those of AMD's instruction set architecture guides ("AMD Instinct MI200 / MI300 / CDNA 4 ISA").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+KIB = 1024
+TERA = 1e12
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Target:
+    """One chip, as much of it as the report needs.
+
+    Attributes:
+        name: what the user writes, such as `sm_90` or `gfx942`.
+        backend: Triton's name for the compiler, `cuda` or `hip`.
+        architecture: Triton's name for the architecture, an integer on `cuda` and a string on `hip`.
+        warp_size: lanes of a warp (a wavefront on AMD).
+        chip: the product whose figures are used.
+        multiprocessors: streaming multiprocessors (compute units on AMD).
+        shared_per_block: bytes of shared memory (LDS on AMD) that one program may use.
+        shared_per_multiprocessor: bytes of shared memory of a multiprocessor.
+        shared_reserved_per_block: bytes that the driver takes from a multiprocessor for each program.
+        registers_per_partition: 32-bit registers of a quarter of a multiprocessor, in units of one a lane of a warp.
+        register_granularity: registers a lane are allocated in multiples of this.
+        warps_per_multiprocessor: resident warps at most.
+        blocks_per_multiprocessor: resident programs at most.
+        bandwidth: bytes a second from and to device memory.
+        peaks: dense floating-point operations a second, by operand type.
+        matrix_instructions: prefixes of the matrix instructions that a 16-bit product deserves here.
+        asynchronous_copies: whether the chip copies global to shared memory without registers (`cp.async`).
+        source: where bandwidth and peaks are published.
+    """
+
+    name: str
+    backend: str
+    architecture: int | str
+    warp_size: int
+    chip: str
+    multiprocessors: int
+    shared_per_block: int
+    shared_per_multiprocessor: int
+    shared_reserved_per_block: int
+    registers_per_partition: int
+    register_granularity: int
+    warps_per_multiprocessor: int
+    blocks_per_multiprocessor: int
+    bandwidth: float
+    peaks: Mapping[str, float]
+    matrix_instructions: tuple[str, ...]
+    asynchronous_copies: bool
+    source: str
+
+    @property
+    def device_id(self) -> int:
+        """A device number that no real device has: Triton keys its kernel caches by device alone."""
+        return 7000 + list(TARGETS).index(self.name)
+
+    def peak(self, operand_type: str) -> float:
+        """Operations a second for a matrix operand type; `tf32x3` takes three products for one."""
+        if operand_type == "tf32x3":
+            return self.peak("tf32") / 3
+        return self.peaks.get(operand_type, self.peaks["fp32"])
+
+
+def _nvidia(
+    architecture: int,
+    chip: str,
+    multiprocessors: int,
+    shared_kib: int,
+    warps: int,
+    blocks: int,
+    bandwidth: float,
+    peaks: Mapping[str, float],
+    matrix_instruction: str,
+    source: str,
+) -> Target:
+    """A CUDA target: 64 Ki registers, allocated by 8 a lane; 1 KiB of shared memory reserved for each block."""
+    return Target(
+        name=f"sm_{architecture}",
+        backend="cuda",
+        architecture=architecture,
+        warp_size=32,
+        chip=chip,
+        multiprocessors=multiprocessors,
+        shared_per_block=(shared_kib - 1) * KIB,
+        shared_per_multiprocessor=shared_kib * KIB,
+        shared_reserved_per_block=KIB,
+        registers_per_partition=65536 // 4 // 32,
+        register_granularity=8,
+        warps_per_multiprocessor=warps,
+        blocks_per_multiprocessor=blocks,
+        bandwidth=bandwidth,
+        peaks=peaks,
+        matrix_instructions=(matrix_instruction,),
+        asynchronous_copies=True,
+        source=source,
+    )
+
+
+def _amd(
+    architecture: str,
+    chip: str,
+    compute_units: int,
+    shared_kib: int,
+    bandwidth: float,
+    peaks: Mapping[str, float],
+    source: str,
+) -> Target:
+    """A CDNA target: four SIMD units of 512 vector registers a lane and 8 wavefronts each."""
+    return Target(
+        name=architecture,
+        backend="hip",
+        architecture=architecture,
+        warp_size=64,
+        chip=chip,
+        multiprocessors=compute_units,
+        shared_per_block=shared_kib * KIB,
+        shared_per_multiprocessor=shared_kib * KIB,
+        shared_reserved_per_block=0,
+        registers_per_partition=512,
+        register_granularity=8,
+        warps_per_multiprocessor=32,
+        blocks_per_multiprocessor=32,
+        bandwidth=bandwidth,
+        peaks=peaks,
+        matrix_instructions=("v_mfma", "v_smfmac"),
+        asynchronous_copies=False,
+        source=source,
+    )
+
+
+def _teraflops(**rates: float) -> Mapping[str, float]:
+    return {operand_type: rate * TERA for operand_type, rate in rates.items()}
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        _nvidia(80, "A100 SXM 80 GB", 108, 164, 64, 32, 2039 * GIGA,
+                _teraflops(fp16=312, bf16=312, tf32=156, fp32=19.5), "HMMA",
+                "NVIDIA A100 Tensor Core GPU datasheet"),
+        _nvidia(86, "A10", 72, 100, 48, 16, 600 * GIGA,
+                _teraflops(fp16=125, bf16=125, tf32=62.5, fp32=31.2), "HMMA",
+                "NVIDIA A10 Tensor Core GPU datasheet"),
+        _nvidia(89, "L40S", 142, 100, 48, 24, 864 * GIGA,
+                _teraflops(fp16=362.05, bf16=362.05, tf32=183, fp8=733, fp32=91.6), "HMMA",
+                "NVIDIA L40S datasheet"),
+        _nvidia(90, "H100 SXM 80 GB", 132, 228, 64, 32, 3350 * GIGA,
+                _teraflops(fp16=989.4, bf16=989.4, tf32=494.7, fp8=1978.9, fp32=66.9), "HGMMA",
+                "NVIDIA H100 Tensor Core GPU datasheet and architecture whitepaper (sparse rates halved)"),
+        _nvidia(100, "B200", 148, 228, 64, 32, 8000 * GIGA,
+                _teraflops(fp16=2250, bf16=2250, tf32=1125, fp8=4500, fp32=75), "UTCHMMA",
+                "NVIDIA HGX B200 and DGX B200 datasheets, an eighth of the system (sparse rates halved)"),
+        _nvidia(120, "GeForce RTX 5090", 170, 100, 48, 24, 1792 * GIGA,
+                _teraflops(fp16=209.5, bf16=209.5, tf32=104.8, fp8=419, fp32=104.8), "HMMA",
+                "NVIDIA RTX Blackwell GPU architecture whitepaper (fp32 accumulation)"),
+        _amd("gfx90a", "Instinct MI250X, one die", 110, 64, 1638.4 * GIGA,
+             _teraflops(fp16=191.5, bf16=191.5, fp32=47.9),
+             "AMD Instinct MI250X data sheet, half of the module"),
+        _amd("gfx942", "Instinct MI300X", 304, 64, 5300 * GIGA,
+             _teraflops(fp16=1307.4, bf16=1307.4, tf32=653.7, fp8=2614.9, fp32=163.4),
+             "AMD Instinct MI300X data sheet"),
+        _amd("gfx950", "Instinct MI355X", 256, 160, 8000 * GIGA,
+             _teraflops(fp16=2516.6, bf16=2516.6, fp8=5033.2, fp32=157.3),
+             "AMD Instinct MI355X data sheet"),
+    )
+}  # fmt: skip
+
+
+def find_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        ValueError: no such target; the message lists those that exist.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {name!r}")
+    return TARGETS[name]

@@ -1,0 +1,357 @@
+"""Activations: y = act(z), and dZ = dY act'(.) with the bias gradient db = sum over rows of dZ.
+
+`activate` is the one definition of each function and `activation_derivative` the one of each derivative; every kernel
+that fuses an activation calls these. A derivative is computed from the output where that is as exact (relu, tanh, ...),
+else from the pre-activation z: `Activation.reads_output` says which, and launchers save that one alone.
+
+Tiling: the forward is flat. The backward walks [ROWS, COLUMNS] tiles and leaves one partial bias gradient a row block,
+which `reduction.sum_partials` adds in a fixed order.
+
+Source: the formulas of torch.nn.functional, in forms that neither overflow nor cancel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.reduction import sum_partials
+from tinynet_kernels.tiles import ceil_div, current_target, flat_block, rows_and_columns
+
+# selu's constants: Klambauer et al. 2017, "Self-Normalizing Neural Networks".
+SELU_ALPHA = tl.constexpr(1.6732632423543772)
+SELU_SCALE = tl.constexpr(1.0507009873554805)
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+INVERSE_SQRT_2_PI = tl.constexpr(0.3989422804014327)
+GELU_TANH_SLOPE = tl.constexpr(1.5957691216057308)  # 2 sqrt(2 / pi), since tanh(u) = 2 sigmoid(2 u) - 1
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + e^-x) through e^-|x|, which cannot overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def expm1(x):
+    """e^x - 1; near 0 its Taylor series, where the subtraction would cancel."""
+    series = x * (1.0 + x * (0.5 + x * (1.0 / 6 + x * (1.0 / 24 + x * (1.0 / 120 + x * (1.0 / 720))))))
+    return tl.where(tl.abs(x) < 0.35, series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x >= 0; the quotient undoes the rounding of 1 + x (Goldberg 1991, theorem 4)."""
+    u = 1.0 + x
+    return tl.where(u == 1.0, x, tl.log(u) * x / tl.where(u == 1.0, 1.0, u - 1.0))
+
+
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent through expm1(-2 |x|): exact near 0, saturating without overflow."""
+    e = expm1(-2.0 * tl.abs(x))
+    magnitude = -e / (2.0 + e)
+    return tl.where(x < 0, -magnitude, magnitude)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x) without overflow."""
+    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr, PARAMETER_A: tl.constexpr, PARAMETER_B: tl.constexpr):
+    """act(z) of an fp32 block; NaN stays NaN. The parameters are those of `Activation`, in its order."""
+    if ACTIVATION == "identity":
+        return z
+    elif ACTIVATION == "relu":
+        return tl.where(z <= 0, 0.0, z)
+    elif ACTIVATION == "leaky_relu":
+        return tl.where(z > 0, z, z * PARAMETER_A)
+    elif ACTIVATION == "relu6":
+        return tl.where(z <= 0, 0.0, tl.where(z >= 6.0, 6.0, z))
+    elif ACTIVATION == "elu":
+        return tl.where(z > 0, z, PARAMETER_A * expm1(z))
+    elif ACTIVATION == "selu":
+        return tl.where(z > 0, z, expm1(z) * SELU_ALPHA) * SELU_SCALE
+    elif ACTIVATION == "celu":
+        return tl.where(z > 0, z, PARAMETER_A * expm1(z / PARAMETER_A))
+    elif ACTIVATION == "gelu":
+        return z * 0.5 * (1.0 + tl.erf(z * SQRT_HALF))
+    elif ACTIVATION == "gelu_tanh":
+        return z * sigmoid(z * (1.0 + 0.044715 * z * z) * GELU_TANH_SLOPE)
+    elif ACTIVATION == "silu":
+        return z * sigmoid(z)
+    elif ACTIVATION == "mish":
+        return z * tanh(softplus(z))
+    elif ACTIVATION == "sigmoid":
+        return sigmoid(z)
+    elif ACTIVATION == "log_sigmoid":
+        return -softplus(-z)
+    elif ACTIVATION == "tanh":
+        return tanh(z)
+    elif ACTIVATION == "softplus":
+        return tl.where(z * PARAMETER_A > PARAMETER_B, z, softplus(z * PARAMETER_A) / PARAMETER_A)
+    elif ACTIVATION == "softsign":
+        return z / (1.0 + tl.abs(z))
+    elif ACTIVATION == "hardtanh":
+        return tl.where(z <= PARAMETER_A, PARAMETER_A, tl.where(z >= PARAMETER_B, PARAMETER_B, z))
+    elif ACTIVATION == "hardswish":
+        return z * tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, (z + 3.0) * (1.0 / 6)))
+    elif ACTIVATION == "hardsigmoid":
+        return tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, (z + 3.0) * (1.0 / 6)))
+    elif ACTIVATION == "hardshrink":
+        return tl.where((z >= -PARAMETER_A) & (z <= PARAMETER_A), 0.0, z)
+    elif ACTIVATION == "softshrink":
+        shrunk = tl.where(z > PARAMETER_A, z - PARAMETER_A, tl.where(z < -PARAMETER_A, z + PARAMETER_A, 0.0))
+        return tl.where(z == z, shrunk, z)
+    else:
+        tl.static_assert(ACTIVATION == "tanhshrink", "unknown activation")
+        return z - tanh(z)
+
+
+@triton.jit
+def activation_derivative(s, ACTIVATION: tl.constexpr, PARAMETER_A: tl.constexpr, PARAMETER_B: tl.constexpr):
+    """act' of an fp32 block s, which is y where `Activation.reads_output`, else the pre-activation z."""
+    if ACTIVATION == "identity":
+        return tl.full(s.shape, 1.0, tl.float32)
+    elif ACTIVATION == "relu":
+        return tl.where(s <= 0, 0.0, 1.0)
+    elif ACTIVATION == "leaky_relu":
+        return tl.where(s > 0, 1.0, PARAMETER_A)
+    elif ACTIVATION == "relu6":
+        return tl.where((s <= 0) | (s >= 6.0), 0.0, 1.0)
+    elif ACTIVATION == "elu":
+        return tl.where(s > 0, 1.0, PARAMETER_A * tl.exp(s))
+    elif ACTIVATION == "selu":
+        return tl.where(s > 0, 1.0, tl.exp(s) * SELU_ALPHA) * SELU_SCALE
+    elif ACTIVATION == "celu":
+        return tl.where(s > 0, 1.0, tl.exp(s / PARAMETER_A))
+    elif ACTIVATION == "gelu":
+        density = tl.exp(-0.5 * s * s) * INVERSE_SQRT_2_PI
+        return 0.5 * (1.0 + tl.erf(s * SQRT_HALF)) + s * density
+    elif ACTIVATION == "gelu_tanh":
+        g = sigmoid(s * (1.0 + 0.044715 * s * s) * GELU_TANH_SLOPE)
+        return g + s * g * (1.0 - g) * (1.0 + 3.0 * 0.044715 * s * s) * GELU_TANH_SLOPE
+    elif ACTIVATION == "silu":
+        g = sigmoid(s)
+        return g * (1.0 + s * (1.0 - g))
+    elif ACTIVATION == "mish":
+        t = tanh(softplus(s))
+        return t + s * sigmoid(s) * (1.0 - t * t)
+    elif ACTIVATION == "sigmoid":
+        return s * (1.0 - s)
+    elif ACTIVATION == "log_sigmoid":
+        return sigmoid(-s)
+    elif ACTIVATION == "tanh":
+        return 1.0 - s * s
+    elif ACTIVATION == "softplus":
+        return tl.where(s * PARAMETER_A > PARAMETER_B, 1.0, sigmoid(s * PARAMETER_A))
+    elif ACTIVATION == "softsign":
+        d = 1.0 + tl.abs(s)
+        return 1.0 / (d * d)
+    elif ACTIVATION == "hardtanh":
+        return tl.where((s <= PARAMETER_A) | (s >= PARAMETER_B), 0.0, 1.0)
+    elif ACTIVATION == "hardswish":
+        return tl.where(s <= -3.0, 0.0, tl.where(s >= 3.0, 1.0, s * (1.0 / 3) + 0.5))
+    elif ACTIVATION == "hardsigmoid":
+        return tl.where((s > -3.0) & (s < 3.0), 1.0 / 6, 0.0)
+    elif ACTIVATION == "hardshrink" or ACTIVATION == "softshrink":
+        return tl.where((s >= -PARAMETER_A) & (s <= PARAMETER_A), 0.0, 1.0)
+    else:
+        tl.static_assert(ACTIVATION == "tanhshrink", "unknown activation")
+        t = tanh(s)
+        return t * t
+
+
+@triton.jit
+def activation_forward_kernel(
+    x_ptr,
+    y_ptr,
+    elements,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """y = act(x), flat: one program makes BLOCK elements."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offset = tl.arange(0, BLOCK)
+    mask = offset < elements - start
+    x = tl.load(x_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
+    y = activate(x, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    tl.store(y_ptr + start + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def activation_input_gradient_kernel(
+    grad_ptr,
+    saved_ptr,
+    dx_ptr,
+    elements,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dX = dY act'(saved), flat: one program makes BLOCK elements."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offset = tl.arange(0, BLOCK)
+    mask = offset < elements - start
+    grad = tl.load(grad_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
+    saved = tl.load(saved_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
+    dx = grad * activation_derivative(saved, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    tl.store(dx_ptr + start + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def activation_backward_kernel(
+    grad_ptr,
+    saved_ptr,
+    dz_ptr,
+    partial_ptr,
+    rows,
+    columns,
+    stride_grad,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+    WANT_DZ: tl.constexpr,
+    WANT_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """dZ = dY act'(saved) and, per program, the partial sum of dZ over its rows.
+
+    A program walks TILES tiles of [BLOCK_ROWS, BLOCK_COLUMNS] downwards. `saved` and dZ are contiguous [rows, columns];
+    dY's rows are `stride_grad` apart.
+    """
+    column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    row = tl.arange(0, BLOCK_ROWS)
+    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    for tile in range(TILES):
+        first = (tl.program_id(0).to(tl.int64) * TILES + tile) * BLOCK_ROWS
+        mask = (row < rows - first)[:, None] & (column < columns)[None, :]
+        grad_offset = row[:, None] * stride_grad + column[None, :]
+        offset = row[:, None] * columns + column[None, :]
+        dz = tl.load(grad_ptr + first * stride_grad + grad_offset, mask=mask, other=0.0).to(tl.float32)
+        if ACTIVATION != "identity":
+            saved = tl.load(saved_ptr + first * columns + offset, mask=mask, other=0.0).to(tl.float32)
+            dz *= activation_derivative(saved, ACTIVATION, PARAMETER_A, PARAMETER_B)
+        if WANT_DZ:
+            tl.store(dz_ptr + first * columns + offset, dz.to(dz_ptr.dtype.element_ty), mask=mask)
+        total += dz  # masked lanes add 0 * act'(0) = 0: every act'(0) is finite
+    if WANT_BIAS:
+        partial = partial_ptr + tl.program_id(0).to(tl.int64) * columns
+        tl.store(partial + column, tl.sum(total, axis=0), mask=column < columns)
+
+
+@costs(activation_forward_kernel)
+def activation_forward_cost(x_ptr: torch.Tensor, y_ptr: torch.Tensor, **_: Any) -> Cost:
+    """One pass: x read, y written; an activation counts as one operation."""
+    return Cost(x_ptr.numel(), size_in_bytes(x_ptr, y_ptr))
+
+
+@costs(activation_input_gradient_kernel)
+def activation_input_gradient_cost(
+    grad_ptr: torch.Tensor, saved_ptr: torch.Tensor, dx_ptr: torch.Tensor, **_: Any
+) -> Cost:
+    """dY and what was saved are read, dX is written."""
+    return Cost(2 * grad_ptr.numel(), size_in_bytes(grad_ptr, saved_ptr, dx_ptr))
+
+
+@costs(activation_backward_kernel)
+def activation_backward_cost(
+    grad_ptr: torch.Tensor,
+    saved_ptr: torch.Tensor | None,
+    dz_ptr: torch.Tensor | None,
+    partial_ptr: torch.Tensor | None,
+    **_: Any,
+) -> Cost:
+    """dY and what was saved are read once, dZ and the partial sums written once."""
+    return Cost(2 * grad_ptr.numel(), size_in_bytes(grad_ptr, saved_ptr, dz_ptr, partial_ptr))
+
+
+def activation_forward(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """y = act(x) for a dense x of any shape and layout; y has its strides."""
+    y = torch.empty_like(x)
+    _launch_flat(activation_forward_kernel, (x, y), activation)
+    return y
+
+
+def activation_input_gradient(grad: torch.Tensor, saved: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """dX = dY act'(saved) for dense tensors of one layout; see `Activation.reads_output` for `saved`."""
+    dx = torch.empty_like(saved)
+    _launch_flat(activation_input_gradient_kernel, (grad, saved, dx), activation)
+    return dx
+
+
+def _launch_flat(kernel: Any, tensors: tuple[torch.Tensor, ...], activation: Activation) -> None:
+    elements = tensors[0].numel()
+    block, num_warps = flat_block(elements, current_target())
+    grid = (ceil_div(elements, block),)
+    launch(kernel, grid, *tensors, elements, **activation.constants, BLOCK=block, num_warps=num_warps)
+
+
+def activation_backward(
+    grad: torch.Tensor,
+    saved: torch.Tensor | None,
+    activation: Activation,
+    *,
+    want_dz: bool,
+    want_bias: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """dZ [rows, columns] and the bias gradient [columns] of y = act(z + bias).
+
+    Args:
+        grad: dY [rows, columns], last dimension contiguous.
+        saved: y or z, contiguous, as `activation.reads_output` says; None for identity.
+        activation: the function.
+        want_dz: whether to make dZ. For identity dZ is dY itself, and the caller wants none.
+        want_bias: whether to make the bias gradient, in fp32.
+    """
+    rows, columns = grad.shape
+    target = current_target()
+    block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target)
+    tiles = _tiles_a_program(rows, columns, block_rows, block_columns, want_bias)
+    row_blocks = ceil_div(rows, block_rows * tiles)
+    dz = torch.empty((rows, columns), dtype=grad.dtype, device=grad.device) if want_dz else None
+    partial = torch.empty((row_blocks, columns), dtype=torch.float32, device=grad.device) if want_bias else None
+    launch(
+        activation_backward_kernel,
+        (row_blocks, ceil_div(columns, block_columns)),
+        grad,
+        saved,
+        dz,
+        partial,
+        rows,
+        columns,
+        grad.stride(0),
+        **activation.constants,
+        WANT_DZ=want_dz,
+        WANT_BIAS=want_bias,
+        BLOCK_ROWS=block_rows,
+        BLOCK_COLUMNS=block_columns,
+        TILES=tiles,
+        num_warps=num_warps,
+    )
+    return dz, None if partial is None else sum_partials(partial)
+
+
+def _tiles_a_program(rows: int, columns: int, block_rows: int, block_columns: int, want_bias: bool) -> int:
+    """More tiles a program mean fewer partial sums; few enough programs are left to fill a chip."""
+    if not want_bias:
+        return 1
+    programs = ceil_div(rows, block_rows) * ceil_div(columns, block_columns)
+    tiles = 1
+    while tiles < 16 and programs // (2 * tiles) >= 1024:
+        tiles *= 2
+    return tiles

@@ -1,0 +1,140 @@
+"""Which activation: its name, its parameters, and what its derivative is computed from. No Triton here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+# name -> its parameters with PyTorch's defaults, in the order of torch.nn.functional.
+PARAMETERS: dict[str, dict[str, float]] = {
+    "identity": {},
+    "relu": {},
+    "leaky_relu": {"negative_slope": 0.01},
+    "relu6": {},
+    "elu": {"alpha": 1.0},
+    "selu": {},
+    "celu": {"alpha": 1.0},
+    "gelu": {},
+    "gelu_tanh": {},
+    "silu": {},
+    "mish": {},
+    "sigmoid": {},
+    "log_sigmoid": {},
+    "tanh": {},
+    "softplus": {"beta": 1.0, "threshold": 20.0},
+    "softsign": {},
+    "hardtanh": {"min_val": -1.0, "max_val": 1.0},
+    "hardswish": {},
+    "hardsigmoid": {},
+    "hardshrink": {"lambd": 0.5},
+    "softshrink": {"lambd": 0.5},
+    "tanhshrink": {},
+}
+
+# Their derivative is as exact from the output as from the input, so the pre-activation need not be kept.
+_FROM_OUTPUT = frozenset({"relu", "leaky_relu", "relu6", "hardtanh", "sigmoid", "tanh"})
+
+
+class Activation:
+    """An activation function by name, with its parameters as numbers.
+
+    `Activation("leaky_relu", negative_slope=0.2)`; a parameter left out has PyTorch's default. Instances are immutable,
+    hashable and picklable; equal ones compare equal.
+
+    Args:
+        name: a key of `PARAMETERS`.
+        parameters: see `PARAMETERS`.
+
+    Raises:
+        ValueError: an unknown name, or a parameter that is not finite or out of its range.
+        TypeError: a parameter this activation does not have, or one that is no number.
+
+    Attributes:
+        name: as given.
+        parameters: all of them, by name.
+        reads_output: whether the derivative is computed from the output y, not from the input z.
+        constants: the kernels' constexprs ACTIVATION, PARAMETER_A and PARAMETER_B.
+    """
+
+    __slots__ = ("constants", "name", "parameters", "reads_output")
+
+    name: str
+    parameters: dict[str, float]
+    reads_output: bool
+    constants: dict[str, Any]
+
+    def __init__(self, name: str, **parameters: float) -> None:
+        if name not in PARAMETERS:
+            raise ValueError(f"activation: got {name!r}, expected one of {', '.join(PARAMETERS)}")
+        unknown = parameters.keys() - PARAMETERS[name].keys()
+        if unknown:
+            known = ", ".join(PARAMETERS[name]) or "none"
+            raise TypeError(f"activation {name!r} has no parameter {sorted(unknown)[0]!r}; it has: {known}")
+        merged = {**PARAMETERS[name], **parameters}
+        for key, value in merged.items():
+            _check_number(name, key, value)
+        _check_ranges(name, merged)
+        values = [float(value) for value in merged.values()] + [0.0, 0.0]
+        write = object.__setattr__
+        write(self, "name", name)
+        write(self, "parameters", {key: float(value) for key, value in merged.items()})
+        # A negative slope below zero makes the output positive on both sides.
+        write(self, "reads_output", name in _FROM_OUTPUT and merged.get("negative_slope", 0.0) >= 0)
+        write(self, "constants", {"ACTIVATION": name, "PARAMETER_A": values[0], "PARAMETER_B": values[1]})
+
+    @staticmethod
+    def from_values(name: str, values: list[float]) -> Activation:
+        """The activation whose parameters have these values, in order; what a registered operator is given."""
+        return Activation(name, **dict(zip(PARAMETERS[name], values, strict=True)))
+
+    @property
+    def values(self) -> list[float]:
+        """The parameters' values, in order."""
+        return list(self.parameters.values())
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError("Activation is immutable")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.name, self.parameters)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Activation):
+            return NotImplemented
+        return self.name == other.name and self.parameters == other.parameters
+
+    def __hash__(self) -> int:
+        return hash((self.name, *self.parameters.values()))
+
+    def __repr__(self) -> str:
+        return f"Activation({', '.join([repr(self.name), *(f'{k}={v:g}' for k, v in self.parameters.items())])})"
+
+    def __str__(self) -> str:
+        """What a module prints: the bare name where the parameters are the defaults."""
+        return self.name if self.parameters == PARAMETERS[self.name] else repr(self)
+
+
+def _rebuild(name: str, parameters: dict[str, float]) -> Activation:
+    return Activation(name, **parameters)
+
+
+def _check_number(name: str, key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"activation {name!r}: {key} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"activation {name!r}: {key} must be finite, got {value}")
+
+
+def _check_ranges(name: str, parameters: dict[str, float]) -> None:
+    if name == "celu" and parameters["alpha"] == 0:
+        raise ValueError("activation 'celu': alpha must not be 0")
+    if name == "softplus" and parameters["beta"] == 0:
+        raise ValueError("activation 'softplus': beta must not be 0")
+    if name == "hardtanh" and parameters["max_val"] <= parameters["min_val"]:
+        low, high = parameters["min_val"], parameters["max_val"]
+        raise ValueError(f"activation 'hardtanh': max_val must be above min_val, got {low} and {high}")
+    if name == "softshrink" and parameters["lambd"] < 0:
+        raise ValueError(f"activation 'softshrink': lambd must not be negative, got {parameters['lambd']}")
+
+
+IDENTITY = Activation("identity")

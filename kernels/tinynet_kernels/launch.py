@@ -1,0 +1,79 @@
+"""The one door through which every kernel is launched, and the cost of what goes through it.
+
+Launching in one place lets an engine plan repeated launches (`planner`), a test count them (`observers`), and a report
+ask what a launch must at least move and compute (`cost_of`), without a word about it in any launcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+# Triton reads TRITON_INTERPRET when a kernel is decorated, so one process has one answer.
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+
+Grid = tuple[int, ...]
+# planner(kernel, grid, arguments, constants) launches and returns True, or returns False and leaves it to Triton.
+planner: Callable[[Any, Grid, tuple[Any, ...], dict[str, Any]], bool] | None = None
+# Each observer is called with (kernel, grid) before a launch.
+observers: list[Callable[[Any, Grid], None]] = []
+
+
+def launch(kernel: Any, grid: Grid, *arguments: Any, **constants: Any) -> None:
+    """Runs `kernel` over `grid` on the device of the first argument.
+
+    Args:
+        kernel: a `triton.jit` function.
+        grid: one to three positive program counts.
+        arguments: the kernel's run-time arguments in order; the first is a tensor, absent tensors are None.
+        constants: its `tl.constexpr` arguments, and `num_warps` and `num_stages`.
+    """
+    for observe in observers:
+        observe(kernel, grid)
+    if planner is not None and planner(kernel, grid, arguments, constants):
+        return
+    device = arguments[0].device
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            kernel[grid](*arguments, enable_fp_fusion=True, **constants)
+    else:
+        kernel[grid](*arguments, enable_fp_fusion=True, **constants)
+
+
+class Cost(NamedTuple):
+    """What a launch cannot do without: arithmetic operations, and bytes read and written once each."""
+
+    flops: int
+    bytes: int
+
+
+_COSTS: dict[Any, Callable[..., Cost]] = {}
+
+
+def costs(kernel: Any) -> Callable[[Callable[..., Cost]], Callable[..., Cost]]:
+    """Registers the decorated function as the cost of `kernel`; it takes the kernel's arguments by name."""
+
+    def register(function: Callable[..., Cost]) -> Callable[..., Cost]:
+        _COSTS[kernel] = function
+        return function
+
+    return register
+
+
+def cost_of(kernel: Any, arguments: dict[str, Any]) -> Cost | None:
+    """The cost of one launch of `kernel`, or None for a kernel that registered none.
+
+    Args:
+        kernel: a `triton.jit` function.
+        arguments: every argument of the launch by the kernel's own names, constants too.
+    """
+    function = _COSTS.get(kernel)
+    return None if function is None else function(**arguments)
+
+
+def size_in_bytes(*tensors: torch.Tensor | None) -> int:
+    """The bytes of the given tensors' elements, absent ones counted as none."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

@@ -1,0 +1,351 @@
+"""Linear layer: y = act(x W^T + b), x [M, K], W [N, K], b [N], y [M, N].
+
+Forward: one program makes a tile of y; bias and activation are its epilogue, which also keeps the pre-activation where
+the derivative needs it. Backward, from dZ = dY act' (`activation.activation_backward`, which makes db too):
+
+    dX [M, K] = dZ W            a plain product
+    dW [N, K] = dZ^T x          M is long and the output small: the reduction is split over programs into an fp32
+                                workspace [SPLIT, N, K], added in a fixed order
+
+act' stays out of the products' loads: fused there it costs 3 to 18 times the main loop's instructions.
+Operands may be transposed views: the loop takes any strides (`gemm.gemm_tile`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.activation import activate
+from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.gemm import gemm_tile, grouped_tile
+from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.reduction import sum_partials
+from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, matmul_precision, split_count
+from tinynet_kernels.tiles import gemm_tile as gemm_tile_rule
+
+GROUP = 8  # row tiles that share a column tile in the second-level cache
+
+
+@triton.jit
+def linear_forward_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    z_ptr,
+    M,
+    N,
+    K,
+    stride_xm,
+    stride_xk,
+    stride_wn,
+    stride_wk,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_INPUT: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """y = act(x W^T + b); SAVE_INPUT also stores z = x W^T + b. One [BLOCK_M, BLOCK_N] tile a program."""
+    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    row_start = row_tile * BLOCK_M
+    column_start = column_tile * BLOCK_N
+    z = gemm_tile(
+        x_ptr,
+        weight_ptr,
+        row_start,
+        column_start,
+        row_start * 0,
+        K,
+        M,
+        N,
+        stride_xm,
+        stride_xk,
+        stride_wk,
+        stride_wn,
+        EVEN_K,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    row = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_N)
+    column_mask = column < N - column_start
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + column_start + column, mask=column_mask, other=0.0)
+        z += bias.to(tl.float32)[None, :]
+    mask = (row < M - row_start)[:, None] & column_mask[None, :]
+    base = row_start.to(tl.int64) * N + column_start
+    offset = row[:, None] * N + column[None, :]
+    if SAVE_INPUT:
+        tl.store(z_ptr + base + offset, z.to(z_ptr.dtype.element_ty), mask=mask)
+    y = activate(z, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    tl.store(y_ptr + base + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def linear_input_gradient_kernel(
+    dz_ptr,
+    weight_ptr,
+    dx_ptr,
+    M,
+    N,
+    K,
+    stride_dzm,
+    stride_wn,
+    stride_wk,
+    EVEN_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """dX = dZ W. One [BLOCK_M, BLOCK_K] tile of dX a program; the loop walks N in steps of BLOCK_N."""
+    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP)
+    row_start = row_tile * BLOCK_M
+    column_start = column_tile * BLOCK_K
+    dx = gemm_tile(
+        dz_ptr,
+        weight_ptr,
+        row_start,
+        column_start,
+        row_start * 0,
+        N,
+        M,
+        K,
+        stride_dzm,
+        1,
+        stride_wn,
+        stride_wk,
+        EVEN_N,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_K,
+        BLOCK_N,
+    )
+    row = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_K)
+    mask = (row < M - row_start)[:, None] & (column < K - column_start)[None, :]
+    base = row_start.to(tl.int64) * K + column_start
+    tl.store(dx_ptr + base + row[:, None] * K + column[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def linear_weight_gradient_kernel(
+    dz_ptr,
+    x_ptr,
+    dw_ptr,
+    M,
+    N,
+    K,
+    rows_a_split,
+    stride_dzm,
+    stride_xm,
+    stride_xk,
+    EVEN_M: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """dW[split] = dZ^T x over the split's rows, fp32 or the weight's dtype; [SPLIT, N, K].
+
+    One [BLOCK_N, BLOCK_K] tile of one split a program; the loop walks `rows_a_split` rows in steps of BLOCK_M.
+    """
+    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP)
+    split = tl.program_id(1)
+    row_start = row_tile * BLOCK_N
+    column_start = column_tile * BLOCK_K
+    m_start = split * rows_a_split
+    dw = gemm_tile(
+        dz_ptr,
+        x_ptr,
+        row_start,
+        column_start,
+        m_start,
+        min(m_start + rows_a_split, M),
+        N,
+        K,
+        1,
+        stride_dzm,
+        stride_xm,
+        stride_xk,
+        EVEN_M,
+        PRECISION,
+        BLOCK_N,
+        BLOCK_K,
+        BLOCK_M,
+    )
+    row = tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_K)
+    mask = (row < N - row_start)[:, None] & (column < K - column_start)[None, :]
+    base = (split.to(tl.int64) * N + row_start) * K + column_start
+    tl.store(dw_ptr + base + row[:, None] * K + column[None, :], dw.to(dw_ptr.dtype.element_ty), mask=mask)
+
+
+@costs(linear_forward_kernel)
+def linear_forward_cost(
+    x_ptr: torch.Tensor,
+    weight_ptr: torch.Tensor,
+    bias_ptr: torch.Tensor | None,
+    y_ptr: torch.Tensor,
+    z_ptr: torch.Tensor | None,
+    M: int,
+    N: int,
+    K: int,
+    **_: Any,
+) -> Cost:
+    """2 M N K operations; x, W and b read, y (and z) written."""
+    return Cost(2 * M * N * K, size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr))
+
+
+@costs(linear_input_gradient_kernel)
+def linear_input_gradient_cost(
+    dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, dx_ptr: torch.Tensor, M: int, N: int, K: int, **_: Any
+) -> Cost:
+    """2 M N K operations; dZ and W read, dX written."""
+    return Cost(2 * M * N * K, size_in_bytes(dz_ptr, weight_ptr, dx_ptr))
+
+
+@costs(linear_weight_gradient_kernel)
+def linear_weight_gradient_cost(
+    dz_ptr: torch.Tensor, x_ptr: torch.Tensor, dw_ptr: torch.Tensor, M: int, N: int, K: int, **_: Any
+) -> Cost:
+    """2 M N K operations; dZ and x read, every split of dW written."""
+    return Cost(2 * M * N * K, size_in_bytes(dz_ptr, x_ptr, dw_ptr))
+
+
+def linear_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: Activation,
+    *,
+    save: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """y = act(x W^T + b) and what the derivative of `activation` reads.
+
+    Args:
+        x: [M, K], any strides.
+        weight: [N, K], any strides, x's dtype.
+        bias: [N] or None.
+        activation: fused into the epilogue.
+        save: whether a backward will follow.
+
+    Returns:
+        y [M, N], and y itself, z [M, N] or None (identity, or nothing to save).
+    """
+    M, K = x.shape
+    N = weight.shape[0]
+    y = torch.empty((M, N), dtype=x.dtype, device=x.device)
+    save_input = save and not activation.reads_output and activation.name != "identity"
+    z = torch.empty_like(y) if save_input else None
+    target = current_target()
+    tile = gemm_tile_rule(M, N, K, x.dtype, target)
+    launch(
+        linear_forward_kernel,
+        (ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n),),
+        x,
+        weight,
+        bias,
+        y,
+        z,
+        M,
+        N,
+        K,
+        *x.stride(),
+        *weight.stride(),
+        **activation.constants,
+        HAS_BIAS=bias is not None,
+        SAVE_INPUT=save_input,
+        EVEN_K=K % tile.block_k == 0,
+        PRECISION=dot_precision(x.dtype, target, matmul_precision()),
+        GROUP=GROUP,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    if not save or activation.name == "identity":
+        return y, None
+    return y, y if activation.reads_output else z
+
+
+def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """dX [M, K] = dZ [M, N] W [N, K]; the last dimension of dZ is contiguous."""
+    M, N = dz.shape
+    K = weight.shape[1]
+    dx = torch.empty((M, K), dtype=dz.dtype, device=dz.device)
+    target = current_target()
+    tile = gemm_tile_rule(M, K, N, dz.dtype, target)
+    launch(
+        linear_input_gradient_kernel,
+        (ceil_div(M, tile.block_m) * ceil_div(K, tile.block_n),),
+        dz,
+        weight,
+        dx,
+        M,
+        N,
+        K,
+        dz.stride(0),
+        *weight.stride(),
+        EVEN_N=N % tile.block_k == 0,
+        PRECISION=dot_precision(dz.dtype, target, matmul_precision()),
+        GROUP=GROUP,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_k,
+        BLOCK_K=tile.block_n,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    return dx
+
+
+def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """dW [N, K] = dZ^T [N, M] x [M, K] in x's dtype; the last dimension of dZ is contiguous."""
+    M, N = dz.shape
+    K = x.shape[1]
+    target = current_target()
+    tile = gemm_tile_rule(N, K, M, dz.dtype, target)
+    tiles = ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n)
+    steps = ceil_div(M, tile.block_k)
+    rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
+    splits = ceil_div(M, rows_a_split)
+    dtype = x.dtype if splits == 1 else torch.float32
+    dw = torch.empty((splits, N, K), dtype=dtype, device=x.device)
+    launch(
+        linear_weight_gradient_kernel,
+        (tiles, splits),
+        dz,
+        x,
+        dw,
+        M,
+        N,
+        K,
+        rows_a_split,
+        dz.stride(0),
+        *x.stride(),
+        EVEN_M=M % tile.block_k == 0,
+        PRECISION=dot_precision(dz.dtype, target, matmul_precision()),
+        GROUP=GROUP,
+        BLOCK_M=tile.block_k,
+        BLOCK_N=tile.block_m,
+        BLOCK_K=tile.block_n,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    return dw[0] if splits == 1 else sum_partials(dw, x.dtype)

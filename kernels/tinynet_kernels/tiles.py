@@ -1,0 +1,197 @@
+"""One tile for each problem, by rule: how much of the output one program makes, and with how many warps and stages.
+
+A rule takes the problem's sizes, its dtype and the target. It never times anything: autotuning costs users seconds at
+every new shape, and a rule that is wrong by a factor is seen in `benchmarks/`, not at their first call.
+
+Targets: `cuda` and `hip` by architecture, `cpu` (the native CPU engine) and `interpreter` (numpy, 25 ms a program, so
+the largest tiles win).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from tinynet_kernels.launch import INTERPRETED
+
+
+class Target(NamedTuple):
+    """What a rule may ask about the machine.
+
+    Attributes:
+        kind: "cuda", "hip", "cpu" or "interpreter".
+        architecture: 80, 90, ... for CUDA, "gfx942", ... for HIP, "" elsewhere.
+        processors: streaming multiprocessors, compute units or threads.
+        shared_memory: bytes one program may hold on chip.
+    """
+
+    kind: str
+    architecture: int | str
+    processors: int
+    shared_memory: int
+
+
+class GemmTile(NamedTuple):
+    """The tile of one program of a matrix product: [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+_INTERPRETER = Target("interpreter", "", 1, 1 << 30)
+_targets: dict[tuple[int, int], Target] = {}
+
+
+def current_target() -> Target:
+    """The target of the next launch: Triton's active driver and its current device, asked once a device."""
+    if INTERPRETED:
+        return _INTERPRETER
+    driver: Any = triton.runtime.driver.active
+    device = driver.get_current_device()
+    key = (id(driver), device)
+    target = _targets.get(key)
+    if target is None:
+        target = _targets[key] = _ask(driver, device)
+    return target
+
+
+def _ask(driver: Any, device: int) -> Target:
+    backend = driver.get_current_target()
+    if backend.backend not in ("cuda", "hip"):
+        return Target("cpu", "", torch.get_num_threads(), 1 << 30)
+    properties = driver.utils.get_device_properties(device)
+    return Target(backend.backend, backend.arch, properties["multiprocessor_count"], properties["max_shared_mem"])
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up; plain Python, since `triton.cdiv` costs microseconds a call."""
+    return -(-a // b)
+
+
+def power_of_2_at_least(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def dot_precision(dtype: torch.dtype, target: Target, setting: str) -> str:
+    """`input_precision` of a `tl.dot` of fp32 operands that honours PyTorch's setting.
+
+    "ieee" on NVIDIA chips would leave the tensor cores idle, so three tf32 products stand in for it (error 1e-6).
+
+    Args:
+        dtype: of the operands; 16-bit ones have one precision.
+        target: where it runs.
+        setting: PyTorch's: "ieee" or "tf32".
+    """
+    if dtype is torch.float32 and target.kind == "cuda":
+        return "tf32" if setting == "tf32" else "tf32x3"
+    return "ieee"
+
+
+def matmul_precision() -> str:
+    """PyTorch's fp32 setting for matrix products, "ieee" or "tf32".
+
+    Source: `torch.backends.cuda.matmul.fp32_precision`; reading `allow_tf32` raises once that is set.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def convolution_precision() -> str:
+    """PyTorch's fp32 setting for convolutions, "ieee" or "tf32" (`torch.backends.cudnn.conv.fp32_precision`)."""
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # pyright: ignore
+
+
+# Largest first. Below 64 rows sm_90 and sm_100 leave their warpgroup instruction for the older, slower one.
+_GPU_TILES_16_BIT = (
+    GemmTile(128, 256, 64, 8, 3),
+    GemmTile(128, 128, 64, 8, 3),
+    GemmTile(64, 128, 64, 4, 4),
+    GemmTile(64, 64, 64, 4, 4),
+)
+_GPU_TILES_32_BIT = (
+    GemmTile(128, 128, 32, 8, 3),
+    GemmTile(64, 64, 32, 4, 3),
+)
+
+
+@lru_cache(maxsize=4096)
+def gemm_tile(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> GemmTile:
+    """The tile for a product [M, K] x [K, N]: the largest that fits the chip and still fills it.
+
+    Args:
+        M: rows of the output.
+        N: columns of the output.
+        K: length of the reduction.
+        dtype: of the operands.
+        target: where it runs.
+    """
+    least_k = 8 if dtype is torch.float32 else 16
+    if target.kind in ("cpu", "interpreter"):
+        return GemmTile(
+            min(128, max(16, power_of_2_at_least(M))),
+            min(128, max(16, power_of_2_at_least(N))),
+            min(128, max(least_k, power_of_2_at_least(K))),
+            4,
+            1,
+        )
+    candidates = _GPU_TILES_32_BIT if dtype is torch.float32 else _GPU_TILES_16_BIT
+    candidates = [fit_stages(tile, dtype, target) for tile in candidates]
+    candidates = [tile for tile in candidates if tile.num_stages >= 2] or candidates[-1:]
+    for tile in candidates:
+        if tile.block_n > 64 and tile.block_n >= 2 * N:
+            continue
+        if ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n) >= target.processors:
+            return tile
+    return candidates[-1]
+
+
+def fit_stages(tile: GemmTile, dtype: torch.dtype, target: Target) -> GemmTile:
+    """The same tile with as many pipeline stages, at most its own, as the chip's shared memory holds."""
+    stage = (tile.block_m + tile.block_n) * tile.block_k * dtype.itemsize
+    stages = min(tile.num_stages, target.shared_memory // stage)
+    if target.kind == "hip":
+        stages = min(stages, 2)
+    return tile._replace(num_stages=max(stages, 1))
+
+
+@lru_cache(maxsize=4096)
+def split_count(tiles: int, steps: int, target: Target) -> int:
+    """How many ways to split a long reduction so that its programs fill the chip twice.
+
+    Each split keeps at least eight steps, so that its pipeline is worth filling.
+
+    Args:
+        tiles: output tiles, that is programs without a split.
+        steps: steps of the reduction loop without a split.
+        target: where it runs.
+    """
+    if target.kind == "interpreter":
+        return 2 if steps >= 2 else 1  # enough to test the reduction
+    if target.kind == "cpu":
+        return max(1, min(ceil_div(target.processors, tiles), steps // 8))
+    return max(1, min(ceil_div(2 * target.processors, tiles), steps // 8))
+
+
+@lru_cache(maxsize=4096)
+def rows_and_columns(rows: int, columns: int, target: Target) -> tuple[int, int, int]:
+    """(BLOCK_ROWS, BLOCK_COLUMNS, num_warps) for a kernel that walks a matrix without reusing it."""
+    if target.kind == "interpreter":
+        return min(256, power_of_2_at_least(rows)), min(256, power_of_2_at_least(columns)), 4
+    block_columns = min(128 if target.kind != "cpu" else 256, max(16, power_of_2_at_least(columns)))
+    return min(32, power_of_2_at_least(rows)), block_columns, 4
+
+
+@lru_cache(maxsize=4096)
+def flat_block(elements: int, target: Target) -> tuple[int, int]:
+    """(BLOCK, num_warps) for an elementwise kernel over `elements` values."""
+    if target.kind == "interpreter":
+        return min(1 << 16, power_of_2_at_least(elements)), 4
+    if target.kind == "cpu":
+        return min(4096, power_of_2_at_least(elements)), 4
+    return 1024, 4

@@ -1,0 +1,67 @@
+"""One suite for every engine: `pytest --engine auto|cpu|interpreter|cuda`, one process an engine.
+
+`auto` keeps whatever driver Triton has active on this machine, and is the default. TRITON_INTERPRET is read when a
+kernel is decorated, so it is set here before any test module is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", choices=["auto", "cpu", "interpreter", "cuda"], default="auto")
+    parser.addoption("--guard", action="store_true", help="run every kernel under tinynet.guard (interpreter only)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--engine") == "interpreter":
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif config.getoption("--engine") in ("cpu", "cuda"):
+        os.environ.pop("TRITON_INTERPRET", None)
+    if config.getoption("--guard") and config.getoption("--engine") != "interpreter":
+        raise pytest.UsageError("--guard needs --engine interpreter")
+    config.addinivalue_line("markers", "kernels: needs an engine that runs the kernels")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device type the suite runs on."""
+    import torch
+
+    if request.config.getoption("--engine") == "cuda" or torch.cuda.is_available():
+        return "cuda"
+    return "cpu"
+
+
+@pytest.fixture(scope="session")
+def kernels_reason(device: str) -> str | None:
+    """Why no kernel can run here, or None."""
+    from tinynet.engines.dispatch import unavailable_reason
+
+    return unavailable_reason(device)
+
+
+@pytest.fixture(autouse=True)
+def engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests marked `kernels` run with engine "kernels", so that none passes on the reference by accident."""
+    if request.node.get_closest_marker("kernels") is None:
+        yield
+        return
+    reason = request.getfixturevalue("kernels_reason")
+    if reason is not None:
+        if request.config.getoption("--engine") != "auto":
+            pytest.fail(f"--engine {request.config.getoption('--engine')}: {reason}")
+        pytest.skip(f"no engine runs kernels here: {reason}")
+    import tinynet
+
+    with tinynet.engine("kernels"):
+        if request.config.getoption("--guard"):
+            with tinynet.guard() as guard:
+                yield
+            assert not guard.reports, "\n".join(str(report) for report in guard.reports)
+        else:
+            yield

@@ -1,0 +1,146 @@
+"""Comparing a kernel path with its reference: outputs, every gradient, and what must stay unchanged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Rounding of one result, relative to the largest value; a reduction adds sqrt(length) roundings of its partial sums.
+UNIT = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ODD_SIZES = (1, 17, 63, 129)
+
+
+def tolerance(dtype: torch.dtype, reduction_length: int = 1) -> float:
+    """The largest error, relative to the largest value, that rounding explains.
+
+    16-bit inputs are exact in fp32 and accumulated there, so only fp32's own unit grows with the reduction.
+    """
+    return 2 * UNIT[dtype] + UNIT[torch.float32] * math.sqrt(reduction_length)
+
+
+def assert_close(actual: Tensor, expected: Tensor, error: float, name: str = "result") -> None:
+    """Fails where shapes or non-finite values differ, or the largest error over the largest value is above `error`."""
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
+    a, e = actual.detach().double(), expected.detach().double()
+    finite = e.isfinite()
+    assert torch.equal(a.isnan(), e.isnan()), f"{name}: NaN in other places"
+    assert torch.equal(a[~finite].nan_to_num(), e[~finite].nan_to_num()), f"{name}: infinities differ"
+    if not finite.any():
+        return
+    difference = (a - e)[finite].abs().max().item()
+    scale = max(e[finite].abs().max().item(), 1e-30)
+    assert difference <= error * scale, f"{name}: error {difference / scale:.2e} of its scale, allowed {error:.2e}"
+
+
+@contextmanager
+def nan_filled_memory() -> Iterator[None]:
+    """Every `torch.empty` holds NaN (or the largest integer), so an element nobody wrote shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def counted_launches() -> Iterator[list[str]]:
+    """The names of the kernels launched inside, in order."""
+    from tinynet_kernels import launch
+
+    names: list[str] = []
+
+    def observe(kernel: Any, grid: tuple[int, ...]) -> None:
+        names.append(kernel.__name__)
+
+    launch.observers.append(observe)
+    try:
+        yield names
+    finally:
+        launch.observers.remove(observe)
+
+
+def check_against_reference(
+    function: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    *inputs: Tensor | None,
+    error: float,
+    gradient_errors: Sequence[float] | float | None = None,
+) -> list[str]:
+    """Runs `function` through the kernels and holds it against `reference` in float64, gradients too.
+
+    Args:
+        function: takes the inputs, returns one tensor; must launch kernels, forward and (where an input requires a
+            gradient) backward.
+        reference: the same in plain PyTorch; run on float64 copies.
+        inputs: tensors or None. Those that require a gradient are compared; integer ones are passed on.
+        error: allowed for the output, relative to its largest value.
+        gradient_errors: the same for the gradients: one for all, or one an input.
+
+    Returns:
+        The names of the kernels launched.
+    """
+    ours = [_leaf(x) for x in inputs]
+    exact = [_leaf(x, torch.float64) for x in inputs]
+    before = [None if x is None else x.detach().clone() for x in ours]
+    with nan_filled_memory(), counted_launches() as launches:
+        actual = function(*ours)
+        assert launches, "no kernel was launched by the forward"
+        expected = reference(*exact)
+        assert_close(actual, expected, error, "output")
+        if any(x is not None and x.requires_grad for x in ours):
+            _check_gradients(actual, expected, ours, exact, gradient_errors or error, launches)
+    for position, (x, original) in enumerate(zip(ours, before, strict=True)):
+        if x is not None and original is not None:
+            unchanged = torch.equal(x.detach().nan_to_num(), original.nan_to_num())
+            assert unchanged, f"input {position} was changed"
+    return launches
+
+
+def _check_gradients(
+    actual: Tensor,
+    expected: Tensor,
+    ours: list[Tensor | None],
+    exact: list[Tensor | None],
+    errors: Sequence[float] | float,
+    launches: list[str],
+) -> None:
+    forward_launches = len(launches)
+    upstream = torch.randn_like(actual)
+    kept = upstream.clone()
+    actual.backward(upstream)
+    expected.backward(upstream.double())
+    assert len(launches) > forward_launches, "no kernel was launched by the backward"
+    assert torch.equal(upstream, kept), "the upstream gradient was changed"
+    for position, (x, y) in enumerate(zip(ours, exact, strict=True)):
+        if x is None or not x.requires_grad:
+            continue
+        assert x.grad is not None and y is not None and y.grad is not None, f"input {position} has no gradient"
+        assert x.grad.dtype == x.dtype
+        allowed = errors if isinstance(errors, float | int) else errors[position]
+        assert_close(x.grad, y.grad, allowed, f"gradient of input {position}")
+
+
+def _leaf(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    """A leaf with x's values and strides, in `dtype` where x is floating point."""
+    if x is None:
+        return None
+    copy = x.detach()
+    if dtype is not None and x.is_floating_point():
+        copy = copy.to(dtype)
+    return copy.requires_grad_(x.requires_grad)
+
+
+def non_contiguous(x: Tensor) -> Tensor:
+    """The same values, each row twice as long in memory as it looks."""
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), math.nan, dtype=x.dtype, device=x.device)
+    view = wide[..., : x.shape[-1]]
+    view.copy_(x.detach())
+    return view.requires_grad_(x.requires_grad)

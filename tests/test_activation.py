@@ -1,0 +1,130 @@
+"""Activations: every function and derivative against float64 PyTorch, at its kinks and far out too."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers import DTYPES, check_against_reference, counted_launches, tolerance
+
+from tinynet.ops.activation import activate, activation_reference, as_activation
+from tinynet_kernels.activation_spec import PARAMETERS, Activation
+
+NAMES = [name for name in PARAMETERS if name != "identity"]
+OTHER_PARAMETERS = [
+    Activation("leaky_relu", negative_slope=0.3),
+    Activation("leaky_relu", negative_slope=-0.3),
+    Activation("elu", alpha=0.5),
+    Activation("elu", alpha=-0.5),
+    Activation("celu", alpha=2.0),
+    Activation("softplus", beta=2.0, threshold=5.0),
+    Activation("hardtanh", min_val=-0.5, max_val=2.0),
+    Activation("hardshrink", lambd=1.0),
+    Activation("softshrink", lambd=0.25),
+]
+
+
+def points(dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Random values, the kinks, tiny values and far ones; 16-bit types stay in their range."""
+    torch.manual_seed(0)
+    special = torch.tensor([0.0, 0.5, -0.5, 1.0, -1.0, 3.0, -3.0, 6.0, 2.0, 1e-4, -1e-4, 30.0, -30.0, 60.0, -60.0])
+    return torch.cat([torch.randn(1000) * 3, special]).to(device=device, dtype=dtype).requires_grad_()
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [*map(Activation, NAMES), *OTHER_PARAMETERS], ids=str)
+def test_function_and_derivative(activation: Activation, dtype: torch.dtype, device: str) -> None:
+    check_against_reference(
+        lambda x: activate(x, activation),
+        lambda x: activation_reference(x, activation),
+        points(dtype, device),
+        error=4 * tolerance(dtype),
+    )
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", ["elu", "selu", "celu", "tanh", "softplus", "log_sigmoid", "silu", "mish"])
+def test_relative_accuracy_of_small_values(name: str, device: str) -> None:
+    """Where the value is tiny, it is still right to a few digits: no cancellation."""
+    x = torch.cat([torch.logspace(-6, 0, 60), -torch.logspace(-6, 1, 70)]).to(device)
+    if name in ("softplus", "log_sigmoid"):
+        x = -x.abs() * 2 if name == "softplus" else x.abs() * 2
+    actual = activate(x, name).double()
+    expected = activation_reference(x.double(), Activation(name))
+    relative = ((actual - expected) / expected).abs()
+    assert relative[expected.abs() > 1e-12].max().item() < 2e-5
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_and_infinity(name: str, device: str) -> None:
+    x = torch.tensor([float("nan"), float("inf")], device=device)
+    actual, expected = activate(x, name).double(), activation_reference(x.double(), Activation(name))
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.mark.kernels
+def test_layouts(device: str) -> None:
+    for x in (
+        torch.randn(2, 3, 4, 5, device=device).to(memory_format=torch.channels_last),
+        torch.randn(6, 7, device=device).t(),
+        torch.randn(4, 12, device=device)[:, ::2],
+        torch.randn(5, 1, device=device).expand(5, 6),
+        torch.randn((), device=device),
+    ):
+        check_against_reference(
+            lambda t: activate(t, "silu"),
+            lambda t: activation_reference(t, Activation("silu")),
+            x.requires_grad_(),
+            error=1e-6,
+        )
+
+
+@pytest.mark.kernels
+def test_registered_operator_and_compile(device: str) -> None:
+    from tinynet.ops.activation import activation_backward_operator, activation_operator
+
+    x = torch.randn(3, 4, device=device, requires_grad=True)
+    torch.library.opcheck(activation_operator, (x, "leaky_relu", [0.1]))
+    torch.library.opcheck(activation_backward_operator, (x.detach(), x.detach(), "silu", []))
+    compiled = torch.compile(lambda t: activate(t, "mish"), fullgraph=True, backend="aot_eager")
+    with counted_launches() as launches:
+        compiled(x).sum().backward()
+    assert launches == ["activation_forward_kernel", "activation_input_gradient_kernel"]
+
+
+def test_description() -> None:
+    function = Activation("leaky_relu", negative_slope=0.2)
+    assert function == pickle.loads(pickle.dumps(function)) == copy.deepcopy(function)
+    assert hash(function) == hash(Activation("leaky_relu", negative_slope=0.2))
+    assert function != Activation("leaky_relu")
+    assert str(Activation("relu")) == "relu" and "negative_slope=0.2" in str(function)
+    with pytest.raises(AttributeError):
+        function.name = "relu"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "error", "message"),
+    [
+        ("rleu", {}, ValueError, "got 'rleu'"),
+        ("relu", {"slope": 1.0}, TypeError, "no parameter 'slope'"),
+        ("elu", {"alpha": float("nan")}, ValueError, "alpha must be finite"),
+        ("elu", {"alpha": "1"}, TypeError, "alpha must be a number"),
+        ("celu", {"alpha": 0.0}, ValueError, "alpha must not be 0"),
+        ("hardtanh", {"min_val": 1.0, "max_val": 0.0}, ValueError, "max_val must be above"),
+        ("softshrink", {"lambd": -1.0}, ValueError, "lambd must not be negative"),
+    ],
+)
+def test_refuses(name: str, parameters: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Activation(name, **parameters)
+
+
+def test_refuses_other_types() -> None:
+    with pytest.raises(TypeError, match="must be a name"):
+        as_activation(torch.relu)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="floating point"):
+        activate(torch.arange(3), "relu")

@@ -1,0 +1,163 @@
+"""linear: kernels against float64 PyTorch, its registered operator, autocast, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import DTYPES, check_against_reference, counted_launches, non_contiguous, tolerance
+
+from tinynet.ops.activation import as_activation
+from tinynet.ops.linear import linear, linear_reference
+from tinynet_kernels.activation_spec import Activation
+
+pytestmark = pytest.mark.kernels
+
+
+def make(M: int, N: int, K: int, dtype: torch.dtype, device: str, bias: bool = True, grad: bool = True) -> Any:
+    torch.manual_seed(M * 1000 + N * 10 + K)
+    x = torch.randn(M, K, device=device).to(dtype).requires_grad_(grad)
+    weight = (torch.randn(N, K, device=device) / K**0.5).to(dtype).requires_grad_(grad)
+    b = torch.randn(N, device=device).to(dtype).requires_grad_(grad) if bias else None
+    return x, weight, b
+
+
+def check(x: Any, weight: Any, bias: Any, activation: str | Activation | None = None) -> list[str]:
+    M, K = x.reshape(-1, x.shape[-1]).shape
+    N = weight.shape[0]
+    function = as_activation(activation)
+    return check_against_reference(
+        lambda *a: linear(*a, activation=activation),
+        lambda *a: linear_reference(*a, function),
+        x,
+        weight,
+        bias,
+        error=2 * tolerance(x.dtype, K),
+        gradient_errors=4 * tolerance(x.dtype, max(N, M)),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (17, 63, 129), (129, 17, 63), (64, 32, 48), (300, 10, 16)])
+def test_sizes(M: int, N: int, K: int, dtype: torch.dtype, device: str) -> None:
+    check(*make(M, N, K, dtype, device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh", Activation("leaky_relu", negative_slope=-0.5)])
+def test_fused_activation(activation: str | Activation, dtype: torch.dtype, device: str) -> None:
+    launches = check(*make(33, 20, 40, dtype, device), activation)
+    assert launches.count("linear_forward_kernel") == 1
+    assert launches.count("activation_backward_kernel") == 1
+
+
+def test_without_bias(device: str) -> None:
+    check(*make(20, 24, 16, torch.float32, device, bias=False), "relu")
+
+
+def test_leading_shape_and_strides(device: str) -> None:
+    x, weight, bias = make(30, 12, 18, torch.float32, device)
+    check(non_contiguous(x), weight, bias)
+    check(x.detach().view(2, 3, 5, 18).requires_grad_(), weight, bias, "relu")
+    transposed = torch.randn(18, 30, device=device).t().requires_grad_()
+    check(transposed, torch.randn(18, 12, device=device).t().requires_grad_(), bias)
+    check(torch.randn(18, device=device).requires_grad_(), weight, bias)
+
+
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
+)
+def test_only_the_wanted_gradients(wanted: tuple[bool, ...], device: str) -> None:
+    tensors = make(19, 21, 23, torch.float32, device, grad=False)
+    for tensor, want in zip(tensors, wanted, strict=True):
+        assert tensor is not None
+        tensor.requires_grad_(want)
+    launches = check(*tensors, "relu")
+    assert ("linear_input_gradient_kernel" in launches) == wanted[0]
+    assert ("linear_weight_gradient_kernel" in launches) == wanted[1]
+
+
+def test_long_reduction_is_split_and_reruns_are_bitwise_equal(device: str) -> None:
+    x, weight, bias = make(1030, 9, 20, torch.float32, device)
+    gradients = []
+    for _ in range(2):
+        with counted_launches() as launches:
+            y = linear(x, weight, bias, "relu")
+            gradients.append(torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y).cumsum(0)))
+    assert launches.count("sum_partials_kernel") >= 1
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_nothing_is_saved_without_gradient(device: str) -> None:
+    x, weight, bias = make(8, 8, 16, torch.float32, device)
+    with torch.no_grad():
+        assert linear(x, weight, bias, "gelu").grad_fn is None
+    assert linear(x.detach(), weight.detach(), None).grad_fn is None
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5)])
+def test_empty_batch(shape: tuple[int, ...], device: str) -> None:
+    weight = torch.randn(3, 5, device=device, requires_grad=True)
+    y = linear(torch.empty(shape, device=device), weight)
+    assert y.shape == (*shape[:-1], 3)
+    y.sum().backward()
+    assert weight.grad is not None and not weight.grad.any()
+
+
+def test_autocast_casts_and_gradients_come_back_in_float32(device: str) -> None:
+    x, weight, bias = make(16, 8, 32, torch.float32, device)
+    with torch.autocast(device, dtype=torch.bfloat16), counted_launches() as launches:
+        y = linear(x, weight, bias, "relu")
+    assert y.dtype is torch.bfloat16 and launches
+    y.float().sum().backward()
+    assert weight.grad is not None and weight.grad.dtype is torch.float32
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+def test_registered_operator(activation: str, device: str) -> None:
+    from tinynet.ops.linear import linear_operator
+
+    tensors = make(10, 6, 16, torch.float32, device)
+    torch.library.opcheck(linear_operator, (*tensors, activation, [], True))
+
+
+def test_registered_backward_operator(device: str) -> None:
+    from tinynet.ops.linear import linear_backward_operator
+
+    x, weight, _ = make(10, 6, 16, torch.float32, device, grad=False)
+    y = torch.randn(10, 6, device=device)
+    arguments = (torch.randn_like(y), x, weight, y, "relu", [], [True, False, True])
+    torch.library.opcheck(linear_backward_operator, arguments)
+
+
+def test_compiled_fullgraph(device: str) -> None:
+    x, weight, bias = make(12, 8, 16, torch.float32, device)
+    expected = linear(x, weight, bias, "gelu")
+    compiled = torch.compile(lambda *a: linear(*a, activation="gelu"), fullgraph=True, backend="aot_eager")
+    with counted_launches() as launches:
+        actual = compiled(x, weight, bias)
+        actual.sum().backward()
+    assert "linear_forward_kernel" in launches and "linear_weight_gradient_kernel" in launches
+    torch.testing.assert_close(actual, expected)
+
+
+def test_refuses_what_does_not_fit(device: str) -> None:
+    x, weight, bias = make(4, 6, 8, torch.float32, device, grad=False)
+    with pytest.raises(ValueError, match="last dimension of input"):
+        linear(x[:, :7], weight, bias)
+    with pytest.raises(ValueError, match="bias must be"):
+        linear(x, weight, bias[:3])
+    with pytest.raises(ValueError, match="weight must be"):
+        linear(x, weight[0])
+    with pytest.raises(TypeError, match="weight has dtype"):
+        linear(x, weight.half(), bias)
+    with pytest.raises(TypeError, match="floating point"):
+        linear(x.int(), weight, bias)
+    with pytest.raises(ValueError, match="meta"):
+        linear(x, weight.to("meta"), bias)
+    with pytest.raises(ValueError, match="activation: got 'rleu'"):
+        linear(x, weight, bias, "rleu")
+    with pytest.raises(TypeError, match="float64|float32, bfloat16 or float16"):
+        linear(x.double(), weight.double(), bias.double())

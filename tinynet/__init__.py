@@ -1,0 +1,41 @@
+"""tinynet: a deep-learning mini-framework on hand-written Triton kernels.
+
+`tinynet.nn` mirrors `torch.nn` (names, arguments, state_dict) and adds `activation=`; `tinynet.optim` mirrors
+`torch.optim`; `tinynet.functional` mirrors `torch.nn.functional`. Kernels run where Triton's active driver serves a
+tensor's device, plain PyTorch elsewhere; `tinynet.engine` chooses.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tinynet.engines.dispatch import engine
+from tinynet_kernels.activation_spec import Activation
+
+if TYPE_CHECKING:
+    from tinynet import functional as functional
+    from tinynet import nn as nn
+    from tinynet import optim as optim
+    from tinynet.engines.interpreter import guard as guard
+    from tinynet.engines.offline import inspect as inspect
+
+__all__ = ["Activation", "engine", "functional", "guard", "inspect", "nn", "optim"]
+__version__ = "0.1.0"
+
+# Loaded on first use: `import tinynet` stays quick and touches no Triton.
+_LAZY = {
+    "functional": ("tinynet.functional", None),
+    "nn": ("tinynet.nn", None),
+    "optim": ("tinynet.optim", None),
+    "guard": ("tinynet.engines.interpreter", "guard"),
+    "inspect": ("tinynet.engines.offline", "inspect"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tinynet' has no attribute {name!r}")
+    module_name, attribute = _LAZY[name]
+    module = importlib.import_module(module_name)
+    return module if attribute is None else getattr(module, attribute)

@@ -1,0 +1,289 @@
+"""Activations: y = act(x), elementwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tinynet.engines.dispatch import Route, route
+from tinynet.ops.arguments import check_floating, needs_gradient
+from tinynet_kernels.activation_spec import IDENTITY, Activation
+
+_REFERENCES: dict[str, Any] = {
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "relu6": F.relu6,
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": F.celu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "mish": F.mish,
+    "sigmoid": torch.sigmoid,
+    "log_sigmoid": F.logsigmoid,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "hardtanh": F.hardtanh,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
+    "tanhshrink": F.tanhshrink,
+}
+
+
+def as_activation(activation: str | Activation | None) -> Activation:
+    """The `Activation` of a name, itself, or identity for None.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: anything else.
+    """
+    if activation is None:
+        return IDENTITY
+    if isinstance(activation, Activation):
+        return activation
+    if isinstance(activation, str):
+        return Activation(activation)
+    raise TypeError(f"activation must be a name, an Activation or None, got {type(activation).__name__}")
+
+
+def activation_reference(x: Tensor, activation: Activation) -> Tensor:
+    """act(x) in plain PyTorch."""
+    return _REFERENCES[activation.name](x, **activation.parameters)
+
+
+class ActivationFunction(torch.autograd.Function):
+    """y = act(x) through the kernels; x is dense."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activation: Activation) -> Tensor:
+        from tinynet_kernels.activation import activation_forward
+
+        y = activation_forward(x, activation)
+        ctx.save_for_backward(y if activation.reads_output else x)
+        ctx.activation = activation
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        (saved,) = ctx.saved_tensors
+        return activation_input_gradient(grad, saved, ctx.activation), None
+
+
+def activation_input_gradient(grad: Tensor, saved: Tensor, activation: Activation) -> Tensor:
+    """dX = dY act'(saved) of a dense `saved`, in its layout."""
+    from tinynet_kernels.activation import activation_input_gradient as launcher
+
+    if grad.stride() != saved.stride():
+        grad = torch.empty_like(saved).copy_(grad)
+    return launcher(grad, saved, activation)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory with no gap and no overlap, in any order of dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+@torch.library.custom_op("tinynet::activation", mutates_args=())
+def activation_operator(x: Tensor, name: str, parameters: list[float]) -> Tensor:
+    """`activation` for captured graphs."""
+    from tinynet_kernels.activation import activation_forward
+
+    return activation_forward(x.contiguous(), Activation.from_values(name, parameters))
+
+
+@torch.library.custom_op("tinynet::activation_backward", mutates_args=())
+def activation_backward_operator(grad: Tensor, saved: Tensor, name: str, parameters: list[float]) -> Tensor:
+    """Its gradient."""
+    return activation_input_gradient(grad, saved.contiguous(), Activation.from_values(name, parameters))
+
+
+@activation_operator.register_fake
+def _(x: Tensor, name: str, parameters: list[float]) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@activation_backward_operator.register_fake
+def _(grad: Tensor, saved: Tensor, name: str, parameters: list[float]) -> Tensor:
+    return torch.empty_like(saved, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.name, ctx.parameters = inputs
+    reads_output = Activation.from_values(ctx.name, ctx.parameters).reads_output
+    ctx.save_for_backward(output if reads_output else x)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (saved,) = ctx.saved_tensors
+    return activation_backward_operator(grad, saved, ctx.name, ctx.parameters), None, None
+
+
+activation_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def activate(x: Tensor, activation: str | Activation | None) -> Tensor:
+    """act(x), elementwise.
+
+    Args:
+        x: [...], float32, bfloat16, float16 (kernels) or float64 (reference).
+        activation: a name, an `Activation`, or None for identity.
+
+    Returns:
+        [...], x's dtype, in x's memory order where x is dense.
+
+    Raises:
+        ValueError: an unknown activation.
+        TypeError: x is not a floating-point tensor.
+
+    Source: torch.nn.functional.
+    """
+    function = as_activation(activation)
+    check_floating("activation", x=x)
+    if function.name == "identity":
+        return x
+    way = Route.REFERENCE if x.numel() == 0 else route(x)
+    if way is Route.REFERENCE:
+        return activation_reference(x, function)
+    if way is Route.OPERATOR:
+        return activation_operator(x, function.name, function.values)
+    dense = x if is_dense(x) else x.contiguous()
+    if needs_gradient(x):
+        return ActivationFunction.apply(dense, function)  # pyright: ignore[reportReturnType]
+    from tinynet_kernels.activation import activation_forward
+
+    return activation_forward(dense, function)
+
+
+def relu(input: Tensor) -> Tensor:
+    """max(x, 0). Source: torch.nn.functional.relu."""
+    return activate(input, "relu")
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """x where positive, else negative_slope * x. Source: torch.nn.functional.leaky_relu."""
+    return activate(input, Activation("leaky_relu", negative_slope=negative_slope))
+
+
+def relu6(input: Tensor) -> Tensor:
+    """min(max(x, 0), 6). Source: torch.nn.functional.relu6."""
+    return activate(input, "relu6")
+
+
+def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """x where positive, else alpha (e^x - 1). Source: torch.nn.functional.elu (Clevert et al. 2016)."""
+    return activate(input, Activation("elu", alpha=alpha))
+
+
+def selu(input: Tensor) -> Tensor:
+    """The self-normalizing elu. Source: torch.nn.functional.selu (Klambauer et al. 2017)."""
+    return activate(input, "selu")
+
+
+def celu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """x where positive, else alpha (e^(x / alpha) - 1). Source: torch.nn.functional.celu (Barron 2017)."""
+    return activate(input, Activation("celu", alpha=alpha))
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """x Phi(x), with Phi from erf ("none") or its tanh approximation ("tanh").
+
+    Raises:
+        ValueError: another `approximate`.
+
+    Source: torch.nn.functional.gelu (Hendrycks and Gimpel 2016).
+    """
+    return activate(input, gelu_activation(approximate))
+
+
+def gelu_activation(approximate: str) -> Activation:
+    """The `Activation` behind PyTorch's `approximate` argument.
+
+    Raises:
+        ValueError: neither "none" nor "tanh".
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    return Activation("gelu" if approximate == "none" else "gelu_tanh")
+
+
+def silu(input: Tensor) -> Tensor:
+    """x sigmoid(x). Source: torch.nn.functional.silu."""
+    return activate(input, "silu")
+
+
+def mish(input: Tensor) -> Tensor:
+    """x tanh(softplus(x)). Source: torch.nn.functional.mish (Misra 2019)."""
+    return activate(input, "mish")
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + e^-x). Source: torch.sigmoid."""
+    return activate(input, "sigmoid")
+
+
+def logsigmoid(input: Tensor) -> Tensor:
+    """log(sigmoid(x)). Source: torch.nn.functional.logsigmoid."""
+    return activate(input, "log_sigmoid")
+
+
+def tanh(input: Tensor) -> Tensor:
+    """Hyperbolic tangent. Source: torch.tanh."""
+    return activate(input, "tanh")
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + e^(beta x)) / beta; x itself where beta x > threshold. Source: torch.nn.functional.softplus."""
+    return activate(input, Activation("softplus", beta=beta, threshold=threshold))
+
+
+def softsign(input: Tensor) -> Tensor:
+    """x / (1 + |x|). Source: torch.nn.functional.softsign."""
+    return activate(input, "softsign")
+
+
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """x limited to [min_val, max_val]. Source: torch.nn.functional.hardtanh."""
+    return activate(input, Activation("hardtanh", min_val=min_val, max_val=max_val))
+
+
+def hardswish(input: Tensor) -> Tensor:
+    """x min(max(x + 3, 0), 6) / 6. Source: torch.nn.functional.hardswish (Howard et al. 2019)."""
+    return activate(input, "hardswish")
+
+
+def hardsigmoid(input: Tensor) -> Tensor:
+    """min(max(x + 3, 0), 6) / 6. Source: torch.nn.functional.hardsigmoid."""
+    return activate(input, "hardsigmoid")
+
+
+def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    """x where |x| > lambd, else 0. Source: torch.nn.functional.hardshrink."""
+    return activate(input, Activation("hardshrink", lambd=lambd))
+
+
+def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    """x moved towards 0 by lambd. Source: torch.nn.functional.softshrink."""
+    return activate(input, Activation("softshrink", lambd=lambd))
+
+
+def tanhshrink(input: Tensor) -> Tensor:
+    """x - tanh(x). Source: torch.nn.functional.tanhshrink."""
+    return activate(input, "tanhshrink")

@@ -1,0 +1,72 @@
+"""What every public operator does with its arguments: autocast, and checks that name what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in autocast's dtype where autocast is on for their device, else as they came.
+
+    As `torch.amp.custom_fwd(cast_inputs=...)`, but differentiable and capturable: the casts are ordinary operators.
+    float64 tensors stay as they are, as in PyTorch.
+    """
+    first = next(tensor for tensor in tensors if tensor is not None)
+    device_type = first.device.type
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(_cast(tensor, dtype) for tensor in tensors)
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
+        return tensor
+    return tensor.to(dtype)
+
+
+def autocast_to_float32(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in float32 where autocast is on for their device: what PyTorch does for losses and softmax."""
+    first = next(tensor for tensor in tensors if tensor is not None)
+    if first.device.type == "meta" or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    return tuple(_cast(tensor, torch.float32) for tensor in tensors)
+
+
+def check_floating(operator: str, **tensors: Tensor | None) -> None:
+    """Raises TypeError unless all given tensors share one floating-point dtype, and ValueError unless one device.
+
+    Args:
+        operator: named in the message.
+        tensors: by argument name; absent ones (None) are skipped. The first is what the others are held against.
+    """
+    first_name, first = next((name, tensor) for name, tensor in tensors.items() if tensor is not None)
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{operator}: {name} must be a tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{operator}: {name} must be floating point, got {tensor.dtype}")
+        if tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{operator}: {name} has dtype {tensor.dtype} but {first_name} has {first.dtype}; "
+                "they must agree (or run under torch.autocast)"
+            )
+        check_device(operator, name, tensor, first_name, first)
+
+
+def check_device(operator: str, name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+    """Raises ValueError unless both tensors live on one device."""
+    if tensor.device != first.device:
+        raise ValueError(
+            f"{operator}: {name} is on {tensor.device} but {first_name} is on {first.device}; they must agree"
+        )
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for a gradient of any of them."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -2,7 +2,7 @@
 
 The interpreter evaluates each operation through a method of `InterpreterBuilder` on `TensorHandle`s (a numpy
 array and a Triton dtype). Each method that computes is wrapped: a bfloat16 operand is widened to float32, the
-operation runs, and its result is rounded back. Other dtypes pass through at the price of one dtype comparison.
+operation runs, and its result is rounded back. Other dtypes pass through for the price of one comparison.
 
 Methods that only move bits (load, store, select, reshape, gather, bitcast, absolute value) are right as is.
 """

@@ -1,0 +1,223 @@
+"""Faults of the stock interpreter, other than bfloat16, that kernels meet, each with its cure.
+
+- A device function (every `tl.sum`, `tl.max`, `tl.cdiv` is one) patches the whole of `triton.language` again at
+  each call: more than half of the time of a small kernel. Cured: once a launch.
+- Every int32 addition is computed a second time in int64 for an overflow check whose result is dropped unless
+  debugging is on. Cured: off; the guard turns it on again together with debugging.
+- After a launch every CPU storage is copied onto itself. Cured: CPU tensors are used in place.
+- numpy warns of overflow, division by zero and all-NaN slices; a device doesn't. Cured: silent. The argmax of
+  nothing but NaN raises. Cured: index 0.
+- An int32 sum that wraps around raises. Cured: it wraps.
+- `tl.erf` is a Python loop. Cured: PyTorch's erf.
+- `libdevice` functions return None. Cured: the floating point ones that have a counterpart in PyTorch.
+
+Not cured: Triton 3.6 with numpy 2.4 or later can't take a scalar tensor as an index; use numpy < 2.4 there. A
+kernel that took `from triton.language.extra.libdevice import tanh` before `install()` holds the stub; import the
+module instead. tf32 is computed as float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from tinynet.engines.interpreter.memory import tensors_of
+
+LIBDEVICE_MODULES = (
+    "triton.language.extra.libdevice",
+    "triton.language.extra.cuda.libdevice",
+    "triton.language.extra.hip.libdevice",
+)
+
+# libdevice's name -> PyTorch's function. What has a "fast" form in libdevice has the same here.
+LIBDEVICE_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "abs": torch.abs,
+    "acos": torch.acos,
+    "acosh": torch.acosh,
+    "asin": torch.asin,
+    "asinh": torch.asinh,
+    "atan": torch.atan,
+    "atan2": torch.atan2,
+    "atanh": torch.atanh,
+    "ceil": torch.ceil,
+    "copysign": torch.copysign,
+    "cos": torch.cos,
+    "cosh": torch.cosh,
+    "div_rn": torch.div,
+    "erf": torch.erf,
+    "erfc": torch.erfc,
+    "erfinv": torch.erfinv,
+    "exp": torch.exp,
+    "exp2": torch.exp2,
+    "expm1": torch.expm1,
+    "fast_cosf": torch.cos,
+    "fast_dividef": torch.div,
+    "fast_expf": torch.exp,
+    "fast_log2f": torch.log2,
+    "fast_logf": torch.log,
+    "fast_powf": torch.pow,
+    "fast_sinf": torch.sin,
+    "fast_tanf": torch.tan,
+    "fast_tanhf": torch.tanh,
+    "floor": torch.floor,
+    "fmod": torch.fmod,
+    "hypot": torch.hypot,
+    "isinf": torch.isinf,
+    "isnan": torch.isnan,
+    "lgamma": torch.lgamma,
+    "log": torch.log,
+    "log10": torch.log10,
+    "log1p": torch.log1p,
+    "log2": torch.log2,
+    "nearbyint": torch.round,
+    "pow": torch.pow,
+    "rint": torch.round,
+    "rsqrt": torch.rsqrt,
+    "sin": torch.sin,
+    "sinh": torch.sinh,
+    "sqrt": torch.sqrt,
+    "sqrt_rn": torch.sqrt,
+    "tan": torch.tan,
+    "tanh": torch.tanh,
+    "trunc": torch.trunc,
+}
+
+# The modules (`tl`, `tl.core`) that the launch in progress has patched already.
+_patched: set[int] = set()
+
+
+@functools.cache
+def _languages_of(function: Callable[..., Any]) -> frozenset[int]:
+    """The `triton.language` modules that a kernel or device function sees under some global name."""
+    values = [value for value in function.__globals__.values() if inspect.ismodule(value)]
+    return frozenset(id(value) for value in values if value is tl or value is tl.core)
+
+
+def _patch_once_a_launch(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def patch_lang(function: Callable[..., Any]) -> Any:
+        languages = _languages_of(function)
+        if languages and languages <= _patched:
+            return None  # only a device function gets here, and nobody asks for its scope
+        _patched.update(languages)
+        return stock(function)
+
+    return patch_lang
+
+
+def _launch(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def launch(self: Any, *arguments: Any, **named_arguments: Any) -> Any:
+        _patched.clear()
+        try:
+            with np.errstate(all="ignore"):
+                return stock(self, *arguments, **named_arguments)
+        finally:
+            _patched.clear()
+
+    return launch
+
+
+def _restore_arguments(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def restore(self: Any, device: Any, host: Any, named_device: dict[str, Any], named_host: dict[str, Any]) -> None:
+        values = (*device, *named_device.values())
+        if any(tensor.device.type != "cpu" for value in values for _, tensor in tensors_of(value, "")):
+            stock(self, device, host, named_device, named_host)
+
+    return restore
+
+
+def _first_maximum(data: np.ndarray, axis: int | None, keepdims: bool) -> np.ndarray:
+    return np.argmax(np.where(np.isnan(data), -np.inf, data), axis=axis, keepdims=keepdims)
+
+
+def _first_minimum(data: np.ndarray, axis: int | None, keepdims: bool) -> np.ndarray:
+    return np.argmin(np.where(np.isnan(data), np.inf, data), axis=axis, keepdims=keepdims)
+
+
+# Same values as the stock choice, which warns or raises where all values are NaN.
+_REDUCTIONS = {
+    np.nanmax: np.fmax.reduce,
+    np.nanmin: np.fmin.reduce,
+    np.nanargmax: _first_maximum,
+    np.nanargmin: _first_minimum,
+}
+
+
+def _min_max(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def min_max(self: Any, argument: Any, val_reduce_op: Any, idx_reduce_op: Any = None) -> Any:
+        tensor = argument[0] if isinstance(argument, tuple) else argument
+        if tensor.dtype.is_floating():
+            val_reduce_op = _REDUCTIONS.get(val_reduce_op, val_reduce_op)
+            idx_reduce_op = _REDUCTIONS.get(idx_reduce_op, idx_reduce_op)
+        return stock(self, argument, val_reduce_op, idx_reduce_op)
+
+    return min_max
+
+
+def _to_tensor(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def to_tensor(self: Any, value: Any, dtype: Any) -> Any:
+        if not getattr(value, "shape", ()):
+            value = np.asarray(value).astype(interpreter._get_np_dtype(dtype))[()]
+        return stock(self, value, dtype)
+
+    return to_tensor
+
+
+def _create_erf(self: Any, argument: Any) -> Any:
+    return interpreter.TensorHandle(torch.erf(torch.tensor(argument.data)).numpy(), argument.dtype.scalar)
+
+
+def _libdevice_function(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    """An interpreted libdevice function: float32 or float64 tensors (or numbers) in, one tensor out."""
+
+    def interpreted(*arguments: Any, _semantic: Any = None) -> Any:
+        tensors = [interpreter.interpreter_semantic.to_tensor(argument) for argument in arguments]
+        dtypes = [tensor.dtype for tensor in tensors]
+        if not all(dtype in (tl.float32, tl.float64) for dtype in dtypes):
+            raise ValueError(f"libdevice.{name}: got {[str(dtype) for dtype in dtypes]}, expected fp32 or fp64")
+        values = function(*(torch.tensor(tensor.handle.data) for tensor in tensors)).numpy()
+        result = {np.dtype(bool): tl.int1, np.dtype(np.float64): tl.float64}.get(values.dtype, tl.float32)
+        is_block = any(tensor.type.is_block() for tensor in tensors)
+        handle = interpreter.TensorHandle(values, result)
+        return tl.tensor(handle, tl.block_type(result, list(values.shape)) if is_block else result)
+
+    interpreted.__name__ = name
+    return interpreted
+
+
+def _install_libdevice() -> None:
+    for module_name in LIBDEVICE_MODULES:
+        module = importlib.import_module(module_name)
+        for name, function in LIBDEVICE_FUNCTIONS.items():
+            if hasattr(module, name):
+                setattr(module, name, _libdevice_function(name, function))
+
+
+def apply() -> None:
+    """Applies every cure, once, for the whole process."""
+    interpreter._patch_lang = _patch_once_a_launch(interpreter._patch_lang)
+    executor: Any = interpreter.GridExecutor
+    executor.__call__ = _launch(executor.__call__)
+    executor._restore_args_dev = _restore_arguments(executor._restore_args_dev)
+    builder: Any = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    reduce_operations: Any = interpreter.ReduceOps
+    reduce_operations.min_max = _min_max(reduce_operations.min_max)
+    operations: Any = interpreter.ReduceScanOpInterface
+    operations.to_tensor = _to_tensor(operations.to_tensor)
+    builder_class: Any = interpreter.InterpreterBuilder
+    builder_class.create_erf = _create_erf
+    _install_libdevice()

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import triton
+from triton import knobs
 
 # Triton reads TRITON_INTERPRET when a kernel is decorated, so one process has one answer.
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+INTERPRETED: bool = bool(knobs.runtime.interpret)
 
 Grid = tuple[int, ...]
 # planner(kernel, grid, arguments, constants) launches and returns True, or returns False and leaves it to Triton.

@@ -113,10 +113,13 @@ def _kernels_serve_now(device_type: str, dtype: torch.dtype) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result
 def _kernels_serve(device_type: str, dtype: torch.dtype) -> bool:
     """As `_kernels_serve_now`, decided once a compilation."""
     return _kernels_serve_now(device_type, dtype)
+
+
+# What torch.compiler.assume_constant_result sets; calling that would import all of the compiler, seconds, with tinynet.
+_kernels_serve._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 _reasons: dict[tuple[str, int], str | None] = {}
@@ -159,7 +162,7 @@ def _find_reason(device_type: str) -> str | None:
 
         bfloat16.install()
         return None
-    driver = _active_driver()
+    driver: Any = _active_driver()
     if driver is None and device_type == "cpu":
         reason = _activate_cpu_engine()
         if reason is not None:

@@ -1,0 +1,117 @@
+"""tinynet.nn against torch.nn: signatures, initialization, state_dict both ways, copies; and what is absent."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+
+import tinynet
+from tinynet import nn
+
+# How to build each compute layer, and an input it takes.
+LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
+    "Linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
+    **dict.fromkeys(
+        (
+            *("ReLU", "LeakyReLU", "ReLU6", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "LogSigmoid"),
+            *("Tanh", "Softplus", "Softsign", "Hardtanh", "Hardswish", "Hardsigmoid", "Hardshrink", "Softshrink"),
+            "Tanhshrink",
+        ),
+        ({}, (4, 5)),
+    ),
+}
+RE_EXPORTED = ("Flatten", "Identity", "Module", "ModuleDict", "ModuleList", "Parameter", "Sequential", "Unflatten")
+
+
+def compute_layers() -> list[str]:
+    return [
+        name
+        for name in nn.__all__
+        if inspect.isclass(getattr(nn, name)) and getattr(nn, name).__module__.startswith("tinynet")
+    ]
+
+
+def build(name: str, **more: object) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Ours and PyTorch's, each from the same seed."""
+    arguments = {**LAYERS[name][0], **more}
+    torch.manual_seed(3)
+    ours = getattr(nn, name)(**arguments)
+    torch.manual_seed(3)
+    return ours, getattr(torch.nn, name)(**arguments)
+
+
+def test_every_compute_layer_is_listed_here() -> None:
+    assert sorted(compute_layers()) == sorted(LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_signature_is_torch_nns_plus_activation(name: str) -> None:
+    def parameters(cls: type) -> list[tuple]:
+        signature = inspect.signature(cls.__init__)
+        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        return [(p.name, p.default) for p in signature.parameters.values() if p.kind not in kinds]
+
+    ours = [p for p in parameters(getattr(nn, name)) if p[0] not in ("activation",)]
+    assert ours == parameters(getattr(torch.nn, name))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_initialization_and_state_dict_both_ways(name: str) -> None:
+    ours, theirs = build(name)
+    state, expected = ours.state_dict(), theirs.state_dict()
+    assert list(state) == list(expected)
+    for key in state:
+        assert torch.equal(state[key], expected[key]), key
+    ours.load_state_dict(expected, strict=True)
+    theirs.load_state_dict(state, strict=True)
+    assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies_and_pickles(name: str) -> None:
+    ours, theirs = build(name)
+    shape = LAYERS[name][1]
+    arguments = [torch.randn(shape)]
+    if name in ("CrossEntropyLoss", "MSELoss"):
+        arguments.append(torch.randn(shape).softmax(1))
+    expected = theirs(*arguments)
+    for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        torch.testing.assert_close(module(*arguments), expected)
+
+
+def test_parameters_on_meta_and_in_bfloat16() -> None:
+    layer = nn.Linear(3, 4, device="meta", dtype=torch.bfloat16, activation="relu")
+    assert layer.weight.is_meta and layer.weight.dtype is torch.bfloat16
+    assert layer(torch.empty(2, 3, device="meta", dtype=torch.bfloat16)).shape == (2, 4)
+
+
+def test_activation_is_shown_and_checked() -> None:
+    layer = nn.Linear(3, 4, activation=tinynet.Activation("leaky_relu", negative_slope=0.2))
+    assert "activation=Activation('leaky_relu', negative_slope=0.2)" in repr(layer)
+    assert "activation=relu" in repr(nn.Linear(3, 4, activation="relu"))
+    with pytest.raises(ValueError, match="activation: got 'rule'"):
+        nn.Linear(3, 4, activation="rule")
+
+
+@pytest.mark.parametrize("name", RE_EXPORTED)
+def test_containers_are_pytorchs(name: str) -> None:
+    assert getattr(nn, name) is getattr(torch.nn, name)
+
+
+def test_absent_layers_say_so() -> None:
+    with pytest.raises(AttributeError, match=r"tinynet\.nn has no Transformer yet"):
+        _ = nn.Transformer
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = nn.Nonsense
+
+
+def test_importing_tinynet_touches_no_triton() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, tinynet, tinynet.nn; assert 'triton' not in sys.modules, 'triton was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)

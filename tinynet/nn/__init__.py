@@ -1,0 +1,93 @@
+"""torch.nn's layers under torch.nn's names, computed by our kernels; `activation=` is the one addition.
+
+Containers and `Module` are PyTorch's own. A compute layer is ours or absent: asking for one we lack is an error that
+says so, never PyTorch's in disguise.
+"""
+
+from typing import Any
+
+import torch.nn
+from torch.nn import (
+    Buffer,
+    Flatten,
+    Identity,
+    Module,
+    ModuleDict,
+    ModuleList,
+    Parameter,
+    ParameterDict,
+    ParameterList,
+    Sequential,
+    Unflatten,
+    init,
+    utils,
+)
+
+from tinynet import functional
+from tinynet.nn.activation import (
+    CELU,
+    ELU,
+    GELU,
+    SELU,
+    Hardshrink,
+    Hardsigmoid,
+    Hardswish,
+    Hardtanh,
+    LeakyReLU,
+    LogSigmoid,
+    Mish,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Softshrink,
+    Softsign,
+    Tanh,
+    Tanhshrink,
+)
+from tinynet.nn.linear import Linear
+
+__all__ = [
+    "CELU",
+    "ELU",
+    "GELU",
+    "SELU",
+    "Buffer",
+    "Flatten",
+    "Hardshrink",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
+    "Identity",
+    "LeakyReLU",
+    "Linear",
+    "LogSigmoid",
+    "Mish",
+    "Module",
+    "ModuleDict",
+    "ModuleList",
+    "Parameter",
+    "ParameterDict",
+    "ParameterList",
+    "ReLU",
+    "ReLU6",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softplus",
+    "Softshrink",
+    "Softsign",
+    "Tanh",
+    "Tanhshrink",
+    "Unflatten",
+    "functional",
+    "init",
+    "utils",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if hasattr(torch.nn, name):
+        raise AttributeError(f"tinynet.nn has no {name} yet; torch.nn.{name} would not run on our kernels")
+    raise AttributeError(f"module 'tinynet.nn' has no attribute {name!r}")

@@ -1,0 +1,152 @@
+"""Activation modules: torch.nn's classes, computed by our kernels.
+
+`inplace=True` is taken for compatibility and changes nothing: the input is never written to. Where an activation
+follows a linear layer or a convolution, `activation=` there saves a pass over memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinynet.ops import activation as ops
+
+
+class ReLU(torch.nn.ReLU):
+    """See `tinynet.functional.relu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.relu(input)
+
+
+class LeakyReLU(torch.nn.LeakyReLU):
+    """See `tinynet.functional.leaky_relu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.leaky_relu(input, self.negative_slope)
+
+
+class ReLU6(torch.nn.ReLU6):
+    """See `tinynet.functional.relu6`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.relu6(input)
+
+
+class ELU(torch.nn.ELU):
+    """See `tinynet.functional.elu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.elu(input, self.alpha)
+
+
+class SELU(torch.nn.SELU):
+    """See `tinynet.functional.selu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.selu(input)
+
+
+class CELU(torch.nn.CELU):
+    """See `tinynet.functional.celu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.celu(input, self.alpha)
+
+
+class GELU(torch.nn.GELU):
+    """See `tinynet.functional.gelu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.gelu(input, self.approximate)
+
+
+class SiLU(torch.nn.SiLU):
+    """See `tinynet.functional.silu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.silu(input)
+
+
+class Mish(torch.nn.Mish):
+    """See `tinynet.functional.mish`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.mish(input)
+
+
+class Sigmoid(torch.nn.Sigmoid):
+    """See `tinynet.functional.sigmoid`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.sigmoid(input)
+
+
+class LogSigmoid(torch.nn.LogSigmoid):
+    """See `tinynet.functional.logsigmoid`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.logsigmoid(input)
+
+
+class Tanh(torch.nn.Tanh):
+    """See `tinynet.functional.tanh`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.tanh(input)
+
+
+class Softplus(torch.nn.Softplus):
+    """See `tinynet.functional.softplus`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.softplus(input, self.beta, self.threshold)
+
+
+class Softsign(torch.nn.Softsign):
+    """See `tinynet.functional.softsign`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.softsign(input)
+
+
+class Hardtanh(torch.nn.Hardtanh):
+    """See `tinynet.functional.hardtanh`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.hardtanh(input, self.min_val, self.max_val)
+
+
+class Hardswish(torch.nn.Hardswish):
+    """See `tinynet.functional.hardswish`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.hardswish(input)
+
+
+class Hardsigmoid(torch.nn.Hardsigmoid):
+    """See `tinynet.functional.hardsigmoid`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.hardsigmoid(input)
+
+
+class Hardshrink(torch.nn.Hardshrink):
+    """See `tinynet.functional.hardshrink`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.hardshrink(input, self.lambd)
+
+
+class Softshrink(torch.nn.Softshrink):
+    """See `tinynet.functional.softshrink`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.softshrink(input, self.lambd)
+
+
+class Tanhshrink(torch.nn.Tanhshrink):
+    """See `tinynet.functional.tanhshrink`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.tanhshrink(input)

@@ -50,7 +50,5 @@ def read_archive(name: str, path: Path | None = None) -> dict[str, np.ndarray]:
     except Exception as error:  # numpy, zipfile and zlib each raise their own
         raise DataError(f"the data file {path} cannot be read: truncated, or no numpy archive") from error
     if fingerprint(arrays) != FINGERPRINTS[name]:
-        raise DataError(
-            f"the data file {path} is not the {name} data that tinynet ships: install tinynet again"
-        )
+        raise DataError(f"the data file {path} is not the {name} data that tinynet ships: install tinynet again")
     return arrays

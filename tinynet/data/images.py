@@ -47,6 +47,11 @@ class ImageData:
         """How many classes there are."""
         return len(self.class_names)
 
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        counts = f"{len(self.train_labels):,} train and {len(self.test_labels):,} test images"
+        return f"{self.name}, {counts} of {shape}, {self.classes} classes"
+
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation of each channel of the train images, [1, C, 1, 1] float32."""
         images = self.train_images.double()

@@ -35,9 +35,7 @@ MAKERS = {"digits": digits, "mnist5k": mnist5k}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(MAKERS)}; all where none is given"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MAKERS)}; all where none is given")
     parser.add_argument("--folder", type=Path, default=SHIPPED, help="where the files go")
     arguments = parser.parse_args()
     for name in arguments.names or MAKERS:

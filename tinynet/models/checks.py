@@ -1,0 +1,16 @@
+"""What every image model demands of its sizes."""
+
+
+def check_image_shape(image_shape: tuple[int, int, int], smallest_side: int) -> None:
+    """Raises a ValueError unless image_shape is (C, H, W) with C >= 1 and H, W >= smallest_side."""
+    if len(image_shape) != 3 or image_shape[0] < 1 or min(image_shape[1:]) < smallest_side:
+        raise ValueError(
+            f"image_shape must be (channels, height, width) with at least 1 channel and {smallest_side} "
+            f"pixel(s) a side, got {tuple(image_shape)}"
+        )
+
+
+def check_classes(classes: int) -> None:
+    """Raises a ValueError unless there is at least one class."""
+    if classes < 1:
+        raise ValueError(f"classes must be at least 1, got {classes}")

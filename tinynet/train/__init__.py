@@ -1,0 +1,19 @@
+"""Training: the loop, its checkpoints, the pictures of a run, and the flags that every example takes."""
+
+from tinynet.train.checkpoint import CheckpointError, export_weights, read_checkpoint, save_checkpoint
+from tinynet.train.determinism import make_deterministic
+from tinynet.train.trainer import DTYPES, Progress, Trainer, TrainingError, accuracy, warm_up_and_cosine
+
+__all__ = [
+    "DTYPES",
+    "CheckpointError",
+    "Progress",
+    "Trainer",
+    "TrainingError",
+    "accuracy",
+    "export_weights",
+    "make_deterministic",
+    "read_checkpoint",
+    "save_checkpoint",
+    "warm_up_and_cosine",
+]

@@ -1,0 +1,15 @@
+"""Same seed, machine, versions and thread count: same numbers, bit for bit."""
+
+import os
+
+import torch
+
+
+def make_deterministic(seed: int) -> None:
+    """Seeds PyTorch and asks it for its reproducible algorithms, here and from now on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would fill every torch.empty too, which nobody reads before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

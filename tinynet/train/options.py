@@ -1,0 +1,186 @@
+"""The flags that every training example takes, and what is wrong with them in a sentence."""
+
+import argparse
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from tinynet.data import DataError
+from tinynet.engines import dispatch
+from tinynet.train.checkpoint import CheckpointError, read_checkpoint
+from tinynet.train.trainer import CHECKPOINT_NAME, DTYPES, TrainingError
+
+# A resumed run may train longer and run elsewhere, but it computes what the checkpoint's run did.
+NOT_OF_THE_RUN = ("device", "engine", "out", "resume")
+FREE_ON_RESUME = ("epochs", "steps")
+
+
+class RunParser(argparse.ArgumentParser):
+    """An argument parser for a training run, whose errors are one sentence and exit code 2.
+
+    Args:
+        name: of the program; a checkpoint of another program is refused.
+        description: the first line of the help.
+        epochs, batch_size, lr: the defaults of these flags.
+    """
+
+    def __init__(self, name: str, description: str, *, epochs: int, batch_size: int, lr: float) -> None:
+        super().__init__(
+            prog=name,
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+        add = self.add_argument
+        add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
+        add("--dtype", choices=DTYPES, default="fp32", help="what to compute in, by autocast")
+        add("--engine", choices=dispatch.NAMES, default="auto", help="who computes; auto: kernels where they run")
+        length = self.add_mutually_exclusive_group()
+        length.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the train set")
+        length.add_argument("--steps", type=positive_int, default=None, help="optimizer steps, instead of epochs")
+        add("--batch-size", type=positive_int, default=batch_size, help="samples a step")
+        add("--lr", type=positive_float, default=lr, help="the highest learning rate")
+        add("--seed", type=seed, default=0, help="of weights, order and augmentation")
+        add("--out", type=Path, default=None, help="folder of the run; a new one in runs/ if not given")
+        add("--resume", type=Path, default=None, help="checkpoint, or folder of a run, to go on from")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+    def parse_run(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parses the flags of a run; with --resume, those of the checkpoint hold where none is given.
+
+        Returns:
+            The flags by name, with `device` a torch.device that exists, and `resume` a file or None.
+        """
+        options = self.parse_args(arguments)
+        if options.resume is not None:
+            self._take_over_checkpoint(options, self._given(arguments))
+        options.device = self._existing_device(options.device)
+        if options.engine == "kernels":
+            reason = dispatch.unavailable_reason(options.device.type)
+            if reason is not None:
+                self.error(f"--engine kernels: {reason}")
+        return options
+
+    def config(self, options: argparse.Namespace) -> dict[str, Any]:
+        """What a checkpoint says about its run: the program and the flags that a resumed run takes over."""
+        flags = {name: value for name, value in vars(options).items() if name not in NOT_OF_THE_RUN}
+        return {"program": self.prog, **flags}
+
+    def make_folder(self, out: Path | None, default_name: str, resumed: Path | None) -> Path:
+        """Makes the run's folder: `out`, or else the first of runs/NAME, runs/NAME-2, ... that is not there.
+
+        A folder with a checkpoint other than the resumed one is refused.
+        """
+        if out is None:
+            number = 1
+            out = Path("runs") / default_name
+            while out.exists():
+                number += 1
+                out = Path("runs") / f"{default_name}-{number}"
+        checkpoint = out / CHECKPOINT_NAME
+        if checkpoint.exists() and (resumed is None or not checkpoint.samefile(resumed)):
+            self.error(f"--out {out} holds a checkpoint: go on with --resume {out}, or name another folder")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            self.error(f"--out {out} is a file, or lies in one, and not a folder")
+        except OSError as error:
+            self.error(f"--out {out} cannot be made: {error.strerror}")
+        if not os.access(out, os.W_OK):
+            self.error(f"--out {out} cannot be written to")
+        return out
+
+    @contextmanager
+    def sentences(self) -> Iterator[None]:
+        """Turns what a person can mend into a sentence and exit code 2 (1 where the training itself failed)."""
+        try:
+            yield
+        except (CheckpointError, DataError) as error:
+            self.error(str(error))
+        except TrainingError as error:
+            self.exit(1, f"{self.prog}: {error}\n")
+        except KeyboardInterrupt:
+            self.exit(130, f"{self.prog}: interrupted; what the last epoch left is in its checkpoint\n")
+
+    def _given(self, arguments: Sequence[str] | None) -> set[str]:
+        """The flags that are on the command line."""
+        absent = object()
+        names = vars(self.parse_args([]))
+        parsed = self.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names, absent)))
+        return {name for name, value in vars(parsed).items() if value is not absent}
+
+    def _take_over_checkpoint(self, options: argparse.Namespace, given: set[str]) -> None:
+        if options.resume.is_dir():
+            options.resume = options.resume / CHECKPOINT_NAME
+        with self.sentences():
+            config = read_checkpoint(options.resume).get("config", {})
+        program = config.pop("program", "another program")
+        if program != self.prog:
+            self.error(f"--resume {options.resume} is a checkpoint of {program}")
+        if "epochs" in given:
+            config["steps"] = None
+        for name, value in config.items():
+            if name not in given:
+                setattr(options, name, value)
+            elif getattr(options, name) != value and name not in FREE_ON_RESUME:
+                flag = "--" + name.replace("_", "-")
+                self.error(
+                    f"{flag} {getattr(options, name)} differs from the {value} of {options.resume}: "
+                    "leave it out, or start a new run"
+                )
+        options.out = options.out or options.resume.parent
+
+    def _existing_device(self, name: str) -> torch.device:
+        if name == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            self.error(f"--device {name} is no device: try auto, cpu or cuda")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            self.error(f"--device {name}: PyTorch {torch.__version__} sees no GPU here")
+        try:
+            torch.empty(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+            self.error(f"--device {name} is not on this machine, or PyTorch {torch.__version__} cannot use it")
+        return device
+
+
+def positive_int(text: str) -> int:
+    """Parses a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Parses a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
+    return value
+
+
+def seed(text: str) -> int:
+    """Parses a whole number of at least 0 and below 2^31."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**31 - 1}, got {text!r}")
+    return value

@@ -1,0 +1,183 @@
+"""The pictures of a run. matplotlib draws them, and is imported by the functions that need it."""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRAIN_COLOR, TEST_COLOR, WRONG_COLOR = "#4c78a8", "#f58518", "#d62728"
+MOST_FILTERS = 64
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw_curve(path: Path, steps: Sequence[Sequence[float]], rows: Sequence[dict[str, float]]) -> None:
+    """Draws loss and accuracy over the optimizer steps.
+
+    Args:
+        path: the picture to write.
+        steps: of each step, the number of samples and the sum of the loss, as `Progress.steps`.
+        rows: the lines of metrics.csv.
+    """
+    figure = _figure(11, 4.2)
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    each_step = range(1, len(steps) + 1)
+    marks = [row["step"] for row in rows]
+
+    losses = [total / count for count, total, *_ in steps]
+    loss_axes.plot(each_step, losses, color=TRAIN_COLOR, alpha=0.3, linewidth=0.8, label="train, each step")
+    loss_axes.plot(marks, [row["train_loss"] for row in rows], color=TRAIN_COLOR, marker=".", label="train, epoch")
+    loss_axes.plot(marks, [row["test_loss"] for row in rows], color=TEST_COLOR, marker=".", label="test")
+    loss_axes.set(title="loss", xlabel="optimizer step", yscale="log")
+
+    for part, color in (("train", TRAIN_COLOR), ("test", TEST_COLOR)):
+        percent = [100 * row[f"{part}_accuracy"] for row in rows]
+        accuracy_axes.plot(marks, percent, color=color, marker=".", label=f"{part}, {percent[-1]:.1f} % at the end")
+    accuracy_axes.set(title="accuracy (%)", xlabel="optimizer step")
+
+    for axes in (loss_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
+    """Counts how often each class was taken for each: labels [N], predictions [N] -> [true class, prediction]."""
+    return torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+
+
+def draw_confusion(path: Path, matrix: Tensor, class_names: Sequence[str]) -> None:
+    """Draws the counts [true class, prediction]; mistakes are colored, so that the many hits don't hide them."""
+    classes = len(class_names)
+    figure = _figure(2.2 + 0.55 * classes, 1.8 + 0.5 * classes)
+    axes = figure.subplots()
+    mistakes = matrix.clone().fill_diagonal_(0)
+    most = max(1, int(mistakes.max()))
+    axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=1.5 * most)
+    for true in range(classes):
+        for predicted in range(classes):
+            count = int(matrix[true, predicted])
+            if count:
+                is_hit = true == predicted
+                color = "black" if is_hit else WRONG_COLOR if count < 0.8 * most else "white"
+                weight = "bold" if is_hit else "normal"
+                axes.text(predicted, true, str(count), ha="center", va="center", color=color, fontweight=weight)
+    hits, total = int(matrix.trace()), int(matrix.sum())
+    axes.set(title=f"{hits} of {total} test images right ({100 * hits / total:.2f} %)")
+    axes.set(xlabel="prediction", ylabel="true class")
+    rotation = 0 if max(map(len, class_names)) <= 2 else 45
+    axes.set_xticks(range(classes), class_names, rotation=rotation, ha="center" if rotation == 0 else "right")
+    axes.set_yticks(range(classes), class_names)
+    figure.savefig(path)
+
+
+def draw_filters(path: Path, weight: Tensor, image: Tensor, responses: Tensor | None) -> None:
+    """Draws what the first layer learned to see, the filters with the largest norm first.
+
+    Args:
+        path: the picture to write.
+        weight: [filters, C, H, W]; red weighs positive, blue negative; of three channels, their colors are shown.
+        image: [C, height, width], an example.
+        responses: [filters, h, w], what each filter makes of the example; None where it makes one number.
+    """
+    order = weight.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:MOST_FILTERS]
+    panels = 1 if responses is None else 2
+    columns = math.ceil(math.sqrt(len(order)))
+    rows = math.ceil(len(order) / columns)
+    figure = _figure(5.2 * panels + 0.4, 5.2 * rows / columns + 0.8)
+    parts = figure.subfigures(1, panels, squeeze=False)[0]
+
+    parts[0].suptitle(f"the first layer's filters, {weight.shape[2]}x{weight.shape[3]} pixels")
+    limit = float(weight.abs().max()) or 1.0
+    for axes, filter_ in _grid(parts[0], rows, columns, weight[order]):
+        if filter_.shape[0] == 3:
+            axes.imshow((0.5 + 0.5 * filter_ / limit).permute(1, 2, 0))
+        else:
+            axes.imshow(filter_.mean(dim=0), cmap="RdBu_r", vmin=-limit, vmax=limit)
+
+    if responses is not None:
+        parts[1].suptitle("what each makes of the test image in its corner")
+        for axes, response in _grid(parts[1], rows, columns, responses[order]):
+            axes.imshow(response, cmap="magma")
+        first = parts[1].axes[0]
+        inset = first.inset_axes((0.0, 0.62, 0.38, 0.38))
+        inset.axis("off")
+        _show_image(inset, image)
+    figure.savefig(path)
+
+
+def draw_samples(path: Path, images: Tensor, labels: Tensor, probabilities: Tensor, class_names: Sequence[str]) -> None:
+    """Draws images, each with the probabilities that the network gives to the classes.
+
+    Args:
+        path: the picture to write.
+        images: [N, C, H, W].
+        labels: [N].
+        probabilities: [N, classes].
+        class_names: one name a class.
+    """
+    columns = 4
+    rows = math.ceil(len(images) / columns)
+    figure = _figure(3.6 * columns, 1.9 * rows + 0.5)
+    figure.suptitle("test images and the probability of each class (green: true class, red: a wrong answer)")
+    axes_grid = figure.subplots(
+        rows, 2 * columns, squeeze=False, gridspec_kw={"width_ratios": [1, 1.25] * columns}
+    ).reshape(-1, 2)
+    for index, (image_axes, bar_axes) in enumerate(axes_grid):
+        if index >= len(images):
+            image_axes.axis("off")
+            bar_axes.axis("off")
+            continue
+        label, chances = int(labels[index]), probabilities[index]
+        prediction = int(chances.argmax())
+        _show_image(image_axes, images[index])
+        image_axes.axis("off")
+        verdict = (
+            class_names[prediction] if prediction == label else f"{class_names[prediction]}, not {class_names[label]}"
+        )
+        image_axes.set_title(verdict, fontsize=10, color="black" if prediction == label else WRONG_COLOR)
+        colors = ["#bbbbbb"] * len(class_names)
+        colors[prediction] = WRONG_COLOR
+        colors[label] = "#2ca02c"
+        bar_axes.barh(range(len(class_names)), chances, color=colors)
+        bar_axes.set_yticks(range(len(class_names)), class_names, fontsize=7)
+        bar_axes.set(xlim=(0, 1), xticks=[0, 1])
+        bar_axes.tick_params(length=0, labelsize=7)
+        bar_axes.invert_yaxis()
+        bar_axes.spines[["top", "right"]].set_visible(False)
+        bar_axes.text(1, prediction, f"{100 * chances[prediction]:.0f} %", fontsize=7, va="center", ha="right")
+    figure.savefig(path)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """A figure of width x height inches, drawn without a window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _grid(part: Any, rows: int, columns: int, tiles: Tensor) -> "list[tuple[Axes, Tensor]]":
+    """Axes without ticks for each tile, in rows."""
+    axes = part.subplots(rows, columns, squeeze=False).flatten()
+    for each in axes:
+        each.axis("off")
+    return list(zip(axes, tiles, strict=False))
+
+
+def _show_image(axes: "Axes", image: Tensor) -> None:
+    """Shows an image [C, H, W], its values stretched to the full range."""
+    low, high = image.min(), image.max()
+    stretched = (image - low) / (high - low).clamp_min(1e-12)
+    axes.imshow(stretched.permute(1, 2, 0).expand(-1, -1, 3) if image.shape[0] != 3 else stretched.permute(1, 2, 0))

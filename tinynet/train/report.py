@@ -1,0 +1,74 @@
+"""What is left of an image classifier's run besides its checkpoint: pictures for a person."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tinynet import nn
+from tinynet.data import ImageData
+from tinynet.train.pictures import (
+    can_draw,
+    confusion_matrix,
+    draw_confusion,
+    draw_curve,
+    draw_filters,
+    draw_samples,
+)
+from tinynet.train.trainer import Trainer
+
+SAMPLES, MISTAKES = 12, 6
+
+
+def write_image_report(folder: Path, trainer: Trainer, data: ImageData) -> list[str]:
+    """Writes curve.png, confusion.png, filters.png and samples.png.
+
+    Returns:
+        The names of the files written; none where matplotlib is not installed, which is said in one line.
+    """
+    if not can_draw():
+        print("no pictures: matplotlib is not installed (pip install 'tinynet-triton[viz]')")
+        return []
+    outputs, targets = zip(*trainer.predict(), strict=True)
+    probabilities = torch.cat(outputs).float().softmax(dim=1).cpu()
+    labels = torch.cat(targets).cpu()
+    predictions = probabilities.argmax(dim=1)
+    images = data.test_images.float()
+
+    draw_curve(folder / "curve.png", trainer.progress.steps, trainer.rows)
+    draw_confusion(folder / "confusion.png", confusion_matrix(labels, predictions, data.classes), data.class_names)
+    normalized, _ = next(iter(trainer.batches.test()))
+    weight, responses = first_layer(trainer.model, normalized[:1])
+    draw_filters(folder / "filters.png", weight, images[0], responses)
+    chosen = choose_samples(labels, predictions, probabilities)
+    draw_samples(folder / "samples.png", images[chosen], labels[chosen], probabilities[chosen], data.class_names)
+    return ["curve.png", "confusion.png", "filters.png", "samples.png"]
+
+
+def choose_samples(labels: Tensor, predictions: Tensor, probabilities: Tensor) -> Tensor:
+    """The indices of up to 12 images: the surest mistakes, at most 6, then right answers spread over the set."""
+    sureness = probabilities.max(dim=1).values
+    wrong = torch.nonzero(predictions != labels).flatten()
+    wrong = wrong[sureness[wrong].argsort(descending=True, stable=True)][:MISTAKES]
+    right = torch.nonzero(predictions == labels).flatten()
+    wanted = min(SAMPLES - len(wrong), len(right))
+    spread = torch.linspace(0, max(0, len(right) - 1), wanted).round().long()
+    return torch.cat([right[spread], wrong])
+
+
+def first_layer(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The first layer's weights as small images, and what they make of an image.
+
+    Args:
+        model: begins with a convolution, or flattens its images into a linear layer.
+        images: [1, C, H, W] on the model's device.
+
+    Returns:
+        On the CPU: weights [filters, C, h, w], and the layer's output [filters, H, W] or None for a linear layer.
+    """
+    layer = next(module for module in model.modules() if getattr(module, "weight", None) is not None)
+    weight = layer.weight.detach().float().cpu()
+    if weight.ndim == 2:
+        return weight.reshape(len(weight), *images.shape[1:]), None
+    with torch.no_grad():
+        return weight, layer(images)[0].float().cpu()

@@ -1,0 +1,352 @@
+"""The training loop: steps, measures, a progress bar, checkpoints."""
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from tinynet import nn
+from tinynet.train.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from tinynet.train.interrupt import Interrupt
+
+CHECKPOINT_NAME = "checkpoint.pt"
+METRICS_NAME = "metrics.csv"
+SECONDS_BETWEEN_UPDATES = 0.2
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Batch = tuple[Tensor, Tensor]
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+class Batches(Protocol):
+    """What a trainer trains on. A batch is (inputs, targets), and its size is the length of the targets."""
+
+    @property
+    def train_count(self) -> int:
+        """The number of train samples in an epoch."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of train batches in an epoch."""
+        ...
+
+    def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The train batches of an epoch from batch `start` on: a function of the epoch alone."""
+        ...
+
+    def test(self) -> Iterable[Batch]:
+        """The test batches."""
+        ...
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on: its loss is not a finite number any more."""
+
+
+@dataclass
+class Progress:
+    """How far a run is. Everything in it comes back from a checkpoint exactly.
+
+    Attributes:
+        epoch: epochs done.
+        batch: batches done of the epoch that is under way.
+        step: optimizer steps done.
+        seconds: time spent in training.
+        steps: of each step, the number of samples, and for the loss and each measure its sum over them.
+        rows: of each epoch, the measures on the train and the test set: the rows of metrics.csv.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    steps: list[list[float]] = field(default_factory=list)
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The number of samples whose largest logit is their label's: logits [N, C], labels [N] -> scalar."""
+    return (logits.argmax(dim=1) == labels).sum()
+
+
+def warm_up_and_cosine(optimizer: torch.optim.Optimizer, total_steps: int, warm_up_steps: int) -> LambdaLR:
+    """The learning rate's factor goes from 0 to 1 in `warm_up_steps`, then along half a cosine back to 0.
+
+    Loshchilov and Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017), without restarts.
+    """
+
+    def factor(step: int) -> float:
+        if step < warm_up_steps:
+            return (step + 1) / (warm_up_steps + 1)
+        done = (step - warm_up_steps) / max(1, total_steps - warm_up_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return LambdaLR(optimizer, factor)
+
+
+class Trainer:
+    """Trains a model and keeps its state in a folder.
+
+    Args:
+        model: on the device it trains on.
+        batches: train and test batches on the same device.
+        loss: maps (outputs, targets) to the mean loss of a batch, a scalar.
+        optimizer: of the model's parameters.
+        scheduler: stepped after each optimizer step.
+        measures: by name, functions of (outputs, targets) that return the measure's sum over the batch.
+        dtype: what to compute in: with bfloat16 or float16 under autocast, with float16 also with gradient
+            scaling; the weights stay as they are.
+        unit: what a sample is called in the progress bar.
+        folder: where metrics.csv and checkpoint.pt go after each epoch; nothing is written where None.
+        config: what a checkpoint says about the run besides its state.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        scheduler: LambdaLR,
+        *,
+        measures: dict[str, Measure],
+        dtype: torch.dtype = torch.float32,
+        unit: str = "samples",
+        folder: Path | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.loss = loss
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.measures = measures
+        self.dtype = dtype
+        self.unit = unit
+        self.folder = folder
+        self.config = config or {}
+        self.progress = Progress()
+        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self._unfinished_row: dict[str, float] | None = None
+        self._pending: list[tuple[int, Tensor]] = []
+
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Takes one optimizer step on a batch and returns its loss, a scalar, detached."""
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            outputs = self.model(inputs)
+            loss = self.loss(outputs, targets)
+        self.scaler.scale(loss).backward()
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:  # else the gradients overflowed and no step was taken
+            self.scheduler.step()
+        self.progress.step += 1
+        self.progress.batch += 1
+        self._pending.append((len(targets), self._sums(outputs.detach(), targets, loss.detach())))
+        return loss.detach()
+
+    def fit(self, total_steps: int) -> bool:
+        """Trains until `total_steps` optimizer steps are done in all; returns False where Ctrl-C ended it before.
+
+        Raises:
+            TrainingError: the loss became infinite or not a number; the checkpoint is the last epoch's.
+        """
+        self._unfinished_row = None
+        with Interrupt() as interrupt:
+            while self.progress.step < total_steps and not interrupt.requested:
+                samples_per_second = self._train_epoch(total_steps, interrupt)
+                is_finished = self.progress.batch == len(self.batches)
+                if not is_finished:
+                    self.save()  # before anything else takes time: who interrupts once may do so twice
+                row = self._row()
+                self._print(row, samples_per_second)
+                if is_finished:
+                    self.progress.rows.append(row)
+                    self.progress.epoch += 1
+                    self.progress.batch = 0
+                else:
+                    self._unfinished_row = row
+                self.save()
+        return self.progress.step >= total_steps
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The lines of metrics.csv: one an epoch, and one for an epoch that `fit` left in the middle."""
+        return self.progress.rows + ([self._unfinished_row] if self._unfinished_row else [])
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns the mean loss and measures over the test set by name."""
+        total = torch.zeros(1 + len(self.measures), dtype=torch.float64)
+        count = 0
+        for outputs, targets in self.predict():
+            with self._autocast():
+                loss = self.loss(outputs, targets)
+            total += self._sums(outputs, targets, loss).double().cpu()
+            count += len(targets)
+        return dict(zip(self._names, (total / count).tolist(), strict=True))
+
+    def predict(self) -> Iterator[Batch]:
+        """Yields the model's (outputs, targets) of each test batch."""
+        self.model.eval()
+        for inputs, targets in self.batches.test():
+            with torch.no_grad(), self._autocast():
+                outputs = self.model(inputs)
+            yield outputs, targets
+
+    def save(self) -> None:
+        """Writes metrics.csv and checkpoint.pt into the folder, each in one move.
+
+        Raises:
+            CheckpointError: a file cannot be written; what was there before is still there.
+        """
+        if self.folder is None:
+            return
+        self._collect()
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": _random_state(self.device),
+            "progress": asdict(self.progress),
+            "config": self.config,
+        }
+        save_checkpoint(self.folder / CHECKPOINT_NAME, state)
+        if self.rows:
+            self._write_metrics(self.folder / METRICS_NAME)
+
+    def resume(self, path: Path) -> None:
+        """Takes over the state of a checkpoint, so that `fit` goes on as if it had never stopped.
+
+        Raises:
+            CheckpointError: no checkpoint, or one of another model or optimizer.
+        """
+        state = read_checkpoint(path)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+            _set_random_state(state["random"], self.device)
+            self.progress = Progress(**state["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not a checkpoint of this model and optimizer: {error}") from error
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("loss", *self.measures)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def _sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+        """The loss and each measure summed over a batch, float32 [1 + measures], still on the device."""
+        sums = [loss * len(targets)] + [measure(outputs, targets) for measure in self.measures.values()]
+        return torch.stack([each.float() for each in sums])
+
+    def _collect(self) -> None:
+        """Moves what the last steps measured from the device into `progress`: the only wait for the device."""
+        if not self._pending:
+            return
+        counts, sums = zip(*self._pending, strict=True)
+        self._pending.clear()
+        self.progress.steps += [[count, *each] for count, each in zip(counts, torch.stack(sums).tolist(), strict=True)]
+        loss = self.progress.steps[-1][1]
+        # With gradient scaling, a step whose numbers overflowed is not taken, and the next may be fine.
+        if not math.isfinite(loss) and not self.scaler.is_enabled():
+            raise TrainingError(f"the loss is {loss} after {self.progress.step} steps: try a smaller learning rate")
+
+    def _train_epoch(self, total_steps: int, interrupt: Interrupt) -> float:
+        """Takes the epoch's remaining steps, or as many as the total or Ctrl-C leave; returns samples a second."""
+        started = shown = time.perf_counter()
+        seen_before = self._seen()
+        bar = tqdm(
+            total=self.batches.train_count,
+            initial=seen_before,
+            desc=f"epoch {self.progress.epoch + 1}",
+            unit=f" {self.unit}",
+            leave=False,
+            disable=None,  # no bar where nobody looks: output that is not a terminal
+        )
+        with bar:
+            for inputs, targets in self.batches.train(self.progress.epoch, start=self.progress.batch):
+                self.step(inputs, targets)
+                if time.perf_counter() - shown > SECONDS_BETWEEN_UPDATES:
+                    self._collect()
+                    bar.set_postfix_str(_in_words(self._train_means()), refresh=False)
+                    bar.update(self._seen() - bar.n)
+                    shown = time.perf_counter()
+                if interrupt.requested or self.progress.step >= total_steps:
+                    break
+            self._collect()
+        seconds = time.perf_counter() - started
+        self.progress.seconds += seconds
+        return (self._seen() - seen_before) / seconds
+
+    def _seen(self) -> int:
+        """The samples of the epoch under way that were trained on."""
+        return sum(int(count) for count, *_ in self._steps_of_epoch())
+
+    def _steps_of_epoch(self) -> list[list[float]]:
+        done = self.progress.batch - len(self._pending)
+        return self.progress.steps[-done:] if done else []
+
+    def _train_means(self) -> dict[str, float]:
+        """The mean loss and measures over the epoch under way by name."""
+        columns = list(zip(*self._steps_of_epoch(), strict=True))
+        count = sum(columns[0])
+        return {name: sum(column) / count for name, column in zip(self._names, columns[1:], strict=True)}
+
+    def _row(self) -> dict[str, float]:
+        """The line of metrics.csv about the epoch under way."""
+        row: dict[str, float] = {"epoch": self.progress.epoch + 1, "step": self.progress.step}
+        row |= {f"train_{name}": value for name, value in self._train_means().items()}
+        row |= {f"test_{name}": value for name, value in self.evaluate().items()}
+        return row | {"seconds": round(self.progress.seconds, 2)}
+
+    def _print(self, row: dict[str, float], samples_per_second: float) -> None:
+        train = _in_words({name: row[f"train_{name}"] for name in self._names})
+        test = _in_words({name: row[f"test_{name}"] for name in self._names})
+        print(f"epoch {row['epoch']}: {train}; test {test}; {samples_per_second:,.0f} {self.unit}/s", flush=True)
+
+    def _write_metrics(self, path: Path) -> None:
+        """Writes metrics.csv anew, in one move."""
+        part = path.with_name(path.name + ".part")
+        with open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(part, path)
+
+
+def _in_words(means: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name} {100 * value:.2f} %" if name == "accuracy" else f"{name} {value:.4f}" for name, value in means.items()
+    )
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,8 +1,8 @@
 """What a compiled kernel holds: registers, spills, the main loop, its matrix instructions and the width of its loads.
 
-A cubin is read with the two disassemblers that every Triton wheel ships (`cuobjdump`, `nvdisasm`); for AMD the assembly
-text that Triton keeps beside the code object says the same. Both become one list of instructions with labels, from which
-the loops are found as backward branches.
+A cubin is read with the two disassemblers that every Triton wheel ships (`cuobjdump`, `nvdisasm`); for AMD the
+assembly text that Triton keeps beside the code object says the same. Both become one list of instructions with labels,
+from which the loops are found as backward branches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import triton
 
@@ -140,7 +140,7 @@ def read_amdgcn(assembly: str) -> Code:
     return _summary(AMDGCN, instructions, metadata("vgpr_count"), spill_bytes, static_shared)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tool_path(name: str) -> str:
     path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
     if not os.path.exists(path):

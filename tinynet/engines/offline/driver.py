@@ -1,7 +1,7 @@
 """A Triton driver that compiles and records, for a chip that need not be there.
 
-Triton asks its driver for the target, the device's limits, a loader for binaries and a launcher. This one answers for the
-chip of the report, loads nothing, and its launcher appends to the report. Everything before (specialization, tile
+Triton asks its driver for the target, the device's limits, a loader for binaries and a launcher. This one answers for
+the chip of the report, loads nothing, and its launcher appends to the report. Everything before (specialization, tile
 choice, the compiler, the disk cache) is Triton's own path. Works with Triton 3.6 to 3.9.
 """
 
@@ -21,7 +21,7 @@ from triton.runtime.autotuner import Autotuner
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.errors import OutOfResources
 
-from tinynet.engines.offline.binary import Code, read_amdgcn, read_cubin
+from tinynet.engines.offline.binary import read_amdgcn, read_cubin
 from tinynet.engines.offline.launch import CompiledKernel, record_launch
 from tinynet.engines.offline.report import Report
 from tinynet.engines.offline.targets import Target
@@ -160,20 +160,16 @@ def _compiled_kernel(src: Any, metadata: Any, binary: bytes, target: Target) -> 
     if metadata.hash not in _kernels:
         files = get_cache_manager(metadata.hash).get_group(f"{metadata.name}.json") or {}
         by_stage = {name.rsplit(".", 1)[-1]: path for name, path in files.items()}
-        code: Code
-        if target.backend == "cuda":
-            code = read_cubin(binary, target)
-        else:
-            code = read_amdgcn(_stage(by_stage, "amdgcn"))
+        cuda = target.backend == "cuda"
         _kernels[metadata.hash] = CompiledKernel(
             function=src.fn,
             signature=dict(src.signature),
             attributes=dict(src.attrs),
             num_warps=metadata.num_warps,
             num_stages=metadata.num_stages,
-            shared_bytes=metadata.shared + code.static_shared_bytes,
+            dynamic_shared_bytes=metadata.shared,
             scratch_bytes=getattr(metadata, "global_scratch_size", 0) or 0,
-            code=code,
+            code=read_cubin(binary, target) if cuda else read_amdgcn(_stage(by_stage, "amdgcn")),
             ir=_stage(by_stage, "ttir"),
         )
     return _kernels[metadata.hash]
@@ -208,7 +204,7 @@ def shared_memory_limit_lifted() -> Iterator[None]:
 
 @contextmanager
 def tuning_forgotten() -> Iterator[None]:
-    """Makes autotuners ask our benchmarker, and keeps what they choose here from their own caches, which know no chip."""
+    """Makes autotuners ask our benchmarker and keeps their choices out of their caches, which know no chip."""
     real_run = Autotuner.run
 
     def run(self: Autotuner, *args: Any, **kwargs: Any) -> Any:

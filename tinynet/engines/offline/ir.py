@@ -1,7 +1,7 @@
 """What a kernel does to its arguments, read from Triton's IR for one launch: reads, writes, dots, integer overflow.
 
-The IR's text is read line by line into operations with nested regions, then walked once with the launch's own grid and
-scalars. Integers are followed as intervals and pointers as the set of arguments that they may point into, which answers:
+The IR's text is read line by line into operations with nested regions, then walked with the launch's own grid and
+scalars. Integers are followed as intervals, pointers as the set of arguments that they may point into. That answers:
 
 - which pointer arguments are read and which are written (the compulsory bytes of a kernel that states no cost);
 - how many floating-point operations its dots make, where every trip count is known;
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -96,7 +95,8 @@ class Effects:
     Attributes:
         read, written: arguments that are read and written.
         unknown_access: memory is accessed through a pointer that derives from no argument (a table of pointers).
-        dots: matrix products of one program, by operand type; None where a trip count is unknown.
+        dot_flops: operations of one program's matrix products; None where a trip count is unknown.
+        operand_type: operand type of the matrix products; `fp32` where there is none.
         overflows: argument to the 32-bit operation on its address that can leave the range of int32.
         unbounded: arguments addressed by 32-bit offsets alone of which at least one has unknown bounds.
     """
@@ -104,7 +104,8 @@ class Effects:
     read: set[int] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
     unknown_access: bool = False
-    dots: Counter[str] | None = field(default_factory=Counter)
+    dot_flops: int | None = 0
+    operand_type: str = "fp32"
     overflows: dict[int, str] = field(default_factory=dict)
     unbounded: set[int] = field(default_factory=set)
 
@@ -118,12 +119,12 @@ def analyze(text: str, scalars: Mapping[int, int], grid: Sequence[int]) -> Effec
         grid: programs along x, y and z.
 
     Returns:
-        The effects of the launch; `dots` counts the floating-point operations of one program.
+        The effects of the launch.
     """
     function = parse(text)
     walk = _Walk(grid)
     environment = {}
-    for position, (name, pointer) in enumerate(zip(function.arguments, function.pointers)):
+    for position, (name, pointer) in enumerate(zip(function.arguments, function.pointers, strict=True)):
         number = scalars.get(position)
         environment[name] = Value(roots=frozenset({position})) if pointer else Value(number, number)
     walk.region(function.body, environment, trips=1)
@@ -143,7 +144,7 @@ def parse(text: str) -> Function:
     for raw in text.splitlines():
         line = _without_locations(raw).strip()
         if "tt.func public" in line:
-            parameters = re.findall(r"%(\w+): (!?[\w.]+)", line)
+            parameters = re.findall(r"%([\w.$]+): (!?[\w.]+)", line)
             body = Region()
             pointers = [kind in ("!tt.ptr", "!tt.tensordesc") for _, kind in parameters]
             function = Function([name for name, _ in parameters], pointers, body)
@@ -151,7 +152,7 @@ def parse(text: str) -> Function:
         elif not open_regions or not line or line.startswith("#"):
             continue
         elif line.startswith("^"):
-            open_regions[-1].arguments += re.findall(r"%(\w+):", line)
+            open_regions[-1].arguments += re.findall(r"%([\w.$]+):", line)
         elif line.startswith("}"):
             open_regions.pop()
             if line.endswith("{"):  # `} else {`, `} do {`
@@ -178,12 +179,12 @@ def _without_locations(line: str) -> str:
 
 
 def _operation(line: str) -> Operation:
-    left, equals, right = line.partition(" = ") if line.startswith("%") else ("", "", line)
+    left, _, right = line.partition(" = ") if line.startswith("%") else ("", "", line)
     results = []
-    for name, count in re.findall(r"%(\w+)(?::(\d+))?", left):
+    for name, count in re.findall(r"%([\w.$]+)(?::(\d+))?", left):
         results += [f"{name}#{index}" for index in range(int(count))] if count else [name]
     name = re.match(r'"?([\w.]+)', right)
-    return Operation(results, name[1] if name else "", re.findall(r"%(\w+(?:#\d+)?)", right), right)
+    return Operation(results, name[1] if name else "", re.findall(r"%([\w.$]+(?:#\d+)?)", right), right)
 
 
 def _integer_bits(text: str) -> int:
@@ -223,39 +224,39 @@ class _Walk:
         return handed
 
     def _for(self, operation: Operation, scope: dict[str, Value], trips: int | None) -> None:
-        header = re.match(r"scf\.for (?:unsigned )?%(\w+) = %([\w#]+) to %([\w#]+) step %([\w#]+)", operation.text)
+        header = re.match(r"scf\.for (?:unsigned )?%([\w.$]+) = %([\w.$#]+) to %([\w.$#]+) step %([\w.$#]+)", operation.text)
         assert header, operation.text
         start, stop, step = (scope.get(name, UNKNOWN) for name in header.groups()[1:])
         inner: int | None = None
         if all(each.known and each.low == each.high for each in (start, stop, step)) and trips is not None:
             inner = trips * max(0, -(-(stop.low - start.low) // step.low))  # type: ignore[operator]
         induction = Value(start.low, max(start.low, stop.high - 1)) if start.known and stop.known else UNKNOWN  # type: ignore
-        carried = re.findall(r"%(\w+) = %([\w#]+)", operation.text.partition("iter_args")[2])
+        carried = re.findall(r"%([\w.$]+) = %([\w.$#]+)", operation.text.partition("iter_args")[2])
         values = [scope.get(initial, UNKNOWN) for _, initial in carried]
         scope_in = {**scope, header[1]: induction}
         # The first pass finds what a trip does to the carried values, the second walks any trip.
-        counted, self.effects.dots = self.effects.dots, Counter()
+        counted = self.effects.dot_flops
         handed = self.region(operation.regions[0], self._bind(scope_in, carried, values), inner)
-        values = [_widen(before, after) for before, after in zip(values, handed)]
-        self.effects.dots = counted
+        values = [_widen(before, after) for before, after in zip(values, handed, strict=True)]
+        self.effects.dot_flops = counted
         handed = self.region(operation.regions[0], self._bind(scope_in, carried, values), inner)
-        for result, before, after in zip(operation.results, values, handed):
+        for result, before, after in zip(operation.results, values, handed, strict=True):
             scope[result] = before.union(after)
 
     @staticmethod
     def _bind(scope: dict[str, Value], carried: list[tuple[str, str]], values: list[Value]) -> dict[str, Value]:
-        return {**scope, **{name: value for (name, _), value in zip(carried, values)}}
+        return {**scope, **{name: value for (name, _), value in zip(carried, values, strict=True)}}
 
     def _while(self, operation: Operation, scope: dict[str, Value]) -> None:
-        initial = re.findall(r"%(\w+) = %([\w#]+)", operation.text)
+        initial = re.findall(r"%([\w.$]+) = %([\w.$#]+)", operation.text)
         values = [_widen(scope.get(name, UNKNOWN), UNKNOWN) for _, name in initial]
         for _ in range(2):
             condition, body = operation.regions
             handed = self.region(condition, self._bind(scope, initial, values), None)
             named = [(name, "") for name in body.arguments]
             after = self.region(body, self._bind(scope, named, handed), None)
-            values = [_widen(before, each) for before, each in zip(values, after)]
-        for result, value in zip(operation.results, handed):
+            values = [_widen(before, each) for before, each in zip(values, after, strict=True)]
+        for result, value in zip(operation.results, handed, strict=True):
             scope[result] = value
 
     def _simple(self, operation: Operation, operands: list[Value], trips: int | None) -> Value:
@@ -274,7 +275,7 @@ class _Walk:
             self._dot(operation.text, trips)
             return UNKNOWN
         if name == "tt.call":
-            self.effects.dots = None
+            self.effects.dot_flops = None
             for value in operands:
                 self.effects.read |= value.roots
                 self.effects.written |= value.roots
@@ -300,14 +301,16 @@ class _Walk:
 
     def _dot(self, text: str, trips: int | None) -> None:
         match = re.search(r": tensor<([\dx]+)x(\w+)>(?:, [^*]*)? \* tensor<([\dx]+)x(\w+)>", text)
-        if match is None or trips is None or self.effects.dots is None:
-            self.effects.dots = None
+        if match is None:
+            self.effects.dot_flops = None
+            return
+        precision = re.search(r"inputPrecision = (\w+)", text)
+        self.effects.operand_type = _operand_type(match[2], precision[1] if precision else "ieee")
+        if trips is None or self.effects.dot_flops is None:
+            self.effects.dot_flops = None
             return
         left, right = ([int(size) for size in match[group].split("x")] for group in (1, 3))
-        precision = re.search(r"inputPrecision = (\w+)", text)
-        self.effects.dots[_operand_type(match[2], precision[1] if precision else "ieee")] += (
-            2 * math.prod(left) * right[-1] * trips
-        )
+        self.effects.dot_flops += 2 * math.prod(left) * right[-1] * trips
 
 
 def _operand_type(element: str, precision: str) -> str:
@@ -391,9 +394,9 @@ def _bounds(name: str, operands: list[Value]) -> tuple[int, int] | None:
     if name == "arith.muli":
         corners = (a * c, a * d, b * c, b * d)
         return min(corners), max(corners)
-    if name == "arith.shli" and 0 <= c and d < 64:
+    if name == "arith.shli" and c >= 0 and d < 64:
         return min(a << c, a << d), max(b << c, b << d)
-    if name in ("arith.shrsi", "arith.shrui") and a >= 0 and 0 <= c and d < 64:
+    if name in ("arith.shrsi", "arith.shrui") and a >= 0 and c >= 0 and d < 64:
         return a >> d, b >> c
     if name in ("arith.divsi", "arith.divui", "arith.floordivsi") and a >= 0 and c > 0:
         return a // d, b // c

@@ -27,7 +27,7 @@ class CompiledKernel:
         signature: type of each parameter by name; `constexpr` for those that are compiled in.
         attributes: Triton's specialization attributes by position, among them `tt.divisibility`.
         num_warps, num_stages: the compiler options of that name.
-        shared_bytes: shared memory of a program.
+        dynamic_shared_bytes: shared memory of a program beside what the binary declares.
         scratch_bytes: device memory that a program needs beside its arguments (device-side tensor descriptors).
         code: what the binary holds.
         ir: Triton IR, from which reads, writes, dots and overflows are found.
@@ -38,7 +38,7 @@ class CompiledKernel:
     attributes: Mapping[Any, Any]
     num_warps: int
     num_stages: int
-    shared_bytes: int
+    dynamic_shared_bytes: int
     scratch_bytes: int
     code: Code
     ir: str
@@ -46,6 +46,11 @@ class CompiledKernel:
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a program, in bytes."""
+        return self.dynamic_shared_bytes + self.code.static_shared_bytes
 
 
 @dataclass(frozen=True)
@@ -212,20 +217,20 @@ def record_launch(
 ) -> Launch:
     """The launch of `kernel` over `grid` with the bound arguments, in the order of the kernel's parameters."""
     names = list(kernel.signature)
-    values = dict(zip(names, arguments))
+    values = dict(zip(names, arguments, strict=True))
     leaves = list(_run_time_leaves(kernel.signature, values))
     positions = _ir_positions(leaves)
     scalars = {
-        position: int(value) for position, (_, value) in zip(positions, leaves) if isinstance(value, (int, bool))
+        position: int(value) for position, (_, value) in zip(positions, leaves, strict=True) if isinstance(value, int)
     }
     effects = _effects(kernel.ir, tuple(sorted(scalars.items())), grid)
     tensors = [
         _tensor_argument(name, value, position in effects.read, position in effects.written)
-        for position, (name, value) in zip(positions, leaves)
+        for position, (name, value) in zip(positions, leaves, strict=True)
         if hasattr(_base(value), "data_ptr")
     ]
-    spans = {position: name for position, (name, _) in zip(positions, leaves)}
-    flops, operand_type = _dot_operations(effects, math.prod(grid))
+    spans = {position: name for position, (name, _) in zip(positions, leaves, strict=True)}
+    flops = effects.dot_flops * math.prod(grid) if effects.dot_flops else None
     known = not effects.unknown_access
     byte_count = sum(each.bytes * (each.read + each.written) for each in tensors) if known else None
     cost = cost_of(kernel.function, values)
@@ -240,7 +245,7 @@ def record_launch(
         tensors=tensors,
         flops=flops,
         bytes=byte_count,
-        operand_type=operand_type,
+        operand_type=effects.operand_type,
         cost_source="arguments" if cost is None else "launcher",
     )
     findings = [*_limit_findings(launch), *_index_findings(launch, effects, spans), *_code_findings(launch)]
@@ -253,7 +258,7 @@ def _run_time_leaves(signature: Mapping[str, Any], values: Mapping[str, Any]) ->
     for name, kind in signature.items():
         if isinstance(kind, tuple):
             inner = {f"{name}.{index}": each for index, each in enumerate(kind)}
-            yield from _run_time_leaves(inner, dict(zip(inner, values[name])))
+            yield from _run_time_leaves(inner, dict(zip(inner, values[name], strict=True)))
         elif kind != "constexpr":
             yield name, values[name]
 
@@ -274,13 +279,13 @@ def _base(value: Any) -> Any:
 def _tensor_argument(name: str, value: Any, read: bool, written: bool) -> TensorArgument:
     tensor = _base(value)
     shape, stride = tuple(tensor.shape), tuple(tensor.stride())
-    distinct = math.prod(size for size, step in zip(shape, stride) if step != 0 or size == 0)
+    distinct = math.prod(size for size, step in zip(shape, stride, strict=True) if step != 0 or size == 0)
     return TensorArgument(
         name=name,
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=shape,
         bytes=distinct * tensor.element_size(),
-        span=1 + sum((size - 1) * step for size, step in zip(shape, stride)) if distinct else 0,
+        span=1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if distinct else 0,
         aligned=tensor.data_ptr() % ALIGNMENT == 0,
         read=read,
         written=written,
@@ -292,14 +297,6 @@ def _effects(text: str, scalars: tuple[tuple[int, int], ...], grid: tuple[int, i
     return ir.analyze(text, dict(scalars), grid)
 
 
-def _dot_operations(effects: ir.Effects, programs: int) -> tuple[int | None, str]:
-    """Operations of the kernel's dots and the operand type of most of them; unknown without dots."""
-    if not effects.dots:
-        return None, "fp32"
-    operand_type, _ = effects.dots.most_common(1)[0]
-    return effects.dots.total() * programs, operand_type
-
-
 def _limit_findings(launch: Launch) -> Iterator[Finding]:
     """What the chip refuses to launch."""
     kernel, target = launch.kernel, launch.target
@@ -309,9 +306,7 @@ def _limit_findings(launch: Launch) -> Iterator[Finding]:
             f"{target.shared_per_block} for a program", fatal=True,
         )  # fmt: skip
     if launch.grid[0] >= 2**31 or launch.grid[1] > 65535 or launch.grid[2] > 65535:
-        yield Finding(
-            "grid", f"grid {launch.grid} exceeds the limits (2147483647, 65535, 65535)", fatal=True
-        )
+        yield Finding("grid", f"grid {launch.grid} exceeds the limits (2147483647, 65535, 65535)", fatal=True)
     if kernel.num_warps * target.warp_size > 1024:
         yield Finding(
             "threads", f"{kernel.num_warps} warps of {target.warp_size} are more than 1024 threads", fatal=True
@@ -322,9 +317,7 @@ def _limit_findings(launch: Launch) -> Iterator[Finding]:
             f"multiprocessor of {target.name}", fatal=True,
         )  # fmt: skip
     if kernel.scratch_bytes and isinstance(_allocation._allocator.get(), _allocation.NullAllocator):
-        yield Finding(
-            "allocator", "device-side descriptors need scratch memory: call triton.set_allocator", fatal=True
-        )
+        yield Finding("allocator", "device-side descriptors need scratch memory: call triton.set_allocator", fatal=True)
 
 
 def _index_findings(launch: Launch, effects: ir.Effects, names: Mapping[int, str]) -> Iterator[Finding]:

@@ -83,7 +83,10 @@ class Report:
 
     def table(self) -> str:
         """The report as text for a terminal."""
-        return "\n".join([*self._head(), *_aligned([_HEADINGS, *(_row(*each) for each in self.groups())]), *self._foot()])
+        lines = self._head()
+        for title, rows in launch_tables(self):
+            lines += [f"{title}:", *_aligned(rows), ""]
+        return "\n".join(lines + self._foot())
 
     def _head(self) -> list[str]:
         target = self.target
@@ -98,9 +101,8 @@ class Report:
         total = self.total
         unknown = f"; {total.unknown_costs} launches of unknown cost left out" if total.unknown_costs else ""
         lines = [
-            "",
-            f"total: {total.launches} launches of {total.kernels} kernels, {_quantity(total.bytes, 'B')}, "
-            f"{_quantity(total.flops, 'FLOP')}, at least {_time(total.bound_seconds)}{unknown}",
+            f"total: {total.launches} launches of {total.kernels} kernels, {format_quantity(total.bytes, 'B')}, "
+            f"{format_quantity(total.flops, 'FLOP')}, at least {format_time(total.bound_seconds)}{unknown}",
         ]
         for launch, count in self.groups():
             for finding in launch.findings:
@@ -172,60 +174,80 @@ def _launch_dict(launch: Launch) -> dict[str, Any]:
     }
 
 
-_HEADINGS = [
-    "kernel", "count", "grid", "tile", "warps", "stages", "regs", "spill", "shared", "limit", "occupancy", "matrix",
-    "loop", "per MMA", "load bits", "read", "written", "bytes", "FLOP", "FLOP/B", "bound", "by", "waves", "tail",
-]  # fmt: skip
+def launch_tables(report: Report) -> list[tuple[str, list[list[str]]]]:
+    """What is shown of each group of launches: titled tables whose first row holds the headings."""
+    work = [[
+        "kernel", "count", "grid", "tile", "read", "written", "bytes", "FLOP", "FLOP/B", "at least", "bound by",
+        "waves", "tail",
+    ]]  # fmt: skip
+    code = [[
+        "kernel", "warps", "stages", "registers", "spill", "shared", "of", "occupancy", "limited by", "matrix", "loop",
+        "per matrix", "load bits",
+    ]]  # fmt: skip
+    for launch, count in report.groups():
+        work.append(_work_row(launch, count))
+        row = _code_row(launch)
+        if row not in code:
+            code.append(row)
+    return [("Work of each launch", work), ("Code of each kernel", code)]
 
 
-def _row(launch: Launch, count: int) -> list[str]:
-    kernel, code = launch.kernel, launch.kernel.code
-    per_matrix = code.instructions_per_matrix_instruction
-    loads = code.loop_load_bits or code.global_load_bits
+def _work_row(launch: Launch, count: int) -> list[str]:
+    intensity = launch.arithmetic_intensity
     return [
         launch.name,
         str(count),
         "x".join(map(str, launch.grid)),
         launch.tile.replace("BLOCK_", "").lower() or "-",
-        str(kernel.num_warps),
-        str(kernel.num_stages),
-        str(code.registers),
-        str(code.spill_bytes),
-        str(kernel.shared_bytes),
-        str(launch.target.shared_per_block),
-        f"{launch.occupancy:.0%} {launch.resident[1]}",
-        code.matrix_instruction or "-",
-        str(code.loop_instructions or "-"),
-        "-" if per_matrix is None else f"{per_matrix:.1f}",
-        " ".join(f"{bits}:{number}" for bits, number in loads.items()) or "-",
-        _quantity(launch.bytes_read, "B"),
-        _quantity(launch.bytes_written, "B"),
-        _quantity(launch.bytes, "B"),
-        _quantity(launch.flops, "FLOP"),
-        "unknown" if launch.arithmetic_intensity is None else f"{launch.arithmetic_intensity:.1f}",
-        _time(launch.bound_seconds),
+        format_quantity(launch.bytes_read, "B"),
+        format_quantity(launch.bytes_written, "B"),
+        format_quantity(launch.bytes, "B"),
+        format_quantity(launch.flops, "FLOP"),
+        "unknown" if intensity is None else f"{intensity:.1f}",
+        format_time(launch.bound_seconds),
         launch.bound_by,
         f"{launch.waves:.2f}",
         f"{launch.tail:.0%}",
     ]
 
 
+def _code_row(launch: Launch) -> list[str]:
+    kernel, code = launch.kernel, launch.kernel.code
+    per_matrix = code.instructions_per_matrix_instruction
+    loads = code.loop_load_bits or code.global_load_bits
+    return [
+        launch.name,
+        str(kernel.num_warps),
+        str(kernel.num_stages),
+        str(code.registers),
+        str(code.spill_bytes),
+        str(kernel.shared_bytes),
+        str(launch.target.shared_per_block),
+        f"{launch.occupancy:.0%}",
+        launch.resident[1],
+        code.matrix_instruction or "-",
+        str(code.loop_instructions or "-"),
+        "-" if per_matrix is None else f"{per_matrix:.1f}",
+        " ".join(f"{bits}:{number}" for bits, number in loads.items()) or "-",
+    ]
+
+
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _quantity(number: float | None, unit: str) -> str:
+def format_quantity(number: float | None, unit: str) -> str:
     """`1.3 MB` of 1300000 bytes: decimal prefixes, as bandwidths are published."""
     if number is None:
         return "unknown"
-    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
             return f"{number / scale:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}"
 
 
-def _time(seconds: float | None) -> str:
+def format_time(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):

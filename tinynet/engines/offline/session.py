@@ -44,14 +44,15 @@ def inspect(target: str) -> Iterator[Report]:
     """
     global _open_inspections
     import triton
+    from triton import knobs
 
     from tinynet.engines.offline.driver import InspectDriver, shared_memory_limit_lifted, tuning_forgotten
     from tinynet.engines.offline.report import Report
     from tinynet.engines.offline.targets import find_target
 
     report = Report(find_target(target))
-    if triton.knobs.runtime.interpret:
-        raise RuntimeError("inspect: TRITON_INTERPRET=1 is set, so kernels are interpreted and never compiled; unset it")
+    if knobs.runtime.interpret:
+        raise RuntimeError("inspect: TRITON_INTERPRET=1 is set, so kernels are interpreted, never compiled; unset it")
     configuration = triton.runtime.driver
     previous = configuration._active  # not `.active`, which would look for a GPU and raise where there is none
     with ExitStack() as stack:

@@ -1,0 +1,146 @@
+"""Kernels of the launch report's tests: a matrix product with knobs, and small ones that each hold one fault."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def copy_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    """y = x, with 64-bit offsets of the program."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offset = tl.arange(0, BLOCK)
+    mask = offset < n - start
+    tl.store(y_ptr + start + offset, tl.load(x_ptr + start + offset, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def narrow_copy_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    """y = x with offsets of 32 bits, which end at 2^31 elements."""
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < n
+    tl.store(y_ptr + offset, tl.load(x_ptr + offset, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def narrow_row_copy_kernel(x_ptr, y_ptr, columns, BLOCK: tl.constexpr):
+    """A row a program, addressed by row * columns in 32 bits."""
+    row = tl.program_id(0)
+    offset = tl.arange(0, BLOCK)
+    mask = offset < columns
+    x = tl.load(x_ptr + row * columns + offset, mask=mask, other=0.0)
+    tl.store(y_ptr + row * columns + offset, x, mask=mask)
+
+
+@triton.jit
+def y_grid_copy_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    """y = x, a program of the grid's second dimension each block."""
+    start = tl.program_id(1).to(tl.int64) * BLOCK
+    offset = tl.arange(0, BLOCK)
+    mask = offset < n - start
+    tl.store(y_ptr + start + offset, tl.load(x_ptr + start + offset, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def strided_gather_kernel(x_ptr, y_ptr, n, stride, BLOCK: tl.constexpr):
+    """y[i] = x[i * stride]: no two elements are neighbors."""
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < n
+    tl.store(y_ptr + offset, tl.load(x_ptr + offset * stride, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def product_kernel(
+    a_ptr,
+    b_ptr,
+    c_ptr,
+    M,
+    N,
+    K,
+    stride_am,
+    stride_ak,
+    stride_bk,
+    stride_bn,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """c [M, N] = a [M, K] b [K, N]; K is a multiple of BLOCK_K."""
+    row_start = tl.program_id(0) * BLOCK_M
+    column_start = tl.program_id(1) * BLOCK_N
+    row = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_N)
+    step = tl.arange(0, BLOCK_K)
+    a_block = a_ptr + row_start.to(tl.int64) * stride_am + row[:, None] * stride_am + step[None, :] * stride_ak
+    b_block = b_ptr + column_start.to(tl.int64) * stride_bn + step[:, None] * stride_bk + column[None, :] * stride_bn
+    row_mask = row[:, None] < M - row_start
+    column_mask = column[None, :] < N - column_start
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for _ in range(0, K, BLOCK_K):
+        a = tl.load(a_block, mask=row_mask, other=0.0)
+        b = tl.load(b_block, mask=column_mask, other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=INPUT_PRECISION)
+        a_block += BLOCK_K * stride_ak
+        b_block += BLOCK_K * stride_bk
+    base = row_start.to(tl.int64) * N + column_start
+    c = acc.to(c_ptr.dtype.element_ty)
+    tl.store(c_ptr + base + row[:, None] * N + column[None, :], c, mask=row_mask & column_mask)
+
+
+@triton.jit
+def atomic_sum_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    """y += x, by atomics; for bf16 on chips without the instruction a compare-and-swap loop."""
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < n
+    tl.atomic_add(y_ptr + offset % 128, tl.load(x_ptr + offset, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def pointer_table_kernel(table_ptr, y_ptr, BLOCK: tl.constexpr):
+    """y = the tensor whose address stands in a table: its footprint can't be known from the arguments."""
+    x_ptr = tl.load(table_ptr).to(tl.pointer_type(tl.float32))
+    offset = tl.arange(0, BLOCK)
+    tl.store(y_ptr + offset, tl.load(x_ptr + offset))  # in bounds: every tensor of the table holds BLOCK elements
+
+
+@triton.jit
+def tuple_copy_kernel(tensors, n, BLOCK: tl.constexpr):
+    """tensors[1] = tensors[0], given as one tuple."""
+    offset = tl.arange(0, BLOCK)
+    mask = offset < n
+    tl.store(tensors[1] + offset, tl.load(tensors[0] + offset, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def mismatched_product_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    """Doesn't compile: a product of vectors."""
+    offset = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offset)  # in bounds: it never runs
+    tl.store(y_ptr + offset, tl.dot(x, x))
+
+
+@triton.autotune(
+    configs=[
+        triton.Config({"BLOCK_M": 256, "BLOCK_N": 256, "BLOCK_K": 128}, num_warps=8, num_stages=4),
+        triton.Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
+        triton.Config({"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32}, num_warps=4, num_stages=2),
+    ],
+    key=["M", "N", "K"],
+)
+@triton.jit
+def tuned_product_kernel(
+    a_ptr, b_ptr, c_ptr, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """One tile of c = a b; the first configuration is over every chip's shared memory."""
+    row = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_N)
+    step = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        a_mask = (row[:, None] < M) & (step[None, :] < K - start)
+        b_mask = (step[:, None] < K - start) & (column[None, :] < N)
+        a = tl.load(a_ptr + row[:, None] * K + start + step[None, :], mask=a_mask, other=0.0)
+        b = tl.load(b_ptr + (start + step[:, None]) * N + column[None, :], mask=b_mask, other=0.0)
+        acc = tl.dot(a, b, acc)
+    mask = (row[:, None] < M) & (column[None, :] < N)
+    tl.store(c_ptr + row[:, None] * N + column[None, :], acc.to(c_ptr.dtype.element_ty), mask=mask)

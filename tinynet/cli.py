@@ -1,0 +1,122 @@
+"""The command line: `tinynet inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    mark = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:mark])
+    options.script_arguments = arguments[mark + 1 :]
+    return options.run(options, parser)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tinynet", description="Deep-learning layers on Triton kernels.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser(
+        "inspect",
+        help="what a GPU would run, without a GPU",
+        description="Compile a training step or a script for GPUs that need not be there, and report every launch. "
+        "Times are lower bounds from published peaks, not measurements.",
+    )
+    inspect.add_argument("script", nargs="?", help="a Python script to run; its arguments follow after --")
+    inspect.add_argument("--model", help="a model of tinynet.models, such as cnn or mlp: one training step of it")
+    inspect.add_argument("--batch-size", type=_positive, default=256)
+    inspect.add_argument("--dtype", choices=DTYPES, default="bf16")
+    inspect.add_argument("--target", default="sm_90", help="one or more, separated by commas (default: sm_90)")
+    inspect.add_argument("--json", type=Path, help="write everything to this file")
+    inspect.add_argument("--html", type=Path, help="write a page to look at")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return number
+
+
+def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Exit status 0: nothing the chips would refuse; 1: at least one error."""
+    from tinynet.engines.offline import inspect
+    from tinynet.engines.offline.html import write_html
+    from tinynet.engines.offline.report import write_json
+    from tinynet.engines.offline.targets import TARGETS
+
+    targets = [name.strip() for name in options.target.split(",")]
+    unknown = [name for name in targets if name not in TARGETS]
+    if unknown:
+        parser.error(f"--target: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
+    if (options.script is None) == (options.model is None):
+        parser.error("give either a script or --model")
+    if options.model is None:
+        title, program = options.script, _script(options, parser)
+    else:
+        title = f"{options.model}: a training step, batch {options.batch_size}, {options.dtype}"
+        program = _training_step(options, parser)
+    reports = []
+    for name in targets:
+        with inspect(name) as report:
+            program()
+        print(report.table(), end="\n\n")
+        reports.append(report)
+    if options.json:
+        write_json(reports, options.json)
+    if options.html:
+        write_html(reports, options.html, title)
+    return 1 if any(report.errors for report in reports) else 0
+
+
+def _script(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Callable[[], None]:
+    """Running the script as if it had been started by itself."""
+    path = Path(options.script)
+    if not path.is_file():
+        parser.error(f"no script {options.script}")
+
+    def run() -> None:
+        saved = sys.argv, list(sys.path)
+        sys.argv = [str(path), *options.script_arguments]
+        sys.path.insert(0, str(path.parent))
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as finished:
+            if finished.code not in (None, 0):
+                raise
+        finally:
+            sys.argv, sys.path[:] = saved
+
+    return run
+
+
+def _training_step(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Callable[[], None]:
+    """One training step of a model on tensors without memory: forward, loss, backward, optimizer."""
+    import torch
+
+    from tinynet import functional, models, optim
+
+    if options.model not in models.MODELS:
+        parser.error(f"--model: expected one of {', '.join(models.MODELS)}, got {options.model!r}")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
+
+    def step() -> None:
+        with torch.device("meta"):
+            model = models.build(options.model).to(dtype)
+            images = torch.empty(options.batch_size, 1, 28, 28, dtype=dtype)
+            labels = torch.empty(options.batch_size, dtype=torch.int64)
+        optimizer = optim.AdamW(model.parameters())
+        functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step

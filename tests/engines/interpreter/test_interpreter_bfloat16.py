@@ -1,5 +1,8 @@
 """bfloat16 in the interpreter, against PyTorch, one class of operation at a time."""
 
+# Triton types a kernel's constexpr parameters as constexpr, and takes plain values for them.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import os

@@ -1,8 +1,12 @@
 """The guard: what it reports, what it counts, and that it leaves clean kernels alone."""
 
+# Triton types a kernel's constexpr parameters as constexpr, and takes plain values for them.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -48,7 +52,7 @@ def test_clean_matmul_computes_the_same_and_reports_nothing(dtype: torch.dtype, 
     M, N, K = 33, 17, 40
     a, b = torch.randn(M, K).to(dtype), torch.randn(K, N).to(dtype)
     c = torch.full((M, N), float("nan"), dtype=dtype)
-    with guard(order=order) as watch:  # pyright: ignore[reportArgumentType]
+    with guard(order=order) as watch:
         matmul_kernel[(2, 1)](a, b, c, M, N, K, K, N, N, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16)
     unguarded = torch.full_like(c, float("nan"))
     matmul_kernel[(2, 1)](a, b, unguarded, M, N, K, K, N, N, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16)
@@ -118,7 +122,7 @@ def test_guard_leaves_the_interpreter_as_it_was() -> None:
 @pytest.mark.parametrize("argument", ["poison", "order", "extent"])
 def test_a_wrong_argument_is_named(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument}: got 'wrong'"):
-        guard(**{argument: "wrong"})  # pyright: ignore[reportArgumentType]
+        guard(**{argument: "wrong"})
 
 
 def test_an_adjacent_tensor_is_out_of_bounds() -> None:
@@ -202,7 +206,7 @@ def unspecified_kernel(x_ptr, y_ptr, size, OPERATION: tl.constexpr, BLOCK: tl.co
 @pytest.mark.parametrize("operation", ["sum", "max", "masked"])
 def test_poison_is_reported_where_it_reaches_a_result(operation: str, poison: str, dtype: torch.dtype) -> None:
     x, y = torch.arange(-20, 0).to(dtype), torch.zeros(20, dtype=dtype)
-    with guard(poison=poison, strict=False, overflow=False) as watch:  # pyright: ignore[reportArgumentType]
+    with guard(poison=poison, strict=False, overflow=False) as watch:
         unspecified_kernel[(1,)](x, y, 20, OPERATION=operation, BLOCK=32)
     if operation == "masked":
         assert watch.reports == [] and torch.equal(y, x)
@@ -218,6 +222,83 @@ def test_no_poison_leaves_zeros() -> None:
     with guard(poison=None) as watch:
         unspecified_kernel[(1,)](x, y, 20, OPERATION="sum", BLOCK=32)
     assert watch.reports == [] and y[0] == 20
+
+
+@triton.jit
+def in_place_kernel(x_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < size
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
+    tl.store(x_ptr + offsets, x + 1, mask=inside)
+    tl.store(x_ptr + offsets, tl.load(x_ptr + offsets, mask=inside, other=0.0) * 2, mask=inside)
+
+
+@pytest.mark.parametrize("barriers", [False, True])
+def test_a_missing_barrier_is_reported_on_request(barriers: bool) -> None:
+    with guard(barriers=barriers, strict=False) as watch:
+        in_place_kernel[(2,)](torch.zeros(20), 20, BLOCK=16)
+    assert {report.kind for report in watch.reports} == ({"no-barrier"} if barriers else set())
+    assert len(watch.reports) == (2 if barriers else 0)  # one for each line that stores
+
+
+@triton.jit
+def separated_kernel(x_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < size
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
+    tl.debug_barrier()
+    tl.store(x_ptr + offsets, x + 1, mask=inside)
+    tl.debug_barrier()
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
+    tl.debug_barrier()
+    tl.store(x_ptr + offsets, x * 2, mask=inside)
+
+
+def test_barriers_separate_loads_from_stores() -> None:
+    x = torch.zeros(20)
+    with guard(barriers=True):
+        separated_kernel[(2,)](x, 20, BLOCK=16)
+    assert (x == 2).all()
+
+
+@triton.jit
+def descriptor_kernel(x_ptr, y_ptr, rows, cols, BLOCK: tl.constexpr):
+    x = tl.make_tensor_descriptor(x_ptr, [rows, cols], [cols, 1], [BLOCK, BLOCK])
+    y = tl.make_tensor_descriptor(y_ptr, [rows, cols], [cols, 1], [BLOCK, BLOCK])
+    row, col = tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK
+    y.store([row, col], x.load([row, col]) * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensor_descriptors_are_checked_too(dtype: torch.dtype) -> None:
+    x = torch.randn(20, 40).to(dtype)
+    y = torch.full_like(x, float("nan"))
+    with guard() as watch:
+        descriptor_kernel[(2, 3)](x, y, 20, 40, BLOCK=16)
+    assert torch.equal(y, 2 * x)
+    assert watch.launches[0].arguments["x_ptr"].bytes_loaded == x.numel() * dtype.itemsize
+    with guard(strict=False) as watch:
+        descriptor_kernel[(2, 3)](x, y[:19], 20, 40, BLOCK=16)
+    assert {report.kind for report in watch.reports} == {"out-of-bounds"}
+
+
+class Pair(NamedTuple):
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+@triton.jit
+def tuple_kernel(pair, size, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    tl.store(pair[1] + offsets, tl.load(pair[0] + offsets, mask=offsets < size, other=0.0), mask=offsets < size)
+
+
+def test_tensors_in_a_tuple_are_arguments() -> None:
+    x, y = torch.randn(10), torch.zeros(10)
+    with guard() as watch:
+        tuple_kernel[(1,)](Pair(x, y), 10, BLOCK=16)
+    assert torch.equal(x, y)
+    assert watch.launches[0].arguments["pair[1]"].bytes_stored == 40
 
 
 @triton.jit
@@ -242,7 +323,7 @@ def test_atomics_of_several_programs_are_no_race(dtype: torch.dtype) -> None:
 def test_order_and_seed_decide_the_order_of_programs() -> None:
     def run(**options: object) -> list[float]:
         log = torch.zeros(9)
-        with guard(strict=False, races=False, **options):  # pyright: ignore[reportArgumentType]
+        with guard(strict=False, races=False, **options):
             order_kernel[(8,)](log)
         return log[1:].tolist()
 

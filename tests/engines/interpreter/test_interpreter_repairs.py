@@ -1,5 +1,8 @@
 """The cures of the stock interpreter's faults."""
 
+# Triton types a kernel's constexpr parameters as constexpr, and takes plain values for them.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import os

@@ -172,7 +172,8 @@ def apply() -> None:
     }
     for name, wrapper in wrappers.items():
         setattr(Builder, name, wrapper(getattr(Builder, name)))
-    Builder.get_bf16 = _get_bf16
+    builder: Any = Builder
+    builder.get_bf16 = _get_bf16
     for operations, names in (
         (interpreter.ReduceOps, ("sum", "min_max")),
         (interpreter.ScanOps, ("cumsum", "cumprod")),

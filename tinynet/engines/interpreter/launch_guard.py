@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 from triton.runtime import interpreter
 
 from tinynet.engines.interpreter import install
@@ -24,6 +25,7 @@ from tinynet.engines.interpreter.memory import (
     ADDRESS_MASK,
     SEVERAL,
     TAG_SHIFT,
+    Conflict,
     Region,
     Shadow,
     tensors_of,
@@ -90,6 +92,8 @@ class guard:
         seed: of the shuffled order.
         bounds: checks each access against the tensor that its pointer came from.
         races: checks that no two programs touch one element unless both read, or both use atomics.
+        barriers: checks that no program overwrites what it loaded, or reads back what it stored, without a
+            `tl.debug_barrier()` between: on a device several warps may hold the same element of a small tile.
         overflow: checks integer arithmetic narrower than 64 bits; switches `tl.device_assert` on as well.
         extent: what a tensor argument allows: "view", its own elements, gaps between them excluded, or "storage",
             all of the storage that it shares with other views.
@@ -114,6 +118,7 @@ class guard:
         *,
         bounds: bool = True,
         races: bool = True,
+        barriers: bool = False,
         overflow: bool = True,
         extent: Literal["view", "storage"] = "view",
         strict: bool = True,
@@ -126,7 +131,8 @@ class guard:
             if value not in choices:
                 raise ValueError(f"{name}: got {value!r}, expected one of {choices}")
         self.poison, self.order, self.seed, self.extent = poison, order, seed, extent
-        self.bounds, self.races, self.overflow, self.strict = bounds, races, overflow, strict
+        self.bounds, self.races, self.barriers, self.overflow = bounds, races, barriers, overflow
+        self.strict = strict
         self.reports: list[Report] = []
         self.launches: list[Launch] = []
         self._allowed: list[Region] = []
@@ -152,7 +158,7 @@ class guard:
     def __enter__(self) -> guard:
         if guard._active is not None:
             raise RuntimeError("guard: another guard is active; guards don't nest")
-        if not triton.knobs.runtime.interpret:
+        if not knobs.runtime.interpret:
             raise RuntimeError("guard: kernels are compiled; set TRITON_INTERPRET=1 before Triton is imported")
         install()
         self._patch()
@@ -177,6 +183,7 @@ class guard:
                 "create_atomic_cas",
                 "create_dot",
                 "create_assert",
+                "create_barrier",
                 "set_grid_dim",
                 "set_grid_idx",
             )
@@ -218,6 +225,10 @@ class guard:
                 kind = "overflow" if "overflow detected" in str(message) else "assertion"
                 self._state.report(kind, str(message))
 
+        def barrier(builder: Any) -> None:
+            stock["create_barrier"](builder)
+            self._state.phase += 1
+
         def grid_dim(builder: Any, *grid: int) -> None:
             stock["set_grid_dim"](builder, *grid)
             self._state.start_grid(grid)
@@ -228,7 +239,7 @@ class guard:
         def convert(argument: Any) -> Any:
             result = stock_convert(argument)
             if hasattr(argument, "data_ptr"):
-                tag = np.uint64(self._state.next_pointer_argument())
+                tag = np.uint64(self._state.add_pointer(argument))
                 result.handle.data = result.handle.data + (tag << TAG_SHIFT)
             return result
 
@@ -242,6 +253,7 @@ class guard:
             "create_atomic_cas": atomic_cas,
             "create_dot": dot,
             "create_assert": device_assert,
+            "create_barrier": barrier,
             "set_grid_dim": grid_dim,
             "set_grid_idx": grid_index,
         }
@@ -331,30 +343,30 @@ class _LaunchState:
         self.silent = silent
         self.poisoned_lines: dict[str, None] = {}  # an ordered set
         self.program: tuple[int, ...] = (0, 0, 0)
+        self.phase = 0  # barriers and programs so far
         self._linear_program = 0
-        self._next_pointer = 0
         self._order = np.zeros(0, dtype=np.int64)
-        self._seen: dict[tuple[str, str, str], Report] = {}
-        self._arguments = [Region.of(tensor, name, owner.extent) for name, tensor in pointers]
+        self._seen: dict[tuple[str, str], Report] = {}
+        self._arguments: list[Region] = []
         self._allowed = [dataclasses.replace(region) for region in owner._allowed]
-        self._shadows = self._make_shadows()
+        self._shadows: dict[int, Shadow] = {}
 
-    def _make_shadows(self) -> dict[int, Shadow]:
+    # Programs and arguments
+
+    def add_pointer(self, argument: Any) -> int:
+        """Takes the next pointer argument, in the order of the parameters, and returns its tag."""
+        name, _ = self.pointers[len(self._arguments)]
+        ((_, tensor),) = tensors_of(argument, name)  # the host's copy where the tensor is on a device
+        self._arguments.append(Region.of(tensor, name, self.owner.extent))
+        return len(self._arguments)
+
+    def start_grid(self, grid: tuple[int, ...]) -> None:
+        """Prepares the shadows, now that all arguments are known, and decides the order of the programs."""
         granularities: dict[int, int] = {}
         for region in (*self._arguments, *self._allowed):
             smallest = granularities.get(region.storage, region.element_size)
             granularities[region.storage] = min(smallest, region.element_size)
-        return {storage: Shadow(storage, size) for storage, size in granularities.items()}
-
-    # Programs and arguments
-
-    def next_pointer_argument(self) -> int:
-        """The tag of the pointer argument being converted; conversion goes in the order of the parameters."""
-        self._next_pointer += 1
-        return self._next_pointer
-
-    def start_grid(self, grid: tuple[int, ...]) -> None:
-        """Decides the order of the programs."""
+        self._shadows = {storage: Shadow(storage, size) for storage, size in granularities.items()}
         self.launch.grid = (grid[0], grid[1], grid[2])
         self._order = np.arange(int(np.prod(grid)))
         if self.owner.order == "reverse":
@@ -367,6 +379,7 @@ class _LaunchState:
         position = np.ravel_multi_index(index, self.launch.grid)
         self._linear_program = int(self._order[position])
         self.program = self._unravel(self._linear_program)
+        self.phase += 1
         return self.program
 
     def _unravel(self, linear_program: int) -> tuple[int, ...]:
@@ -454,7 +467,11 @@ class _LaunchState:
             region.bytes_stored += addresses.size * size
         if not self.owner.races or self.silent:
             return
-        for conflict in self._shadows[region.storage].record(addresses, size, self._linear_program, action):
+        shadow = self._shadows[region.storage]
+        for conflict in shadow.record(addresses, size, self._linear_program, self.phase, action):
+            if conflict.kind == "no-barrier":
+                self._report_missing_barrier(region, conflict, action)
+                continue
             other = "several programs"
             if conflict.other_program != SEVERAL:
                 other = f"program {self._unravel(conflict.other_program)}"
@@ -462,6 +479,12 @@ class _LaunchState:
             touched = "written" if conflict.kind == "write-write" or action == "load" else "read"
             message = f"{conflict.elements} element(s) of {region.name} {verb} here are {touched} by {other}"
             self.report(conflict.kind, message)
+
+    def _report_missing_barrier(self, region: Region, conflict: Conflict, action: str) -> None:
+        if self.owner.barriers:
+            before, now = ("stored", "loads") if action == "load" else ("loaded", "overwrites")
+            elements = f"{conflict.elements} element(s) of {region.name}"
+            self.report("no-barrier", f"{now} {elements} that it {before} since the last tl.debug_barrier()")
 
     def _check_duplicates(self, addresses: np.ndarray, values: np.ndarray) -> None:
         """Reports lanes of one store that write different values to one address."""

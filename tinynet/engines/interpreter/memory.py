@@ -102,7 +102,7 @@ def _gapped_layout(tensor: torch.Tensor) -> tuple[tuple[int, int], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Conflict:
-    """Elements that two programs touch in a way whose result depends on their order."""
+    """Elements that two programs, or two warps of one, touch in a way whose result depends on their order."""
 
     kind: str
     elements: int
@@ -110,7 +110,10 @@ class Conflict:
 
 
 class _Page:
-    """The readers and writers of a run of elements: 0 nobody, p + 1 program p, SEVERAL more than one."""
+    """The readers and writers of a run of elements: 0 nobody, p + 1 program p, SEVERAL more than one.
+
+    `read_phase` and `write_phase` hold when an element was last touched: a phase ends with a barrier or a program.
+    """
 
     LENGTH = 1 << 16
 
@@ -118,6 +121,8 @@ class _Page:
         self.reader = np.zeros(self.LENGTH, np.int32)
         self.writer = np.zeros(self.LENGTH, np.int32)
         self.atomic = np.zeros(self.LENGTH, bool)
+        self.read_phase = np.zeros(self.LENGTH, np.int32)
+        self.write_phase = np.zeros(self.LENGTH, np.int32)
 
 
 class Shadow:
@@ -128,12 +133,13 @@ class Shadow:
         self.granularity = granularity
         self.pages: dict[int, _Page] = {}
 
-    def record(self, addresses: np.ndarray, size: int, program: int, action: str) -> list[Conflict]:
+    def record(self, addresses: np.ndarray, size: int, program: int, phase: int, action: str) -> list[Conflict]:
         """Notes an access and returns what conflicts with earlier ones.
 
         Args:
             addresses: int64 [n], of accesses of `size` bytes each.
             program: linear index of the program.
+            phase: number of barriers and programs so far, from 1.
             action: "load", "store" or "atomic".
         """
         elements = (addresses - self.base) // self.granularity
@@ -144,10 +150,10 @@ class Shadow:
         for number in np.unique(numbers):
             page = self.pages.setdefault(int(number), _Page())
             inside = elements[numbers == number] - number * _Page.LENGTH
-            conflicts += self._record_in_page(page, inside, program + 1, action)
+            conflicts += self._record_in_page(page, inside, program + 1, phase, action)
         return conflicts
 
-    def _record_in_page(self, page: _Page, element: np.ndarray, me: int, action: str) -> list[Conflict]:
+    def _record_in_page(self, page: _Page, element: np.ndarray, me: int, phase: int, action: str) -> list[Conflict]:
         conflicts = []
         reader, writer = page.reader[element], page.writer[element]
         foreign_writer = (writer != 0) & (writer != me)
@@ -156,7 +162,11 @@ class Shadow:
         if foreign_writer.any():
             kind = "read-write" if action == "load" else "write-write"
             conflicts.append(self._conflict(kind, writer[foreign_writer]))
+        earlier = page.write_phase[element] if action == "load" else page.read_phase[element]
+        if (earlier == phase).any():
+            conflicts.append(Conflict("no-barrier", int(np.count_nonzero(earlier == phase)), me - 1))
         if action == "load":
+            page.read_phase[element] = phase
             page.reader[element] = np.where((reader == 0) | (reader == me), me, SEVERAL)
             return conflicts
         foreign_reader = (reader != 0) & (reader != me)
@@ -164,6 +174,7 @@ class Shadow:
             conflicts.append(self._conflict("read-write", reader[foreign_reader]))
         page.writer[element] = np.where((writer == 0) | (writer == me), me, SEVERAL)
         page.atomic[element] = action == "atomic"
+        page.write_phase[element] = phase
         return conflicts
 
     @staticmethod

@@ -4,6 +4,7 @@
   each call: more than half of the time of a small kernel. Cured: once a launch.
 - Every int32 addition is computed a second time in int64 for an overflow check whose result is dropped unless
   debugging is on. Cured: off; the guard turns it on again together with debugging.
+- A numpy dtype is looked up in a table built anew each time. Cured: remembered by name.
 - After a launch every CPU storage is copied onto itself. Cured: CPU tensors are used in place.
 - numpy warns of overflow, division by zero and all-NaN slices; a device doesn't. Cured: silent. The argmax of
   nothing but NaN raises. Cured: index 0.
@@ -91,6 +92,8 @@ LIBDEVICE_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "trunc": torch.trunc,
 }
 
+_numpy_dtypes: dict[str, np.dtype[Any]] = {}
+
 # The modules (`tl`, `tl.core`) that the launch in progress has patched already.
 _patched: set[int] = set()
 
@@ -112,6 +115,19 @@ def _patch_once_a_launch(stock: Any) -> Any:
         return stock(function)
 
     return patch_lang
+
+
+def _get_np_dtype(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def get_np_dtype(dtype: Any) -> np.dtype[Any]:
+        if type(dtype) is not tl.dtype:  # a block or a pointer
+            return stock(dtype)
+        name: Any = dtype.name
+        if name not in _numpy_dtypes:
+            _numpy_dtypes[name] = stock(dtype)
+        return _numpy_dtypes[name]
+
+    return get_np_dtype
 
 
 def _launch(stock: Any) -> Any:
@@ -184,7 +200,8 @@ def _libdevice_function(name: str, function: Callable[..., torch.Tensor]) -> Cal
     """An interpreted libdevice function: float32 or float64 tensors (or numbers) in, one tensor out."""
 
     def interpreted(*arguments: Any, _semantic: Any = None) -> Any:
-        tensors = [interpreter.interpreter_semantic.to_tensor(argument) for argument in arguments]
+        semantic: Any = interpreter.interpreter_semantic
+        tensors = [semantic.to_tensor(argument) for argument in arguments]
         dtypes = [tensor.dtype for tensor in tensors]
         if not all(dtype in (tl.float32, tl.float64) for dtype in dtypes):
             raise ValueError(f"libdevice.{name}: got {[str(dtype) for dtype in dtypes]}, expected fp32 or fp64")
@@ -209,6 +226,7 @@ def _install_libdevice() -> None:
 def apply() -> None:
     """Applies every cure, once, for the whole process."""
     interpreter._patch_lang = _patch_once_a_launch(interpreter._patch_lang)
+    interpreter._get_np_dtype = _get_np_dtype(interpreter._get_np_dtype)
     executor: Any = interpreter.GridExecutor
     executor.__call__ = _launch(executor.__call__)
     executor._restore_args_dev = _restore_arguments(executor._restore_args_dev)

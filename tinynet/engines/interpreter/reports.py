@@ -14,6 +14,7 @@ KINDS = {
     "poison": "a result that depends on lanes masked off in a load without `other`",
     "write-write": "two programs write one address",
     "read-write": "a program reads what another program writes",
+    "no-barrier": "a program overwrites what it loads, or reads back what it stores, with no tl.debug_barrier between",
     "duplicate-store": "one store writes different values to one address",
     "overflow": "integer arithmetic that leaves its type",
     "assertion": "a tl.device_assert that fails",

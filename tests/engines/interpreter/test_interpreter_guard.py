@@ -119,6 +119,20 @@ def test_guard_leaves_the_interpreter_as_it_was() -> None:
     assert (dict(vars(triton_interpreter.InterpreterBuilder)), triton_interpreter._implicit_cvt) == before
 
 
+def test_guard_needs_an_interpreting_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"), guard():
+        pass
+
+
+def test_an_empty_tensor_allows_nothing() -> None:
+    with guard():
+        scale_kernel[(1,)](torch.empty(0), torch.empty(0), 0, BLOCK=16)
+    with guard(strict=False) as watch:
+        scale_kernel[(1,)](torch.empty(0), torch.empty(4), 1, BLOCK=16)
+    assert [report.kind for report in watch.reports] == ["out-of-bounds"]
+
+
 @pytest.mark.parametrize("argument", ["poison", "order", "extent"])
 def test_a_wrong_argument_is_named(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument}: got 'wrong'"):

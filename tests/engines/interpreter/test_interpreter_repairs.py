@@ -124,6 +124,20 @@ def test_an_integer_sum_wraps_around() -> None:
 
 
 @triton.jit
+def loop_bound_kernel(bound_ptr, out_ptr):
+    count = 0
+    for _ in range(tl.load(bound_ptr), 8, 2):
+        count += 1
+    tl.store(out_ptr, count)
+
+
+def test_a_loaded_scalar_is_a_loop_bound() -> None:
+    out = torch.zeros(1, dtype=torch.int32)
+    loop_bound_kernel[(1,)](torch.tensor([3], dtype=torch.int32), out)
+    assert out[0] == 3
+
+
+@triton.jit
 def many_device_functions_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr):
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offsets, mask=offsets < size, other=0.0)

@@ -556,7 +556,7 @@ def _total_bytes(tensors: list[torch.Tensor]) -> int:
 
 def _different_bytes(storage: torch.UntypedStorage, other: torch.UntypedStorage) -> int:
     def as_bytes(data: torch.UntypedStorage) -> torch.Tensor:
-        return torch.tensor([], dtype=torch.uint8).set_(data)  # pyright: ignore[reportArgumentType]
+        return torch.empty(0, dtype=torch.uint8, device=data.device).set_(data)  # pyright: ignore
 
     return int((as_bytes(storage) != as_bytes(other)).sum())
 

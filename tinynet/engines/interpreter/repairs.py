@@ -12,9 +12,10 @@
 - `tl.erf` is a Python loop. Cured: PyTorch's erf.
 - `libdevice` functions return None. Cured: the floating point ones that have a counterpart in PyTorch.
 
-Not cured: Triton 3.6 with numpy 2.4 or later can't take a scalar tensor as an index; use numpy < 2.4 there. A
-kernel that took `from triton.language.extra.libdevice import tanh` before `install()` holds the stub; import the
-module instead. tf32 is computed as float32.
+- Triton 3.6 with numpy 2.4 or later can't take a scalar tensor as an index or a loop bound. Cured: it can.
+
+Not cured: a kernel that took `from triton.language.extra.libdevice import tanh` before `install()` holds the stub;
+import the module instead. tf32 is computed as float32. Casts to float8 round some values wrongly.
 """
 
 from __future__ import annotations
@@ -115,6 +116,15 @@ def _patch_once_a_launch(stock: Any) -> Any:
         return stock(function)
 
     return patch_lang
+
+
+def _patch_lang_tensor(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        stock(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patch_lang_tensor
 
 
 def _get_np_dtype(stock: Any) -> Any:
@@ -226,6 +236,7 @@ def _install_libdevice() -> None:
 def apply() -> None:
     """Applies every cure, once, for the whole process."""
     interpreter._patch_lang = _patch_once_a_launch(interpreter._patch_lang)
+    interpreter._patch_lang_tensor = _patch_lang_tensor(interpreter._patch_lang_tensor)
     interpreter._get_np_dtype = _get_np_dtype(interpreter._get_np_dtype)
     executor: Any = interpreter.GridExecutor
     executor.__call__ = _launch(executor.__call__)

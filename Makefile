@@ -20,8 +20,10 @@ $(SET_UP): pyproject.toml constraints/cpu.txt scripts/set_up.sh
 train: $(SET_UP) ## train the image classifier on handwritten digits; ARGS='--model mlp' adds flags
 	@$(PYTHON) examples/train_image_classifier.py $(ARGS)
 
+# One process an engine: Triton decides when it is imported whether it interprets its kernels.
 test: $(SET_UP) ## run the test suite; ARGS='-k linear' adds flags
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 $(ARGS)
+	@if nvidia-smi -L >/dev/null 2>&1; then $(PYTHON) -m pytest --engine cuda $(ARGS); fi
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --engine interpreter -n 2 $(ARGS)
 
 lint: $(SET_UP) ## ruff and pyright
 	@$(PYTHON) -m ruff check .

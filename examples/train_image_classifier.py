@@ -20,12 +20,12 @@ from tinynet.train.options import RunParser
 from tinynet.train.report import write_image_report
 from tinynet.train.trainer import CHECKPOINT_NAME, METRICS_NAME
 
-LABEL_SMOOTHING = 0.05
+WEIGHT_DECAY = 5e-4
 WARM_UP = 0.1  # of all steps
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = RunParser("train_image_classifier", "Train an image classifier.", epochs=15, batch_size=64, lr=2e-3)
+    parser = RunParser("train_image_classifier", "Train an image classifier.", epochs=15, batch_size=64, lr=0.05)
     parser.add_argument("--model", choices=["cnn", "mlp"], default="cnn", help="what to train")
     parser.add_argument("--data", choices=IMAGE_DATA, default="mnist5k", help="what to train on")
     options = parser.parse_run(arguments)
@@ -36,11 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batches = ImageBatches(data, options.batch_size, seed=options.seed, shift=data.shift, device=options.device)
         model = build(options.model, image_shape=data.image_shape, classes=data.classes).to(options.device)
         total_steps = options.steps or options.epochs * len(batches)
-        optimizer = optim.AdamW(model.parameters(), lr=options.lr)
+        optimizer = optim.SGD(
+            model.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
+        )
         trainer = Trainer(
             model,
             batches,
-            nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING),
+            nn.CrossEntropyLoss(),
             optimizer,
             warm_up_and_cosine(optimizer, total_steps, round(WARM_UP * total_steps)),
             measures={"accuracy": accuracy},

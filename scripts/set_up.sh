@@ -2,6 +2,7 @@
 # Make a virtual environment and install tinynet into it, editable, with the developer tools.
 # Usage: scripts/set_up.sh [FOLDER]   (default .venv; PYTHON=/path/to/python3 picks the interpreter)
 set -eu
+cd "$(dirname "$0")/.."
 
 venv=${1:-.venv}
 

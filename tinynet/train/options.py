@@ -40,9 +40,8 @@ class RunParser(argparse.ArgumentParser):
         add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
         add("--dtype", choices=DTYPES, default="fp32", help="what to compute in, by autocast")
         add("--engine", choices=dispatch.NAMES, default="auto", help="who computes; auto: kernels where they run")
-        length = self.add_mutually_exclusive_group()
-        length.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the train set")
-        length.add_argument("--steps", type=positive_int, default=None, help="optimizer steps, instead of epochs")
+        add("--epochs", type=positive_int, default=epochs, help="passes over the train set")
+        add("--steps", type=positive_int, default=None, help="optimizer steps, instead of epochs")
         add("--batch-size", type=positive_int, default=batch_size, help="samples a step")
         add("--lr", type=positive_float, default=lr, help="the highest learning rate")
         add("--seed", type=seed, default=0, help="of weights, order and augmentation")
@@ -59,8 +58,11 @@ class RunParser(argparse.ArgumentParser):
             The flags by name, with `device` a torch.device that exists, and `resume` a file or None.
         """
         options = self.parse_args(arguments)
+        given = self._given(arguments)
+        if {"epochs", "steps"} <= given:
+            self.error("--epochs and --steps both say how long to train: give one of them")
         if options.resume is not None:
-            self._take_over_checkpoint(options, self._given(arguments))
+            self._take_over_checkpoint(options, given)
         options.device = self._existing_device(options.device)
         if options.engine == "kernels":
             reason = dispatch.unavailable_reason(options.device.type)

@@ -65,7 +65,7 @@ def draw_confusion(path: Path, matrix: Tensor, class_names: Sequence[str]) -> No
     axes = figure.subplots()
     mistakes = matrix.clone().fill_diagonal_(0)
     most = max(1, int(mistakes.max()))
-    axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=1.5 * most)
+    axes.imshow(mistakes.numpy(), cmap="Reds", vmin=0, vmax=1.5 * most)
     for true in range(classes):
         for predicted in range(classes):
             count = int(matrix[true, predicted])
@@ -94,23 +94,23 @@ def draw_filters(path: Path, weight: Tensor, image: Tensor, responses: Tensor | 
     """
     order = weight.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:MOST_FILTERS]
     panels = 1 if responses is None else 2
-    columns = math.ceil(math.sqrt(len(order)))
+    columns = min(8, len(order))
     rows = math.ceil(len(order) / columns)
-    figure = _figure(5.2 * panels + 0.4, 5.2 * rows / columns + 0.8)
+    figure = _figure(6 * panels, 6 * rows / columns + 0.6)
     parts = figure.subfigures(1, panels, squeeze=False)[0]
 
     parts[0].suptitle(f"the first layer's filters, {weight.shape[2]}x{weight.shape[3]} pixels")
     limit = float(weight.abs().max()) or 1.0
     for axes, filter_ in _grid(parts[0], rows, columns, weight[order]):
         if filter_.shape[0] == 3:
-            axes.imshow((0.5 + 0.5 * filter_ / limit).permute(1, 2, 0))
+            axes.imshow((0.5 + 0.5 * filter_ / limit).permute(1, 2, 0).numpy())
         else:
-            axes.imshow(filter_.mean(dim=0), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axes.imshow(filter_.mean(dim=0).numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
 
     if responses is not None:
         parts[1].suptitle("what each makes of the test image in its corner")
         for axes, response in _grid(parts[1], rows, columns, responses[order]):
-            axes.imshow(response, cmap="magma")
+            axes.imshow(response.numpy(), cmap="magma")
         first = parts[1].axes[0]
         inset = first.inset_axes((0.0, 0.62, 0.38, 0.38))
         inset.axis("off")
@@ -151,13 +151,23 @@ def draw_samples(path: Path, images: Tensor, labels: Tensor, probabilities: Tens
         colors = ["#bbbbbb"] * len(class_names)
         colors[prediction] = WRONG_COLOR
         colors[label] = "#2ca02c"
-        bar_axes.barh(range(len(class_names)), chances, color=colors)
+        bar_axes.barh(range(len(class_names)), chances.tolist(), color=colors)
         bar_axes.set_yticks(range(len(class_names)), class_names, fontsize=7)
         bar_axes.set(xlim=(0, 1), xticks=[0, 1])
         bar_axes.tick_params(length=0, labelsize=7)
         bar_axes.invert_yaxis()
         bar_axes.spines[["top", "right"]].set_visible(False)
-        bar_axes.text(1, prediction, f"{100 * chances[prediction]:.0f} %", fontsize=7, va="center", ha="right")
+        chance = float(chances[prediction])
+        is_long = chance > 0.75
+        bar_axes.text(
+            chance - 0.02 if is_long else chance + 0.02,
+            prediction,
+            f"{100 * chance:.0f} %",
+            fontsize=7,
+            va="center_baseline",
+            ha="right" if is_long else "left",
+            color="white" if is_long else "black",
+        )
     figure.savefig(path)
 
 
@@ -180,4 +190,6 @@ def _show_image(axes: "Axes", image: Tensor) -> None:
     """Shows an image [C, H, W], its values stretched to the full range."""
     low, high = image.min(), image.max()
     stretched = (image - low) / (high - low).clamp_min(1e-12)
-    axes.imshow(stretched.permute(1, 2, 0).expand(-1, -1, 3) if image.shape[0] != 3 else stretched.permute(1, 2, 0))
+    if len(image) != 3:
+        stretched = stretched.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    axes.imshow(stretched.permute(1, 2, 0).numpy())

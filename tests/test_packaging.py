@@ -1,0 +1,190 @@
+"""The set-up of a fresh machine, and what a built wheel holds."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+# The wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_both_packages_their_types_and_the_data(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {
+        "tinynet/__init__.py",
+        "tinynet/py.typed",
+        "tinynet/data/shipped/digits.npz",
+        "tinynet/data/shipped/digits.md",
+        "tinynet/data/shipped/mnist5k.npz",
+        "tinynet/data/shipped/mnist5k.md",
+        "tinynet_kernels/__init__.py",
+        "tinynet_kernels/py.typed",
+    } <= set(names)
+    roots = {name.split("/")[0] for name in names}
+    assert roots == {"tinynet", "tinynet_kernels", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
+    for source in [*ROOT.glob("tinynet/**/*.py"), *ROOT.glob("kernels/tinynet_kernels/**/*.py")]:
+        path = source.relative_to(ROOT)
+        assert str(path.relative_to("kernels") if path.parts[0] == "kernels" else path) in names
+
+
+def test_wheel_names_its_license_and_its_needs(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+    text = archive.read(metadata).decode()
+    assert "Name: tinynet-triton\n" in text and "License-Expression: Apache-2.0\n" in text
+    assert "Requires-Dist: triton<3.10,>=3.6; platform_system == 'Linux'\n" in text
+    assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
+
+
+def test_installed_wheel_loads_its_data_without_the_repository(wheel, tmp_path):
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    code = (
+        "import tinynet, tinynet_kernels; from tinynet.data import load_images;"
+        "print(tinynet.__file__, tinynet_kernels.__file__, len(load_images('mnist5k').train_labels))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    first, second, count = result.stdout.split()
+    assert Path(first).is_relative_to(site) and Path(second).is_relative_to(site) and count == "4000"
+
+
+# The set-up. Each test runs it on a machine that has only the commands put into a folder.
+
+NEW_ENOUGH = 'case "$*" in *version_info*) exit 0;; esac\n'
+WITH_VENV = NEW_ENOUGH + 'case "$*" in *ensurepip*) exit 0;; esac\n'
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A folder of commands: what every machine has, and nothing else."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sh", "awk", "dirname", "df", "make", "mkdir", "touch", "cat", "chmod"):
+        path = shutil.which(name)
+        assert path is not None
+        (folder / name).symlink_to(path)
+    return folder
+
+
+def put_command(machine: Path, name: str, script: str) -> None:
+    path = machine / name
+    path.unlink(missing_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def set_up(machine: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `make set-up` with an environment beside the machine's commands."""
+    return subprocess.run(
+        ["make", "--no-print-directory", "set-up", f"VENV={machine.parent / 'venv'}"],
+        cwd=ROOT,
+        env={"PATH": str(machine), "HOME": str(machine.parent)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def assert_fails_with(result: subprocess.CompletedProcess[str], machine: Path, *parts: str) -> None:
+    assert result.returncode != 0
+    said = next(line for line in result.stderr.splitlines() if line.startswith("set-up: "))
+    for part in parts:
+        assert part in said
+    assert not (machine.parent / "venv" / ".set-up").exists()
+
+
+def test_set_up_without_python_says_so(machine):
+    assert_fails_with(set_up(machine), machine, "Python 3.10 or newer is needed and none was found")
+
+
+def test_set_up_with_only_an_old_python_says_so(machine):
+    put_command(machine, "python3", 'case "$*" in *version_info*) exit 1;; esac\nexit 0\n')
+    assert_fails_with(set_up(machine), machine, "Python 3.10 or newer is needed")
+
+
+def test_set_up_without_the_venv_module_says_so(machine):
+    put_command(machine, "python3", NEW_ENOUGH + "exit 1\n")
+    assert_fails_with(set_up(machine), machine, "python3 cannot make a virtual environment", "python3-venv")
+
+
+def test_set_up_without_a_compiler_says_so(machine):
+    put_command(machine, "python3", WITH_VENV)
+    assert_fails_with(set_up(machine), machine, "no C compiler was found", "apt install gcc")
+
+
+def test_set_up_without_disk_space_says_so(machine):
+    put_command(machine, "python3", WITH_VENV)
+    put_command(machine, "cc", "")
+    put_command(machine, "df", "echo Filesystem; echo disk 100000 99900 100 99% /\n")
+    assert_fails_with(set_up(machine), machine, "of disk", "100 MiB are free")
+
+
+def test_set_up_on_a_gpu_machine_without_python_headers_says_so(machine):
+    put_command(machine, "python3", WITH_VENV + "exit 1\n")
+    put_command(machine, "cc", "")
+    put_command(machine, "nvidia-smi", "exit 0\n")
+    assert_fails_with(set_up(machine), machine, "Python.h", "python3-dev")
+
+
+# A python3 whose `-m venv FOLDER` makes an environment with a python that writes down how it is called.
+VENV_MAKER = (
+    WITH_VENV
+    + """
+case "$*" in *"-m venv "*)
+    mkdir -p "$3/bin"
+    printf '#!/bin/sh\\necho "$@" >> "%s/calls"\\nexit %s\\n' "$3" "$PIP_EXIT" > "$3/bin/python"
+    chmod +x "$3/bin/python";;
+esac
+"""
+)
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_set_up_installs_once_in_the_size_of_the_machine(machine, has_gpu):
+    put_command(machine, "python3", VENV_MAKER.replace("$PIP_EXIT", "0"))
+    put_command(machine, "cc", "")
+    if has_gpu:
+        put_command(machine, "nvidia-smi", "exit 0\n")
+    result = set_up(machine)
+    assert result.returncode == 0, result.stderr
+    calls = (machine.parent / "venv" / "calls").read_text()
+    assert ("--constraint constraints/cpu.txt" in calls) is not has_gpu and calls.endswith("-e .[dev]\n")
+    started = time.perf_counter()
+    assert set_up(machine).returncode == 0
+    assert time.perf_counter() - started < 1
+    assert (machine.parent / "venv" / "calls").read_text() == calls
+
+
+def test_set_up_whose_install_fails_says_so_and_is_tried_again(machine):
+    put_command(machine, "python3", VENV_MAKER.replace("$PIP_EXIT", "1"))
+    put_command(machine, "cc", "")
+    assert_fails_with(set_up(machine), machine, "pip could not install tinynet")
+    put_command(machine, "python3", VENV_MAKER.replace("$PIP_EXIT", "0"))
+    assert set_up(machine).returncode == 0
+
+
+def test_make_lists_its_targets():
+    result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = {line.split()[0] for line in result.stdout.splitlines()}
+    assert {"train", "test", "lint", "bench", "compile-matrix"} <= listed

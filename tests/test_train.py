@@ -1,0 +1,496 @@
+"""Training: exact resumption, checkpoints that refuse damage, reports, flags, and kernels against the reference."""
+
+import csv
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import tinynet
+from tinynet import nn, optim
+from tinynet.data import ImageBatches, ImageData, load_images
+from tinynet.engines import dispatch
+from tinynet.models import CNN, MLP
+from tinynet.train import (
+    CheckpointError,
+    Trainer,
+    TrainingError,
+    accuracy,
+    export_weights,
+    pictures,
+    read_checkpoint,
+    save_checkpoint,
+    warm_up_and_cosine,
+)
+from tinynet.train.interrupt import Interrupt
+from tinynet.train.options import RunParser
+from tinynet.train.report import choose_samples, first_layer, write_image_report
+
+TOTAL_STEPS = 9  # of batches of 8 out of 20 images: three epochs of three
+
+
+def tiny_data() -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(20) % 3
+    images = torch.randint(0, 100, (20, 1, 6, 6), dtype=torch.uint8, generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[0, 2 * label : 2 * label + 2] += 150  # a bright bar, lower for each class
+    return ImageData("tiny", images, labels, images[:7], labels[:7], ("a", "b", "c"), shift=1)
+
+
+def make_trainer(folder: Path | None = None, dtype: torch.dtype = torch.float32, lr: float = 0.05) -> Trainer:
+    """A trainer on the reference whose every step draws random numbers."""
+    torch.manual_seed(3)
+    model = nn.Sequential(torch.nn.Dropout(0.2), MLP((1, 6, 6), classes=3, hidden_sizes=(16,)))
+    optimizer = optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    return Trainer(
+        model,
+        ImageBatches(tiny_data(), 8, seed=1, shift=1),
+        torch.nn.CrossEntropyLoss(),
+        optimizer,
+        warm_up_and_cosine(optimizer, TOTAL_STEPS, 2),
+        measures={"accuracy": accuracy},
+        dtype=dtype,
+        folder=folder,
+    )
+
+
+@pytest.fixture
+def on_reference():
+    with tinynet.engine("reference"):
+        yield
+
+
+def without_seconds(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def assert_same_run(trainer: Trainer, expected: Trainer) -> None:
+    for name, weight in expected.model.state_dict().items():
+        assert torch.equal(trainer.model.state_dict()[name], weight), name
+    assert trainer.progress.steps == expected.progress.steps
+    assert without_seconds(trainer.rows) == without_seconds(expected.rows)
+    assert torch.equal(trainer.optimizer.param_groups[0]["params"][0], next(expected.model.parameters()))
+
+
+# The loop
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 8])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, on_reference, stop):
+    expected = make_trainer()
+    assert expected.fit(TOTAL_STEPS)
+    make_trainer(tmp_path).fit(stop)
+    torch.manual_seed(99)
+    resumed = make_trainer(tmp_path)
+    torch.manual_seed(100)
+    resumed.resume(tmp_path / "checkpoint.pt")
+    assert resumed.progress.step == stop
+    assert resumed.fit(TOTAL_STEPS)
+    assert_same_run(resumed, expected)
+
+
+def test_same_seed_same_run_and_other_seed_another(on_reference):
+    first = make_trainer()
+    first.fit(TOTAL_STEPS)
+    second = make_trainer()
+    second.fit(TOTAL_STEPS)
+    third = make_trainer()
+    torch.manual_seed(4)  # of the dropout
+    third.fit(TOTAL_STEPS)
+    assert_same_run(second, first)
+    assert third.progress.steps != first.progress.steps
+
+
+def test_training_lowers_the_loss_and_counts_what_it_saw(on_reference):
+    trainer = make_trainer()
+    trainer.fit(TOTAL_STEPS)
+    assert [count for count, *_ in trainer.progress.steps] == [8, 8, 4] * 3
+    assert [row["epoch"] for row in trainer.rows] == [1, 2, 3]
+    assert [row["step"] for row in trainer.rows] == [3, 6, 9]
+    assert trainer.rows[-1]["test_loss"] < 0.8 * trainer.rows[0]["test_loss"]
+
+
+def test_measures_are_means_over_samples_not_over_batches(on_reference):
+    trainer = make_trainer()
+    logits, labels = (torch.cat(each) for each in zip(*trainer.predict(), strict=True))
+    means = trainer.evaluate()
+    assert means["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert means["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item(), rel=1e-6)
+    trainer.fit(3)
+    losses = [total for _, total, _ in trainer.progress.steps]
+    assert trainer.rows[0]["train_loss"] == pytest.approx(sum(losses) / 20, rel=1e-9)
+
+
+def test_metrics_csv_has_a_line_an_epoch_and_one_for_the_unfinished(tmp_path, on_reference):
+    trainer = make_trainer(tmp_path)
+    trainer.fit(7)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["epoch"], line["step"]) for line in lines] == [("1", "3"), ("2", "6"), ("3", "7")]
+    assert list(lines[0])[:3] == ["epoch", "step", "train_loss"]
+    assert float(lines[1]["test_loss"]) == trainer.rows[1]["test_loss"]
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["progress"]["rows"] == trainer.rows[:2]
+
+
+def test_the_schedule_rises_then_falls_to_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = warm_up_and_cosine(optimizer, total_steps=10, warm_up_steps=4)
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert rates[7] == pytest.approx(1.0)
+    assert rates[10] == pytest.approx(0.0) and rates[5:] == sorted(rates[5:], reverse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_training_learns_and_keeps_fp32_weights(tmp_path, on_reference, dtype):
+    trainer = make_trainer(tmp_path, dtype)
+    trainer.fit(TOTAL_STEPS)
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    assert trainer.rows[-1]["test_loss"] < 0.8 * trainer.rows[0]["test_loss"]
+    outputs, _ = next(trainer.predict())
+    assert outputs.dtype == dtype
+    resumed = make_trainer(tmp_path, dtype)
+    resumed.resume(tmp_path / "checkpoint.pt")
+    assert resumed.scaler.get_scale() == trainer.scaler.get_scale()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_epoch(tmp_path, on_reference):
+    trainer = make_trainer(tmp_path)
+    trainer.fit(3)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(math.inf)
+    with pytest.raises(TrainingError, match="the loss is nan after .* steps: try a smaller learning rate"):
+        trainer.fit(TOTAL_STEPS)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+# Ctrl-C
+
+
+class InterruptedBatches(ImageBatches):
+    """Presses Ctrl-C while the given step's batch is made."""
+
+    presses = 4
+
+    def train(self, epoch: int, start: int = 0):
+        for index, batch in enumerate(super().train(epoch, start)):
+            if epoch * len(self) + start + index + 1 == self.presses:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+
+def test_control_c_finishes_the_step_and_keeps_what_was_learned(tmp_path, on_reference):
+    expected = make_trainer()
+    expected.fit(TOTAL_STEPS)
+    interrupted = make_trainer(tmp_path)
+    interrupted.batches = InterruptedBatches(tiny_data(), 8, seed=1, shift=1)
+    before = signal.getsignal(signal.SIGINT)
+    assert interrupted.fit(TOTAL_STEPS) is False
+    assert signal.getsignal(signal.SIGINT) is before
+    assert interrupted.progress.step == InterruptedBatches.presses
+    resumed = make_trainer(tmp_path)
+    resumed.resume(tmp_path / "checkpoint.pt")
+    assert resumed.fit(TOTAL_STEPS) is True
+    assert_same_run(resumed, expected)
+
+
+def test_a_second_control_c_interrupts_at_once():
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second Ctrl-C did nothing")
+
+
+# Checkpoints
+
+
+def some_checkpoint(folder: Path) -> Path:
+    path = folder / "checkpoint.pt"
+    save_checkpoint(path, {"model": {"weight": torch.arange(5000.0)}, "config": {"lr": 0.5, "steps": None}})
+    return path
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    state = read_checkpoint(some_checkpoint(tmp_path))
+    assert torch.equal(state["model"]["weight"], torch.arange(5000.0))
+    assert state["config"] == {"lr": 0.5, "steps": None}
+    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.pt"]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(tmp_path, kept):
+    path = some_checkpoint(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        read_checkpoint(path)
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_foreign_files_are_refused_and_their_code_is_not_run(tmp_path):
+    path = tmp_path / "foreign.pt"
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        read_checkpoint(path)
+    path.write_text("weights")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(path)
+    for foreign in ({"weight": torch.zeros(3)}, [1, 2], {"format": "other"}):
+        torch.save(foreign, path)
+        with pytest.raises(CheckpointError, match="is no checkpoint of tinynet"):
+            read_checkpoint(path)
+    trap = tmp_path / "trap"
+    path.write_bytes(pickle.dumps(Evil(trap), protocol=2))
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+    torch.save({"format": "tinynet checkpoint", "version": 1, "model": Evil(trap)}, path)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+    assert not trap.exists()
+
+
+def test_a_checkpoint_of_a_later_version_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"version": 2})
+    with pytest.raises(CheckpointError, match="version 2"):
+        read_checkpoint(path)
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = some_checkpoint(tmp_path)
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left"):
+        save_checkpoint(path, {"model": {}})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, on_reference):
+    make_trainer(tmp_path).fit(1)
+    trainer = make_trainer()
+    trainer.model = nn.Sequential(MLP((1, 6, 6), classes=4))
+    with pytest.raises(CheckpointError, match="is not a checkpoint of this model"):
+        trainer.resume(tmp_path / "checkpoint.pt")
+
+
+def test_exported_weights_load_without_our_code(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = MLP((1, 2, 3), classes=2)
+    export_weights(model, tmp_path / "weights.safetensors")
+    loaded = safetensors.load_file(tmp_path / "weights.safetensors")
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
+
+
+# Reports
+
+
+def test_report_draws_four_pictures(tmp_path, on_reference):
+    trainer = make_trainer(tmp_path)
+    trainer.fit(TOTAL_STEPS)
+    names = write_image_report(tmp_path, trainer, tiny_data())
+    assert names == ["curve.png", "confusion.png", "filters.png", "samples.png"]
+    for name in names:
+        content = (tmp_path / name).read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) > 5000
+
+
+def test_without_matplotlib_pictures_are_skipped_with_one_line(tmp_path, on_reference, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert write_image_report(tmp_path, make_trainer(), tiny_data()) == []
+    assert capsys.readouterr().out.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_confusion_matrix_counts_true_classes_by_predictions():
+    matrix = pictures.confusion_matrix(torch.tensor([0, 0, 2, 1, 2]), torch.tensor([0, 1, 2, 1, 0]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+
+
+def test_samples_show_the_surest_mistakes_and_some_hits():
+    probabilities = torch.full((30, 2), 0.5)
+    probabilities[:, 1] = torch.linspace(0.51, 0.99, 30)
+    probabilities[:, 0] = 1 - probabilities[:, 1]
+    labels = torch.ones(30, dtype=torch.int64)
+    labels[::3] = 0  # ten mistakes, the surest at 27
+    chosen = choose_samples(labels, probabilities.argmax(1), probabilities)
+    assert len(chosen) == 12 and len(set(chosen.tolist())) == 12
+    assert chosen[6:].tolist() == [27, 24, 21, 18, 15, 12]
+    all_right = choose_samples(torch.ones(3).long(), torch.ones(3).long(), probabilities[:3])
+    assert all_right.tolist() == [0, 1, 2]
+
+
+def test_first_layer_gives_filters_as_images_and_their_responses(on_reference):
+    weight, responses = first_layer(MLP((1, 6, 5), classes=2), torch.zeros(1, 1, 6, 5))
+    assert weight.shape == (512, 1, 6, 5) and responses is None
+    model = CNN((3, 8, 8))
+    weight, responses = first_layer(model, torch.ones(1, 3, 8, 8))
+    assert torch.equal(weight, model.features[0].weight.detach())
+    assert responses is not None and responses.shape == (32, 8, 8)
+
+
+# Flags
+
+
+def make_parser() -> RunParser:
+    return RunParser("train_something", "Train.", epochs=3, batch_size=16, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--lr", "-1"], "--lr: must be a finite number above 0, got '-1'"),
+        (["--lr", "nan"], "--lr: must be a finite number above 0"),
+        (["--lr", "inf"], "--lr: must be a finite number above 0"),
+        (["--lr", "fast"], "--lr: must be a finite number above 0, got 'fast'"),
+        (["--steps", "0"], "--steps: must be a whole number of at least 1, got '0'"),
+        (["--epochs", "1.5"], "--epochs: must be a whole number of at least 1, got '1.5'"),
+        (["--batch-size", "-2"], "--batch-size: must be a whole number"),
+        (["--seed", "-1"], "--seed: must be a whole number from 0"),
+        (["--steps", "3", "--epochs", "3"], "both say how long to train"),
+        (["--device", "tpux"], "--device tpux is no device"),
+        (["--device", "meta"], "--device meta is not on this machine"),
+        (["--dtype", "fp8"], "--dtype: invalid choice: 'fp8'"),
+        (["--engine", "fast"], "--engine: invalid choice: 'fast'"),
+        (["--resume", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+    ],
+)
+def test_bad_flags_get_one_sentence_and_exit_code_2(capsys, flags, sentence):
+    with pytest.raises(SystemExit) as exit_:
+        make_parser().parse_run(flags)
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert sentence in message and message.startswith("train_something: ")
+    assert message.count("\n") == 1 and "Traceback" not in message
+
+
+def test_cuda_where_there_is_none_gets_a_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        make_parser().parse_run(["--device", "cuda"])
+    assert "sees no GPU here" in capsys.readouterr().err
+
+
+def test_kernels_where_no_driver_serves_get_a_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(dispatch, "unavailable_reason", lambda device_type: "no driver is there")
+    with pytest.raises(SystemExit):
+        make_parser().parse_run(["--engine", "kernels", "--device", "cpu"])
+    assert "--engine kernels: no driver is there" in capsys.readouterr().err
+
+
+def test_an_out_folder_that_cannot_be_is_refused(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "below"):
+        with pytest.raises(SystemExit):
+            make_parser().make_folder(out, "name", None)
+        assert "is a file, or lies in one" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
+def test_an_out_folder_with_a_checkpoint_is_only_for_its_resumption(tmp_path, capsys):
+    path = some_checkpoint(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    for resumed in (None, some_checkpoint(other)):
+        with pytest.raises(SystemExit):
+            make_parser().make_folder(tmp_path, "name", resumed)
+        assert "holds a checkpoint" in capsys.readouterr().err
+    assert make_parser().make_folder(tmp_path, "name", path) == tmp_path
+
+
+def test_a_new_run_gets_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [make_parser().make_folder(None, "cnn", None) for _ in range(3)]
+    assert folders == [Path("runs/cnn"), Path("runs/cnn-2"), Path("runs/cnn-3")]
+
+
+def run_checkpoint(folder: Path, *flags: str) -> Path:
+    parser = make_parser()
+    config = parser.config(parser.parse_run(flags))
+    save_checkpoint(folder / "checkpoint.pt", {"config": config})
+    return folder
+
+
+def test_resume_takes_over_the_flags_of_the_run(tmp_path):
+    folder = run_checkpoint(tmp_path, "--lr", "0.25", "--steps", "7", "--dtype", "bf16", "--seed", "5")
+    options = make_parser().parse_run(["--resume", str(folder)])
+    assert (options.lr, options.steps, options.dtype, options.seed) == (0.25, 7, "bf16", 5)
+    assert options.out == folder and options.resume == folder / "checkpoint.pt"
+    longer = make_parser().parse_run(["--resume", str(folder), "--epochs", "9", "--lr", "0.25"])
+    assert (longer.steps, longer.epochs) == (None, 9)
+    assert make_parser().parse_run(["--resume", str(folder), "--steps", "8"]).steps == 8
+
+
+def test_resume_refuses_flags_of_another_run(tmp_path, capsys):
+    folder = run_checkpoint(tmp_path, "--lr", "0.25")
+    with pytest.raises(SystemExit):
+        make_parser().parse_run(["--resume", str(folder), "--lr", "0.5"])
+    assert "--lr 0.5 differs from the 0.25 of" in capsys.readouterr().err
+    other = RunParser("train_else", "Train.", epochs=3, batch_size=16, lr=0.1)
+    with pytest.raises(SystemExit):
+        other.parse_run(["--resume", str(folder)])
+    assert "is a checkpoint of train_something" in capsys.readouterr().err
+
+
+# Kernels
+
+
+def train_digits(engine: str, device: str, steps: int = 30) -> tuple[list[float], dict[str, Tensor]]:
+    """Trains a CNN by SGD with momentum on 8x8 digits; returns the loss of each step and the weights."""
+    torch.manual_seed(0)
+    with tinynet.engine(engine):  # pyright: ignore[reportArgumentType]
+        batches = ImageBatches(load_images("digits"), 16, seed=0, shift=1, device=device)
+        model = CNN((1, 8, 8)).to(device)
+        optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+        loss = nn.CrossEntropyLoss()
+        scheduler = warm_up_and_cosine(optimizer, 10 * steps, 0)
+        trainer = Trainer(model, batches, loss, optimizer, scheduler, measures={"accuracy": accuracy})
+        losses = []
+        for images, labels in batches.train(0):
+            losses.append(trainer.step(images, labels).item())
+            if len(losses) == steps:
+                break
+    return losses, model.state_dict()
+
+
+@pytest.mark.kernels
+def test_thirty_steps_through_the_kernels_follow_the_reference(device):
+    losses, weights = train_digits("kernels", device)
+    expected_losses, expected_weights = train_digits("reference", device)
+    assert len(losses) == 30
+    assert expected_losses[-1] < 0.7 * expected_losses[0], "the reference itself learned nothing"
+    assert losses == pytest.approx(expected_losses, abs=1e-3)
+    for name, weight in weights.items():
+        assert (weight - expected_weights[name]).abs().max().item() <= 1e-3, name
+
+
+def test_training_imports_without_matplotlib_and_triton():
+    code = "import sys; sys.modules['matplotlib'] = None; import tinynet.train.report, tinynet.train.options"
+    subprocess.run([sys.executable, "-c", code], check=True)

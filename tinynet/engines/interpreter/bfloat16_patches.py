@@ -4,7 +4,8 @@ The interpreter evaluates each operation through a method of `InterpreterBuilder
 array and a Triton dtype). Each method that computes is wrapped: a bfloat16 operand is widened to float32, the
 operation runs, and its result is rounded back. Other dtypes pass through for the price of one comparison.
 
-Methods that only move bits (load, store, select, reshape, gather, bitcast, absolute value) are right as is.
+Methods that only move bits (load, store, select, reshape, gather, bitcast, absolute value) are right as is,
+and `tl.clamp`, `tl.maximum` and `tl.minimum` widen by themselves.
 """
 
 from __future__ import annotations
@@ -57,16 +58,6 @@ def _unary_op(stock: Any) -> Any:
         return to_bfloat16(op(widen(arg.data))) if is_bfloat16(arg) else stock(self, arg, op)
 
     return unary_op
-
-
-def _ternary_op(stock: Any) -> Any:
-    @functools.wraps(stock)
-    def ternary_op(self: Any, first: Any, second: Any, third: Any, op: Any) -> Any:
-        if op is np.where or not is_bfloat16(third):
-            return stock(self, first, second, third, op)
-        return to_bfloat16(op(*(to_float32(handle).data for handle in (first, second, third))))
-
-    return ternary_op
 
 
 def _create_fma(stock: Any) -> Any:
@@ -164,7 +155,6 @@ def apply() -> None:
     wrappers = {
         "binary_op": _binary_op,
         "unary_op": _unary_op,
-        "ternary_op": _ternary_op,
         "create_fma": _create_fma,
         "cast_impl": _cast_impl,
         "create_dot": _create_dot,

@@ -15,6 +15,8 @@ from tinynet import nn
 # How to build each compute layer, and an input it takes.
 LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
+    "Dropout": ({"p": 0.0}, (4, 5)),
+    "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     **dict.fromkeys(
         (
             *("ReLU", "LeakyReLU", "ReLU6", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "LogSigmoid"),
@@ -75,7 +77,7 @@ def test_initialization_and_state_dict_both_ways(name: str) -> None:
 def test_copies_and_pickles(name: str) -> None:
     ours, theirs = build(name)
     shape = LAYERS[name][1]
-    arguments = [torch.randn(shape)]
+    arguments = [torch.randint(0, 5, shape) if name == "Embedding" else torch.randn(shape)]
     if name in ("CrossEntropyLoss", "MSELoss"):
         arguments.append(torch.randn(shape).softmax(1))
     expected = theirs(*arguments)

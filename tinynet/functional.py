@@ -22,11 +22,15 @@ from tinynet.ops.activation import (
     tanh,
     tanhshrink,
 )
+from tinynet.ops.dropout import dropout
+from tinynet.ops.embedding import embedding
 from tinynet.ops.linear import linear
 
 __all__ = [
     "celu",
+    "dropout",
     "elu",
+    "embedding",
     "gelu",
     "hardshrink",
     "hardsigmoid",

@@ -46,6 +46,8 @@ from tinynet.nn.activation import (
     Tanh,
     Tanhshrink,
 )
+from tinynet.nn.dropout import Dropout
+from tinynet.nn.embedding import Embedding
 from tinynet.nn.linear import Linear
 
 __all__ = [
@@ -54,6 +56,8 @@ __all__ = [
     "GELU",
     "SELU",
     "Buffer",
+    "Dropout",
+    "Embedding",
     "Flatten",
     "Hardshrink",
     "Hardsigmoid",

@@ -37,6 +37,8 @@ _REFERENCES: dict[str, Any] = {
     "softshrink": F.softshrink,
     "tanhshrink": F.tanhshrink,
 }
+# Made once: a call with a name costs a look-up.
+_DEFAULTS: dict[str, Activation] = {name: Activation(name) for name in _REFERENCES}
 
 
 def as_activation(activation: str | Activation | None) -> Activation:
@@ -51,7 +53,7 @@ def as_activation(activation: str | Activation | None) -> Activation:
     if isinstance(activation, Activation):
         return activation
     if isinstance(activation, str):
-        return Activation(activation)
+        return _DEFAULTS.get(activation) or Activation(activation)  # the constructor says what is wrong
     raise TypeError(f"activation must be a name, an Activation or None, got {type(activation).__name__}")
 
 

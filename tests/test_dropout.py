@@ -1,0 +1,80 @@
+"""dropout: its rate, its scale, that the backward drops what the forward dropped, and PyTorch's generator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import DTYPES, counted_launches
+
+from tinynet import nn
+from tinynet.ops.dropout import dropout, dropout_operator
+
+pytestmark = pytest.mark.kernels
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rate_and_scale(p: float, dtype: torch.dtype, device: str) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(33, 1001, device=device, dtype=dtype)
+    with counted_launches() as launches:
+        y = dropout(x, p)
+    assert launches == ["dropout_kernel"]
+    kept = y != 0
+    n = x.numel()
+    assert abs(kept.float().mean().item() - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
+    # No structure: neighbors in memory, and elements a block of four apart, are dropped independently.
+    flat = kept.flatten().float() - (1 - p)
+    for distance in (1, 2, 3, 4, 1001):
+        correlation = (flat[distance:] * flat[:-distance]).mean().item() / (p * (1 - p))
+        assert abs(correlation) < 5 / n**0.5
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_backward_drops_the_same_elements(layout: torch.memory_format, device: str) -> None:
+    x = torch.randn(3, 5, 7, 9, device=device).to(memory_format=layout).requires_grad_()
+    y = dropout(x, 0.4)
+    upstream = torch.randn(3, 5, 7, 9, device=device)
+    y.backward(upstream)
+    mask = (y != 0) / 0.6
+    assert x.grad is not None
+    torch.testing.assert_close(y, x * mask)
+    torch.testing.assert_close(x.grad, upstream * mask)
+
+
+def test_follows_pytorchs_generator(device: str) -> None:
+    x = torch.ones(4096, device=device)
+    torch.manual_seed(5)
+    first, second = dropout(x), dropout(x)
+    torch.manual_seed(5)
+    assert torch.equal(dropout(x), first)
+    assert not torch.equal(first, second)
+
+
+def test_module_and_edges(device: str) -> None:
+    x = torch.randn(10, device=device, requires_grad=True)
+    assert nn.Dropout(0.5).eval()(x) is x
+    assert dropout(x, 0.0) is x
+    y = dropout(x, 1.0)
+    assert not y.any()
+    y.sum().backward()
+    assert x.grad is not None and not x.grad.any()
+    assert dropout(torch.empty(0, 3, device=device)).shape == (0, 3)
+    strided = torch.ones(64, 8, device=device)[:, ::2]
+    assert set(dropout(strided, 0.5).unique().tolist()) == {0.0, 2.0}
+    for p in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="p must be in"):
+            dropout(x, p)
+    with pytest.raises(TypeError, match="floating point"):
+        dropout(torch.arange(3))
+
+
+def test_registered_operator_and_compile(device: str) -> None:
+    x = torch.randn(40, device=device, requires_grad=True)
+    torch.library.opcheck(dropout_operator, (x, torch.tensor([7], device=device), 0.3))
+    compiled = torch.compile(lambda t: dropout(t, 0.5), fullgraph=True, backend="aot_eager")
+    y = compiled(x)
+    y.backward(torch.ones_like(y))
+    assert x.grad is not None
+    assert torch.equal(x.grad != 0, y != 0)

@@ -1,0 +1,15 @@
+"""Dropout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinynet.ops import dropout as ops
+
+
+class Dropout(torch.nn.Dropout):
+    """See `tinynet.functional.dropout`; active in training mode alone."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.dropout(input, self.p, self.training)

@@ -1,0 +1,106 @@
+"""Dropout whose mask is recomputed in the backward, not stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tinynet.engines.dispatch import Route, route
+from tinynet.ops.activation import is_dense
+from tinynet.ops.arguments import check_floating, needs_gradient
+
+
+def dropout_reference(x: Tensor, p: float) -> Tensor:
+    """Dropout in plain PyTorch; it drops other elements than the kernels do, with the same probability."""
+    return F.dropout(x, p, training=True)
+
+
+class DropoutFunction(torch.autograd.Function):
+    """y = x m(seed) / (1 - p) through the kernel; x is dense."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seed: Tensor, p: float) -> Tensor:
+        from tinynet_kernels.dropout import dropout_apply
+
+        ctx.save_for_backward(seed)
+        ctx.p, ctx.strides = p, x.stride()
+        return dropout_apply(x, seed, p)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        from tinynet_kernels.dropout import dropout_apply
+
+        (seed,) = ctx.saved_tensors
+        if grad.stride() != ctx.strides:  # elements are counted in memory order
+            grad = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
+        return dropout_apply(grad, seed, ctx.p), None, None
+
+
+@torch.library.custom_op("tinynet::dropout", mutates_args=())
+def dropout_operator(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """`dropout` with a given seed for captured graphs; its gradient is itself, applied to the upstream gradient."""
+    from tinynet_kernels.dropout import dropout_apply
+
+    return dropout_apply(x.contiguous(), seed, p)
+
+
+@dropout_operator.register_fake
+def _(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+    _, seed, ctx.p = inputs
+    ctx.save_for_backward(seed)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (seed,) = ctx.saved_tensors
+    return dropout_operator(grad, seed, ctx.p), None, None
+
+
+dropout_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Zeroes each element with probability p and scales the others by 1 / (1 - p), where `training`.
+
+    The seed comes from PyTorch's generator of x's device, so `torch.manual_seed` repeats a run; the elements that are
+    dropped are others than torch.nn.functional.dropout's.
+
+    Args:
+        input: x [...], float32, bfloat16, float16 (kernels) or float64 (reference).
+        p: probability, 0 <= p <= 1.
+        training: False returns x.
+        inplace: taken for compatibility; x is never written to.
+
+    Raises:
+        ValueError: p outside [0, 1].
+        TypeError: x is not floating point.
+
+    Source: torch.nn.functional.dropout (Srivastava et al. 2014).
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout: p must be in [0, 1], got {p}")
+    check_floating("dropout", input=input)
+    if not training or p == 0.0:
+        return input
+    if p == 1.0:
+        return input * 0.0
+    way = Route.REFERENCE if input.numel() == 0 else route(input)
+    if way is Route.REFERENCE:
+        return dropout_reference(input, p)
+    seed = torch.randint(1 << 62, (1,), device=input.device)
+    if way is Route.OPERATOR:
+        return dropout_operator(input, seed, p)
+    dense = input if is_dense(input) else input.contiguous()
+    if needs_gradient(input):
+        return DropoutFunction.apply(dense, seed, p)  # pyright: ignore[reportReturnType]
+    from tinynet_kernels.dropout import dropout_apply
+
+    return dropout_apply(dense, seed, p)

@@ -1,0 +1,159 @@
+"""Embedding look-up with a deterministic gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tinynet.engines.dispatch import Route, route
+from tinynet.ops.arguments import check_device, check_floating, needs_gradient
+
+
+def embedding_reference(
+    index: Tensor, weight: Tensor, padding_idx: int | None = None, scale_by_frequency: bool = False
+) -> Tensor:
+    """weight[index] in plain PyTorch."""
+    return F.embedding(index, weight, padding_idx, scale_grad_by_freq=scale_by_frequency)
+
+
+class EmbeddingFunction(torch.autograd.Function):
+    """weight[index] of index [T] through the kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, index: Tensor, weight: Tensor, padding_idx: int | None, scale_by_frequency: bool) -> Tensor:
+        from tinynet_kernels.embedding import embedding_forward
+
+        ctx.save_for_backward(index)
+        ctx.settings = weight.shape[0], padding_idx, scale_by_frequency
+        return embedding_forward(index, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        from tinynet_kernels.embedding import embedding_backward
+
+        (index,) = ctx.saved_tensors
+        return None, embedding_backward(grad.contiguous(), index, *ctx.settings), None, None
+
+
+@torch.library.custom_op("tinynet::embedding", mutates_args=())
+def embedding_operator(index: Tensor, weight: Tensor, padding_idx: int | None, scale_by_frequency: bool) -> Tensor:
+    """`embedding` of index [T] for captured graphs."""
+    from tinynet_kernels.embedding import embedding_forward
+
+    return embedding_forward(index.contiguous(), _rows_contiguous(weight))
+
+
+@embedding_operator.register_fake
+def _(index: Tensor, weight: Tensor, padding_idx: int | None, scale_by_frequency: bool) -> Tensor:
+    return weight.new_empty((index.shape[0], weight.shape[1]))
+
+
+@torch.library.custom_op("tinynet::embedding_backward", mutates_args=())
+def embedding_backward_operator(
+    grad: Tensor, index: Tensor, rows: int, padding_idx: int | None, scale_by_frequency: bool
+) -> Tensor:
+    """Its gradient."""
+    from tinynet_kernels.embedding import embedding_backward
+
+    return embedding_backward(grad.contiguous(), index.contiguous(), rows, padding_idx, scale_by_frequency)
+
+
+@embedding_backward_operator.register_fake
+def _(grad: Tensor, index: Tensor, rows: int, padding_idx: int | None, scale_by_frequency: bool) -> Tensor:
+    return grad.new_empty((rows, grad.shape[1]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    index, weight, padding_idx, scale_by_frequency = inputs
+    ctx.save_for_backward(index)
+    ctx.settings = weight.shape[0], padding_idx, scale_by_frequency
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+    (index,) = ctx.saved_tensors
+    return None, embedding_backward_operator(grad, index, *ctx.settings), None, None
+
+
+embedding_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """weight[input]: a row of the table for each index.
+
+    Args:
+        input: indices [...], int32 or int64, each in [0, V).
+        weight: [V, D], float32, bfloat16, float16 (kernels) or float64 (reference).
+        padding_idx: this row gets no gradient; negative ones count from the end.
+        max_norm: rows that are asked for and longer than this are rescaled to it, in place, before the look-up.
+        norm_type: of that norm.
+        scale_grad_by_freq: divide a row's gradient by how often it occurs in `input`.
+        sparse: not supported.
+
+    Returns:
+        [..., D].
+
+    Raises:
+        ValueError: `sparse`, a padding_idx outside the table, a weight that is no matrix, or different devices.
+        TypeError: indices that are neither int32 nor int64.
+        IndexError: an index outside the table (checked for CPU tensors; on a device it is undefined, as in PyTorch).
+
+    Source: torch.nn.functional.embedding.
+    """
+    if sparse:
+        raise ValueError("embedding: sparse=True is not supported; the gradient is dense and deterministic")
+    check_floating("embedding", weight=weight)
+    if input.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"embedding: input must be int32 or int64, got {input.dtype}")
+    if weight.dim() != 2:
+        raise ValueError(f"embedding: weight must be [V, D], got shape {tuple(weight.shape)}")
+    check_device("embedding", "input", input, "weight", weight)
+    rows, columns = weight.shape
+    if padding_idx is not None:
+        if not -rows <= padding_idx < rows:
+            raise ValueError(f"embedding: padding_idx must be in [-{rows}, {rows}), got {padding_idx}")
+        padding_idx %= rows
+    way = Route.REFERENCE if input.numel() == 0 or weight.numel() == 0 else route(weight)
+    if way is Route.KERNELS and input.device.type == "cpu":
+        _check_range(input, rows)
+    if max_norm is not None:
+        # As F.embedding does; under autograd the in-place change must not be recorded.
+        with torch.no_grad():
+            torch.embedding_renorm_(weight, input.contiguous(), max_norm, norm_type)
+    if way is Route.REFERENCE:
+        return embedding_reference(input, weight, padding_idx, scale_grad_by_freq)
+    index = input.reshape(-1)
+    if way is Route.OPERATOR:
+        y = embedding_operator(index, weight, padding_idx, scale_grad_by_freq)
+    elif needs_gradient(weight):
+        y: Tensor = EmbeddingFunction.apply(  # pyright: ignore[reportAssignmentType]
+            index.contiguous(), _rows_contiguous(weight), padding_idx, scale_grad_by_freq
+        )
+    else:
+        from tinynet_kernels.embedding import embedding_forward
+
+        y = embedding_forward(index.contiguous(), _rows_contiguous(weight))
+    return y.view(*input.shape, columns)
+
+
+def _rows_contiguous(weight: Tensor) -> Tensor:
+    return weight if weight.stride(1) == 1 else weight.contiguous()
+
+
+def _check_range(index: Tensor, rows: int) -> None:
+    low, high = torch.aminmax(index)
+    if low < 0 or high >= rows:
+        bad = int(low if low < 0 else high)
+        raise IndexError(f"embedding: index {bad} is outside the table of {rows} rows")

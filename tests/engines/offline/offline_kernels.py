@@ -1,7 +1,16 @@
 """Kernels of the launch report's tests: a matrix product with knobs, and small ones that each hold one fault."""
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
+from typing import Any
+
 import triton
 import triton.language as tl
+
+
+def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel; its signature says `tl.constexpr` where a plain number is given."""
+    kernel[grid](*arguments, **constants)
 
 
 @triton.jit
@@ -144,3 +153,47 @@ def tuned_product_kernel(
         acc = tl.dot(a, b, acc)
     mask = (row[:, None] < M) & (column[None, :] < N)
     tl.store(c_ptr + row[:, None] * N + column[None, :], acc.to(c_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def carried_offset_kernel(x_ptr, y_ptr, steps, stride, BLOCK: tl.constexpr):
+    """y = sum of blocks of x that lie `stride` apart; the offset is carried in 32 bits through a loop."""
+    offset = tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(steps):
+        acc += tl.load(x_ptr + offset)  # in bounds: x holds steps * stride elements
+        offset += stride
+    tl.store(y_ptr + tl.arange(0, BLOCK), acc)
+
+
+@triton.jit
+def rescaled_product_kernel(a_ptr, b_ptr, c_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    """One tile of c = a b whose accumulator is scaled in every trip, so each product waits for the one before."""
+    row = tl.arange(0, BLOCK)
+    step = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        a = tl.load(a_ptr + row[:, None] * K + start + step[None, :])  # in bounds: a is [BLOCK, K]
+        b = tl.load(b_ptr + row[None, :] * K + start + step[:, None])  # in bounds: b is [BLOCK, K]
+        acc = tl.dot(a, b, acc) * 0.5
+    tl.store(c_ptr + row[:, None] * BLOCK + row[None, :], acc)
+
+
+@triton.jit
+def described_copy_kernel(x_ptr, y_ptr, rows, columns, BLOCK: tl.constexpr):
+    """y = x through tensor descriptors made on the device, which need scratch memory."""
+    x = tl.make_tensor_descriptor(x_ptr, [rows, columns], [columns, 1], [BLOCK, BLOCK])
+    y = tl.make_tensor_descriptor(y_ptr, [rows, columns], [columns, 1], [BLOCK, BLOCK])
+    y.store([tl.program_id(0) * BLOCK, 0], x.load([tl.program_id(0) * BLOCK, 0]))
+
+
+@triton.jit
+def reused_name_kernel(x_ptr, y_ptr, steps, BLOCK: tl.constexpr):
+    """Doesn't compile: a name of a static loop lives on in a run-time loop with another type."""
+    offset = tl.arange(0, BLOCK)
+    x = 0.0
+    for step in tl.static_range(2):
+        x = tl.load(x_ptr + offset + step)  # in bounds: it never runs
+    for _ in range(steps):
+        x = tl.sum(x)
+    tl.store(y_ptr + offset, x)

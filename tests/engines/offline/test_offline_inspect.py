@@ -4,17 +4,14 @@ import json
 import math
 
 import pytest
-
-triton = pytest.importorskip("triton")
-if triton.knobs.runtime.interpret:
-    pytest.skip("nothing is compiled in interpreter mode", allow_module_level=True)
-
 import torch
+import triton
 from offline_kernels import (
     copy_kernel,
     mismatched_product_kernel,
     pointer_table_kernel,
     product_kernel,
+    run,
     tuned_product_kernel,
     tuple_copy_kernel,
 )
@@ -26,7 +23,7 @@ from tinynet.engines.offline.targets import TARGETS
 
 
 def copy(x: torch.Tensor, y: torch.Tensor) -> None:
-    copy_kernel[(triton.cdiv(x.numel(), 1024),)](x, y, x.numel(), BLOCK=1024)
+    run(copy_kernel, (triton.cdiv(x.numel(), 1024),), x, y, x.numel(), BLOCK=1024)
 
 
 def product(
@@ -38,7 +35,8 @@ def product(
     c = torch.empty(rows, columns, dtype=dtype, device="meta")
     tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, **options}
     grid = (triton.cdiv(rows, tile["BLOCK_M"]), triton.cdiv(columns, tile["BLOCK_N"]))
-    product_kernel[grid](a, b, c, rows, columns, depth, *a.stride(), *b.stride(), INPUT_PRECISION="ieee", **tile)
+    strides = (*a.stride(), *b.stride())
+    run(product_kernel, grid, a, b, c, rows, columns, depth, *strides, INPUT_PRECISION="ieee", **tile)
 
 
 @pytest.fixture(autouse=True)
@@ -127,11 +125,8 @@ def test_every_kind_of_tensor_is_taken(kind: str):
 
 
 def test_the_previous_driver_comes_back_even_after_an_error():
-    class Driver:
-        pass
-
-    mine, before = Driver(), triton.runtime.driver._active
-    triton.runtime.driver.set_active(mine)
+    mine, before = object(), triton.runtime.driver._active
+    triton.runtime.driver._active = mine  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with pytest.raises(KeyError), tinynet.inspect("sm_90"):
             raise KeyError("mine")
@@ -158,7 +153,7 @@ def test_a_kernel_that_does_not_compile_raises_and_keeps_the_report():
     x = torch.empty(64)
     with pytest.raises(triton.CompilationError), tinynet.inspect("sm_80") as report:
         copy(x, x.clone())
-        mismatched_product_kernel[(1,)](x, x, BLOCK=64)
+        run(mismatched_product_kernel, (1,), x, x, BLOCK=64)
     assert len(report.launches) == 1
 
 
@@ -171,7 +166,7 @@ def test_an_autotuner_takes_the_first_configuration_that_fits_and_remembers_noth
     a = torch.empty(64, 64, dtype=torch.bfloat16)
     state = dict(tuned_product_kernel.__dict__)
     with tinynet.inspect("sm_90") as report:
-        tuned_product_kernel[(1,)](a, a, torch.empty_like(a), 64, 64, 64)
+        run(tuned_product_kernel, (1,), a, a, torch.empty_like(a), 64, 64, 64)
     assert [launch.constants["BLOCK_M"] for launch in report.launches] == [64]
     assert not report.errors
     assert tuned_product_kernel.__dict__ == state
@@ -180,7 +175,7 @@ def test_an_autotuner_takes_the_first_configuration_that_fits_and_remembers_noth
 def test_tuples_of_tensors_are_taken_apart():
     x, y = torch.empty(64), torch.empty(64)
     with tinynet.inspect("sm_90") as report:
-        tuple_copy_kernel[(1,)]((x, y), 64, BLOCK=64)
+        run(tuple_copy_kernel, (1,), (x, y), 64, BLOCK=64)
     (launch,) = report.launches
     assert [(tensor.name, tensor.read, tensor.written) for tensor in launch.tensors] == [
         ("tensors.0", True, False),
@@ -190,7 +185,7 @@ def test_tuples_of_tensors_are_taken_apart():
 
 def test_a_table_of_pointers_makes_the_cost_unknown():
     with tinynet.inspect("sm_90") as report:
-        pointer_table_kernel[(1,)](torch.empty(1, dtype=torch.int64), torch.empty(64), BLOCK=64)
+        run(pointer_table_kernel, (1,), torch.empty(1, dtype=torch.int64), torch.empty(64), BLOCK=64)
     (launch,) = report.launches
     assert launch.bytes is None and launch.flops is None
     assert launch.bound_seconds is None and launch.bound_by == "unknown"

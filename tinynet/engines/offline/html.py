@@ -55,8 +55,8 @@ def page(reports: Sequence[Report], title: str) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(title)}</h1><p class=dim>What these GPUs would run, compiled and recorded without one.</p>"
-        f"<p class=note>{DISCLAIMER}</p><nav>{links}</nav>{sections}</body></html>\n"
+        f'<h1>{escape(title)}</h1><p class="dim">What these GPUs would run, compiled and recorded without one.</p>'
+        f'<p class="note">{DISCLAIMER}</p><nav>{links}</nav>{sections}</body></html>\n'
     )
 
 
@@ -72,13 +72,13 @@ def _section(report: Report) -> str:
         (str(len(report.findings) - errors), "warnings"),
     ]
     shown = "".join(
-        f"<div class=card><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in cards
+        f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in cards
     )
-    unknown = f"<p class=dim>{total.unknown_costs} launches of unknown cost are left out of the sums.</p>"
+    unknown = f'<p class="dim">{total.unknown_costs} launches of unknown cost are left out of the sums.</p>'
     return (
         f'<section id="{target.name}"><h2>{target.name}: {escape(target.chip)}</h2>'
-        f"<p class=dim>{target.multiprocessors} multiprocessors, {target.bandwidth / 1e9:.0f} GB/s; peaks: "
-        f"{escape(target.source)}</p><div class=cards>{shown}</div>{unknown if total.unknown_costs else ''}"
+        f'<p class="dim">{target.multiprocessors} multiprocessors, {target.bandwidth / 1e9:.0f} GB/s; peaks: '
+        f'{escape(target.source)}</p><div class="cards">{shown}</div>{unknown if total.unknown_costs else ""}'
         f"<h3>Roofline</h3>{_legend()}{_roofline(report)}<h3>Least time by kernel</h3>{_bars(report)}"
         f"{_findings(report)}{_facts(report)}</section>"
     )
@@ -86,9 +86,10 @@ def _section(report: Report) -> str:
 
 def _legend() -> str:
     keys = "".join(
-        f'<span class=key style="background: var(--{name})"></span>bound by {name}' for name in ("memory", "arithmetic")
+        f'<span class="key" style="background: var(--{name})"></span>bound by {name}'
+        for name in ("memory", "arithmetic")
     )
-    return f"<p class=dim>A dot a kernel, its area its share of the least time. {keys}</p>"
+    return f'<p class="dim">A dot a kernel, its area its share of the least time. {keys}</p>'
 
 
 # ---- roofline -----------------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def _roofline(report: Report) -> str:
         (launch, count) for launch, count in report.groups() if launch.arithmetic_intensity and launch.bound_seconds
     ]
     if not points:
-        return "<p class=dim>No launch has a known arithmetic intensity.</p>"
+        return '<p class="dim">No launch has a known arithmetic intensity.</p>'
     types = sorted({launch.operand_type for launch, _ in points} | {"fp32"}, key=target.peak)
     intensities = [launch.arithmetic_intensity or 1.0 for launch, _ in points]
     ridges = [target.peak(name) / target.bandwidth for name in types]
@@ -121,22 +122,23 @@ def _roofline(report: Report) -> str:
     marks = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="roofline plot">']
     for exponent in range(round(math.log10(low_x)), round(math.log10(high_x)) + 1):
         at = x(10.0**exponent)
-        marks.append(f'<line class=grid x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-        marks.append(f'<text class=dim x="{at:.1f}" y="{_HEIGHT - 25}" text-anchor="middle">{10.0**exponent:g}</text>')
+        marks.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
+        label = f"{10.0**exponent:g}"
+        marks.append(f'<text class="dim" x="{at:.1f}" y="{_HEIGHT - 25}" text-anchor="middle">{label}</text>')
     for exponent in range(round(math.log10(low_y)), round(math.log10(high_y)) + 1):
         at = y(10.0**exponent)
-        marks.append(f'<line class=grid x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        marks.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         label = format_quantity(10.0**exponent, "FLOP/s")
         marks.append(
-            f'<text class=dim x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{label.replace("FLOP/s", "")}</text>'
+            f'<text class="dim" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{label.replace("FLOP/s", "")}</text>'
         )
     marks.append(
-        f'<text class=dim x="{_LEFT}" y="{_HEIGHT - 6}">operations a byte; vertical: operations a second</text>'
+        f'<text class="dim" x="{_LEFT}" y="{_HEIGHT - 6}">operations a byte; vertical: operations a second</text>'
     )
     for name, ridge in zip(types, ridges, strict=True):
         peak = target.peak(name)
         start = f"M{x(low_x):.1f} {y(low_x * target.bandwidth):.1f}"
-        marks.append(f'<path class=roof d="{start} L{x(ridge):.1f} {y(peak):.1f} L{x(high_x):.1f} {y(peak):.1f}"/>')
+        marks.append(f'<path class="roof" d="{start} L{x(ridge):.1f} {y(peak):.1f} L{x(high_x):.1f} {y(peak):.1f}"/>')
         marks.append(f'<text x="{x(high_x) + 8:.1f}" y="{y(peak) + 4:.1f}">{name} {peak / 1e12:.0f} TFLOP/s</text>')
     for launch, count in sorted(points, key=lambda point: -_group_seconds(*point)):
         intensity = launch.arithmetic_intensity or 1.0
@@ -188,7 +190,7 @@ def _bars(report: Report) -> str:
             left += width
         seconds = sum(times[name].values())
         text = f"{format_time(seconds)}, {seconds / total:.0%}, {counts[name]} launch{'es' * (counts[name] > 1)}"
-        marks.append(f'<text class=dim x="{left + 6:.1f}" y="{top + 15}">{text}</text>')
+        marks.append(f'<text class="dim" x="{left + 6:.1f}" y="{top + 15}">{text}</text>')
     return "".join(marks) + "</svg>"
 
 
@@ -199,7 +201,7 @@ def _findings(report: Report) -> str:
         for launch, count in report.groups()
         for finding in launch.findings
     ]
-    found = f"<ul>{''.join(items)}</ul>" if items else "<p class=dim>None.</p>"
+    found = f"<ul>{''.join(items)}</ul>" if items else '<p class="dim">None.</p>'
     return f"<h3>Errors and warnings</h3>{found}"
 
 
@@ -209,5 +211,5 @@ def _facts(report: Report) -> str:
         head, *body = rows
         cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
         lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-        parts.append(f"<h3>{escape(title)}</h3><div class=wide><table><tr>{cells}</tr>{lines}</table></div>")
+        parts.append(f'<h3>{escape(title)}</h3><div class="wide"><table><tr>{cells}</tr>{lines}</table></div>')
     return "".join(parts)

@@ -224,7 +224,9 @@ class _Walk:
         return handed
 
     def _for(self, operation: Operation, scope: dict[str, Value], trips: int | None) -> None:
-        header = re.match(r"scf\.for (?:unsigned )?%([\w.$]+) = %([\w.$#]+) to %([\w.$#]+) step %([\w.$#]+)", operation.text)
+        header = re.match(
+            r"scf\.for (?:unsigned )?%([\w.$]+) = %([\w.$#]+) to %([\w.$#]+) step %([\w.$#]+)", operation.text
+        )
         assert header, operation.text
         start, stop, step = (scope.get(name, UNKNOWN) for name in header.groups()[1:])
         inner: int | None = None
@@ -377,16 +379,18 @@ def _arithmetic(operation: Operation, operands: list[Value]) -> Value:
 _MOVES = {
     "tt.splat", "tt.expand_dims", "tt.broadcast", "tt.reshape", "tt.trans", "tt.join", "tt.cat", "tt.split",
     "tt.bitcast", "tt.unsplat", "tt.make_tensor_descriptor", "tt.ptr_to_int", "tt.int_to_ptr", "tt.gather",
-    "arith.extsi", "arith.extui", "arith.trunci", "arith.index_cast", "ttg.convert_layout",
+    "arith.extsi", "arith.extui", "arith.index_cast", "ttg.convert_layout",
 }  # fmt: skip
 
 
 def _bounds(name: str, operands: list[Value]) -> tuple[int, int] | None:
     """Bounds of an integer operation's result in unlimited arithmetic; None where they can't be known."""
-    if len(operands) != 2 or not all(each.known for each in operands):
+    known = [(each.low, each.high) for each in operands if each.low is not None and each.high is not None]
+    if name == "arith.trunci" and len(known) == 1:
+        return known[0]
+    if len(known) != 2 or len(operands) != 2:
         return None
-    (a, b), (c, d) = ((each.low, each.high) for each in operands)
-    assert a is not None and b is not None and c is not None and d is not None
+    (a, b), (c, d) = known
     if name == "arith.addi":
         return a + c, b + d
     if name == "arith.subi":

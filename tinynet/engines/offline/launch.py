@@ -346,6 +346,8 @@ def _code_findings(launch: Launch) -> Iterator[Finding]:
             yield Finding("misaligned", f"{tensor.name}: its address is no multiple of {ALIGNMENT} bytes")
     if lost := _lost_vectorization(launch):
         yield Finding("vectorization", lost)
+    if code.compare_and_swap:
+        yield Finding("compare_and_swap", "an atomic that the chip lacks is made of compare-and-swap loops")
     if code.full_waits and code.loop_matrix_instructions and launch.kernel.num_stages > 2:
         yield Finding(
             "serialized_wait", f"{code.full_waits} waits in the main loop let nothing stay in flight, in spite of "

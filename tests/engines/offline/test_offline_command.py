@@ -1,0 +1,95 @@
+"""`tinynet inspect`: scripts, files it writes, bad input."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tinynet.cli import main
+
+HERE = Path(__file__).parent
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+import torch
+from offline_kernels import narrow_copy_kernel
+assert __name__ == "__main__"
+elements = int(sys.argv[1])
+x = torch.empty(elements, device="meta")
+narrow_copy_kernel[(-(-elements // 1024),)](x, x, elements, BLOCK=1024)
+sys.exit(0)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return str(path)
+
+
+def test_a_script_is_run_with_its_arguments_once_a_target(script: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    written = tmp_path / "report.json"
+    assert main(["inspect", script, "--target", "sm_90,gfx942", "--json", str(written), "--", "5000"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("Times are lower bounds from published peaks, not measurements.") == 2
+    assert "narrow_copy_kernel" in shown and "H100" in shown and "MI300X" in shown
+    reports = json.loads(written.read_text())
+    assert [report["target"]["name"] for report in reports] == ["sm_90", "gfx942"]
+    for report in reports:
+        assert report["total"]["bytes"] == 2 * 5000 * 4
+        assert report["launches"][0]["grid"] == [5, 1, 1]
+
+
+def test_an_error_of_the_program_sets_the_exit_status(script: str, capsys: pytest.CaptureFixture):
+    assert main(["inspect", script, "--", str((1 << 31) + 2048)]) == 1
+    assert "error: narrow_copy_kernel: index_overflow: x_ptr" in capsys.readouterr().out
+
+
+class Page(HTMLParser):
+    """Collects references to other resources and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        assert tag not in ("script", "link", "img", "iframe")
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_is_one_file_with_a_plot_and_a_bar_a_kernel(script: str, tmp_path: Path):
+    written = tmp_path / "report.html"
+    main(["inspect", script, "--target", "sm_90,sm_80", "--html", str(written), "--", "5000"])
+    source = written.read_text()
+    page = Page()
+    page.feed(source)
+    assert all(reference.startswith("#") for reference in page.references)
+    assert "url(" not in source and "@import" not in source
+    assert "Times are lower bounds from published peaks, not measurements." in page.text
+    plots = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
+    bars = [ElementTree.fromstring(plot) for plot in plots if "least time by kernel" in plot]
+    assert len(bars) == 2
+    for bar in bars:
+        assert next(text.text for text in bar.iter("text")) == "narrow_copy_kernel"
+        assert max(float(rectangle.get("width", 0)) for rectangle in bar.iter("rect")) > 100
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["inspect"], "give either a script or --model"),
+    (["inspect", "no_such_script.py"], "no script no_such_script.py"),
+    (["inspect", "--model", "mlp", "--target", "sm_90,sm_70"], "got sm_70"),
+    (["inspect", "--model", "mlp", "--batch-size", "0"], "expected a positive number, got 0"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as refused:
+        main(arguments)
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,631 @@
+"""Losses: cross-entropy of a softmax, and the mean squared error.
+
+Cross-entropy, for one row x [C] of logits and coefficients q [C]:
+
+    loss = -sum_c q_c log softmax(x)_c = A log s - sum_c q_c (x_c - m)
+           where m = max x, s = sum_c e^(x_c - m), A = sum_c q_c
+    dloss/dx_c = A e^(x_c - m - log s) - q_c
+    dloss/dp_c = -(1 - label_smoothing) w_c (x_c - m - log s)
+
+where p is one-hot of the label, or the class probabilities given, and q_c = w_c ((1 - label_smoothing) p_c +
+label_smoothing / C). The mean divides by the sum of the labels' weights, or by the number of rows for probabilities. An
+ignored row adds nothing to either sum; a label out of range makes its loss NaN.
+
+Tiling: a program makes BLOCK_ROWS rows and walks the classes BLOCK_CLASSES at a time with a running maximum (online
+softmax: Milakov and Gimelshein 2018), so the logits are read once. Saved for backward are m, log s and A of each row,
+12 bytes; the backward reads the logits again and writes the gradient, scaled by the upstream gradient, in the same
+pass. That moves the logits three times in all. Writing the gradient in the forward and scaling it in the backward would
+move them four times, and round a 16-bit gradient twice.
+
+Sums over rows or elements take two stages: a partial sum a program, then one program that adds the partials and
+divides, in a fixed order. Where the first stage is one program it finishes the work itself.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block, power_of_2_at_least
+
+LOWEST = tl.constexpr(-3.4e38)  # below every finite logit that matters, and finite: LOWEST - x is never NaN
+
+
+@triton.jit
+def row_offset(row, S, stride_n, stride_s):
+    """Where the int64 row n S + s of a [N, *, S] tensor starts."""
+    return (row // S) * stride_n + (row % S) * stride_s
+
+
+@triton.jit
+def coefficients(
+    label,
+    target_ptr,
+    target_row,
+    weight_ptr,
+    column,
+    row_mask,
+    C,
+    stride_tc,
+    PROBABILITIES: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    LABEL_SMOOTHING: tl.constexpr,
+):
+    """q_c [BLOCK_ROWS, BLOCK_CLASSES] of the module's formulas; 0 where masked."""
+    mask = row_mask[:, None] & (column < C)[None, :]
+    if PROBABILITIES:
+        offset = target_row[:, None] + column.to(tl.int64)[None, :] * stride_tc
+        q = tl.load(target_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    else:
+        q = tl.where(column[None, :] == label[:, None], 1.0, 0.0)
+    if LABEL_SMOOTHING > 0:
+        q = q * (1.0 - LABEL_SMOOTHING) + LABEL_SMOOTHING / C
+    if HAS_WEIGHT:
+        q *= tl.load(weight_ptr + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
+    return tl.where(mask, q, 0.0)
+
+
+@triton.jit
+def store_reduced(total, divisor, loss_ptr, divisor_ptr, MEAN: tl.constexpr):
+    """The sum, or the sum / divisor; the divisor is kept for the backward."""
+    if MEAN:
+        tl.store(divisor_ptr, divisor)
+        total = total / divisor
+    tl.store(loss_ptr, total.to(loss_ptr.dtype.element_ty))
+
+
+@triton.jit
+def reduce_losses_kernel(
+    partial_ptr,
+    loss_ptr,
+    divisor_ptr,
+    parts,
+    MEAN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The second stage: loss = sum partial[0] (/ sum partial[1]) over [2, parts], in one program."""
+    offset = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    divisor = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, parts, BLOCK):
+        mask = offset < parts - start
+        total += tl.load(partial_ptr + start + offset, mask=mask, other=0.0)
+        divisor += tl.load(partial_ptr + parts + start + offset, mask=mask, other=0.0)
+    store_reduced(tl.sum(total, axis=0), tl.sum(divisor, axis=0), loss_ptr, divisor_ptr, MEAN)
+
+
+@triton.jit
+def cross_entropy_forward_kernel(
+    logits_ptr,
+    target_ptr,
+    weight_ptr,
+    loss_ptr,
+    divisor_ptr,
+    partial_ptr,
+    saved_ptr,
+    rows,
+    C,
+    S,
+    ignore_index,
+    stride_xn,
+    stride_xc,
+    stride_xs,
+    stride_tn,
+    stride_tc,
+    stride_ts,
+    PROBABILITIES: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    LABEL_SMOOTHING: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    ONE_PROGRAM: tl.constexpr,
+    SAVE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CLASSES: tl.constexpr,
+):
+    """The losses of BLOCK_ROWS rows, or their partial sum; SAVE also stores m, log s and A, [3, rows].
+
+    With REDUCTION "none" the losses go to `loss`, else the sums of losses and of divisors to `partial` [2, programs],
+    or, where there is ONE_PROGRAM, the finished loss to `loss`.
+    """
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = row < rows
+    logits_row = row_offset(row, S, stride_xn, stride_xs)
+    target_row = row_offset(row, S, stride_tn, stride_ts)
+    label = tl.zeros((BLOCK_ROWS,), tl.int64)
+    counted = inside
+    if not PROBABILITIES:
+        label = tl.load(target_ptr + target_row, mask=inside, other=0).to(tl.int64)
+        counted = inside & (label != ignore_index) & (label >= 0) & (label < C)
+
+    maximum = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
+    exponentials = tl.zeros((BLOCK_ROWS,), tl.float32)
+    weighted = tl.zeros((BLOCK_ROWS,), tl.float32)  # sum of q_c (x_c - maximum)
+    coefficient_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
+    for start in range(0, C, BLOCK_CLASSES):
+        column = start + tl.arange(0, BLOCK_CLASSES)
+        mask = inside[:, None] & (column < C)[None, :]
+        offset = logits_row[:, None] + column.to(tl.int64)[None, :] * stride_xc
+        x = tl.load(logits_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
+        q = coefficients(
+            label,
+            target_ptr,
+            target_row,
+            weight_ptr,
+            column,
+            counted,
+            C,
+            stride_tc,
+            PROBABILITIES,
+            HAS_WEIGHT,
+            LABEL_SMOOTHING,
+        )
+        higher = tl.maximum(maximum, tl.max(x, axis=1))
+        shift = maximum - higher
+        x -= higher[:, None]
+        exponentials = exponentials * tl.exp(shift) + tl.sum(tl.exp(x), axis=1)
+        # A logit of -inf with no coefficient adds nothing: 0 log 0 = 0.
+        weighted += coefficient_sum * shift + tl.sum(q * tl.where(q == 0, 0.0, x), axis=1)
+        coefficient_sum += tl.sum(q, axis=1)
+        maximum = higher
+
+    log_sum = tl.log(tl.where(inside, exponentials, 1.0))
+    loss = coefficient_sum * log_sum - weighted
+    divisor = tl.where(counted, 1.0, 0.0)
+    if not PROBABILITIES:
+        uncounted = tl.where(inside & (label != ignore_index), float("nan"), 0.0)
+        loss = tl.where(counted, loss, uncounted)
+        coefficient_sum = tl.where(counted, coefficient_sum, uncounted)
+        if HAS_WEIGHT:
+            divisor = tl.load(weight_ptr + label, mask=counted, other=0.0).to(tl.float32)
+    if SAVE:
+        tl.store(saved_ptr + row, maximum, mask=inside)
+        tl.store(saved_ptr + rows + row, log_sum, mask=inside)
+        tl.store(saved_ptr + rows + rows + row, coefficient_sum, mask=inside)
+    if REDUCTION == "none":
+        tl.store(loss_ptr + row, loss.to(loss_ptr.dtype.element_ty), mask=inside)
+    else:
+        total = tl.sum(tl.where(inside, loss, 0.0), axis=0)
+        divisor = tl.sum(divisor, axis=0)
+        if ONE_PROGRAM:
+            store_reduced(total, divisor, loss_ptr, divisor_ptr, REDUCTION == "mean")
+        else:
+            tl.store(partial_ptr + tl.program_id(0), total)
+            tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), divisor)
+
+
+@triton.jit
+def cross_entropy_backward_kernel(
+    grad_ptr,
+    logits_ptr,
+    target_ptr,
+    weight_ptr,
+    divisor_ptr,
+    saved_ptr,
+    dx_ptr,
+    dtarget_ptr,
+    rows,
+    C,
+    S,
+    ignore_index,
+    stride_xn,
+    stride_xc,
+    stride_xs,
+    stride_tn,
+    stride_tc,
+    stride_ts,
+    stride_dxn,
+    stride_dxc,
+    stride_dxs,
+    stride_dtn,
+    stride_dtc,
+    stride_dts,
+    PROBABILITIES: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    LABEL_SMOOTHING: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    WANT_DX: tl.constexpr,
+    WANT_DTARGET: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CLASSES: tl.constexpr,
+):
+    """dx and dp, times the upstream gradient: one [BLOCK_ROWS, BLOCK_CLASSES] tile a program."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = row < rows
+    column = tl.program_id(1) * BLOCK_CLASSES + tl.arange(0, BLOCK_CLASSES)
+    wide_column = column.to(tl.int64)[None, :]
+    mask = inside[:, None] & (column < C)[None, :]
+    target_row = row_offset(row, S, stride_tn, stride_ts)
+    label = tl.zeros((BLOCK_ROWS,), tl.int64)
+    counted = inside
+    if not PROBABILITIES:
+        label = tl.load(target_ptr + target_row, mask=inside, other=0).to(tl.int64)
+        counted = inside & (label != ignore_index)
+
+    if REDUCTION == "none":
+        scale = tl.load(grad_ptr + row, mask=inside, other=0.0).to(tl.float32)
+    else:
+        upstream = tl.load(grad_ptr).to(tl.float32)  # in bounds: a reduced loss is one element
+        if REDUCTION == "mean":
+            upstream = upstream / tl.load(divisor_ptr)  # in bounds: one element
+        scale = tl.full((BLOCK_ROWS,), 1.0, tl.float32) * upstream
+    maximum = tl.load(saved_ptr + row, mask=inside, other=0.0)
+    log_sum = tl.load(saved_ptr + rows + row, mask=inside, other=0.0)
+    offset = row_offset(row, S, stride_xn, stride_xs)[:, None] + wide_column * stride_xc
+    x = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    log_probability = x - maximum[:, None] - log_sum[:, None]
+    if WANT_DX:
+        coefficient_sum = tl.load(saved_ptr + rows + rows + row, mask=inside, other=0.0)
+        q = coefficients(
+            label,
+            target_ptr,
+            target_row,
+            weight_ptr,
+            column,
+            counted,
+            C,
+            stride_tc,
+            PROBABILITIES,
+            HAS_WEIGHT,
+            LABEL_SMOOTHING,
+        )
+        dx = scale[:, None] * (coefficient_sum[:, None] * tl.exp(log_probability) - q)
+        dx = tl.where(counted[:, None], dx, 0.0)
+        dx_offset = row_offset(row, S, stride_dxn, stride_dxs)[:, None] + wide_column * stride_dxc
+        tl.store(dx_ptr + dx_offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if WANT_DTARGET:
+        dtarget = scale[:, None] * log_probability * (LABEL_SMOOTHING - 1.0)
+        if HAS_WEIGHT:
+            dtarget *= tl.load(weight_ptr + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
+        dtarget_offset = row_offset(row, S, stride_dtn, stride_dts)[:, None] + wide_column * stride_dtc
+        tl.store(dtarget_ptr + dtarget_offset, dtarget.to(dtarget_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def mse_loss_forward_kernel(
+    x_ptr,
+    target_ptr,
+    loss_ptr,
+    partial_ptr,
+    elements,
+    REDUCTION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(x - target)^2 of BLOCK elements, or the partial sum of the squares and their count, [2, programs]."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offset = tl.arange(0, BLOCK)
+    mask = offset < elements - start
+    x = tl.load(x_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
+    target = tl.load(target_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
+    square = (x - target) * (x - target)
+    if REDUCTION == "none":
+        tl.store(loss_ptr + start + offset, square.to(loss_ptr.dtype.element_ty), mask=mask)
+    else:
+        tl.store(partial_ptr + tl.program_id(0), tl.sum(square, axis=0))
+        count = tl.sum(tl.where(mask, 1.0, 0.0), axis=0)
+        tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), count)
+
+
+@triton.jit
+def mse_loss_backward_kernel(
+    grad_ptr,
+    x_ptr,
+    target_ptr,
+    dx_ptr,
+    dtarget_ptr,
+    elements,
+    REDUCTION: tl.constexpr,
+    WANT_DX: tl.constexpr,
+    WANT_DTARGET: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dx = 2 (x - target) dloss (/ elements for the mean), and dtarget = -dx; BLOCK elements a program."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offset = tl.arange(0, BLOCK)
+    mask = offset < elements - start
+    x = tl.load(x_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
+    target = tl.load(target_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
+    if REDUCTION == "none":
+        upstream = tl.load(grad_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
+    else:
+        upstream = tl.load(grad_ptr).to(tl.float32)  # in bounds: a reduced loss is one element
+        if REDUCTION == "mean":
+            upstream = upstream / elements
+    dx = (x - target) * 2.0 * upstream
+    if WANT_DX:
+        tl.store(dx_ptr + start + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if WANT_DTARGET:
+        tl.store(dtarget_ptr + start + offset, (-dx).to(dtarget_ptr.dtype.element_ty), mask=mask)
+
+
+@costs(reduce_losses_kernel)
+def reduce_losses_cost(partial_ptr: torch.Tensor, loss_ptr: torch.Tensor, **_: Any) -> Cost:
+    """The partial sums are read, the loss is written."""
+    return Cost(partial_ptr.numel(), size_in_bytes(partial_ptr, loss_ptr))
+
+
+@costs(cross_entropy_forward_kernel)
+def cross_entropy_forward_cost(
+    logits_ptr: torch.Tensor,
+    target_ptr: torch.Tensor,
+    weight_ptr: torch.Tensor | None,
+    loss_ptr: torch.Tensor,
+    partial_ptr: torch.Tensor | None,
+    saved_ptr: torch.Tensor | None,
+    **_: Any,
+) -> Cost:
+    """Logits, target and weight read once; per logit a maximum, an exponential, and two products with their sums."""
+    moved = size_in_bytes(logits_ptr, target_ptr, weight_ptr, loss_ptr, partial_ptr, saved_ptr)
+    return Cost(6 * logits_ptr.numel(), moved)
+
+
+@costs(cross_entropy_backward_kernel)
+def cross_entropy_backward_cost(
+    grad_ptr: torch.Tensor,
+    logits_ptr: torch.Tensor,
+    target_ptr: torch.Tensor,
+    weight_ptr: torch.Tensor | None,
+    saved_ptr: torch.Tensor,
+    dx_ptr: torch.Tensor | None,
+    dtarget_ptr: torch.Tensor | None,
+    **_: Any,
+) -> Cost:
+    """Logits, target and what was saved are read once, the gradients written once."""
+    moved = size_in_bytes(grad_ptr, logits_ptr, target_ptr, weight_ptr, saved_ptr, dx_ptr, dtarget_ptr)
+    return Cost(6 * logits_ptr.numel(), moved)
+
+
+@costs(mse_loss_forward_kernel)
+def mse_loss_forward_cost(
+    x_ptr: torch.Tensor,
+    target_ptr: torch.Tensor,
+    loss_ptr: torch.Tensor | None,
+    partial_ptr: torch.Tensor | None,
+    **_: Any,
+) -> Cost:
+    """x and target are read, the squares or their partial sums written."""
+    return Cost(3 * x_ptr.numel(), size_in_bytes(x_ptr, target_ptr, loss_ptr, partial_ptr))
+
+
+@costs(mse_loss_backward_kernel)
+def mse_loss_backward_cost(
+    grad_ptr: torch.Tensor,
+    x_ptr: torch.Tensor,
+    target_ptr: torch.Tensor,
+    dx_ptr: torch.Tensor | None,
+    dtarget_ptr: torch.Tensor | None,
+    **_: Any,
+) -> Cost:
+    """x, target and the upstream gradient are read, the gradients written."""
+    return Cost(3 * x_ptr.numel(), size_in_bytes(grad_ptr, x_ptr, target_ptr, dx_ptr, dtarget_ptr))
+
+
+@lru_cache(maxsize=4096)
+def cross_entropy_tile(rows: int, C: int, contiguous_classes: bool, target: Target) -> tuple[int, int, int]:
+    """(BLOCK_ROWS, BLOCK_CLASSES, num_warps): a tile long in the direction in which the logits are contiguous.
+
+    Args:
+        rows: rows of logits.
+        C: classes.
+        contiguous_classes: whether neighbouring classes are neighbours in memory; else neighbouring rows are.
+        target: where it runs.
+    """
+    if target.kind == "interpreter":
+        elements, widest = 1 << 16, 256
+    else:
+        elements, widest = 4096, 4096 if contiguous_classes else 64
+    block_classes = min(widest, power_of_2_at_least(C))
+    block_rows = min(elements // block_classes, power_of_2_at_least(rows))
+    return block_rows, block_classes, 8 if block_classes > 1024 else 4
+
+
+def cross_entropy_forward(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    *,
+    save: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The loss, and what its backward reads.
+
+    Args:
+        logits: [N, C, S], any strides.
+        target: labels [N, S], or probabilities [N, C, S]; any strides.
+        weight: [C], contiguous, or None.
+        ignore_index: the label of rows to leave out.
+        reduction: "mean", "sum" or "none".
+        label_smoothing: in [0, 1].
+        save: whether a backward will follow.
+
+    Returns:
+        The loss, [N, S] or []; the mean's divisor, fp32 [1], else None; [3, N S] fp32 where `save`, else None.
+    """
+    N, C, S = logits.shape
+    rows = N * S
+    block_rows, block_classes, num_warps = cross_entropy_tile(rows, C, logits.stride(1) == 1, current_target())
+    programs = ceil_div(rows, block_rows)
+    workspace = {"dtype": torch.float32, "device": logits.device}
+    reduced = reduction != "none"
+    loss = torch.empty(() if reduced else (N, S), dtype=logits.dtype, device=logits.device)
+    divisor = torch.empty(1, **workspace) if reduction == "mean" else None
+    partial = torch.empty((2, programs), **workspace) if reduced and programs > 1 else None
+    saved = torch.empty((3, rows), **workspace) if save else None
+    launch(
+        cross_entropy_forward_kernel,
+        (programs,),
+        logits,
+        target,
+        weight,
+        loss,
+        divisor,
+        partial,
+        saved,
+        rows,
+        C,
+        S,
+        ignore_index,
+        *logits.stride(),
+        *_target_strides(target),
+        **_target_constants(target, weight, label_smoothing),
+        REDUCTION=reduction,
+        ONE_PROGRAM=programs == 1,
+        SAVE=save,
+        BLOCK_ROWS=block_rows,
+        BLOCK_CLASSES=block_classes,
+        num_warps=num_warps,
+    )
+    if partial is not None:
+        _reduce_losses(partial, loss, divisor)
+    return loss, divisor, saved
+
+
+def cross_entropy_backward(
+    grad: torch.Tensor,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    divisor: torch.Tensor | None,
+    saved: torch.Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    *,
+    want_dx: bool,
+    want_dtarget: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of the logits and of class probabilities, each None where not wanted.
+
+    Args:
+        grad: the upstream gradient, [] or contiguous [N, S].
+        logits, target, weight, ignore_index, reduction, label_smoothing: as in the forward.
+        divisor, saved: what the forward returned.
+        want_dx: whether to make dx [N, C, S].
+        want_dtarget: whether to make dp [N, C, S]; for probabilities only.
+    """
+    N, C, S = logits.shape
+    rows = N * S
+    dx = torch.empty_like(logits) if want_dx else None
+    dtarget = torch.empty_like(target) if want_dtarget else None
+    block_rows, block_classes, num_warps = cross_entropy_tile(rows, C, logits.stride(1) == 1, current_target())
+    launch(
+        cross_entropy_backward_kernel,
+        (ceil_div(rows, block_rows), ceil_div(C, block_classes)),
+        grad,
+        logits,
+        target,
+        weight,
+        divisor,
+        saved,
+        dx,
+        dtarget,
+        rows,
+        C,
+        S,
+        ignore_index,
+        *logits.stride(),
+        *_target_strides(target),
+        *((0, 0, 0) if dx is None else dx.stride()),
+        *((0, 0, 0) if dtarget is None else dtarget.stride()),
+        **_target_constants(target, weight, label_smoothing),
+        REDUCTION=reduction,
+        WANT_DX=want_dx,
+        WANT_DTARGET=want_dtarget,
+        BLOCK_ROWS=block_rows,
+        BLOCK_CLASSES=block_classes,
+        num_warps=num_warps,
+    )
+    return dx, dtarget
+
+
+def _target_strides(target: torch.Tensor) -> tuple[int, int, int]:
+    """The strides of N, C and S; labels have no class axis."""
+    if target.is_floating_point():
+        return target.stride(0), target.stride(1), target.stride(2)
+    return target.stride(0), 0, target.stride(1)
+
+
+def _target_constants(target: torch.Tensor, weight: torch.Tensor | None, label_smoothing: float) -> dict[str, Any]:
+    return {
+        "PROBABILITIES": target.is_floating_point(),
+        "HAS_WEIGHT": weight is not None,
+        "LABEL_SMOOTHING": label_smoothing,
+    }
+
+
+def _reduce_losses(partial: torch.Tensor, loss: torch.Tensor, divisor: torch.Tensor | None) -> None:
+    parts = partial.shape[1]
+    block = min(1024, power_of_2_at_least(parts))
+    mean = divisor is not None
+    launch(reduce_losses_kernel, (1,), partial, loss, divisor, parts, MEAN=mean, BLOCK=block, num_warps=4)
+
+
+def mse_loss_forward(x: torch.Tensor, target: torch.Tensor, reduction: str) -> torch.Tensor:
+    """(x - target)^2, reduced: [] for "mean" and "sum", x's shape and strides for "none".
+
+    Args:
+        x: [...], dense.
+        target: [...], x's dtype and strides.
+        reduction: "mean", "sum" or "none".
+    """
+    elements = x.numel()
+    block, num_warps = flat_block(elements, current_target())
+    programs = ceil_div(elements, block)
+    workspace = {"dtype": torch.float32, "device": x.device}
+    reduced = reduction != "none"
+    loss = torch.empty((), dtype=x.dtype, device=x.device) if reduced else torch.empty_like(x)
+    partial = torch.empty((2, programs), **workspace) if reduced else None
+    launch(
+        mse_loss_forward_kernel,
+        (programs,),
+        x,
+        target,
+        loss,
+        partial,
+        elements,
+        REDUCTION=reduction,
+        BLOCK=block,
+        num_warps=num_warps,
+    )
+    if partial is not None:
+        _reduce_losses(partial, loss, torch.empty(1, **workspace) if reduction == "mean" else None)
+    return loss
+
+
+def mse_loss_backward(
+    grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, reduction: str, *, want_dx: bool, want_dtarget: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of x and target, each None where not wanted.
+
+    Args:
+        grad: the upstream gradient, [] or x's shape and strides.
+        x, target, reduction: as in the forward.
+        want_dx: whether to make dx.
+        want_dtarget: whether to make dtarget.
+    """
+    elements = x.numel()
+    block, num_warps = flat_block(elements, current_target())
+    dx = torch.empty_like(x) if want_dx else None
+    dtarget = torch.empty_like(x) if want_dtarget else None
+    launch(
+        mse_loss_backward_kernel,
+        (ceil_div(elements, block),),
+        grad,
+        x,
+        target,
+        dx,
+        dtarget,
+        elements,
+        REDUCTION=reduction,
+        WANT_DX=want_dx,
+        WANT_DTARGET=want_dtarget,
+        BLOCK=block,
+        num_warps=num_warps,
+    )
+    return dx, dtarget

@@ -1,0 +1,39 @@
+"""Losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinynet.ops import loss as ops
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """Cross-entropy of a softmax of logits [N, C, d1, ...] and labels or class probabilities, in one kernel.
+
+    Arguments, the buffer `weight` and state_dict are torch.nn.CrossEntropyLoss's.
+
+    Raises:
+        ValueError, TypeError, IndexError: see `tinynet.functional.cross_entropy`.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return ops.cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+class MSELoss(torch.nn.MSELoss):
+    """(input - target)^2, reduced; arguments are torch.nn.MSELoss's.
+
+    Raises:
+        ValueError, TypeError: see `tinynet.functional.mse_loss`.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return ops.mse_loss(input, target, reduction=self.reduction)

@@ -1,0 +1,482 @@
+"""Losses: cross-entropy fused with its softmax, and the mean squared error."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import _reduction
+
+from tinynet.engines.dispatch import Route, route
+from tinynet.ops.activation import is_dense
+from tinynet.ops.arguments import autocast_to_float32, check_device, check_floating, needs_gradient
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def cross_entropy_reference(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of softmax(input) in plain PyTorch; see `cross_entropy`."""
+    return F.cross_entropy(
+        input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+
+
+def mse_loss_reference(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """(input - target)^2, reduced, in plain PyTorch."""
+    return F.mse_loss(input, target, reduction=reduction)
+
+
+class CrossEntropyFunction(torch.autograd.Function):
+    """Cross-entropy of logits [N, C, S] through the kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+        label_smoothing: float,
+    ) -> Tensor:
+        options = (ignore_index, reduction, label_smoothing)
+        loss, divisor, saved = _forward(logits, target, weight, *options, save=True)
+        ctx.save_for_backward(logits, target, weight, divisor, saved)
+        ctx.options = options
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options, wanted=ctx.needs_input_grad[:2])
+        return (*gradients, None, None, None, None)
+
+
+def _forward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    *,
+    save: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The launcher, after a look at the labels where that costs no wait for a device."""
+    from tinynet_kernels.loss import cross_entropy_forward
+
+    if not target.is_floating_point() and target.device.type == "cpu":
+        _check_labels(target, logits.shape[1], ignore_index)
+    weight = None if weight is None else weight.contiguous()
+    return cross_entropy_forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
+
+
+def _backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    divisor: Tensor | None,
+    saved: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    *,
+    wanted: tuple[bool, ...] | list[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """(dx, dp), each None where not wanted."""
+    from tinynet_kernels.loss import cross_entropy_backward
+
+    return cross_entropy_backward(
+        grad.contiguous(),
+        logits,
+        target,
+        None if weight is None else weight.contiguous(),
+        divisor,
+        saved,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        want_dx=wanted[0],
+        want_dtarget=wanted[1],
+    )
+
+
+def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    out_of_range = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if out_of_range.any():
+        label = int(target[out_of_range][0])
+        raise IndexError(f"cross_entropy: target {label} is out of bounds: expected 0 to {classes - 1} or ignore_index")
+
+
+@torch.library.custom_op("tinynet::cross_entropy", mutates_args=())
+def cross_entropy_operator(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`cross_entropy` of logits [N, C, S] for captured graphs: the loss and what its backward reads, else empty."""
+    loss, divisor, saved = _forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
+    empty = {"dtype": torch.float32, "device": logits.device}
+    return (
+        loss,
+        torch.empty(0, **empty) if divisor is None else divisor,
+        torch.empty(0, **empty) if saved is None else saved,
+    )
+
+
+@cross_entropy_operator.register_fake
+def _(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    N, _, S = logits.shape
+    return (
+        logits.new_empty((N, S) if reduction == "none" else ()),
+        logits.new_empty(1 if reduction == "mean" else 0, dtype=torch.float32),
+        logits.new_empty((3, N * S) if save else (0,), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("tinynet::cross_entropy_backward", mutates_args=())
+def cross_entropy_backward_operator(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    divisor: Tensor,
+    saved: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """Its gradients; those not wanted come back empty."""
+    gradients = _backward(
+        grad,
+        logits,
+        target,
+        weight,
+        divisor if reduction == "mean" else None,
+        saved,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        wanted=wanted,
+    )
+    dx, dtarget = (logits.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return dx, dtarget
+
+
+@cross_entropy_backward_operator.register_fake
+def _(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    divisor: Tensor,
+    saved: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor]:
+    dx, dtarget = (
+        torch.empty_like(tensor) if want else logits.new_empty(0)
+        for tensor, want in zip((logits, target), wanted, strict=True)
+    )
+    return dx, dtarget
+
+
+def _setup_cross_entropy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, target, weight, *options, _ = inputs
+    _, divisor, saved = output
+    ctx.save_for_backward(logits, target, weight, divisor, saved)
+    ctx.options = options
+    ctx.mark_non_differentiable(divisor, saved)
+
+
+def _backward_cross_entropy(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:2])
+    logits, target, weight, divisor, saved = ctx.saved_tensors
+    gradients = cross_entropy_backward_operator(grad, logits, target, weight, divisor, saved, *ctx.options, wanted)
+    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
+    return (*kept, None, None, None, None, None)
+
+
+cross_entropy_operator.register_autograd(_backward_cross_entropy, setup_context=_setup_cross_entropy)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-sum_c w_c p_c log softmax(input)_c of each row of logits, reduced.
+
+    Args:
+        input: logits [C], [N, C] or [N, C, d1, ...], float32, bfloat16, float16 (kernels) or float64 (reference); any
+            strides. In float32 under autocast.
+        target: labels [], [N] or [N, d1, ...], int64 or uint8; or class probabilities p of input's shape and dtype,
+            which get a gradient too.
+        weight: w [C], input's dtype, or None for ones. It gets no gradient.
+        size_average, reduce: PyTorch's older spelling of `reduction`.
+        ignore_index: rows with this label count for nothing.
+        reduction: "mean" (over the weights of the labels that count; NaN where none does), "sum" or "none".
+        label_smoothing: p becomes (1 - label_smoothing) p + label_smoothing / C.
+
+    Returns:
+        [] for "mean" and "sum", else input's shape without C; input's dtype. On a device a label out of range makes
+        the loss NaN: raising would wait for the device.
+
+    Raises:
+        ValueError: shapes or devices that don't fit together, an unknown reduction, label_smoothing outside [0, 1].
+        TypeError: an input that is not floating point, a target of another dtype.
+        IndexError: a label out of range, on the CPU.
+
+    Source: torch.nn.functional.cross_entropy; label smoothing: Szegedy et al. 2016.
+    """
+    reduction = _checked_reduction("cross_entropy", reduction, size_average, reduce)
+    input, target, weight = autocast_to_float32(input, target, weight)
+    _check_cross_entropy(input, target, weight, ignore_index, label_smoothing)
+    weight = None if weight is None else weight.detach()
+    target = target.long() if target.dtype is torch.uint8 else target
+    options = (ignore_index, reduction, float(label_smoothing))
+    way = Route.REFERENCE if input.numel() == 0 else route(input)
+    if way is Route.REFERENCE:
+        return cross_entropy_reference(input, target, weight, *options)
+    logits = _as_rows(input, classes=True)
+    rows = _as_rows(target, classes=target.is_floating_point())
+    needs_grad = needs_gradient(input, target)
+    if way is Route.OPERATOR:
+        loss: Tensor = cross_entropy_operator(logits, rows, weight, *options, needs_grad)[0]
+    elif needs_grad:
+        loss = CrossEntropyFunction.apply(logits, rows, weight, *options)  # pyright: ignore[reportAssignmentType]
+    else:
+        loss, _, _ = _forward(logits, rows, weight, *options, save=False)
+    if reduction != "none":
+        return loss
+    return loss.view(() if input.dim() == 1 else (input.shape[0], *input.shape[2:]))
+
+
+def _as_rows(tensor: Tensor, classes: bool) -> Tensor:
+    """[N, C, S] from [C], [N, C] or [N, C, d1, ...]; without the class axis, [N, S] from [], [N] or [N, d1, ...]."""
+    lead = 2 if classes else 1
+    if tensor.dim() < lead:
+        tensor = tensor.unsqueeze(0)
+    return tensor.unsqueeze(lead) if tensor.dim() == lead else tensor.flatten(lead)
+
+
+def _checked_reduction(operator: str, reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    if size_average is not None or reduce is not None:
+        return _reduction.legacy_get_string(size_average, reduce)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{operator}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    return reduction
+
+
+def _check_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> None:
+    check_floating("cross_entropy", input=input, weight=weight)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"cross_entropy: target must be a tensor, got {type(target).__name__}")
+    check_device("cross_entropy", "target", target, "input", input)
+    if input.dim() == 0:
+        raise ValueError("cross_entropy: input must be [C], [N, C] or [N, C, d1, ...], got a scalar")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing must be between 0 and 1, got {label_smoothing}")
+    class_axis = 0 if input.dim() == 1 else 1
+    classes = input.shape[class_axis]
+    if weight is not None and weight.shape != (classes,):
+        raise ValueError(f"cross_entropy: weight must be [{classes}] for this input, got {tuple(weight.shape)}")
+    if target.shape == input.shape:
+        check_floating("cross_entropy", input=input, target=target)
+        if ignore_index >= 0:
+            raise ValueError(f"cross_entropy: ignore_index ({ignore_index}) goes with labels, not with probabilities")
+        return
+    labels_shape = input.shape[:class_axis] + input.shape[class_axis + 1 :]
+    if target.shape != labels_shape:
+        raise ValueError(
+            f"cross_entropy: target must be labels {tuple(labels_shape)} or probabilities {tuple(input.shape)} for "
+            f"this input, got {tuple(target.shape)}"
+        )
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"cross_entropy: target must hold labels in int64 or uint8, got {target.dtype}")
+
+
+class MSELossFunction(torch.autograd.Function):
+    """(x - target)^2, reduced, through the kernels; any strides."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: Tensor, reduction: str) -> Tensor:
+        from tinynet_kernels.loss import mse_loss_forward
+
+        x, target = _same_dense_layout(x, target)
+        ctx.save_for_backward(x, target)
+        ctx.reduction = reduction
+        return mse_loss_forward(x, target, reduction)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_mse_gradients(grad, *ctx.saved_tensors, ctx.reduction, ctx.needs_input_grad[:2]), None)
+
+
+def _same_dense_layout(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as they are where they walk memory alike, else both contiguous."""
+    if x.stride() == target.stride() and is_dense(x):
+        return x, target
+    return x.contiguous(), target.contiguous()
+
+
+def _mse_gradients(
+    grad: Tensor, x: Tensor, target: Tensor, reduction: str, wanted: tuple[bool, ...] | list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """(dx, dtarget) of dense tensors of one layout, each None where not wanted."""
+    from tinynet_kernels.loss import mse_loss_backward
+
+    if reduction == "none" and grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    return mse_loss_backward(grad, x, target, reduction, want_dx=wanted[0], want_dtarget=wanted[1])
+
+
+@torch.library.custom_op("tinynet::mse_loss", mutates_args=())
+def mse_loss_operator(x: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """`mse_loss` for captured graphs."""
+    from tinynet_kernels.loss import mse_loss_forward
+
+    return mse_loss_forward(x.contiguous(), target.contiguous(), reduction)
+
+
+@mse_loss_operator.register_fake
+def _(x: Tensor, target: Tensor, reduction: str) -> Tensor:
+    return x.new_empty(x.shape if reduction == "none" else ())
+
+
+@torch.library.custom_op("tinynet::mse_loss_backward", mutates_args=())
+def mse_loss_backward_operator(
+    grad: Tensor, x: Tensor, target: Tensor, reduction: str, wanted: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """Its gradients; those not wanted come back empty."""
+    gradients = _mse_gradients(grad, x.contiguous(), target.contiguous(), reduction, wanted)
+    dx, dtarget = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return dx, dtarget
+
+
+@mse_loss_backward_operator.register_fake
+def _(grad: Tensor, x: Tensor, target: Tensor, reduction: str, wanted: list[bool]) -> tuple[Tensor, Tensor]:
+    dx, dtarget = (x.new_empty(x.shape if want else (0,)) for want in wanted)
+    return dx, dtarget
+
+
+def _setup_mse_loss(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, target, ctx.reduction = inputs
+    ctx.save_for_backward(x, target)
+
+
+def _backward_mse_loss(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:2])
+    x, target = ctx.saved_tensors
+    gradients = mse_loss_backward_operator(grad, x, target, ctx.reduction, wanted)
+    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
+    return (*kept, None)
+
+
+mse_loss_operator.register_autograd(_backward_mse_loss, setup_context=_setup_mse_loss)
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """(input - target)^2, reduced.
+
+    Args:
+        input: [...], float32, bfloat16, float16 (kernels) or float64 (reference). In float32 under autocast.
+        target: [...], input's dtype; shapes that differ are broadcast, with PyTorch's warning. Both get gradients.
+        size_average, reduce: PyTorch's older spelling of `reduction`.
+        reduction: "mean", "sum" or "none".
+        weight: input's shape, multiplies the squares; the mean then divides by its sum.
+
+    Returns:
+        [] for "mean" and "sum", else the broadcast shape; input's dtype.
+
+    Raises:
+        ValueError: shapes or devices that don't fit together, an unknown reduction.
+        TypeError: dtypes that are not floating point or differ outside autocast.
+
+    Source: torch.nn.functional.mse_loss.
+    """
+    reduction = _checked_reduction("mse_loss", reduction, size_average, reduce)
+    input, target, weight = autocast_to_float32(input, target, weight)
+    check_floating("mse_loss", input=input, target=target, weight=weight)
+    if weight is not None:
+        return _weighted_mse_loss(input, target, weight, reduction)
+    if input.shape != target.shape:
+        input, target = _broadcast(input, target)
+    way = Route.REFERENCE if input.numel() == 0 else route(input)
+    if way is Route.REFERENCE:
+        return mse_loss_reference(input, target, reduction)
+    if way is Route.OPERATOR:
+        return mse_loss_operator(input, target, reduction)
+    if needs_gradient(input, target):
+        return MSELossFunction.apply(input, target, reduction)  # pyright: ignore[reportReturnType]
+    from tinynet_kernels.loss import mse_loss_forward
+
+    return mse_loss_forward(*_same_dense_layout(input, target), reduction)
+
+
+def _weighted_mse_loss(input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
+    if weight.shape != input.shape:
+        raise ValueError(
+            f"mse_loss: weight must have the shape {tuple(input.shape)} of input, got {tuple(weight.shape)}"
+        )
+    squares = mse_loss(input, target, reduction="none") * weight
+    if reduction == "none":
+        return squares
+    return squares.sum() if reduction == "sum" else squares.sum() / weight.sum()
+
+
+def _broadcast(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    warnings.warn(
+        f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
+        "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
+        stacklevel=3,
+    )
+    try:
+        input, target = torch.broadcast_tensors(input, target)
+    except RuntimeError as error:
+        raise ValueError(
+            f"mse_loss: target {tuple(target.shape)} does not broadcast with input {tuple(input.shape)}"
+        ) from error
+    return input, target

@@ -243,6 +243,10 @@ def reduce_kernel(x_ptr, out_ptr, index_ptr, OPERATION: tl.constexpr, ROWS: tl.c
         index = tl.broadcast_to(tl.arange(0, COLS)[None, :], [ROWS, COLS])
         value, index = tl.reduce((x, index), 1, keep_larger)
         tl.store(index_ptr + row, index)
+    elif OPERATION == "library_pair":
+        index = tl.broadcast_to(tl.arange(0, COLS)[None, :], [ROWS, COLS])
+        value, index = tl.reduce((x, index), 1, tl.standard._argmin_combine_tie_break_left)
+        tl.store(index_ptr + row, index)
     tl.store(out_ptr + row, value)
 
 
@@ -254,6 +258,7 @@ REDUCTIONS = {
     "argmin": lambda x: (x.amin(1), x.argmin(1)),
     "custom_max": lambda x: (x.amax(1), None),
     "custom_pair": lambda x: (x.amax(1), x.argmax(1)),
+    "library_pair": lambda x: (x.amin(1), x.argmin(1)),
 }
 
 

@@ -46,7 +46,7 @@ def test_a_script_is_run_with_its_arguments_once_a_target(script: str, tmp_path:
 
 def test_an_error_of_the_program_sets_the_exit_status(script: str, capsys: pytest.CaptureFixture):
     assert main(["inspect", script, "--", str((1 << 31) + 2048)]) == 1
-    assert "error: narrow_copy_kernel: index_overflow: x_ptr" in capsys.readouterr().out
+    assert "error: narrow_copy_kernel: index_overflow: x_ptr spans 2147485696 elements" in capsys.readouterr().out
 
 
 class Page(HTMLParser):

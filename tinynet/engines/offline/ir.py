@@ -7,8 +7,8 @@ scalars. Integers are followed as intervals, pointers as the set of arguments th
 - how many floating-point operations its dots make, where every trip count is known;
 - whether 32-bit arithmetic that ends in an address can leave the range of int32.
 
-Intervals are an over-approximation: an overflow that is reported may be one that a mask hides, but none that the launch
-can reach through the followed operations goes unreported.
+Intervals are an over-approximation: an overflow that is reported may be one that a mask hides, or that two related
+values never reach together, but none that the launch can reach through the followed operations goes unreported.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Effects:
         unknown_access: memory is accessed through a pointer that derives from no argument (a table of pointers).
         dot_flops: operations of one program's matrix products; None where a trip count is unknown.
         operand_type: operand type of the matrix products; `fp32` where there is none.
+        dot_rows: fewest rows of a matrix product's left operand; None where there is no product.
         overflows: argument to the 32-bit operation on its address that can leave the range of int32.
         unbounded: arguments addressed by 32-bit offsets alone of which at least one has unknown bounds.
     """
@@ -106,6 +107,7 @@ class Effects:
     unknown_access: bool = False
     dot_flops: int | None = 0
     operand_type: str = "fp32"
+    dot_rows: int | None = None
     overflows: dict[int, str] = field(default_factory=dict)
     unbounded: set[int] = field(default_factory=set)
 
@@ -308,10 +310,11 @@ class _Walk:
             return
         precision = re.search(r"inputPrecision = (\w+)", text)
         self.effects.operand_type = _operand_type(match[2], precision[1] if precision else "ieee")
+        left, right = ([int(size) for size in match[group].split("x")] for group in (1, 3))
+        self.effects.dot_rows = min(left[-2], self.effects.dot_rows or left[-2])
         if trips is None or self.effects.dot_flops is None:
             self.effects.dot_flops = None
             return
-        left, right = ([int(size) for size in match[group].split("x")] for group in (1, 3))
         self.effects.dot_flops += 2 * math.prod(left) * right[-1] * trips
 
 

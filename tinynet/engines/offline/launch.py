@@ -100,6 +100,7 @@ class Launch:
         flops: floating-point operations; None where unknown.
         bytes: compulsory traffic in bytes: each argument read and written once; None where unknown.
         operand_type: type of the operands of its dots, which chooses the peak; `fp32` without dots.
+        dot_rows: fewest rows of the left operand of its dots; None without dots.
         cost_source: `launcher` where the kernel states its cost, else `arguments`.
         findings: warnings and errors.
     """
@@ -113,6 +114,7 @@ class Launch:
     flops: int | None
     bytes: int | None
     operand_type: str
+    dot_rows: int | None
     cost_source: str
     findings: Sequence[Finding] = field(default_factory=tuple)
 
@@ -246,6 +248,7 @@ def record_launch(
         flops=flops,
         bytes=byte_count,
         operand_type=effects.operand_type,
+        dot_rows=effects.dot_rows,
         cost_source="arguments" if cost is None else "launcher",
     )
     findings = [*_limit_findings(launch), *_index_findings(launch, effects, spans), *_code_findings(launch)]
@@ -321,19 +324,19 @@ def _limit_findings(launch: Launch) -> Iterator[Finding]:
 
 
 def _index_findings(launch: Launch, effects: ir.Effects, names: Mapping[int, str]) -> Iterator[Finding]:
-    """Addresses that 32 bits can't hold."""
+    """Addresses that 32 bits can't hold.
+
+    Only tensors that span more than 2^31 elements have any: integers wrap, so an offset that fits is right whatever its
+    terms were.
+    """
     spans = {tensor.name: tensor.span for tensor in launch.tensors}
-    for position, operation in effects.overflows.items():
-        yield Finding(
-            "index_overflow", f"{names.get(position, position)}: its offset overflows 32 bits ({operation})", fatal=True
-        )
-    for position in effects.unbounded - set(effects.overflows):
+    for position in sorted(effects.unbounded | set(effects.overflows)):
         name = names.get(position, "")
-        if spans.get(name, 0) > 2**31:
-            yield Finding(
-                "index_overflow", f"{name}: spans {spans[name]} elements but is addressed by 32-bit offsets alone",
-                fatal=True,
-            )  # fmt: skip
+        if spans.get(name, 0) <= 2**31:
+            continue
+        reason = effects.overflows.get(position, "addressed by 32-bit offsets alone, whose bounds are unknown")
+        message = f"{name} spans {spans[name]} elements, more than 32-bit offsets reach: {reason}"
+        yield Finding("index_overflow", message, fatal=True)
 
 
 def _code_findings(launch: Launch) -> Iterator[Finding]:

@@ -1,0 +1,401 @@
+"""Optimizer steps over many tensors in one launch: SGD with momentum, Adam and AdamW.
+
+SGD, with g = (-) gradient + weight_decay p:
+
+    b <- momentum b + gradient_weight g
+    p <- p - lr (g + momentum b  if nesterov  else  b)
+
+Adam, with g as above (AdamW: g = (-) gradient and p <- decay p first):
+
+    m <- beta1 m + (1 - beta1) g
+    v <- beta2 v + (1 - beta2) g^2           amsgrad: u <- max(u, v), and u stands for v below
+    p <- p - step_size m / (sqrt(v) inverse_root_correction + eps)
+
+with step_size = lr / (1 - beta1^step) and inverse_root_correction = 1 / sqrt(1 - beta2^step).
+
+Tiling: the parameters, gradients and states of a launch share a dtype, and those of one parameter a dense layout, so
+each is walked flat, BLOCK elements a program. A `PointerTable` in device memory says where they lie: one row a
+parameter, (elements, address of the parameter, of its gradient, of its states), and one pair a program, (row, block).
+The number of launches so depends neither on the number of tensors nor on their sizes. Arithmetic is fp32 whatever the
+dtype; what depends on hyperparameters alone is computed on the host in float64. Every element is loaded once and stored
+once, by one lane.
+
+Source: torch.optim.SGD; Kingma and Ba 2015, "Adam"; Loshchilov and Hutter 2019, "Decoupled weight decay
+regularization"; Reddi et al. 2018, "On the convergence of Adam and beyond" (amsgrad, as PyTorch computes it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.launch import Cost, costs, launch
+from tinynet_kernels.tiles import ceil_div, current_target, flat_block
+
+ALIGNMENT = 16  # bytes that the widest load of a lane takes at once
+_TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@triton.jit
+def table_block(table_ptr, block_ptr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's row of the table, its first element (int64), and how many elements are left from there on."""
+    program = tl.program_id(0).to(tl.int64)
+    row = tl.load(block_ptr + 2 * program)  # in bounds: one pair a program
+    block = tl.load(block_ptr + 2 * program + 1)  # in bounds: as above
+    row_ptr = table_ptr + row.to(tl.int64) * COLUMNS
+    start = block.to(tl.int64) * BLOCK
+    left = tl.load(row_ptr) - start  # in bounds: the row's first column
+    return row_ptr, start, tl.minimum(left, BLOCK).to(tl.int32)
+
+
+@triton.jit
+def tensor_pointer(column_ptr, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointer to element `start` of the tensor whose address is at `column_ptr`."""
+    address = tl.load(column_ptr)  # in bounds: a column of the program's row
+    pointer = address.to(tl.pointer_type(DTYPE)) + start  # pyright: ignore[reportArgumentType]
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer  # start counts whole blocks
+
+
+@triton.jit
+def sgd_block(
+    row_ptr,
+    start,
+    left,
+    scalars,
+    HAS_MOMENTUM: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    HAS_WEIGHT_DECAY: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The step of the first `left` elements of one block; all of them where `left` is None."""
+    lr, momentum, gradient_weight, weight_decay = scalars
+    offset = tl.arange(0, BLOCK)
+    parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, ALIGNED)
+    gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, ALIGNED)
+    mask = None if left is None else offset < left
+    other = None if left is None else 0.0
+    parameter = tl.load(parameter_ptr + offset, mask=mask, other=other)
+    gradient = tl.load(gradient_ptr + offset, mask=mask, other=other).to(tl.float32)
+    updated = parameter.to(tl.float32)
+    if MAXIMIZE:
+        gradient = -gradient
+    if HAS_WEIGHT_DECAY:
+        gradient += weight_decay * updated
+    if HAS_MOMENTUM:
+        buffer_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, ALIGNED)
+        buffer = tl.load(buffer_ptr + offset, mask=mask, other=other)
+        velocity = momentum * buffer.to(tl.float32) + gradient_weight * gradient
+        tl.store(buffer_ptr + offset, velocity.to(buffer.dtype), mask=mask)
+        gradient = gradient + momentum * velocity if NESTEROV else velocity
+    updated -= lr * gradient
+    tl.store(parameter_ptr + offset, updated.to(parameter.dtype), mask=mask)
+
+
+@triton.jit
+def sgd_kernel(
+    table_ptr,
+    block_ptr,
+    lr,
+    momentum,
+    gradient_weight,
+    weight_decay,
+    HAS_MOMENTUM: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    HAS_WEIGHT_DECAY: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One SGD step in place; columns: elements, parameter, gradient and, with momentum, its buffer.
+
+    ALIGNED: every address is a multiple of 16 bytes. Full blocks then take loads of 16 bytes; a mask would split them.
+    """
+    row_ptr, start, left = table_block(table_ptr, block_ptr, COLUMNS, BLOCK)
+    scalars = (lr, momentum, gradient_weight, weight_decay)
+    if ALIGNED and left == BLOCK:
+        sgd_block(
+            row_ptr, start, None, scalars, HAS_MOMENTUM, NESTEROV, HAS_WEIGHT_DECAY, MAXIMIZE, DTYPE, ALIGNED, BLOCK
+        )
+    else:
+        sgd_block(
+            row_ptr, start, left, scalars, HAS_MOMENTUM, NESTEROV, HAS_WEIGHT_DECAY, MAXIMIZE, DTYPE, ALIGNED, BLOCK
+        )
+
+
+@triton.jit
+def adam_block(
+    row_ptr,
+    start,
+    left,
+    moments,
+    scalars,
+    HAS_WEIGHT_DECAY: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The step of the first `left` elements of one block; all of them where `left` is None."""
+    beta1, one_minus_beta1, beta2, one_minus_beta2 = moments
+    step_size, eps, inverse_root_correction, weight_decay, decay = scalars
+    offset = tl.arange(0, BLOCK)
+    parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, ALIGNED)
+    gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, ALIGNED)
+    exp_avg_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, ALIGNED)
+    exp_avg_sq_ptr = tensor_pointer(row_ptr + 4, start, DTYPE, ALIGNED)
+    mask = None if left is None else offset < left
+    other = None if left is None else 0.0
+    parameter = tl.load(parameter_ptr + offset, mask=mask, other=other)
+    gradient = tl.load(gradient_ptr + offset, mask=mask, other=other).to(tl.float32)
+    exp_avg = tl.load(exp_avg_ptr + offset, mask=mask, other=other).to(tl.float32)
+    exp_avg_sq = tl.load(exp_avg_sq_ptr + offset, mask=mask, other=other).to(tl.float32)
+    updated = parameter.to(tl.float32)
+    if MAXIMIZE:
+        gradient = -gradient
+    if HAS_WEIGHT_DECAY:
+        gradient += weight_decay * updated
+    exp_avg = beta1 * exp_avg + one_minus_beta1 * gradient
+    exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * gradient * gradient
+    tl.store(exp_avg_ptr + offset, exp_avg.to(parameter.dtype), mask=mask)
+    tl.store(exp_avg_sq_ptr + offset, exp_avg_sq.to(parameter.dtype), mask=mask)
+    if AMSGRAD:
+        max_exp_avg_sq_ptr = tensor_pointer(row_ptr + 5, start, DTYPE, ALIGNED)
+        largest = tl.load(max_exp_avg_sq_ptr + offset, mask=mask, other=other).to(tl.float32)
+        exp_avg_sq = tl.maximum(largest, exp_avg_sq, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(max_exp_avg_sq_ptr + offset, exp_avg_sq.to(parameter.dtype), mask=mask)
+    denominator = tl.sqrt(exp_avg_sq) * inverse_root_correction + eps
+    updated = decay * updated - step_size * exp_avg / denominator
+    tl.store(parameter_ptr + offset, updated.to(parameter.dtype), mask=mask)
+
+
+@triton.jit
+def adam_kernel(
+    table_ptr,
+    block_ptr,
+    step_size,
+    beta1,
+    one_minus_beta1,
+    beta2,
+    one_minus_beta2,
+    eps,
+    inverse_root_correction,
+    weight_decay,
+    decay,
+    HAS_WEIGHT_DECAY: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One Adam or AdamW step in place.
+
+    Columns: elements, parameter, gradient, exp_avg, exp_avg_sq and, with AMSGRAD, max_exp_avg_sq. HAS_WEIGHT_DECAY is
+    Adam's, into the gradient; AdamW's comes as `decay` = 1 - lr weight_decay, which is 1 for Adam. ALIGNED as in
+    `sgd_kernel`.
+    """
+    row_ptr, start, left = table_block(table_ptr, block_ptr, COLUMNS, BLOCK)
+    moments = (beta1, one_minus_beta1, beta2, one_minus_beta2)
+    scalars = (step_size, eps, inverse_root_correction, weight_decay, decay)
+    if ALIGNED and left == BLOCK:
+        adam_block(row_ptr, start, None, moments, scalars, HAS_WEIGHT_DECAY, AMSGRAD, MAXIMIZE, DTYPE, ALIGNED, BLOCK)
+    else:
+        adam_block(row_ptr, start, left, moments, scalars, HAS_WEIGHT_DECAY, AMSGRAD, MAXIMIZE, DTYPE, ALIGNED, BLOCK)
+
+
+class PointerTable:
+    """Where the tensors of one launch lie, kept in device memory and renewed only when they moved.
+
+    Gradients usually move every step and sizes never do, so the programs' part is kept apart from the addresses. On
+    CUDA a new table travels from pinned memory without a wait of the host; PyTorch keeps that memory until it arrived.
+
+    Attributes:
+        addresses: int64 [parameters, columns]: elements, then the address of each tensor.
+        blocks: int32 [programs, 2]: row of `addresses`, and block within its tensors.
+        aligned: whether every address is a multiple of 16 bytes.
+        block, num_warps: the tile.
+    """
+
+    def __init__(self) -> None:
+        self.aligned = False
+        self.block = self.num_warps = 0
+        self._rows: list[int] = []
+        self._sizes: tuple[Any, ...] = ()
+        self._device: torch.device | None = None
+
+    def update(self, columns: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Makes the table that of these tensors.
+
+        Args:
+            columns: the parameters, their gradients, and each of their states, in one order, on one device.
+        """
+        sizes = [parameter.numel() for parameter in columns[0]]
+        rows = []
+        for size, *tensors in zip(sizes, *columns, strict=True):
+            rows.append(size)
+            rows.extend([tensor.data_ptr() for tensor in tensors])
+        device = columns[0][0].device
+        target = current_target()
+        if self._sizes != (sizes, device, target):
+            self._sizes = (sizes, device, target)
+            self._rows = []
+            self.block, self.num_warps = flat_block(max(sizes), target)
+            pairs = [(row, block) for row, size in enumerate(sizes) for block in range(ceil_div(size, self.block))]
+            self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32), device)
+        if self._rows != rows:
+            self._rows = rows
+            width = 1 + len(columns)
+            self.addresses = _upload(torch.tensor(rows, dtype=torch.int64), device).view(-1, width)
+            addresses = [entry for index, entry in enumerate(rows) if index % width]
+            on_gpu = target.kind in ("cuda", "hip")
+            self.aligned = on_gpu and all(address % ALIGNMENT == 0 for address in addresses)
+
+
+def _upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values if device.type in ("cpu", "meta") else values.to(device)
+
+
+@costs(sgd_kernel)
+def sgd_cost(HAS_MOMENTUM: bool, NESTEROV: bool, HAS_WEIGHT_DECAY: bool, **launched: Any) -> Cost:
+    """Parameter and buffer are read and written once, the gradient is read once."""
+    return _cost(2 + 2 * HAS_WEIGHT_DECAY + 3 * HAS_MOMENTUM + 2 * NESTEROV, 3 + 2 * HAS_MOMENTUM, **launched)
+
+
+@costs(adam_kernel)
+def adam_cost(HAS_WEIGHT_DECAY: bool, AMSGRAD: bool, **launched: Any) -> Cost:
+    """Parameter and states are read and written once, the gradient is read once; a root and a quotient count as one."""
+    return _cost(14 + 2 * HAS_WEIGHT_DECAY + AMSGRAD, 7 + 2 * AMSGRAD, **launched)
+
+
+def _cost(
+    flops: int, accesses: int, table_ptr: torch.Tensor, block_ptr: torch.Tensor, DTYPE: Any, BLOCK: int, **_: Any
+) -> Cost:
+    """The cost of so many operations and accesses an element."""
+    holds_sizes = type(table_ptr) is torch.Tensor  # a fake tensor doesn't: as if every block were full
+    elements = int(table_ptr[:, 0].sum()) if holds_sizes else block_ptr.shape[0] * BLOCK
+    return Cost(flops * elements, accesses * elements * DTYPE.primitive_bitwidth // 8)
+
+
+def sgd_step(
+    parameters: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    momentum_buffers: Sequence[torch.Tensor] | None,
+    table: PointerTable,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """One SGD step of the parameters and their buffers, in place.
+
+    Args:
+        parameters: of one dtype and device, dense, not overlapping.
+        gradients: theirs, each in its parameter's layout.
+        momentum_buffers: likewise; None without momentum.
+        table: kept by the caller from step to step.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+    """
+    columns = [parameters, gradients] if momentum_buffers is None else [parameters, gradients, momentum_buffers]
+    _launch(
+        sgd_kernel,
+        columns,
+        table,
+        float(lr),
+        float(momentum),
+        1.0 - dampening,
+        float(weight_decay),
+        HAS_MOMENTUM=momentum_buffers is not None,
+        NESTEROV=bool(nesterov),
+        HAS_WEIGHT_DECAY=weight_decay != 0,
+        MAXIMIZE=bool(maximize),
+    )
+
+
+def adam_step(
+    parameters: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    exp_avg_sqs: Sequence[torch.Tensor],
+    max_exp_avg_sqs: Sequence[torch.Tensor] | None,
+    table: PointerTable,
+    *,
+    step: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    maximize: bool,
+) -> None:
+    """One Adam step (AdamW with `decoupled_weight_decay`) of the parameters and their states, in place.
+
+    Args:
+        parameters: of one dtype and device, dense, not overlapping.
+        gradients: theirs, each in its parameter's layout.
+        exp_avgs, exp_avg_sqs: likewise.
+        max_exp_avg_sqs: likewise with amsgrad, else None.
+        table: kept by the caller from step to step.
+        step: number of this step, counted from 1.
+        lr, beta1, beta2, eps, weight_decay, maximize: as in torch.optim.Adam.
+        decoupled_weight_decay: AdamW's decay of the parameter instead of Adam's in the gradient.
+    """
+    columns = [parameters, gradients, exp_avgs, exp_avg_sqs]
+    if max_exp_avg_sqs is not None:
+        columns.append(max_exp_avg_sqs)
+    _launch(
+        adam_kernel,
+        columns,
+        table,
+        lr / (1.0 - beta1**step),
+        float(beta1),
+        1.0 - beta1,
+        float(beta2),
+        1.0 - beta2,
+        float(eps),
+        1.0 / math.sqrt(1.0 - beta2**step),
+        float(weight_decay),
+        1.0 - lr * weight_decay if decoupled_weight_decay else 1.0,
+        HAS_WEIGHT_DECAY=weight_decay != 0 and not decoupled_weight_decay,
+        AMSGRAD=max_exp_avg_sqs is not None,
+        MAXIMIZE=bool(maximize),
+    )
+
+
+def _launch(
+    kernel: Any, columns: Sequence[Sequence[torch.Tensor]], table: PointerTable, *scalars: float, **flags: bool
+) -> None:
+    table.update(columns)
+    programs = table.blocks.shape[0]
+    if programs == 0:  # nothing but empty tensors
+        return
+    launch(
+        kernel,
+        (programs,),
+        table.addresses,
+        table.blocks,
+        *scalars,
+        **flags,
+        DTYPE=_TRITON_DTYPES[columns[0][0].dtype],
+        ALIGNED=table.aligned,
+        COLUMNS=1 + len(columns),
+        BLOCK=table.block,
+        num_warps=table.num_warps,
+    )

@@ -1,0 +1,329 @@
+"""Optimizer steps, SGD and Adam: the definitions in plain PyTorch, and the steps over many tensors.
+
+`sgd` and `adam` update lists of parameters in place, as torch.optim's functions of these names. What the kernels serve
+goes through them, one launch for all parameters of one device, dtype and step count; the rest (float64, a gradient or
+state of another dtype, memory with gaps or shared between parameters, another device, engine "reference") goes
+parameter by parameter through the definition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinynet.engines.dispatch import Route, route
+from tinynet.ops.activation import is_dense
+
+if TYPE_CHECKING:
+    from tinynet_kernels.optimizer import PointerTable
+
+
+def sgd_reference(
+    parameter: Tensor,
+    gradient: Tensor,
+    momentum_buffer: Tensor | None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """One SGD step of one parameter and its momentum buffer (None without momentum), in place.
+
+    16-bit tensors are computed in float32 and rounded once. Source: torch.optim.SGD.
+    """
+    p, g = _widened(parameter), _widened(gradient)
+    if maximize:
+        g = -g
+    if weight_decay != 0:
+        g = g + weight_decay * p
+    if momentum_buffer is not None:
+        buffer = momentum * _widened(momentum_buffer) + (1 - dampening) * g
+        momentum_buffer.copy_(buffer)
+        g = g + momentum * buffer if nesterov else buffer
+    parameter.copy_(p - lr * g)
+
+
+def adam_reference(
+    parameter: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    *,
+    step: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    maximize: bool,
+) -> None:
+    """One Adam or AdamW step, the `step`-th from 1, of one parameter and its states, in place.
+
+    `max_exp_avg_sq` is None without amsgrad. 16-bit tensors are computed in float32 and rounded once. Source:
+    torch.optim.Adam and torch.optim.AdamW.
+    """
+    p, g = _widened(parameter), _widened(gradient)
+    if maximize:
+        g = -g
+    if decoupled_weight_decay:
+        p = p * (1 - lr * weight_decay)
+    elif weight_decay != 0:
+        g = g + weight_decay * p
+    m = beta1 * _widened(exp_avg) + (1 - beta1) * g
+    v = beta2 * _widened(exp_avg_sq) + (1 - beta2) * g * g
+    exp_avg.copy_(m)
+    exp_avg_sq.copy_(v)
+    if max_exp_avg_sq is not None:
+        v = torch.maximum(_widened(max_exp_avg_sq), v)
+        max_exp_avg_sq.copy_(v)
+    denominator = v.sqrt() / math.sqrt(1 - beta2**step) + eps
+    parameter.copy_(p - lr / (1 - beta1**step) * m / denominator)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def sgd(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffer_list: list[Tensor | None],
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    tables: list[PointerTable] | None = None,
+) -> None:
+    """One SGD step, in place.
+
+    Args:
+        params: floating point, any shapes, dtypes and devices.
+        grads: one a parameter, dense.
+        momentum_buffer_list: one a parameter where `momentum` is not 0, else not read; a missing one (None) is put in,
+            and this first step then takes the gradient undampened.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+        tables: a list of the caller's, empty at first; given again at the next step, it saves time.
+
+    Raises:
+        RuntimeError: a sparse gradient, or a step under CUDA graph capture.
+        ValueError: tensors whose shapes or numbers don't fit together.
+
+    Source: torch.optim.sgd.sgd.
+    """
+    with_buffers = momentum != 0
+    _check("sgd", params, grads, momentum_buffer_list=momentum_buffer_list if with_buffers else None)
+    firsts = [False] * len(params)
+    if with_buffers:
+        for index, parameter in enumerate(params):
+            if momentum_buffer_list[index] is None:
+                momentum_buffer_list[index] = torch.zeros_like(parameter)
+                firsts[index] = True
+    columns: list[Any] = [params, grads, momentum_buffer_list] if with_buffers else [params, grads]
+    for bucket in _buckets(columns, firsts, tables):
+        settings = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": 0.0 if bucket.phase else dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
+        if bucket.table is None:
+            for parameter, gradient, *buffer in bucket.rows:
+                sgd_reference(parameter, gradient, buffer[0] if buffer else None, **settings)
+        else:
+            from tinynet_kernels.optimizer import sgd_step
+
+            parameters, gradients, *buffers = bucket.columns()
+            sgd_step(parameters, gradients, buffers[0] if buffers else None, bucket.table, **settings)
+
+
+def adam(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    state_steps: Sequence[Tensor],
+    *,
+    amsgrad: bool,
+    beta1: float,
+    beta2: float,
+    lr: float,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    decoupled_weight_decay: bool,
+    tables: list[PointerTable] | None = None,
+) -> None:
+    """One Adam step (AdamW with `decoupled_weight_decay`), in place.
+
+    Args:
+        params: floating point, any shapes, dtypes and devices.
+        grads, exp_avgs, exp_avg_sqs: one a parameter, of its shape.
+        max_exp_avg_sqs: the same with `amsgrad`, else not read.
+        state_steps: 0-d CPU tensors, the steps each parameter has made; raised by one.
+        amsgrad, beta1, beta2, lr, weight_decay, eps, maximize: as in torch.optim.Adam.
+        decoupled_weight_decay: AdamW's decay of the parameter instead of Adam's in the gradient.
+        tables: a list of the caller's, empty at first; given again at the next step, it saves time.
+
+    Raises:
+        RuntimeError: a sparse gradient, or a step under CUDA graph capture.
+        ValueError: tensors whose shapes or numbers don't fit together.
+
+    Source: torch.optim.adam.adam.
+    """
+    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs if amsgrad else None}
+    _check("adam", params, grads, **states)
+    if len(state_steps) != len(params):
+        raise ValueError(f"adam: got {len(state_steps)} state_steps for {len(params)} params")
+    torch._foreach_add_(list(state_steps), 1)  # pyright: ignore[reportPrivateImportUsage]
+    columns = [params, grads, *(column for column in states.values() if column is not None)]
+    for bucket in _buckets(columns, [step.item() for step in state_steps], tables):
+        settings = {
+            "step": bucket.phase,
+            "lr": lr,
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        if bucket.table is None:
+            for parameter, gradient, exp_avg, exp_avg_sq, *largest in bucket.rows:
+                adam_reference(parameter, gradient, exp_avg, exp_avg_sq, largest[0] if largest else None, **settings)
+        else:
+            from tinynet_kernels.optimizer import adam_step
+
+            parameters, gradients, exp_avgs, exp_avg_sqs, *largest = bucket.columns()
+            adam_step(
+                parameters, gradients, exp_avgs, exp_avg_sqs, largest[0] if largest else None, bucket.table, **settings
+            )
+
+
+class _Bucket(NamedTuple):
+    """Parameters that one launch can take, or that the definition must.
+
+    Attributes:
+        phase: what they share: the number of the step, or whether it is the first.
+        rows: one (parameter, gradient, states...) a parameter.
+        table: the launch's; None where the definition takes them.
+    """
+
+    phase: Any
+    rows: list[tuple[Tensor, ...]]
+    table: PointerTable | None
+
+    def columns(self) -> list[tuple[Tensor, ...]]:
+        """The parameters, their gradients, and each of their states."""
+        return list(zip(*self.rows, strict=True))
+
+
+def _buckets(
+    columns: Sequence[Sequence[Tensor]], phases: Sequence[Any], tables: list[PointerTable] | None
+) -> Iterator[_Bucket]:
+    """Parameters by device, dtype and phase, in order of appearance."""
+    groups: dict[Any, list[tuple[Tensor, ...]]] = {}
+    for phase, *row in zip(phases, *columns, strict=True):
+        parameter = row[0]
+        dtype = parameter.dtype
+        uniform = all(tensor.dtype is dtype for tensor in row)
+        key = (phase, uniform, dtype, parameter.device, type(parameter))
+        groups.setdefault(key, []).append(tuple(row))
+    tables = [] if tables is None else tables
+    launches = 0
+    for (phase, uniform, *_), rows in groups.items():
+        served = uniform and route(rows[0][0]) is Route.KERNELS
+        flat = _flat_rows(rows) if served else None
+        if flat is None:
+            yield _Bucket(phase, rows, None)
+            continue
+        if launches == len(tables):
+            from tinynet_kernels.optimizer import PointerTable
+
+            tables.append(PointerTable())
+        yield _Bucket(phase, flat, tables[launches])
+        launches += 1
+
+
+def _flat_rows(rows: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]] | None:
+    """The rows with every tensor in its parameter's dense layout; None where no such layout serves.
+
+    A gradient in another layout is copied. A state in another layout (the parameter has changed its own since) gets
+    new memory once and stays the same tensor.
+    """
+    flat = []
+    for row in rows:
+        if not all(tensor.is_contiguous() for tensor in row):
+            parameter, gradient, *states = row
+            if not is_dense(parameter):
+                return None
+            for state in states:
+                if state.stride() != parameter.stride():
+                    state.data = torch.empty_like(parameter).copy_(state)
+            if gradient.stride() != parameter.stride():
+                row = (parameter, torch.empty_like(parameter).copy_(gradient), *states)
+        flat.append(row)
+    if _share_memory([row[0] for row in flat]):
+        return None
+    _name_to_guard(flat)
+    return flat
+
+
+def _share_memory(dense: Sequence[Tensor]) -> bool:
+    """Whether any two of these dense tensors overlap."""
+    end = 0
+    for start, size in sorted([(tensor.data_ptr(), tensor.nbytes) for tensor in dense]):
+        if size and start:  # meta and fake tensors are at 0
+            if start < end:
+                return True
+            end = start + size
+    return False
+
+
+def _name_to_guard(rows: Sequence[Sequence[Tensor]]) -> None:
+    """A guard sees a launch's arguments; memory behind a table of pointers must be named to it."""
+    from tinynet_kernels.launch import INTERPRETED
+
+    if INTERPRETED:
+        from tinynet.engines.interpreter import guard
+
+        active = guard.active()
+        if active is not None:
+            active.allow(*(tensor for row in rows for tensor in row))
+
+
+def _check(
+    operator: str, params: Sequence[Tensor], grads: Sequence[Tensor], **states: Sequence[Tensor | None] | None
+) -> None:
+    """Raises for what no step can be made of, before anything is changed."""
+    for name, column in {"grads": grads, **states}.items():
+        if column is None:
+            continue
+        if len(column) != len(params):
+            raise ValueError(f"{operator}: got {len(column)} {name} for {len(params)} params")
+        for index, (parameter, tensor) in enumerate(zip(params, column, strict=True)):
+            if tensor is None:
+                continue
+            if tensor.layout is not torch.strided:
+                raise RuntimeError(f"{operator}: {name}[{index}] is sparse; sparse gradients are not supported")
+            if tensor.shape != parameter.shape:
+                raise ValueError(
+                    f"{operator}: {name}[{index}] must have its parameter's shape {tuple(parameter.shape)}, "
+                    f"got {tuple(tensor.shape)}"
+                )
+    if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"{operator}: a CUDA graph would freeze learning rate and step count; step outside of it")

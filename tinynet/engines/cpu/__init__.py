@@ -1,0 +1,106 @@
+"""Native CPU engine: runs Triton kernels on CPU tensors by way of C and the system's compiler.
+
+Importing this package imports neither Triton nor a compiler; :func:`unavailable_reason` says whether it can work here,
+:func:`activate` switches it on for the process, :func:`launch` runs a kernel with little overhead.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+OLDEST_TRITON, NEWEST_TRITON = (3, 6), (3, 9)
+
+
+@functools.lru_cache
+def unavailable_reason() -> str | None:
+    """Why kernels cannot run on this machine's CPU, in a sentence that says what to install; None if they can."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        return f"the CPU engine needs Linux on x86-64 or aarch64, this is {sys.platform} on {platform.machine()}"
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "the CPU engine needs Triton: pip install 'triton>=3.6,<3.10'"
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or not OLDEST_TRITON <= tuple(map(int, numbers.groups())) <= NEWEST_TRITON:
+        return f"the CPU engine knows Triton 3.6 to 3.9, found {version}: pip install 'triton>=3.6,<3.10'"
+    from . import toolchain
+
+    if toolchain.find_compiler() is None:
+        return "the CPU engine needs a C compiler: install gcc or clang (or name one in TINYNET_CPU_COMPILER)"
+    return None
+
+
+def is_active() -> bool:
+    """Whether this engine's driver is the one Triton uses."""
+    runtime = sys.modules.get("triton.runtime.driver") or sys.modules.get("triton.runtime")
+    driver_module = sys.modules.get(__name__ + ".driver")
+    if runtime is None or driver_module is None:
+        return False
+    from triton.runtime import driver
+
+    return isinstance(driver._active, driver_module.CPUDriver)  # type: ignore[attr-defined]
+
+
+def activate() -> None:
+    """Make CPU tensors run on this engine, for this process.
+
+    Adds a backend named ``tinynet_cpu`` to Triton and makes its driver the active one. Does nothing when it already is.
+
+    Raises:
+        RuntimeError: the engine is unavailable here, or Triton has, or could have, another active driver.
+    """
+    if is_active():
+        return
+    reason = unavailable_reason()
+    if reason is not None:
+        raise RuntimeError(reason)
+    from triton.backends import Backend, backends  # type: ignore[attr-defined]
+    from triton.runtime import driver
+
+    active = driver._active or driver._default  # type: ignore[attr-defined]
+    if active is not None:
+        raise RuntimeError(
+            f"Triton already has an active driver, {type(active).__name__}: the CPU engine never replaces one"
+        )
+    rivals = [name for name, backend in backends.items() if backend.driver.is_active()]
+    if rivals:
+        raise RuntimeError(
+            f"Triton can use {', '.join(rivals)} here: the CPU engine serves machines without a GPU driver"
+        )
+    from .compiler import TARGET, CPUBackend
+    from .driver import CPUDriver
+
+    backends[TARGET] = Backend(CPUBackend, CPUDriver)
+    driver.set_active(CPUDriver())
+
+
+def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> None:
+    """Run a kernel as ``kernel[grid](*arguments, **constants)`` does, in a few microseconds when it is repeated.
+
+    Args:
+        kernel: a ``@triton.jit`` function.
+        grid: one to three program counts.
+        arguments: positional arguments: CPU tensors, ints, floats, bools or None.
+        constants: keyword arguments: the kernel's constexprs and ``num_warps``, ``num_stages``.
+
+    Raises:
+        RuntimeError: the engine is not active, or a device assertion failed.
+    """
+    if not plan_launch(kernel, grid, arguments, constants):
+        kernel[grid](*arguments, **constants)
+
+
+def plan_launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> bool:
+    """Run a kernel by its launch plan; False where only Triton's own path will do (hooks, debugging, an autotuner).
+
+    Arguments and errors as for :func:`launch`.
+    """
+    from .plan import launch as planned
+
+    return planned(kernel, grid, arguments, constants)

@@ -1,0 +1,581 @@
+"""What the code generator needs to know about a kernel before it writes any C.
+
+Tensors are never computed as a whole: an operation on tensors is a rule for one element, evaluated inside the loops of
+the operation that finally needs it (a store, a reduction, a dot product: a *root*). The analysis finds
+
+- the affine structure of offsets: by how much a value changes from one index to the next along a dimension;
+- which values are the same in every element (*uniform*), and along which dimensions a value varies;
+- which kernel argument a pointer comes from, so that memory can be told apart;
+- which values must be *materialized* (computed once into a buffer) instead of being evaluated inside their root;
+- which stores may share one loop.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .ir import Block, Function, Operation, Value
+
+# A scalar that is known when a loop starts: a number, a scalar value of the kernel, or an operation on two of those.
+Expression = int | Value | tuple
+
+VIEWS = {
+    "tt.splat",
+    "tt.make_range",
+    "tt.expand_dims",
+    "tt.broadcast",
+    "tt.trans",
+    "tt.reshape",
+    "tt.join",
+    "tt.split",
+    "arith.constant",
+}
+ROOTS = {
+    "tt.store",
+    "tt.reduce",
+    "tt.scan",
+    "tt.dot",
+    "tt.gather",
+    "tt.cat",
+    "tt.histogram",
+    "tt.atomic_rmw",
+    "tt.atomic_cas",
+    "tt.print",
+    "tt.assert",
+    "tt.unsplat",
+    "tt.map_elementwise",
+    "tt.return",
+    "tt.reduce.return",
+    "tt.scan.return",
+    "tt.map_elementwise.return",
+    "scf.for",
+    "scf.if",
+    "scf.while",
+    "scf.yield",
+    "scf.condition",
+    "cf.br",
+    "cf.cond_br",
+    "ttg.barrier",
+    "gpu.barrier",
+    "ttg.local_barrier",
+}
+WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
+_PER_OPERAND = {
+    "scf.yield",
+    "scf.condition",
+    "scf.for",
+    "scf.while",
+    "cf.br",
+    "cf.cond_br",
+    "tt.dot",
+    "tt.gather",
+    "tt.cat",
+}
+_COSTS = {
+    "tt.load": 8,
+    "arith.divf": 4,
+    "arith.divsi": 8,
+    "arith.divui": 8,
+    "arith.remsi": 8,
+    "arith.remui": 8,
+    "math.sqrt": 6,
+    "math.rsqrt": 8,
+    "math.exp": 10,
+    "math.exp2": 10,
+    "math.log": 10,
+    "math.log2": 10,
+    "math.tanh": 14,
+    "math.erf": 14,
+    "math.sin": 40,
+    "math.cos": 40,
+    "tt.extern_elementwise": 14,
+    "tt.precise_sqrt": 6,
+    "tt.precise_divf": 4,
+}
+_EXPENSIVE = 8
+_WORTH_SHARING_BEFORE_BROADCAST = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One place where a value is evaluated. ``elementwise``: the path there keeps every element at its index."""
+
+    operation: Operation
+    operand: int
+    elementwise: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Advance:
+    """A loop-carried tensor that only moves: ``initial`` plus uniform ``increments`` added in every iteration."""
+
+    initial: Value
+    increments: tuple[Expression, ...]
+
+
+def is_lazy(operation: Operation) -> bool:
+    """Whether an operation is evaluated element by element inside its roots."""
+    return operation.name not in ROOTS
+
+
+def writes_memory(operation: Operation) -> bool:
+    return any(inner.name in WRITES for inner in operation.walk())
+
+
+def add(left: Expression, right: Expression) -> Expression:
+    if isinstance(left, int) and isinstance(right, int):
+        return left + right
+    if left == 0:
+        return right
+    return left if right == 0 else ("+", left, right)
+
+
+def multiply(left: Expression, right: Expression) -> Expression:
+    if isinstance(left, int) and isinstance(right, int):
+        return left * right
+    if left == 0 or right == 0:
+        return 0
+    if left == 1:
+        return right
+    return left if right == 1 else ("*", left, right)
+
+
+class Analysis:
+    """Facts about one function.
+
+    Args:
+        function: the kernel.
+        assume_disjoint: whether memory of different arguments may be taken not to overlap (the launch checks it).
+    """
+
+    def __init__(self, function: Function, assume_disjoint: bool = True):
+        self.function = function
+        self.assume_disjoint = assume_disjoint
+        self.used_disjointness = False
+        self.advances: dict[Value, Advance] = {}
+        self.same_as: dict[Value, Value] = {}
+        self.store_group: dict[Operation, tuple[Operation, ...]] = {}
+        self.materialized: set[Value] = set()
+        self._carried_initial: dict[Value, tuple[Value, Value]] = {}
+        self._costs: dict[Value, int] = {}
+        self._bases: dict[Value, Value | None] = {}
+        for operation in function.walk():
+            if operation.name == "scf.for":
+                self._find_advances(operation)
+        for block in self._blocks(function.blocks):
+            self._find_store_groups(block)
+        self._place_values()
+
+    def _blocks(self, blocks: list[Block]) -> list[Block]:
+        found = []
+        for block in blocks:
+            found.append(block)
+            for operation in block.operations:
+                found += self._blocks(operation.regions)
+        return found
+
+    # ----------------------------------------------------------------------------------- loop-carried values
+
+    def _find_advances(self, loop: Operation) -> None:
+        body = loop.regions[0]
+        if not body.operations or body.terminator.name != "scf.yield":
+            return
+        carried = zip(body.arguments[1:], loop.operands[3:], body.terminator.operands, loop.results, strict=False)
+        for argument, initial, next_value, result in carried:
+            self._carried_initial[argument] = (initial, next_value)
+            self.same_as[result] = argument
+            if next_value is argument:
+                self.same_as[argument] = initial
+            elif argument.type.is_tensor and (argument.type.is_pointer or argument.type.is_integer):
+                increments = self._increments(next_value, argument)
+                if increments:
+                    self.advances[argument] = Advance(initial, increments)
+        for result, argument in zip(loop.results, body.arguments[1:], strict=False):
+            if argument not in self.advances and argument not in self.same_as:
+                del self.same_as[result]
+
+    def _increments(self, value: Value, argument: Value) -> tuple[Expression, ...] | None:
+        """The uniform steps between a loop-carried tensor and its next value; None if it changes in another way."""
+        increments: list[Expression] = []
+        while value is not argument:
+            operation = value.owner
+            if operation is None or operation.name not in ("tt.addptr", "arith.addi"):
+                return None
+            step = self.uniform(operation.operands[1])
+            if step is None:
+                return None
+            increments.append(step)
+            value = operation.operands[0]
+        return tuple(increments)
+
+    def resolve(self, value: Value) -> Value:
+        """The value behind loop results and loop-invariant arguments."""
+        while value in self.same_as:
+            value = self.same_as[value]
+        return value
+
+    # ------------------------------------------------------------------------------------- affine structure
+
+    def uniform(self, value: Value) -> Expression | None:
+        """The scalar that every element equals, or None."""
+        value = self.resolve(value)
+        operation = value.owner
+        if not value.type.is_tensor:
+            number = integer_constant(operation)
+            return value if number is None else number
+        if operation is None:
+            return None
+        if operation.name == "tt.splat":
+            return self.uniform(operation.operands[0])
+        if operation.name == "arith.constant":
+            return integer_constant(operation)
+        if operation.name in ("tt.broadcast", "tt.expand_dims", "tt.reshape", "arith.extsi"):
+            return self.uniform(operation.operands[0])
+        if operation.name in ("arith.muli", "arith.addi"):
+            left, right = (self.uniform(operand) for operand in operation.operands)
+            if left is not None and right is not None:
+                return add(left, right) if operation.name == "arith.addi" else multiply(left, right)
+        return None
+
+    def step(self, value: Value, dimension: int) -> Expression | None:
+        """By how much an integer or pointer tensor grows from one index to the next; None where that is not constant.
+
+        Offsets are taken not to wrap within one tile. (Values that are compared or stored do wrap, exactly.)
+        """
+        value = self.resolve(value)
+        shape = value.type.shape
+        if not shape or shape[dimension] == 1:
+            return 0
+        if value in self.advances:
+            return self.step(self.advances[value].initial, dimension)
+        operation = value.owner
+        if operation is None or value in self.materialized:
+            return None
+        operands = operation.operands
+        match operation.name:
+            case "tt.splat" | "arith.constant":
+                return 0
+            case "tt.make_range":
+                return 1
+            case "tt.expand_dims":
+                axis = operation.integer("axis")
+                return self.step(operands[0], dimension if dimension < axis else dimension - 1)
+            case "tt.broadcast" | "arith.extsi" | "arith.extui" | "tt.bitcast":
+                return self.step(operands[0], dimension)
+            case "tt.trans":
+                return self.step(operands[0], operation.attributes["order"][dimension])  # type: ignore[index]
+            case "arith.addi" | "tt.addptr":
+                left, right = self.step(operands[0], dimension), self.step(operands[1], dimension)
+                return None if left is None or right is None else add(left, right)
+            case "arith.subi":
+                left, right = self.step(operands[0], dimension), self.step(operands[1], dimension)
+                return None if left is None or right is None else add(left, multiply(right, -1))
+            case "arith.muli":
+                left, right = self.step(operands[0], dimension), self.step(operands[1], dimension)
+                if left is None or right is None:
+                    return None
+                if left == 0 and right == 0:
+                    return 0
+                factor = self.uniform(operands[1] if right == 0 else operands[0])
+                return None if factor is None else multiply(left if right == 0 else right, factor)
+        return None
+
+    def unit_dimension(self, pointer: Value) -> int:
+        """The dimension along which a pointer tensor walks through neighboring elements; else the last one."""
+        shape = pointer.type.shape
+        for dimension in reversed(range(len(shape))):
+            if shape[dimension] > 1 and self.step(pointer, dimension) == 1:
+                return dimension
+        return len(shape) - 1
+
+    def varying(self, value: Value) -> set[int]:
+        """The dimensions along which a tensor may vary."""
+        value = self.resolve(value)
+        shape = value.type.shape
+        everything = {dimension for dimension, size in enumerate(shape) if size > 1}
+        operation = value.owner
+        if operation is None or value in self.materialized or operation.name in ROOTS:
+            return everything
+        operands = operation.operands
+        if operation.name in ("tt.splat", "arith.constant"):
+            return set()
+        if operation.name == "tt.broadcast":
+            return self.varying(operands[0])
+        if operation.name == "tt.expand_dims":
+            axis = operation.integer("axis")
+            return {dimension + (dimension >= axis) for dimension in self.varying(operands[0])}
+        if operation.name in VIEWS or operation.name == "tt.load":
+            return everything
+        return set().union(*(self.varying(operand) for operand in operands if operand.type.is_tensor))
+
+    # ------------------------------------------------------------------------------------------------ memory
+
+    def base(self, pointer: Value) -> Value | None:
+        """The kernel argument a pointer was derived from, or None if that is unknown."""
+        if pointer not in self._bases:
+            self._bases[pointer] = None  # while a cycle through a loop is followed
+            self._bases[pointer] = self._find_base(pointer)
+        return self._bases[pointer]
+
+    def _find_base(self, pointer: Value) -> Value | None:
+        if pointer in self._carried_initial:
+            initial, next_value = self._carried_initial[pointer]
+            base = self._bases[pointer] = self.base(initial)
+            return base if self.base(next_value) is base else None
+        resolved = self.resolve(pointer)
+        if resolved is not pointer:
+            return self.base(resolved)
+        operation = pointer.owner
+        if operation is None:
+            return pointer if pointer in self.function.parameters else None
+        through = {"tt.addptr", "tt.splat", "tt.broadcast", "tt.expand_dims", "tt.trans", "tt.reshape", "tt.bitcast"}
+        if operation.name in through:
+            return self.base(operation.operands[0])
+        if operation.name == "arith.select":
+            left, right = self.base(operation.operands[1]), self.base(operation.operands[2])
+            return left if left is right else None
+        if operation.name == "scf.for":
+            return self.base(operation.regions[0].arguments[1 + operation.results.index(pointer)])
+        return None
+
+    def disjoint(self, left: Value, right: Value) -> bool:
+        """Whether two pointers come from different arguments whose memory the launch keeps apart."""
+        if not self.assume_disjoint:
+            self.used_disjointness = True
+            return False
+        left_base, right_base = self.base(left), self.base(right)
+        disjoint = left_base is not None and right_base is not None and left_base is not right_base
+        self.used_disjointness |= disjoint
+        return disjoint
+
+    def written_parameters(self) -> list[int]:
+        """Positions of the pointer arguments a kernel may write to; all of them if a target is unknown."""
+        written = set()
+        for operation in self.function.walk():
+            if operation.name in WRITES:
+                base = self.base(operation.operands[0])
+                if base is None:
+                    return [i for i, parameter in enumerate(self.function.parameters) if parameter.type.is_pointer]
+                written.add(self.function.parameters.index(base))
+        return sorted(written)
+
+    def has_data_dependent_addresses(self) -> bool:
+        """Whether what the kernel loads decides where it loads and stores."""
+        memory = {"tt.load", "tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
+        known: dict[Value, bool] = {}
+        return any(
+            self._depends_on_memory(operation.operands[0], known)
+            for operation in self.function.walk()
+            if operation.name in memory
+        )
+
+    def _depends_on_memory(self, value: Value, known: dict[Value, bool]) -> bool:
+        if value not in known:
+            known[value] = False  # while a cycle through a loop is followed
+            operation = value.owner
+            if value in self._carried_initial:
+                sources = list(self._carried_initial[value])
+            elif operation is None:
+                known[value] = value not in self.function.parameters and not value.type.is_integer
+                return known[value]
+            else:
+                sources = list(operation.operands)
+                for region in operation.regions:
+                    sources += region.terminator.operands if region.operations else []
+            loads = operation is not None and operation.name in ("tt.load", "tt.atomic_rmw", "tt.atomic_cas")
+            known[value] = loads or any(self._depends_on_memory(source, known) for source in sources)
+        return known[value]
+
+    def _find_store_groups(self, block: Block) -> None:
+        """Stores in a row, to different arguments and of one shape, run in one loop, at the last one's place."""
+        group: list[Operation] = []
+        for operation in block.operations:
+            if operation.name == "tt.store" and operation.operands[0].type.is_tensor:
+                if group and not self._may_join(operation, group):
+                    group = []
+                group = [*group, operation]
+                for member in group:
+                    self.store_group[member] = tuple(group)
+            elif operation.name == "tt.load" and all(
+                self.disjoint(operation.operands[0], member.operands[0]) for member in group
+            ):
+                continue
+            elif operation.name == "tt.load" or not is_lazy(operation):
+                group = []
+
+    def _may_join(self, store: Operation, group: list[Operation]) -> bool:
+        pointer, first = store.operands[0], group[0].operands[0]
+        return (
+            pointer.type.shape == first.type.shape
+            and self.unit_dimension(pointer) == self.unit_dimension(first)
+            and all(self.disjoint(pointer, member.operands[0]) for member in group)
+        )
+
+    # --------------------------------------------------------------------------------------------- placement
+
+    def sites(self, value: Value, elementwise: bool = True) -> list[Site]:
+        """Where a tensor is evaluated: at roots, and where a value that depends on it is materialized."""
+        found: dict[tuple, Site] = {}
+        seen: set[Operation] = set()
+        for user in value.users:
+            if user in seen and user.name not in _PER_OPERAND:
+                continue
+            seen.add(user)
+            for site in self._sites_through(value, user, elementwise):
+                leader = self.store_group.get(site.operation, (site.operation,))[-1]
+                key = (leader, site.operand if leader.name in _PER_OPERAND else -1)
+                if key in found and found[key].elementwise and not site.elementwise:
+                    found[key] = Site(found[key].operation, found[key].operand, False)
+                found.setdefault(key, site)
+        return list(found.values())
+
+    def _sites_through(self, value: Value, user: Operation, elementwise: bool) -> list[Site]:
+        if not is_lazy(user) or not user.results[0].type.is_tensor:
+            positions = [index for index, operand in enumerate(user.operands) if operand is value]
+            if user.name in ("cf.br", "cf.cond_br"):
+                positions = list(range(sum(value in values for _, values in user.successors)))
+            return [Site(user, position, elementwise) for position in positions or [0]]
+        elementwise = elementwise and user.name not in VIEWS
+        found = []
+        for result in user.results:
+            if result in self.materialized:
+                found.append(Site(user, 0, elementwise))
+            else:
+                found += self.sites(result, elementwise)
+        return found
+
+    def _place_values(self) -> None:
+        """Decide what is materialized: users before the values they use, then undo what turned out cheap."""
+        lazy = [
+            operation
+            for block in self._blocks(self.function.blocks)
+            for operation in block.operations
+            if is_lazy(operation) and operation.results and operation.result.type.is_tensor
+        ]
+        lazy.sort(key=self._order)
+        for operation in reversed(lazy):
+            value = operation.result
+            if operation.name in VIEWS or value.type.is_pointer:
+                continue
+            if operation.name == "tt.load":
+                if not self._may_inline_load(operation):
+                    self.materialized.add(value)
+            elif self._is_worth_a_buffer(operation, self.cost(value)):
+                self.materialized.add(value)
+        self._costs.clear()
+        for operation in lazy:
+            value = operation.result
+            if value in self.materialized and operation.name != "tt.load":
+                self.materialized.discard(value)
+                self._costs.pop(value, None)
+                if self._is_worth_a_buffer(operation, self.cost(value)) or self._feeds_from_memory(value):
+                    self.materialized.add(value)
+                    self._costs[value] = 1
+
+    def _order(self, operation: Operation) -> int:
+        if not hasattr(self, "_positions"):
+            self._positions = {inner: index for index, inner in enumerate(self.function.walk())}
+        return self._positions[operation]
+
+    def _feeds_from_memory(self, value: Value) -> bool:
+        """Whether a load is evaluated inside this value: it may then not move to a later place."""
+        operation = value.owner
+        if operation is None or not is_lazy(operation):
+            return False
+        if operation.name == "tt.load":
+            return True
+        return any(
+            self._feeds_from_memory(operand)
+            for operand in operation.operands
+            if operand.type.is_tensor and operand not in self.materialized
+        )
+
+    def _is_worth_a_buffer(self, operation: Operation, cost: int) -> bool:
+        value = operation.result
+        if value.type.is_integer and any(
+            self.step(value, dimension) is not None for dimension, size in enumerate(value.type.shape) if size > 1
+        ):
+            return False
+        if cost >= _EXPENSIVE:
+            sites = self.sites(value)
+            if len(sites) > 1 or any(site.operation.block is not operation.block for site in sites):
+                return True
+        return cost >= _WORTH_SHARING_BEFORE_BROADCAST and self._is_broadcast(value)
+
+    def _is_broadcast(self, value: Value) -> bool:
+        """Whether a larger tensor is made of this one, so that every element is needed several times."""
+        for user in value.users:
+            if not is_lazy(user):
+                continue
+            result = user.result
+            if user.name == "tt.broadcast" and result.type.count > value.type.count:
+                return True
+            if result.type.is_tensor and result not in self.materialized and self._is_broadcast(result):
+                return True
+        return False
+
+    def cost(self, value: Value) -> int:
+        """Rough work to evaluate one element, in additions."""
+        if not value.type.is_tensor:
+            return 0
+        if value in self.materialized:
+            return 1
+        if value not in self._costs:
+            operation = value.owner
+            if operation is None or not is_lazy(operation):
+                self._costs[value] = 1
+            else:
+                own = _COSTS.get(operation.name, 0 if operation.name in VIEWS else 1)
+                if operation.name in ("arith.divsi", "arith.remsi", "arith.divui", "arith.remui"):
+                    own = 4 if isinstance(self.uniform(operation.operands[1]), int) else own
+                self._costs[value] = min(1000, own + sum(self.cost(operand) for operand in set(operation.operands)))
+        return self._costs[value]
+
+    def _may_inline_load(self, load: Operation) -> bool:
+        """Whether a load may be evaluated inside the one root that needs it, without reading a later value."""
+        value = load.result
+        sites = self.sites(value)
+        if not sites:
+            return True
+        if len(sites) != 1 or self._is_broadcast(value):
+            return False
+        site = sites[0]
+        root = site.operation
+        if root.block is not load.block or root.name in WRITES - {"tt.store"}:
+            return False
+        assert load.block is not None
+        group = self.store_group.get(root, (root,))
+        last = group[-1].position
+        for between in load.block.operations[load.position + 1 : last]:
+            if between not in group and writes_memory(between):
+                return False
+        pointer = load.operands[0]
+        for store in group if root.name == "tt.store" else ():
+            same_element = store.operands[0] is pointer and site.elementwise and self._has_distinct_elements(pointer)
+            if not same_element and not self.disjoint(pointer, store.operands[0]):
+                return False
+        return not root.regions or root.name in ("tt.reduce", "tt.scan", "scf.for", "scf.while")
+
+    def _has_distinct_elements(self, pointer: Value) -> bool:
+        """Whether no two elements of a pointer tensor can be the same address."""
+        extent = 0
+        dimensions = [dimension for dimension, size in enumerate(pointer.type.shape) if size > 1]
+        steps = [self.step(pointer, dimension) for dimension in dimensions]
+        if not all(isinstance(step, int) for step in steps):
+            return False
+        for step, dimension in sorted(zip(map(abs, steps), dimensions, strict=False)):  # type: ignore[arg-type]
+            if step <= extent:
+                return False
+            extent += step * (pointer.type.shape[dimension] - 1)
+        return True
+
+
+def integer_constant(operation: Operation | None) -> int | None:
+    """The number an ``arith.constant`` holds, or None."""
+    if operation is None or operation.name != "arith.constant":
+        return None
+    text = str(operation.attributes["value"])
+    if text in ("true", "false"):
+        return int(text == "true")
+    return int(text) if re.match(r"-?\d+$", text) and operation.result.type.is_integer else None

@@ -1,0 +1,1053 @@
+"""The engine's IR to C: the body of one C function that runs one program of the kernel.
+
+Tensor operations are evaluated element by element inside the loops of the root that needs them (see ``analysis``).
+A :class:`Nest` collects the statements of one loop nest by the level they belong to, so that what does not depend on
+the inner loops stands outside them; the C compiler vectorizes the innermost loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from .analysis import Analysis, Expression, is_lazy
+from .dot_codegen import DotWriter
+from .forms import ZERO, Buffer, Index, Nest, Scalar
+from .ir import Block, Function, Operation, UnsupportedOperation, Value
+from .operations import (
+    SMALL_FLOATS,
+    compute_type,
+    element_bytes,
+    element_expression,
+    from_memory,
+    literal,
+    rounded,
+    storage_type,
+    to_memory,
+)
+
+
+@dataclass(frozen=True)
+class GeneratedKernel:
+    """C text of a kernel and what a launch must know about it."""
+
+    body: str
+    arena_bytes: int
+    used_disjointness: bool
+    written: list[int]
+    data_dependent: bool
+
+
+# combining operation of a reduction -> (identity by kind of element, OpenMP reduction)
+_REDUCTIONS = {
+    "arith.addf": ("0", "+"),
+    "arith.addi": ("0", "+"),
+    "arith.mulf": ("1", "*"),
+    "arith.muli": ("1", "*"),
+    "arith.ori": ("0", "|"),
+    "arith.xori": ("0", "^"),
+    "arith.andi": ("-1", "&"),
+    "arith.maxnumf": ("NAN", "maxnum"),
+    "arith.minnumf": ("NAN", "minnum"),
+    "arith.maxsi": ("lowest", "max"),
+    "arith.minsi": ("highest", "min"),
+}
+
+
+class KernelWriter(DotWriter):
+    """Writes the body of one kernel.
+
+    Args:
+        function: the kernel, as the parser returned it.
+        assume_disjoint: whether memory of different arguments may be taken not to overlap.
+    """
+
+    def __init__(self, function: Function, assume_disjoint: bool = True):
+        self.function = function
+        self.analysis = Analysis(function, assume_disjoint)
+        self.forms: dict[Value, Scalar | Buffer] = {}
+        self.offsets: dict[Value, str] = {}  # advancing loop-carried tensors -> C variable of what was added so far
+        self.lines: list = []
+        self.preheaders: list[list] = []  # one a loop around the current place: lines that run before it
+        self.names = 0
+        self.arena_top = 0
+        self.arena_bytes = 0
+        self.persistent_bytes = 0
+        self._pending_scalars: list[str] = []
+
+    # ---------------------------------------------------------------------------------------------- the whole
+
+    def generate(self) -> GeneratedKernel:
+        for position, parameter in enumerate(self.function.parameters):
+            self._declare_parameter(position, parameter)
+        for block in self.function.blocks[1:]:
+            for argument in block.arguments:
+                self._declare_variable(argument)
+        several = len(self.function.blocks) > 1
+        for block in self.function.blocks:
+            if several:
+                self.lines.append(f"{block.label}:;")
+            self.visit_all(block.operations)
+        arena_bytes = self.arena_bytes + self.persistent_bytes
+        body = "\n".join(
+            [
+                "char *const arena = program->arena;",
+                f"char *const persistent = arena + {self.arena_bytes};",
+                "(void)arena; (void)persistent;",
+                *_flatten(self.lines),
+            ]
+        )
+        analysis = self.analysis
+        return GeneratedKernel(
+            body,
+            arena_bytes,
+            analysis.used_disjointness,
+            analysis.written_parameters(),
+            analysis.has_data_dependent_addresses(),
+        )
+
+    def _declare_parameter(self, position: int, parameter: Value) -> None:
+        element = parameter.type.element
+        source = f"program->arguments[{position}]"
+        kind = compute_type(element)
+        if parameter.type.is_pointer:
+            text = f"{source}.pointer"
+        elif parameter.type.is_float:
+            text = rounded(element, f"({kind}){source}.real")
+        else:
+            text = f"({kind}){source}.integer"
+        self.lines.append(f"{kind} const p{position} = {text}; (void)p{position};")
+        self.forms[parameter] = Scalar(f"p{position}")
+
+    def visit_all(self, operations: list[Operation]) -> None:
+        for operation in operations:
+            self.visit(operation)
+
+    def visit(self, operation: Operation) -> None:
+        handler = getattr(self, "visit_" + operation.name.replace(".", "_"), None)
+        try:
+            if handler is not None:
+                handler(operation)
+            elif not is_lazy(operation):
+                raise UnsupportedOperation(operation)
+            elif not operation.result.type.is_tensor:
+                texts = [self.scalar(operand) for operand in operation.operands]
+                self.define_scalar(operation.result, element_expression(operation, texts))
+            elif operation.result in self.analysis.materialized:
+                self.materialize(operation.result)
+        except UnsupportedOperation as error:
+            if error.args and "(" in str(error):
+                raise
+            raise UnsupportedOperation(operation, str(error)) from None
+
+    # ------------------------------------------------------------------------------------- names and memory
+
+    def name(self, prefix: str) -> str:
+        self.names += 1
+        return f"{prefix}{self.names}"
+
+    def define_scalar(self, value: Value, text: str) -> None:
+        name = self.name("s")
+        self.lines.append(f"{compute_type(value.type.element)} const {name} = {text};")
+        self.forms[value] = Scalar(name)
+
+    def scalar(self, value: Value) -> str:
+        form = self.forms.get(self.analysis.resolve(value))
+        if not isinstance(form, Scalar):
+            raise UnsupportedOperation(value.owner, "has no scalar value here")
+        return form.text
+
+    def allocate(self, element: str, count: int, prefix: str = "t") -> str:
+        """A C pointer to ``count`` elements in the arena, until the current scope ends."""
+        name = self.name(prefix)
+        kind = storage_type(element)
+        self.lines.append(f"{kind} *restrict const {name} = (void *)(arena + {self.arena_top});")
+        self.arena_top += (count * element_bytes(element) + 63) // 64 * 64
+        self.arena_bytes = max(self.arena_bytes, self.arena_top)
+        return name
+
+    def allocate_persistent(self, element: str, count: int) -> str:
+        """C text of memory that nothing else in the program uses."""
+        text = f"({storage_type(element)} *)(persistent + {self.persistent_bytes})"
+        self.persistent_bytes += (count * element_bytes(element) + 63) // 64 * 64
+        return text
+
+    @contextmanager
+    def arena_scope(self) -> Iterator[None]:
+        """Memory allocated inside is free again afterwards."""
+        top = self.arena_top
+        yield
+        self.arena_top = top
+
+    def new_buffer(self, value: Value, prefix: str = "t", carried: bool = False) -> Buffer:
+        name = self.allocate(value.type.element, value.type.count, prefix)
+        return Buffer(name, value.type.element, len(self.preheaders), carried)
+
+    def _declare_variable(self, value: Value, prefix: str = "v") -> None:
+        """A value that is assigned in several places: block arguments, results of branches and loops."""
+        if value.type.is_tensor:
+            self.forms[value] = self.new_buffer(value, prefix)
+        else:
+            name = self.name(prefix)
+            self.lines.append(f"{compute_type(value.type.element)} {name} = 0;")
+            self.forms[value] = Scalar(name)
+
+    def _assign(self, target: Value, value: Value) -> None:
+        form = self.forms[target]
+        if isinstance(form, Buffer):
+            self.fill(form, value)
+        else:
+            self.lines.append(f"{form.text} = {self.scalar(value)};")
+
+    # --------------------------------------------------------------------------------- elements of tensors
+
+    def expression(self, expression: Expression) -> str:
+        """C text of an analysis expression, in 64 bits."""
+        if isinstance(expression, int):
+            return f"INT64_C({expression})" if abs(expression) < 2**63 else str(expression)
+        if isinstance(expression, Value):
+            return f"(int64_t){self.scalar(expression)}"
+        symbol, left, right = expression
+        return f"({self.expression(left)} {symbol} {self.expression(right)})"
+
+    def emit(self, nest: Nest, level: int, element: str, text: str) -> str:
+        name = self.name("e")
+        nest.levels[level + 1].append(f"{compute_type(element)} const {name} = {text};")
+        return name
+
+    def linear(self, index: tuple[Index, ...], shape: tuple[int, ...]) -> str:
+        """Row-major position of an index."""
+        parts, stride = [], 1
+        for position, size in zip(reversed(index), reversed(shape), strict=False):
+            if position.text != "0":
+                parts.append(position.text if stride == 1 else f"{position.text} * {stride}")
+            stride *= size
+        return " + ".join(reversed(parts)) or "0"
+
+    def element(self, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        """C text of one element of a value; what it needs is added to the nest."""
+        value = self.analysis.resolve(value)
+        form = self.forms.get(value)
+        if isinstance(form, Scalar):
+            return form.text
+        shape = value.type.shape
+        index = tuple(ZERO if size == 1 else position for position, size in zip(index, shape, strict=False))
+        key = (value, *(position.text for position in index))
+        if key not in nest.known:
+            level = max((position.level for position in index), default=-1)
+            nest.known[key] = self._element(value, index, nest, level)
+        return nest.known[key]
+
+    def _element(self, value: Value, index: tuple[Index, ...], nest: Nest, level: int) -> str:
+        form = self.forms.get(value)
+        if isinstance(form, Buffer):
+            text = f"{form.name}[{self.linear(index, value.type.shape)}]"
+            return self.emit(nest, level, value.type.element, from_memory(form.element, text))
+        if value.type.is_pointer and (moving := self._affine_part(value, index)):
+            return self._affine_pointer(value, index, nest, moving)
+        if value in self.analysis.advances:
+            initial = self.element(self.analysis.advances[value].initial, index, nest)
+            offset = self.offsets[value]
+            if value.type.is_pointer:
+                return self.emit(nest, level, value.type.element, f"{initial} + {offset}")
+            kind = compute_type(value.type.element)
+            return self.emit(nest, level, value.type.element, f"({kind})({initial} + {offset})")
+        operation = value.owner
+        if operation is None:
+            raise UnsupportedOperation(None, f"uses {value.name} before it has a value")
+        view = getattr(self, "_view_" + operation.name.replace(".", "_"), None)
+        if view is not None:
+            return view(operation, value, index, nest)
+        if operation.name == "tt.load":
+            return self.emit(nest, level, value.type.element, self._load(operation, index, nest))
+        texts = [self.element(operand, index, nest) for operand in operation.operands]
+        return self.emit(nest, level, value.type.element, element_expression(operation, texts))
+
+    def _affine_part(self, pointer: Value, index: tuple[Index, ...]) -> list[tuple[Index, Expression]]:
+        """(index, step) along the dimensions in which a pointer tensor moves by a constant step."""
+        moving = []
+        for dimension, position in enumerate(index):
+            step = self.analysis.step(pointer, dimension)
+            if position.text != "0" and step is not None:
+                moving.append((position, step))
+        return moving
+
+    def _affine_pointer(
+        self, pointer: Value, index: tuple[Index, ...], nest: Nest, moving: list[tuple[Index, Expression]]
+    ) -> str:
+        """A pointer as an origin, hoisted out of the loops it does not depend on, plus 64-bit steps."""
+        moved = {position.text for position, _ in moving}
+        origin_index = tuple(ZERO if position.text in moved else position for position in index)
+        origin = self.element(pointer, origin_index, nest)
+        parts = []
+        for position, step in moving:
+            if step == 0:
+                continue
+            if step == 1:
+                parts.append(f"(int64_t){position.text}")
+                continue
+            key = ("step", self.expression(step))
+            if key not in nest.known:
+                nest.known[key] = key[1] if isinstance(step, int) else self.emit(nest, -1, "i64", key[1])
+            parts.append(f"(int64_t){position.text} * {nest.known[key]}")
+        return f"({origin} + ({' + '.join(parts)}))" if parts else origin
+
+    def _load(self, operation: Operation, index: tuple[Index, ...], nest: Nest) -> str:
+        element = operation.result.type.element
+        pointer, *optional = operation.operands
+        read = f"*{self.element(pointer, index, nest)}"
+        if optional:
+            mask = self.element(optional[0], index, nest)
+            other = self.element(optional[1], index, nest) if len(optional) > 1 else "0"
+            read = f"({mask} ? {read} : ({storage_type(element)}){to_memory(element, other)})"
+        return from_memory(element, read)
+
+    # Views: which element of an operand (or which index) an element of the result is.
+
+    def _view_tt_splat(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        return self.scalar(operation.operands[0])
+
+    def _view_arith_constant(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        return literal(str(operation.attributes["value"]), value.type.element)
+
+    def _view_tt_make_range(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        return f"(int32_t)({index[0].text} + {operation.integer('start', 0)})"
+
+    def _view_tt_expand_dims(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        axis = operation.integer("axis")
+        return self.element(operation.operands[0], index[:axis] + index[axis + 1 :], nest)
+
+    def _view_tt_broadcast(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        return self.element(operation.operands[0], index, nest)
+
+    def _view_tt_trans(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        source = [ZERO] * len(index)
+        for position, dimension in enumerate(operation.attributes["order"]):  # type: ignore[arg-type]
+            source[dimension] = index[position]
+        return self.element(operation.operands[0], tuple(source), nest)
+
+    def _view_tt_reshape(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        source, target = operation.operands[0].type.shape, value.type.shape
+        if [size for size in source if size > 1] == [size for size in target if size > 1]:
+            kept = iter([position for position, size in zip(index, target, strict=False) if size > 1])
+            return self.element(
+                operation.operands[0], tuple(ZERO if size == 1 else next(kept) for size in source), nest
+            )
+        level = max(position.level for position in index)
+        linear, remaining, positions = self.linear(index, target), value.type.count, []
+        for size in source:
+            remaining //= size
+            positions.append(Index(f"(({linear}) / {remaining} % {size})", level))
+        return self.element(operation.operands[0], tuple(positions), nest)
+
+    def _view_tt_join(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        left, right = (self.element(operand, index[:-1], nest) for operand in operation.operands)
+        level = max(position.level for position in index)
+        return self.emit(nest, level, value.type.element, f"({index[-1].text} ? {right} : {left})")
+
+    def _view_tt_split(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        return self.element(operation.operands[0], (*index, Index(str(operation.results.index(value)))), nest)
+
+    # ------------------------------------------------------------------------------------------ loop nests
+
+    def loops(
+        self,
+        shape: tuple[int, ...],
+        body: Callable[[tuple[Index, ...], Nest], list[str]],
+        inner: int | None = None,
+        vectorize: bool = True,
+    ) -> None:
+        """Loops over a shape with dimension ``inner`` innermost; ``body`` returns the innermost statements."""
+        order = list(range(len(shape)))
+        if inner is not None:
+            order.remove(inner)
+            order.append(inner)
+        order = [dimension for dimension in order if shape[dimension] > 1]
+        index = [ZERO] * len(shape)
+        for level, dimension in enumerate(order):
+            index[dimension] = Index(self.name("i"), level)
+        nest = Nest(len(order))
+        statements = body(tuple(index), nest)
+        self.lines += ["{", *nest.levels[0]]
+        for level, dimension in enumerate(order):
+            variable = index[dimension].text
+            if level == len(order) - 1 and vectorize:
+                self.lines.append("#pragma GCC ivdep")
+            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
+            self.lines += nest.levels[level + 1]
+        self.lines += statements
+        self.lines.append("}" * (len(order) + 1))
+
+    def fill(self, buffer: Buffer, value: Value, inner: int | None = None) -> None:
+        """Evaluate a tensor into a buffer."""
+        shape = value.type.shape
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            text = to_memory(buffer.element, self.element(value, index, nest))
+            return [f"{buffer.name}[{self.linear(index, shape)}] = {text};"]
+
+        self.loops(shape, body, inner)
+
+    def materialize(self, value: Value) -> Buffer:
+        """Compute a tensor into a buffer now."""
+        value = self.analysis.resolve(value)
+        form = self.forms.get(value)
+        if isinstance(form, Buffer):
+            return form
+        owner, inner = value.owner, None
+        if owner is not None and owner.name == "tt.load":
+            inner = self.analysis.unit_dimension(owner.operands[0])
+        buffer = self.new_buffer(value)
+        self.fill(buffer, value, inner)
+        self.forms[value] = buffer
+        return buffer
+
+    def evaluate(self, value: Value, index: tuple[Index, ...] | None = None) -> str:
+        """C text of one element at a fixed index, outside all loops."""
+        nest = Nest(0)
+        text = self.element(value, index or (ZERO,) * len(value.type.shape), nest)
+        self.lines += nest.levels[0]
+        return text
+
+    # ------------------------------------------------------------------------------------ simple operations
+
+    def visit_arith_constant(self, operation: Operation) -> None:
+        if not operation.result.type.is_tensor:
+            text = literal(str(operation.attributes["value"]), operation.result.type.element)
+            self.forms[operation.result] = Scalar(text)
+
+    def visit_ub_poison(self, operation: Operation) -> None:
+        if operation.result.type.is_tensor:
+            raise UnsupportedOperation(operation)
+        self.forms[operation.result] = Scalar("0")
+
+    def visit_tt_get_program_id(self, operation: Operation) -> None:
+        self.define_scalar(operation.result, f"program->id[{'xyz'.index(operation.head)}]")
+
+    def visit_tt_get_num_programs(self, operation: Operation) -> None:
+        self.define_scalar(operation.result, f"program->count[{'xyz'.index(operation.head)}]")
+
+    def visit_tt_unsplat(self, operation: Operation) -> None:
+        self.define_scalar(operation.result, self.evaluate(operation.operands[0]))
+
+    def visit_gpu_barrier(self, operation: Operation) -> None:
+        """Programs are sequential here: nothing to wait for."""
+
+    visit_ttg_barrier = visit_ttg_local_barrier = visit_llvm_intr_assume = visit_gpu_barrier
+
+    def visit_tt_return(self, operation: Operation) -> None:
+        self.lines.append("return;")
+
+    def visit_cf_br(self, operation: Operation) -> None:
+        self._jump(*operation.successors[0])
+
+    def visit_cf_cond_br(self, operation: Operation) -> None:
+        self.lines.append(f"if ({self.scalar(operation.operands[0])}) {{")
+        self._jump(*operation.successors[0])
+        self.lines.append("} else {")
+        self._jump(*operation.successors[1])
+        self.lines.append("}")
+
+    def _jump(self, label: str, values: list[Value]) -> None:
+        block = next(block for block in self.function.blocks if block.label == label)
+        for argument, value in zip(block.arguments, values, strict=False):
+            self._assign(argument, value)
+        self.lines.append(f"goto {label};")
+
+    # ---------------------------------------------------------------------------------------------- memory
+
+    def visit_tt_load(self, operation: Operation) -> None:
+        if not operation.result.type.is_tensor:
+            nest = Nest(0)
+            text = self._load(operation, (), nest)
+            self.lines += nest.levels[0]
+            self.define_scalar(operation.result, text)
+        elif operation.result in self.analysis.materialized:
+            self.materialize(operation.result)
+
+    def visit_tt_store(self, operation: Operation) -> None:
+        if not operation.operands[0].type.is_tensor:
+            pointer, value, *mask = operation.operands
+            element = pointer.type.pointee
+            guard = f"if ({self.scalar(mask[0])}) " if mask else ""
+            self.lines.append(f"{guard}*{self.scalar(pointer)} = {to_memory(element, self.scalar(value))};")
+            return
+        group = self.analysis.store_group[operation]
+        if operation is not group[-1]:
+            return
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            statements = []
+            for store in group:
+                pointer, value, *mask = store.operands
+                guard = f"if ({self.element(mask[0], index, nest)}) " if mask else ""
+                text = to_memory(pointer.type.pointee, self.element(value, index, nest))
+                statements.append(f"{guard}*{self.element(pointer, index, nest)} = {text};")
+            return statements
+
+        pointer = operation.operands[0]
+        self.loops(pointer.type.shape, body, self.analysis.unit_dimension(pointer))
+
+    def visit_tt_atomic_rmw(self, operation: Operation) -> None:
+        kind = operation.head.split(",")[0].split()[0]
+        pointer, value, *mask = operation.operands
+        self._atomic(operation, pointer, mask, lambda old, index, nest: _atomic_update(
+            operation, kind, old, self.element(value, index, nest)
+        ))  # fmt: skip
+
+    def visit_tt_atomic_cas(self, operation: Operation) -> None:
+        pointer, compare, value = operation.operands
+        element = pointer.type.pointee
+        bits = f"uint{8 * element_bytes(element)}_t"
+
+        def update(old: str, index: tuple[Index, ...], nest: Nest) -> str:
+            expected = _bits(element, bits, self.element(compare, index, nest))
+            return f"({_bits(element, bits, old)} == {expected} ? {self.element(value, index, nest)} : {old})"
+
+        self._atomic(operation, pointer, [], update)
+
+    def _atomic(
+        self,
+        operation: Operation,
+        pointer: Value,
+        mask: list[Value],
+        update: Callable[[str, tuple[Index, ...], Nest], str],
+    ) -> None:
+        """A compare-and-swap loop: it serves every kind of update and every type."""
+        element, result = pointer.type.pointee, operation.result
+        bits = f"uint{8 * element_bytes(element)}_t"
+        kind = compute_type(element)
+        wanted = bool(result.users)
+        target: Scalar | Buffer | None = None
+        if wanted:
+            self._declare_variable(result, "old")
+            target = self.forms[result]
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            address, old, new, seen = self.element(pointer, index, nest), self.name("a"), self.name("a"), self.name("a")
+            text = update(old, index, nest)
+            guard = self.element(mask[0], index, nest) if mask else "1"
+            lines = [
+                f"if ({guard}) {{ {bits} *where = (void *){address};",
+                f"{bits} {seen} = __atomic_load_n(where, __ATOMIC_SEQ_CST), {new}; {kind} {old};",
+                f"do {{ {old} = {_from_bits(element, kind, seen)}; {new} = {_bits(element, bits, text)}; }}",
+                f"while (!__atomic_compare_exchange_n(where, &{seen}, {new}, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));",
+            ]
+            if isinstance(target, Buffer):
+                position = self.linear(index, result.type.shape)
+                lines.append(f"{target.name}[{position}] = {to_memory(element, old)};")
+            elif target is not None:
+                lines.append(f"{target.text} = {old};")
+            lines.append("}" if target is None or not isinstance(target, Buffer) else (
+                f"}} else {target.name}[{self.linear(index, result.type.shape)}] = 0;"
+            ))  # fmt: skip
+            return lines
+
+        self.loops(pointer.type.shape, body, vectorize=False)
+
+    def visit_tt_gather(self, operation: Operation) -> None:
+        source, indices = operation.operands
+        axis, shape = operation.integer("axis"), source.type.shape
+        table = self.materialize(source)
+        result = self.new_buffer(operation.result)
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            chosen = self.element(indices, index, nest)
+            safe = Index(f"((uint64_t){chosen} < {shape[axis]} ? (int64_t){chosen} : 0)", index[-1].level)
+            position = self.linear((*index[:axis], safe, *index[axis + 1 :]), shape)
+            return [f"{result.name}[{self.linear(index, indices.type.shape)}] = {table.name}[{position}];"]
+
+        self.loops(indices.type.shape, body)
+        self.forms[operation.result] = result
+
+    def visit_tt_cat(self, operation: Operation) -> None:
+        result = self.new_buffer(operation.result)
+        start = 0
+        for operand in operation.operands:
+            part = Buffer(f"({result.name} + {start})", result.element, result.depth)
+            self.fill(part, operand)
+            start += operand.type.count
+        self.forms[operation.result] = result
+
+    def visit_tt_histogram(self, operation: Operation) -> None:
+        result = self.new_buffer(operation.result)
+        bins = operation.result.type.count
+        self.lines.append(f"memset({result.name}, 0, {bins * element_bytes(result.element)});")
+        source, *mask = operation.operands
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            chosen = self.element(source, index, nest)
+            guard = f"{self.element(mask[0], index, nest)} && " if mask else ""
+            return [f"if ({guard}(uint64_t){chosen} < {bins}) {result.name}[{chosen}]++;"]
+
+        self.loops(source.type.shape, body, vectorize=False)
+        self.forms[operation.result] = result
+
+    # ------------------------------------------------------------------------------------------- debugging
+
+    def visit_tt_assert(self, operation: Operation) -> None:
+        message = str(operation.attributes["strings"][0])  # type: ignore[index]
+        where = operation.location or self.function.name
+        text = f"device assertion failed: {message} ({where})".replace("\\", "\\\\").replace('"', '\\"')
+        condition = operation.operands[0]
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            holds = self.element(condition, index, nest)
+            return [f'if (!{holds}) {{ program->services->fail(program, "{text}"); return; }}']
+
+        self.loops(condition.type.shape, body, vectorize=False)
+
+    def visit_tt_print(self, operation: Operation) -> None:
+        prefix = str(operation.attributes.get("strings", [""])[0])  # type: ignore[index]
+        signs = operation.attributes.get("isSigned", [])
+        for position, operand in enumerate(operation.operands):
+            self._print(operation, prefix, operand, bool(signs[position]))  # type: ignore[index]
+        if not operation.operands:
+            self.lines.append(f'program->services->print(program, "{prefix}", 0, 0, 1, 0, 0);')
+
+    def _print(self, operation: Operation, prefix: str, value: Value, signed: bool) -> None:
+        is_float = value.type.is_float
+        kind = 0 if is_float else 1 if signed else 2
+        if operation.attributes.get("hex") is True and not is_float:
+            kind = 3
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            text = self.element(value, index, nest)
+            positions = ", ".join(position.text for position in index) or "0"
+            real, integer = (text, "0") if is_float else ("0", f"(int64_t){text}")
+            return [
+                f"{{ int64_t index[] = {{{positions}}};",
+                f'program->services->print(program, "{prefix}", index, {len(index)}, {kind}, {real}, {integer}); }}',
+            ]
+
+        self.loops(value.type.shape, body, vectorize=False)
+
+    # ------------------------------------------------------------------------------------------- reductions
+
+    def visit_tt_reduce(self, operation: Operation) -> None:
+        combine = operation.regions[0].operations
+        simple = len(operation.operands) == 1 and len(combine) == 2 and combine[0].name in _REDUCTIONS
+        arguments = operation.regions[0].arguments
+        if not simple or combine[0].operands not in (arguments, arguments[::-1]):
+            self._reduce_in_order(operation)
+        elif operation.integer("axis") == len(operation.operands[0].type.shape) - 1:
+            self._reduce_last_axis(operation, combine[0])
+        else:
+            self._reduce_outer_axis(operation, combine[0])
+
+    def _reduction(self, combine: Operation, element: str) -> tuple[str, str, Callable[[str, str], str]]:
+        """(identity, OpenMP operator, combination of two C texts) for a simple reduction.
+
+        A sum of small floats is kept in fp32 and rounded once.
+        """
+        identity, operator = _REDUCTIONS[combine.name]
+        if identity in ("lowest", "highest"):
+            width = element[1:] if element != "i1" else "8"
+            identity = f"INT{width}_{'MIN' if identity == 'lowest' else 'MAX'}"
+        if element in SMALL_FLOATS and combine.name in ("arith.addf", "arith.mulf"):
+            return identity, operator, lambda left, right: f"({left} {operator} {right})"
+        if operator in ("maxnum", "minnum"):
+            operator += "_f64" if element == "f64" else "_f32"
+        return identity, operator, lambda left, right: element_expression(combine, [left, right])
+
+    def _reduce_last_axis(self, operation: Operation, combine: Operation) -> None:
+        source, result = operation.operands[0], operation.result
+        shape, element = source.type.shape, result.type.element
+        identity, operator, combined = self._reduction(combine, element)
+        order = [dimension for dimension in range(len(shape) - 1) if shape[dimension] > 1]
+        index = [ZERO] * len(shape)
+        for level, dimension in enumerate(order):
+            index[dimension] = Index(self.name("i"), level)
+        inner = index[-1] = Index(self.name("i"), len(order))
+        nest = Nest(len(order) + 1)
+        value = self.element(source, tuple(index), nest)
+        total, kind = self.name("r"), compute_type(element)
+        self._declare_variable(result, "r")
+        target = self.forms[result]
+        self.lines += ["{", *nest.levels[0]]
+        for level, dimension in enumerate(order):
+            variable = index[dimension].text
+            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
+            self.lines += nest.levels[level + 1]
+        self.lines += [
+            f"{kind} {total} = {identity};",
+            f"#pragma omp simd reduction({operator}:{total})",
+            f"for (int32_t {inner.text} = 0; {inner.text} < {shape[-1]}; {inner.text}++) {{",
+            *nest.levels[-1],
+            f"{total} = {combined(total, value)};",
+            "}",
+        ]
+        self._store_result(target, tuple(index[:-1]), shape[:-1], rounded(element, total))
+        self.lines.append("}" * (len(order) + 1))
+
+    def _store_result(
+        self, target: Scalar | Buffer, index: tuple[Index, ...], shape: tuple[int, ...], text: str
+    ) -> None:
+        if isinstance(target, Scalar):
+            self.lines.append(f"{target.text} = {text};")
+        else:
+            self.lines.append(f"{target.name}[{self.linear(index, shape)}] = {to_memory(target.element, text)};")
+
+    def _reduce_outer_axis(self, operation: Operation, combine: Operation) -> None:
+        """The reduced axis runs outermost and the innermost loop updates one total per output element."""
+        source, result = operation.operands[0], operation.result
+        axis, shape, element = operation.integer("axis"), source.type.shape, result.type.element
+        identity, _, combined = self._reduction(combine, element)
+        kept = shape[:axis] + shape[axis + 1 :]
+        wide = "f32" if element in SMALL_FLOATS else element
+        totals = Buffer(self.allocate(wide, result.type.count, "r"), wide, len(self.preheaders))
+        self.lines.append(f"for (int32_t i = 0; i < {result.type.count}; i++) {totals.name}[i] = {identity};")
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            place = f"{totals.name}[{self.linear(index[:axis] + index[axis + 1 :], kept)}]"
+            return [f"{place} = {combined(place, self.element(source, index, nest))};"]
+
+        order = [axis, *(dimension for dimension in range(len(shape)) if dimension != axis)]
+        self._ordered_loops(shape, order, body)
+        if element in SMALL_FLOATS:
+            count = result.type.count
+            self.lines.append(
+                f"for (int32_t i = 0; i < {count}; i++) {totals.name}[i] = {rounded(element, totals.name + '[i]')};"
+            )
+        self.forms[result] = totals
+
+    def _ordered_loops(
+        self, shape: tuple[int, ...], order: list[int], body: Callable[[tuple[Index, ...], Nest], list[str]]
+    ) -> None:
+        permuted = tuple(shape[dimension] for dimension in order)
+
+        def reordered(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            original = [ZERO] * len(order)
+            for position, dimension in zip(index, order, strict=False):
+                original[dimension] = position
+            return body(tuple(original), nest)
+
+        self.loops(permuted, reordered)
+
+    def _reduce_in_order(self, operation: Operation) -> None:
+        for result in operation.results:
+            self._declare_variable(result, "r")
+        axis = operation.integer("axis")
+
+        def finish(totals: list[str], index: tuple[Index, ...]) -> list[str]:
+            outside, self.lines = self.lines, []
+            shape = operation.operands[0].type.shape
+            kept = index[:axis] + index[axis + 1 :]
+            for result, total in zip(operation.results, totals, strict=False):
+                self._store_result(self.forms[result], kept, shape[:axis] + shape[axis + 1 :], total)
+            inside, self.lines = self.lines, outside
+            return inside
+
+        self._walk_axis(operation, axis, False, finish, at_end=True)
+
+    def visit_tt_scan(self, operation: Operation) -> None:
+        for result in operation.results:
+            self._declare_variable(result, "c")
+
+        def finish(totals: list[str], index: tuple[Index, ...]) -> list[str]:
+            outside, self.lines = self.lines, []
+            for result, total in zip(operation.results, totals, strict=False):
+                self._store_result(self.forms[result], index, result.type.shape, total)
+            inside, self.lines = self.lines, outside
+            return inside
+
+        reverse = operation.attributes.get("reverse") is True
+        self._walk_axis(operation, operation.integer("axis"), reverse, finish, at_end=False)
+
+    def _walk_axis(
+        self,
+        operation: Operation,
+        axis: int,
+        reverse: bool,
+        finish: Callable[[list[str], tuple[Index, ...]], list[str]],
+        at_end: bool,
+    ) -> None:
+        """Combine elements one after the other along an axis with the operation's region.
+
+        ``finish`` writes the running totals: after the last element (a reduction) or after each (a scan).
+        """
+        sources, region = operation.operands, operation.regions[0]
+        shape = sources[0].type.shape
+        order = [dimension for dimension in range(len(shape)) if dimension != axis] + [axis]
+        variables = [self.name("i") for _ in shape]
+        index = [ZERO] * len(shape)
+        for level, dimension in enumerate(order):
+            text = variables[dimension]
+            if dimension == axis and reverse:
+                text = f"({shape[axis] - 1} - {text})"
+            index[dimension] = Index(text, level)
+        nest = Nest(len(shape))
+        values = [self.element(source, tuple(index), nest) for source in sources]
+        totals = [self.name("c") for _ in sources]
+        kinds = [compute_type(source.type.element) for source in sources]
+        for argument, text in zip(region.arguments, [*totals, *values], strict=False):
+            self.forms[argument] = Scalar(text)
+        lines, self.lines = self.lines, []
+        self.visit_all(region.operations[:-1])
+        combined = [self.scalar(value) for value in region.terminator.operands]
+        temporaries = [self.name("n") for _ in combined]
+        self.lines += [
+            f"{kind} const {new} = {text};" for kind, new, text in zip(kinds, temporaries, combined, strict=False)
+        ]
+        self.lines += [f"{total} = {new};" for total, new in zip(totals, temporaries, strict=False)]
+        combination, self.lines = self.lines, lines
+        self.lines += ["{", *nest.levels[0]]
+        for level, dimension in enumerate(order[:-1]):
+            variable = variables[dimension]
+            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
+            self.lines += nest.levels[level + 1]
+        self.lines += [f"{kind} {total} = 0;" for kind, total in zip(kinds, totals, strict=False)]
+        variable = variables[axis]
+        self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[axis]}; {variable}++) {{")
+        self.lines += nest.levels[-1]
+        first = " ".join(f"{total} = {value};" for total, value in zip(totals, values, strict=False))
+        self.lines += [f"if ({variable} == 0) {{ {first} }} else {{", *combination, "}"]
+        if at_end:
+            self.lines += ["}", *finish(totals, tuple(index))]
+        else:
+            self.lines += [*finish(totals, tuple(index)), "}"]
+        self.lines.append("}" * len(shape))
+
+    # ---------------------------------------------------------------------------------------- control flow
+
+    def visit_scf_for(self, operation: Operation) -> None:
+        body = operation.regions[0]
+        variable, *arguments = body.arguments
+        initials = operation.operands[3:]
+        carried: list[Value] = []
+        for argument, initial, result in zip(arguments, initials, operation.results, strict=False):
+            if argument in self.analysis.same_as:
+                continue
+            if argument in self.analysis.advances:
+                kind = "int64_t" if argument.type.is_pointer else compute_type(argument.type.element)
+                self.offsets[argument] = self.name("offset")
+                self.lines.append(f"{kind} {self.offsets[argument]} = 0;")
+                continue
+            self._start_carried(argument, initial)
+            form = self.forms[argument]
+            self.forms[result] = replace(form, depth=len(self.preheaders)) if isinstance(form, Buffer) else form
+            carried.append(argument)
+        low, high, step = (self.scalar(operand) for operand in operation.operands[:3])
+        kind, counter, name = compute_type(variable.type.element), self.name("k"), self.name("s")
+        cast = "(int64_t)"
+        if operation.attributes["unsigned"]:
+            cast = "(int64_t)(uint32_t)" if variable.type.element == "i32" else "(int64_t)"
+        self.preheaders.append([])
+        self.lines.append(self.preheaders[-1])
+        self.lines += [
+            f"for (int64_t {counter} = {cast}{low}; {counter} < {cast}{high}; {counter} += {cast}{step}) {{",
+            f"{kind} const {name} = ({kind}){counter}; (void){name};",
+        ]
+        self.forms[variable] = Scalar(name)
+        with self.arena_scope():
+            terminator = body.terminator if body.operations and body.terminator.name == "scf.yield" else None
+            self.visit_all(body.operations[:-1] if terminator else body.operations)
+            if terminator:
+                next_values = dict(zip(arguments, terminator.operands, strict=False))
+                self._assign_all([(argument, next_values[argument]) for argument in carried])
+                for argument in arguments:
+                    if argument in self.analysis.advances and argument not in self.analysis.same_as:
+                        for increment in self.analysis.advances[argument].increments:
+                            self.lines.append(f"{self.offsets[argument]} += {self.expression(increment)};")
+                self._commit_scalars()
+        self.lines.append("}")
+        self.preheaders.pop()
+
+    def _start_carried(self, argument: Value, initial: Value) -> None:
+        """The variable or buffer of a loop-carried value, holding its initial value."""
+        if not argument.type.is_tensor:
+            name = self.name("v")
+            self.lines.append(f"{compute_type(argument.type.element)} {name} = {self.scalar(initial)};")
+            self.forms[argument] = Scalar(name)
+            return
+        taken = self.take_buffer(initial)
+        if taken is not None:
+            self.forms[argument] = Buffer(taken.name, taken.element, len(self.preheaders) + 1, True)
+            return
+        buffer = self.new_buffer(argument, "v")
+        self.fill(buffer, initial)
+        self.forms[argument] = Buffer(buffer.name, buffer.element, len(self.preheaders) + 1, True)
+
+    def take_buffer(self, value: Value) -> Buffer | None:
+        """The buffer of a value that nothing else needs any more, to be overwritten; or None."""
+        form = self.forms.get(value)
+        if not isinstance(form, Buffer) or len(value.users) != 1:
+            return None
+        if form.depth != len(self.preheaders):  # it is needed again in the next iteration of a loop around
+            return None
+        return form
+
+    def _assign_all(self, pairs: list[tuple[Value, Value]]) -> None:
+        """Simultaneous assignment: every new value is computed from the old ones."""
+        self._pending_scalars = []
+        waiting: list[tuple[Buffer, Value]] = []
+        for target, value in pairs:
+            form = self.forms[target]
+            if isinstance(form, Scalar):
+                name = self.name("n")
+                self.lines.append(f"{compute_type(target.type.element)} const {name} = {self.scalar(value)};")
+                self._pending_scalars.append(f"{form.text} = {name};")
+                continue
+            current = self.forms.get(self.analysis.resolve(value))
+            if not (isinstance(current, Buffer) and current.name == form.name):
+                waiting.append((form, value))
+        copies: list[tuple[Buffer, Buffer, int]] = []
+        while waiting:
+            ready = next((pair for pair in waiting if self._may_overwrite(pair, waiting)), None)
+            if ready is not None:
+                waiting.remove(ready)
+                self.fill(*ready)
+                continue
+            buffer, value = waiting.pop(0)
+            temporary = self.new_buffer(value, "n")
+            self.fill(temporary, value)
+            copies.append((buffer, temporary, value.type.count * element_bytes(buffer.element)))
+        for buffer, temporary, count in copies:
+            self.lines.append(f"memcpy({buffer.name}, {temporary.name}, {count});")
+
+    def _commit_scalars(self) -> None:
+        self.lines += self._pending_scalars
+        self._pending_scalars = []
+
+    def _may_overwrite(self, pair: tuple[Buffer, Value], waiting: list[tuple[Buffer, Value]]) -> bool:
+        """Whether a buffer may be filled now: nobody else still reads it, and it reads itself in place only."""
+        buffer, value = pair
+        for _, other in waiting:
+            if other is not value and any(name == buffer.name for name, _ in self.buffers_read(other)):
+                return False
+        return all(elementwise for name, elementwise in self.buffers_read(value) if name == buffer.name)
+
+    def buffers_read(self, value: Value, elementwise: bool = True) -> list[tuple[str, bool]]:
+        """Names of the buffers a tensor is evaluated from, and whether at the same index only."""
+        found: list[tuple[str, bool]] = []
+        seen: set[tuple[Value, bool]] = set()
+        stack = [(value, elementwise)]
+        while stack:
+            current, same = stack.pop()
+            current = self.analysis.resolve(current)
+            if (current, same) in seen:
+                continue
+            seen.add((current, same))
+            form = self.forms.get(current)
+            if isinstance(form, Buffer):
+                found.append((form.name, same))
+            elif form is None and current in self.analysis.advances:
+                stack.append((self.analysis.advances[current].initial, same))
+            elif form is None and current.owner is not None:
+                owner = current.owner
+                moved = owner.name in (
+                    "tt.broadcast",
+                    "tt.trans",
+                    "tt.reshape",
+                    "tt.expand_dims",
+                    "tt.join",
+                    "tt.split",
+                )
+                stack += [(operand, same and not moved) for operand in owner.operands if operand.type.is_tensor]
+        return found
+
+    def visit_scf_if(self, operation: Operation) -> None:
+        for result in operation.results:
+            self._declare_variable(result, "f")
+        self.lines.append(f"if ({self.scalar(operation.operands[0])}) {{")
+        for position, region in enumerate(operation.regions):
+            if position:
+                self.lines.append("} else {")
+            with self.arena_scope():
+                self._visit_region(region, operation.results)
+        self.lines.append("}")
+
+    def _visit_region(self, region: Block, results: list[Value]) -> None:
+        terminator = region.terminator if region.operations and region.terminator.name == "scf.yield" else None
+        self.visit_all(region.operations[:-1] if terminator else region.operations)
+        if terminator:
+            for result, value in zip(results, terminator.operands, strict=False):
+                self._assign(result, value)
+
+    def visit_scf_while(self, operation: Operation) -> None:
+        before, after = operation.regions
+        for argument, initial in zip(before.arguments, operation.operands, strict=False):
+            self._declare_variable(argument)
+            self._assign(argument, initial)
+        for result in operation.results:
+            self._declare_variable(result, "w")
+        for argument, result in zip(after.arguments, operation.results, strict=False):
+            self.forms[argument] = self.forms[result]
+        self.preheaders.append([])
+        self.lines += [self.preheaders[-1], "for (;;) {"]
+        with self.arena_scope():
+            self.visit_all(before.operations[:-1])
+            condition, *values = before.terminator.operands
+            for result, value in zip(operation.results, values, strict=False):
+                self._assign(result, value)
+            self.lines.append(f"if (!{self.scalar(condition)}) break;")
+            terminator = after.terminator if after.operations and after.terminator.name == "scf.yield" else None
+            self.visit_all(after.operations[:-1] if terminator else after.operations)
+            if terminator:
+                self._assign_all(list(zip(before.arguments, terminator.operands, strict=False)))
+                self._commit_scalars()
+        self.lines.append("}")
+        self.preheaders.pop()
+
+
+def _flatten(lines: list) -> Iterator[str]:
+    for line in lines:
+        if isinstance(line, str):
+            yield line
+        else:
+            yield from _flatten(line)
+
+
+def _bits(element: str, bits: str, text: str) -> str:
+    """Bits in memory of a value."""
+    if element == "f32":
+        return f"bits_from_float({text})"
+    if element == "f64":
+        return f"bits_from_double({text})"
+    if element.startswith("*"):
+        return f"({bits})(uintptr_t)({text})"
+    return f"({bits})({to_memory(element, text)})"
+
+
+def _from_bits(element: str, kind: str, text: str) -> str:
+    if element == "f32":
+        return f"float_from_bits({text})"
+    if element == "f64":
+        return f"double_from_bits({text})"
+    return f"({kind}){from_memory(element, text)}"
+
+
+def _atomic_update(operation: Operation, kind: str, old: str, value: str) -> str:
+    """New value of an atomic read-modify-write."""
+    element = operation.result.type.element
+    unsigned = f"uint{8 * element_bytes(element)}_t"
+    match kind:
+        case "fadd":
+            return rounded(element, f"({old} + {value})")
+        case "add":
+            return f"({compute_type(element)})(({unsigned}){old} + ({unsigned}){value})"
+        case "and" | "or" | "xor":
+            return f"({old} { {'and': '&', 'or': '|', 'xor': '^'}[kind] } {value})"
+        case "exch":
+            return value
+        case "max" | "min":
+            symbol = ">" if kind == "max" else "<"
+            return f"({old} {symbol} {value} ? {old} : {value})"
+        case "umax" | "umin":
+            symbol = ">" if kind == "umax" else "<"
+            return f"(({unsigned}){old} {symbol} ({unsigned}){value} ? {old} : {value})"
+    raise UnsupportedOperation(operation, f"with the kind {kind!r} is not supported by the CPU engine")
+
+
+def generate(function: Function, assume_disjoint: bool = True) -> GeneratedKernel:
+    """C for one kernel.
+
+    Args:
+        function: the kernel, as :func:`parser.parse` returned it.
+        assume_disjoint: whether memory of different arguments may be taken not to overlap.
+
+    Raises:
+        UnsupportedOperation: the kernel holds something the engine cannot compile.
+    """
+    return KernelWriter(function, assume_disjoint).generate()

@@ -1,0 +1,178 @@
+"""Triton's backend for CPU tensors: Triton IR to C.
+
+The last stage Triton caches is the C text; the shared object is built when a kernel is loaded, in a cache of its own
+whose key holds the CPU (``toolchain``). A cache directory shared by different machines is therefore safe.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from triton._C.libtriton import ir, passes  # pyright: ignore[reportMissingImports]
+from triton.backends.compiler import BaseBackend, GPUTarget
+
+from . import codegen, toolchain
+from .parser import parse
+
+TARGET = "tinynet_cpu"
+HEADER = "// tinynet kernel "
+
+
+@dataclass(frozen=True)
+class CPUOptions:
+    """What of a launch's options matters here. Warps and stages do not: a program runs on one thread."""
+
+    num_warps: int = 1
+    num_ctas: int = 1
+    num_stages: int = 1
+    warp_size: int = 1
+    enable_fp_fusion: bool = True
+    launch_cooperative_grid: bool = False
+    launch_pdl: bool = False
+    supported_fp8_dtypes: tuple[str, ...] = ("fp8e5", "fp8e4nv")
+    deprecated_fp8_dot_operand_dtypes: tuple[str, ...] = ()
+    default_dot_input_precision: str = "ieee"
+    allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
+    max_num_imprecise_acc_default: int = 0
+    extern_libs: Any = ()
+    debug: bool = False
+    backend_name: str = TARGET
+    sanitize_overflow: bool = False
+    arch: str | None = None
+    instrumentation_mode: str = ""
+    fpsan_homomorphic_casts: bool = False
+    ir_override: str | None = None
+
+    def hash(self) -> str:
+        return hashlib.sha256(repr(sorted(self.__dict__.items())).encode()).hexdigest()
+
+
+_IGNORED = {"num_warps", "num_stages", "num_ctas", "warp_size", "backend_name"}
+
+
+class CPUBackend(BaseBackend):
+    """Compiles Triton IR to C text."""
+
+    binary_ext = "c"
+    supports_native_tensor_specialization = False
+
+    def __init__(self, target: GPUTarget):
+        super().__init__(target)
+        self.binary_ext = "c"
+
+    @staticmethod
+    def supports_target(target: GPUTarget) -> bool:
+        return target.backend == TARGET
+
+    @functools.lru_cache
+    def hash(self) -> str:
+        return toolchain.sources_digest()
+
+    def get_target_name(self, options: CPUOptions) -> str:
+        return TARGET
+
+    def parse_options(self, opts: dict) -> CPUOptions:
+        known = {field.name for field in fields(CPUOptions)} - _IGNORED
+        return CPUOptions(**{name: value for name, value in opts.items() if name in known and value is not None})
+
+    def pack_metadata(self, metadata: Any) -> tuple:
+        return (metadata.num_warps, metadata.num_ctas, metadata.shared)
+
+    def get_codegen_implementation(self, options: CPUOptions) -> dict:
+        return {"min_dot_size": lambda left, right: (1, 1, 1)}
+
+    def get_module_map(self) -> dict[str, ModuleType]:
+        from triton.language.extra.cuda import libdevice
+
+        return {"triton.language.extra.libdevice": libdevice}
+
+    def load_dialects(self, context: Any) -> None:
+        """Triton's own dialects are all this backend needs."""
+
+    # Nothing is specialized on divisibility: one compiled kernel serves aligned and misaligned arguments.
+    @staticmethod
+    def get_int_specialization(arg: int, **kwargs: Any) -> str:
+        return ""
+
+    @staticmethod
+    def get_tensor_specialization(arg: Any, **kwargs: Any) -> str:
+        return ""
+
+    def add_stages(self, stages: dict, options: CPUOptions, language: Any = None) -> None:
+        stages["ttir"] = lambda module, metadata: make_ttir(module)
+        stages["c"] = lambda module, metadata: make_c(module, metadata, options)
+
+
+def make_ttir(module: Any) -> Any:
+    """Triton's target-independent passes."""
+    manager = ir.pass_manager(module.context)
+    passes.common.add_inliner(manager)
+    passes.ttir.add_rewrite_tensor_descriptor_to_pointer(manager)
+    passes.common.add_canonicalizer(manager)
+    passes.ttir.add_combine(manager)
+    passes.ttir.add_reorder_broadcast(manager)
+    passes.common.add_cse(manager)
+    passes.ttir.add_triton_licm(manager)
+    passes.common.add_symbol_dce(manager)
+    passes.ttir.add_loop_unroll(manager)
+    passes.common.add_canonicalizer(manager)
+    passes.common.add_cse(manager)
+    try:
+        manager.run(module, "make_ttir")
+    except TypeError:  # older Triton
+        manager.run(module)
+    return module
+
+
+def make_c(module: Any, metadata: dict, options: CPUOptions) -> str:
+    """C text of a kernel, with a header line that says what the driver must know."""
+    text = module.str()
+    function = parse(text)
+    disjoint = codegen.generate(function, assume_disjoint=True)
+    variants = {"": disjoint}
+    if disjoint.used_disjointness:
+        variants["OVERLAPPING"] = codegen.generate(parse(text), assume_disjoint=False)
+    header = {
+        "name": function.name,
+        "fp_fusion": options.enable_fp_fusion,
+        "written": disjoint.written,
+        "overlap_matters": disjoint.used_disjointness,
+        "data_dependent": disjoint.data_dependent,
+    }
+    source = "\n".join([HEADER + json.dumps(header), '#include "kernel.h"', *_functions(variants)])
+    metadata["name"] = function.name
+    metadata["shared"] = 0
+    _dump(function.name, text, source)
+    return source
+
+
+def _functions(variants: dict[str, codegen.GeneratedKernel]) -> list[str]:
+    lines = []
+    for macro, kernel in reversed(variants.items()):
+        lines += [
+            f"#ifdef {macro}" if macro else "#else" if lines else "#if 1",
+            f"const int64_t tinynet_arena_bytes = {kernel.arena_bytes};",
+            "void tinynet_kernel(const struct program *program) {",
+            kernel.body,
+            "}",
+        ]
+    return [*lines, "#endif", ""]
+
+
+def _dump(name: str, ttir: str, source: str) -> None:
+    """Write IR and C where ``TINYNET_CPU_DUMP`` says."""
+    directory = os.environ.get("TINYNET_CPU_DUMP")
+    if not directory:
+        return
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    stem = f"{name[:100]}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    (path / f"{stem}.ttir").write_text(ttir)
+    (path / f"{stem}.c").write_text(source)

@@ -1,0 +1,373 @@
+"""Code generation for dot products.
+
+The run-time library does the arithmetic; here each operand is described to it: memory that can be read in place
+(strided, or through a table of row pointers, with the mask turned into bounds) or a buffer that is computed first.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from .analysis import Analysis
+from .forms import ZERO, Buffer, Index, Nest, Scalar
+from .ir import Operation, UnsupportedOperation, Value
+from .operations import compute_type, from_memory, predicate_of, to_memory
+
+_KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}
+_LARGEST_PANEL = 32
+_LARGEST_LANES = 16
+
+
+@dataclass
+class Leaf:
+    """One condition of a mask; ``dimensions[i]`` is the tile dimension its dimension i lies along (None: size 1)."""
+
+    condition: Value
+    dimensions: list[int | None]
+
+
+@dataclass
+class Mask:
+    """A mask as the run-time library takes it: a count of valid elements a dimension, and conditions a line."""
+
+    valid: list[list[str]] = field(default_factory=lambda: [[], []])
+    by_line: list[list[Leaf]] = field(default_factory=lambda: [[], []])
+
+
+class DotWriter:
+    """The part of the kernel writer that knows dot products."""
+
+    analysis: Analysis
+    forms: dict[Value, Scalar | Buffer]
+    lines: list
+    preheaders: list[list]
+
+    # What the kernel writer provides:
+    name: ...
+    scalar: ...
+    expression: ...
+    element: ...
+    evaluate: ...
+    linear: ...
+    loops: ...
+    fill: ...
+    materialize: ...
+    new_buffer: ...
+    take_buffer: ...
+    allocate: ...
+    allocate_persistent: ...
+    buffers_read: ...
+
+    def arena_scope(self) -> AbstractContextManager[None]: ...
+
+    def visit_tt_dot(self, operation: Operation) -> None:
+        left, _right, initial = operation.operands
+        total = self._accumulator(operation, initial)
+        rank = len(left.type.shape)
+        if left.type.is_float and total.element == "f32":
+            if rank == 2:
+                with self.arena_scope():
+                    self._library_dot(operation, total)
+            else:
+                self._batched_dot(operation, total)
+        else:
+            with self.arena_scope():
+                self._plain_dot(operation, total)
+        if total.element != initial.type.element:
+            narrow = self.new_buffer(operation.result)
+
+            def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+                place = self.linear(index, operation.result.type.shape)
+                element = initial.type.element
+                return [f"{narrow.name}[{place}] = {to_memory(element, f'round_{element}({total.name}[{place}])')};"]
+
+            self.loops(operation.result.type.shape, body)
+            total = narrow
+        self.forms[operation.result] = total
+
+    def _accumulator(self, operation: Operation, initial: Value) -> Buffer:
+        """The buffer the product is added to: the accumulator's own where nothing else needs it any more."""
+        if initial.type.element in ("f16", "bf16"):
+            wide = Buffer(self.allocate("f32", initial.type.count, "acc"), "f32", len(self.preheaders))
+            self.fill(wide, initial)
+            return wide
+        taken = self.take_buffer(initial)
+        if taken is not None:
+            return taken
+        own = self._rescaled_in_place(operation, initial)
+        if own is not None:
+            self.fill(own, initial)
+            return own
+        buffer = self.new_buffer(operation.result, "acc")
+        self.fill(buffer, initial)
+        return buffer
+
+    def _rescaled_in_place(self, operation: Operation, initial: Value) -> Buffer | None:
+        """For ``acc = dot(a, b, acc * scale)``: the carried buffer, if this expression is its only use."""
+        value = initial
+        while value not in self.forms and value.owner is not None and value not in self.analysis.materialized:
+            candidates = [
+                operand
+                for operand in value.owner.operands
+                if operand.type == initial.type and len(operand.users) == 1 and len(value.users) == 1
+            ]
+            carried = [operand for operand in candidates if self._is_carried(operand)]
+            if carried:
+                form = self.take_buffer(carried[0])
+                reads = self.buffers_read(initial)
+                if form and all(same for name, same in reads if name == form.name):
+                    return form
+            if len(candidates) != 1 or not value.owner.name.startswith("arith."):
+                return None
+            value = candidates[0]
+        return None
+
+    def _is_carried(self, value: Value) -> bool:
+        form = self.forms.get(value)
+        return isinstance(form, Buffer) and form.carried
+
+    # ------------------------------------------------------------------------------------------ with the library
+
+    def _library_dot(self, operation: Operation, total: Buffer) -> None:
+        left, right, _ = operation.operands
+        (m, k), n = left.type.shape, right.type.shape[1]
+        kind = left.type.element if left.type.element in _KINDS and right.type.element == left.type.element else "f32"
+        packed = self._pack_invariant(right, m, kind)
+        a = self._operand(left, kind)
+        b = self._operand(right, kind)
+        width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
+        scratch = 4 * (k + 1) * (width + _LARGEST_LANES) + max(4 * m * (k + 1), 12 * max(m, k)) + 512
+        memory = self.allocate("i8", scratch, "scratch")
+        self.lines.append(
+            f"{{ struct dot_product product = {{{m}, {n}, {k}, {_KINDS[kind]}, {a}, {b}, {packed or '0'}, "
+            f"{total.name}, {n}, {memory}}}; program->services->dot(&product); }}"
+        )
+
+    def _batched_dot(self, operation: Operation, total: Buffer) -> None:
+        left, right, _ = operation.operands
+        batch, m, k = left.type.shape
+        n = right.type.shape[2]
+        kind = left.type.element if left.type.element in _KINDS else "f32"
+        with self.arena_scope():
+            tables = [self._as_buffer(value, kind) for value in (left, right)]
+            width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
+            scratch = 4 * (k + 1) * (width + _LARGEST_LANES) + max(4 * m * (k + 1), 12 * max(m, k)) + 512
+            memory = self.allocate("i8", scratch, "scratch")
+            a, b = (
+                f"{{{table.name} + (int64_t)z * {rows * columns}, {{{columns}, 1}}, 0, 0, {{{rows}, {columns}}}}}"
+                for table, rows, columns in zip(tables, (m, k), (k, n), strict=False)
+            )
+            self.lines.append(
+                f"for (int32_t z = 0; z < {batch}; z++) {{ struct dot_product product = {{{m}, {n}, {k}, "
+                f"{_KINDS[kind]}, {a}, {b}, 0, {total.name} + (int64_t)z * {m * n}, {n}, {memory}}}; "
+                f"program->services->dot(&product); }}"
+            )
+
+    def _pack_invariant(self, right: Value, m: int, kind: str) -> str | None:
+        """B, computed before a loop and used inside it, is packed once before that loop."""
+        form = self.forms.get(self.analysis.resolve(right))
+        if not isinstance(form, Buffer) or form.carried or form.depth >= len(self.preheaders) or form.element != kind:
+            return None
+        k, n = right.type.shape
+        width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
+        packed = self.allocate_persistent("f32", (k + 1) * width)
+        lines = self.allocate_persistent("f32", (k + 1) * _LARGEST_LANES)
+        operand = f"{{{form.name}, {{{n}, 1}}, 0, 0, {{{k}, {n}}}}}"
+        self.preheaders[form.depth].append(
+            f"{{ struct dot_product product = {{{m}, {n}, {k}, {_KINDS[kind]}, {operand}, {operand}, 0, 0, 0, {lines}}}; "
+            f"program->services->pack_b(&product, {packed}); }}"
+        )
+        return packed
+
+    # -------------------------------------------------------------------------------------------------- operands
+
+    def _operand(self, value: Value, kind: str) -> str:
+        """C initializer of ``struct operand`` for a 2-D tensor."""
+        permutation = [0, 1]
+        source = self.analysis.resolve(value)
+        while source not in self.forms and source.owner is not None and source.owner.name == "tt.trans":
+            order: list[int] = source.owner.attributes["order"]  # type: ignore[assignment]
+            permutation = [order[dimension] for dimension in permutation]
+            source = self.analysis.resolve(source.owner.operands[0])
+        form = self.forms.get(source)
+        owner = source.owner
+        if form is None and owner is not None and owner.name == "tt.load" and owner.result.type.element == kind:
+            in_place = self._memory_operand(owner, permutation)
+            if in_place is not None:
+                return in_place
+        if isinstance(form, Buffer) and form.element == kind:
+            shape, name = source.type.shape, form.name
+        else:
+            permutation = [0, 1]
+            shape, name = value.type.shape, self._as_buffer(value, kind).name
+        strides = [shape[1], 1]
+        return (
+            f"{{{name}, {{{strides[permutation[0]]}, {strides[permutation[1]]}}}, 0, 0, "
+            f"{{{shape[permutation[0]]}, {shape[permutation[1]]}}}}}"
+        )
+
+    def _as_buffer(self, value: Value, element: str) -> Buffer:
+        form = self.forms.get(self.analysis.resolve(value))
+        if isinstance(form, Buffer) and form.element == element:
+            return form
+        buffer = Buffer(self.allocate(element, value.type.count, "m"), element, len(self.preheaders))
+        owner = self.analysis.resolve(value).owner
+        inner = None
+        if form is None and owner is not None and owner.name == "tt.load":
+            inner = self.analysis.unit_dimension(owner.operands[0])
+        self.fill(buffer, value, inner)
+        return buffer
+
+    def _memory_operand(self, load: Operation, permutation: list[int]) -> str | None:
+        """A load described in place: strided, or as a table of lines; None if it must be computed."""
+        pointer, *optional = load.operands
+        shape = pointer.type.shape
+        mask = self._split_mask(optional, shape)
+        if mask is None:
+            return None
+        steps = [self.analysis.step(pointer, dimension) for dimension in (0, 1)]
+        valid = [_valid(bounds, size) for bounds, size in zip(mask.valid, shape, strict=False)]
+        if steps[0] is not None and steps[1] is not None and not mask.by_line[0] and not mask.by_line[1]:
+            origin = self.evaluate(pointer)
+            texts = [self.expression(step) for step in steps]
+            table, axis = "0", 0
+        else:
+            unit = next((d for d in (1, 0) if steps[d] == 1 and shape[d] > 1 and not mask.by_line[d]), None)
+            if unit is None:
+                return None
+            origin, texts = "0", ["0", "0"]
+            table, axis = self._line_table(pointer, mask, 1 - unit), permutation.index(1 - unit)
+        first, second = permutation
+        return (
+            f"{{{origin}, {{{texts[first]}, {texts[second]}}}, {table}, {axis}, {{{valid[first]}, {valid[second]}}}}}"
+        )
+
+    def _line_table(self, pointer: Value, mask: Mask, along: int) -> str:
+        """An array of pointers to the lines of a tile, NULL where a condition switches a line off."""
+        size = pointer.type.shape[along]
+        table = self.allocate("*i8", size, "rows")
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            at = (index[0], ZERO) if along == 0 else (ZERO, index[0])
+            address = self.element(pointer, at, nest)
+            conditions = [
+                self.element(
+                    leaf.condition,
+                    tuple(index[0] if dimension == along else ZERO for dimension in leaf.dimensions),
+                    nest,
+                )
+                for leaf in mask.by_line[along]
+            ]
+            guard = " & ".join(conditions)
+            text = f"({guard} ? (void *){address} : (void *)0)" if guard else f"(void *){address}"
+            return [f"{table}[{index[0].text}] = {text};"]
+
+        self.loops((size,), body)
+        return f"(const void *const *){table}"
+
+    # ----------------------------------------------------------------------------------------------------- masks
+
+    def _split_mask(self, optional: list[Value], shape: tuple[int, ...]) -> Mask | None:
+        """A load's mask as bounds and line conditions; None if it is neither, or masked elements are not zero."""
+        mask = Mask()
+        if not optional:
+            return mask
+        if len(optional) > 1 and not self._is_zero(optional[1]):
+            return None
+        leaves = self._leaves(optional[0], [0, 1])
+        for leaf in leaves:
+            varying = self.analysis.varying(leaf.condition)
+            along = {leaf.dimensions[dimension] for dimension in varying} - {None}
+            bound = self._bound(leaf)
+            if bound is not None:
+                dimension, text = bound
+                mask.valid[dimension].append(text)
+            elif not along:
+                condition = self.evaluate(leaf.condition)
+                mask.valid[0].append(f"({condition} ? {shape[0]} : 0)")
+            elif len(along) == 1:
+                dimension = along.pop()
+                assert dimension is not None
+                mask.by_line[dimension].append(leaf)
+            else:
+                return None
+        return mask
+
+    def _is_zero(self, value: Value) -> bool:
+        owner = self.analysis.resolve(value).owner
+        while owner is not None and owner.name in ("tt.splat", "tt.broadcast"):
+            owner = owner.operands[0].owner
+        if owner is None or owner.name != "arith.constant":
+            return False
+        text = str(owner.attributes["value"])
+        return text in ("0", "0.000000e+00")
+
+    def _leaves(self, mask: Value, dimensions: list[int | None]) -> list[Leaf]:
+        """The conditions a mask is the conjunction of."""
+        mask = self.analysis.resolve(mask)
+        owner = mask.owner
+        if owner is None or mask in self.forms:
+            return [Leaf(mask, dimensions)]
+        if owner.name == "arith.andi":
+            return [leaf for operand in owner.operands for leaf in self._leaves(operand, dimensions)]
+        if owner.name == "tt.broadcast":
+            source = owner.operands[0]
+            kept = [d if size > 1 else None for d, size in zip(dimensions, source.type.shape, strict=False)]
+            return self._leaves(source, kept)
+        if owner.name == "tt.expand_dims":
+            axis = owner.integer("axis")
+            return self._leaves(owner.operands[0], dimensions[:axis] + dimensions[axis + 1 :])
+        return [Leaf(mask, dimensions)]
+
+    def _bound(self, leaf: Leaf) -> tuple[int, str] | None:
+        """(dimension, count) for a condition of the form ``start + i < bound``, which holds for a first part of i."""
+        comparison = leaf.condition.owner
+        if comparison is None or comparison.name != "arith.cmpi" or leaf.condition in self.forms:
+            return None
+        predicate = predicate_of(comparison)
+        if predicate in ("slt", "sle"):
+            moving, bound = comparison.operands
+        elif predicate in ("sgt", "sge"):
+            bound, moving = comparison.operands
+        else:
+            return None
+        sizes = moving.type.shape
+        large = [dimension for dimension, size in enumerate(sizes) if size > 1]
+        if len(large) != 1 or leaf.dimensions[large[0]] is None:
+            return None
+        if self.analysis.step(moving, large[0]) != 1 or self.analysis.step(bound, large[0]) != 0:
+            return None
+        dimension = leaf.dimensions[large[0]]
+        assert dimension is not None
+        extra = " + 1" if predicate in ("sle", "sge") else ""
+        return dimension, f"((int64_t){self.evaluate(bound)} - (int64_t){self.evaluate(moving)}{extra})"
+
+    # --------------------------------------------------------------------------------------------- without it
+
+    def _plain_dot(self, operation: Operation, total: Buffer) -> None:
+        """Integers and fp64: three loops."""
+        left, right, initial = operation.operands
+        if len(left.type.shape) != 2:
+            raise UnsupportedOperation(operation, "in a batch is supported for floats only")
+        (m, k), n = left.type.shape, right.type.shape[1]
+        a, b = (self.materialize(value) for value in (left, right))
+        kind = compute_type(initial.type.element)
+        if not initial.type.is_float:
+            kind = f"u{kind}"
+        source_a = from_memory(a.element, f"{a.name}[m * {k} + k]")
+        source_b = from_memory(b.element, f"{b.name}[k * {n} + n]")
+        self.lines += [
+            f"for (int32_t m = 0; m < {m}; m++) for (int32_t k = 0; k < {k}; k++) {{",
+            f"{kind} const left = ({kind}){source_a};",
+            "#pragma GCC ivdep",
+            f"for (int32_t n = 0; n < {n}; n++) {total.name}[m * {n} + n] += left * ({kind}){source_b}; }}",
+        ]
+
+
+def _valid(bounds: list[str], size: int) -> str:
+    """C text of how many of ``size`` elements satisfy every bound."""
+    text = str(size)
+    for bound in bounds:
+        text = f"clip_count({bound}, {text})"
+    return f"(int32_t){text}"

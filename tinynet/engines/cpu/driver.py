@@ -1,0 +1,301 @@
+"""Triton's driver for CPU tensors: loads generated kernels and runs them on PyTorch's own thread pool."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+from . import toolchain
+from .compiler import HEADER, TARGET
+
+_POOLS = ("libgomp", "libiomp5", "libomp")
+
+
+class Runtime:
+    """The run-time library and the thread pool, of this process."""
+
+    def __init__(self) -> None:
+        source = (toolchain.RUNTIME / "runtime.c").read_text()
+        self.library = ctypes.CDLL(str(toolchain.build(source)))
+        self.launch = self.library.tinynet_launch
+        self.launch.argtypes = [ctypes.c_char_p]
+        self.launch.restype = ctypes.c_char_p
+        self.launch_apart = self.library.tinynet_launch_apart
+        self.launch_apart.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64]
+        self.launch_apart.restype = ctypes.c_char_p
+        self.parallel = _find_pool()
+
+
+@functools.lru_cache
+def runtime() -> Runtime:
+    return Runtime()
+
+
+def _find_pool() -> int:
+    """Address of ``GOMP_parallel`` in the OpenMP library PyTorch loaded; 0 (one thread) if there is none."""
+    try:
+        with open("/proc/self/maps") as maps:
+            paths = {line.split(None, 5)[5].strip() for line in maps if line.count("/")}
+    except OSError:
+        return 0
+    for path in sorted(paths):
+        if os.path.basename(path).startswith(_POOLS):
+            try:
+                library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+                return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
+            except (OSError, AttributeError):
+                continue
+    return 0
+
+
+def _after_fork() -> None:
+    """OpenMP's threads do not survive a fork: the child runs kernels on its own thread."""
+    if runtime.cache_info().currsize:
+        runtime().parallel = 0
+    for callback in after_fork_callbacks:
+        callback()
+
+
+after_fork_callbacks: list[Callable[[], None]] = []
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Kernel:
+    """A loaded kernel.
+
+    Args:
+        source: C text as the compiler's last stage made it.
+    """
+
+    def __init__(self, source: str):
+        header = json.loads(source.partition("\n")[0].removeprefix(HEADER))
+        self.source = source
+        self.name: str = header["name"]
+        self.fp_fusion: bool = header["fp_fusion"]
+        self.written: list[int] = header["written"]
+        self.overlap_matters: bool = header["overlap_matters"]
+        self.data_dependent: bool = header["data_dependent"]
+        self.address, self.arena_bytes = self._load(())
+
+    def _load(self, defines: tuple[str, ...]) -> tuple[int, int]:
+        library = ctypes.CDLL(str(toolchain.build(self.source, defines, self.fp_fusion)))
+        address = ctypes.cast(library.tinynet_kernel, ctypes.c_void_p).value
+        return address or 0, ctypes.c_int64.in_dll(library, "tinynet_arena_bytes").value
+
+    @functools.cached_property
+    def overlapping(self) -> tuple[int, int]:
+        """(address, arena bytes) of the variant for arguments that overlap in memory; built when first needed."""
+        return self._load(("OVERLAPPING",))
+
+
+def memory_span(tensor: Any) -> tuple[int, int]:
+    """First byte of a tensor and the byte after its last."""
+    start = tensor.data_ptr()
+    if not isinstance(tensor, torch.Tensor) or tensor.numel() == 0:
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=False))
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def overlaps(written: Iterable[int], spans: Sequence[tuple[int, int] | None]) -> bool:
+    """Whether a written argument shares memory with another one. ``spans``: None for what is no pointer."""
+    for target in written:
+        start, end = spans[target] or (0, 0)
+        for position, other in enumerate(spans):
+            if other is not None and position != target and start < other[1] and other[0] < end:
+                return True
+    return False
+
+
+def flatten_signature(signature: Iterable[Any], arguments: Iterable[Any]) -> list[tuple[str, Any]]:
+    """(type, argument) of every value a kernel takes, with tuples and tensor descriptors taken apart."""
+    flat: list[tuple[str, Any]] = []
+    for kind, argument in zip(signature, arguments, strict=False):
+        if isinstance(kind, tuple):
+            flat += flatten_signature(kind, argument)
+        elif kind == "constexpr":
+            continue
+        elif kind.startswith("tensordesc"):
+            flat += _descriptor_arguments(kind, argument)
+        else:
+            flat.append((kind, argument))
+    return flat
+
+
+def _descriptor_arguments(kind: str, descriptor: Any) -> list[tuple[str, Any]]:
+    from triton.backends import driver as triton_driver
+
+    try:
+        from triton.backends.driver import decompose_descriptor, expand_signature
+
+        kinds = expand_signature([kind], None, None)
+        return list(zip(kinds, decompose_descriptor(descriptor), strict=False))
+    except ImportError:
+        raise NotImplementedError(f"host-side tensor descriptors on {triton_driver.__name__} of this Triton") from None
+
+
+def slot_format(kind: str) -> str:
+    """``struct`` format of one 8-byte argument slot."""
+    if kind.startswith("*") or kind == "u64":
+        return "Q"
+    return "d" if kind.startswith(("fp", "bf", "f")) else "q"
+
+
+class Launcher:
+    """Runs one compiled kernel the way Triton's ``kernel[grid](...)`` asks for it."""
+
+    def __init__(self, src: Any, metadata: Any):
+        self.signature = tuple(src.signature.values())
+        self.kinds: list[str] | None = None
+        self.pack: Callable[..., bytes] = struct.Struct("").pack
+
+    def __call__(
+        self,
+        grid_x: int,
+        grid_y: int,
+        grid_z: int,
+        stream: int,
+        kernel: Kernel,
+        packed_metadata: Any,
+        launch_metadata: Any,
+        enter_hook: Any,
+        exit_hook: Any,
+        *arguments: Any,
+    ) -> None:
+        flat = flatten_signature(self.signature, arguments)
+        if self.kinds is None:
+            self.kinds = [kind for kind, _ in flat]
+            self.pack = struct.Struct("=" + "".join(map(slot_format, self.kinds))).pack
+        values, spans = [], []
+        for kind, argument in flat:
+            is_pointer = kind[0] == "*" and hasattr(argument, "data_ptr")
+            if is_pointer and isinstance(argument, torch.Tensor) and argument.device.type != "cpu":
+                raise ValueError(
+                    f"{kernel.name}: the CPU engine runs kernels on CPU tensors, got one on {argument.device}"
+                )
+            values.append(argument.data_ptr() if is_pointer else argument)
+            spans.append(memory_span(argument) if is_pointer and kernel.overlap_matters else None)
+        address, arena_bytes = kernel.address, kernel.arena_bytes
+        if kernel.overlap_matters and overlaps(kernel.written, spans):
+            address, arena_bytes = kernel.overlapping
+        if enter_hook is not None:
+            enter_hook(launch_metadata)
+        run(address, arena_bytes, (grid_x, grid_y, grid_z), self.pack(*values))
+        if exit_hook is not None:
+            exit_hook(launch_metadata)
+
+
+def block_head(address: int, arena_bytes: int, grid: Sequence[int], threads: int) -> bytes:
+    """The part of a launch block before the arguments (``struct launch`` in services.h)."""
+    return struct.pack("=QQq3qq", address, runtime().parallel, threads, *grid, arena_bytes)
+
+
+def run(address: int, arena_bytes: int, grid: Sequence[int], arguments: bytes) -> None:
+    """Run every program of a grid.
+
+    Raises:
+        RuntimeError: a device assertion failed, or there was no memory for the tiles.
+    """
+    failure = runtime().launch(block_head(address, arena_bytes, grid, torch.get_num_threads()) + arguments)
+    if failure is not None:
+        raise RuntimeError(failure.decode())
+
+
+class _Utilities:
+    """What Triton calls to load a compiled kernel."""
+
+    def load_binary(self, name: str, source: bytes | str, shared: int, device: int) -> tuple:
+        kernel = Kernel(source.decode() if isinstance(source, bytes) else source)
+        return kernel, kernel, 0, 0, 1 << 30
+
+    def unload_module(self, module: Any) -> None:
+        """Loaded kernels stay: a launch may still run in another thread."""
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 1 << 30, "multiprocessor_count": torch.get_num_threads(), "warpSize": 1}
+
+
+class _DeviceInterface:
+    """The parts of ``torch.cuda`` that Triton's testing helpers use."""
+
+    class Event:
+        def __init__(self, enable_timing: bool = False) -> None:
+            self.time = 0.0
+
+        def record(self) -> None:
+            self.time = time.perf_counter()
+
+        def elapsed_time(self, end: Any) -> float:
+            return (end.time - self.time) * 1e3
+
+    def synchronize(self, *arguments: Any) -> None:
+        """Launches return when the kernel has finished."""
+
+    def current_device(self) -> int:
+        return 0
+
+
+class CPUDriver(DriverBase):
+    """Serves the device ``cpu``. Never active by itself: :func:`tinynet.engines.cpu.activate` sets it."""
+
+    launcher_cls = Launcher
+
+    def __init__(self) -> None:
+        self.utils = _Utilities()
+        super().__init__()
+        runtime()
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return False
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget(TARGET, toolchain.instruction_set(), 1)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def set_current_device(self, device: int) -> None:
+        """There is one device."""
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_device_interface(self) -> _DeviceInterface:
+        return _DeviceInterface()
+
+    def get_benchmarker(self) -> Callable[..., Any]:
+        def benchmark(call: Callable[[], Any], quantiles: Sequence[float] | None = None, **options: Any) -> Any:
+            call()
+            times = []
+            for _ in itertools.repeat(None, 5):
+                start = time.perf_counter()
+                call()
+                times.append((time.perf_counter() - start) * 1e3)
+            times.sort()
+            return [times[len(times) // 2]] * len(quantiles) if quantiles else times[len(times) // 2]
+
+        return benchmark
+
+    def get_empty_cache_for_benchmark(self) -> torch.Tensor:
+        return torch.empty(1, dtype=torch.int)
+
+    def clear_cache(self, cache: torch.Tensor) -> None:
+        """A CPU's caches are not flushed between runs."""

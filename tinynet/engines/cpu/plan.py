@@ -1,0 +1,202 @@
+"""Launch plans: repeated launches in a few microseconds.
+
+Triton's own path binds arguments, computes a key and calls the launcher in about 15 us. A plan keeps what is the same
+from launch to launch: the compiled kernel, the grid, the layout of the argument block. Its key holds everything that
+matters: the kernel, the types of its arguments, dtypes, integers, constants, the number of threads. (Alignment does not:
+the engine compiles one kernel for aligned and misaligned pointers.) Plans hold no tensors, and they are made by
+compiling (``warmup``), never by a launch.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from triton import knobs
+from triton.runtime.jit import JITFunction
+
+from . import driver
+
+_LARGEST_CACHE = 2048
+_MISSING = object()
+
+
+class Plan:
+    """One compiled kernel for one grid, number of threads and list of integers."""
+
+    __slots__ = ("globals", "head", "pack", "pair_count", "pairs", "send", "written")
+
+    def __init__(self, compiled: Any, grid: tuple[int, ...], flat: list[tuple[str, Any]], used_globals: list[tuple]):
+        kernel: driver.Kernel = compiled.function
+        self.head = driver.block_head(kernel.address, kernel.arena_bytes, (*grid, 1, 1)[:3], torch.get_num_threads())
+        self.pack = struct.Struct("=" + "".join(driver.slot_format(kind) for kind, _ in flat)).pack
+        self.globals = used_globals
+        # A kernel that relies on its arguments not to overlap: how far apart they must lie. What a kernel touches
+        # follows from its integers and its grid, unless it loads addresses; then every launch looks at the tensors.
+        exact = kernel.overlap_matters and kernel.data_dependent
+        self.written = kernel.written if exact else []
+        spans = [driver.memory_span(value) if kind[0] == "*" else None for kind, value in flat]
+        pairs = [
+            struct.pack("=4q", target, other, _length(spans[target]), _length(span))
+            for target in kernel.written
+            for other, span in enumerate(spans)
+            if kernel.overlap_matters and not exact and span is not None and other != target
+        ]
+        self.pairs, self.pair_count = b"".join(pairs), len(pairs)
+
+
+def _length(span: tuple[int, int] | None) -> int:
+    return span[1] - span[0] if span else 0
+
+
+class CallSite:
+    """Plans for one kernel called with one list of argument types and constants.
+
+    ``launch(grid, arguments)`` is made of a few lines of Python written for exactly these types; it returns False when
+    there is no plan for them, or when this launch needs Triton's own path.
+    """
+
+    def __init__(self, kernel: JITFunction, types: tuple[type, ...], constants: Mapping[str, Any]):
+        self.kernel = kernel
+        self.constants = dict(constants)
+        self.names = [f"a{position}" for position in range(len(types))]
+        self.tensors = [n for n, kind in zip(self.names, types, strict=False) if issubclass(kind, torch.Tensor)]
+        self.integers = [n for n, kind in zip(self.names, types, strict=False) if issubclass(kind, int)]
+        self.plans: dict[tuple, Plan] = {}
+        self.compiled: dict[tuple, Any] = {}
+        self.senders: dict[tuple[str, ...], Callable[..., Any]] = {}
+        scope: dict[str, Any] = {"plans": self.plans, "threads": torch.get_num_threads, "blocked": _is_blocked}
+        scope |= {"kernel": kernel, "prepare": self.prepare, "unchanged": _globals_unchanged}
+        names = ", ".join(self.names)
+        key = ", ".join(["grid", "threads()", *(f"{n}.dtype" for n in self.tensors), *self.integers])
+        on_cpu = " and ".join(f"{n}.is_cpu" for n in self.tensors) or "True"
+        self.launch: Callable[[tuple[int, ...], Sequence[Any]], bool] = _define(
+            f"def launch(grid, arguments):\n"
+            f"    {names + ', = arguments' if names else 'pass'}\n"
+            f"    if blocked(kernel) or not ({on_cpu}): return False\n"
+            f"    key = ({key})\n"
+            f"    plan = plans.get(key)\n"
+            f"    if plan is None:\n"
+            f"        plan = prepare(key, grid, arguments)\n"
+            f"        if plan is None: return False\n"
+            f"    if plan.globals and not unchanged(plan.globals): return False\n"
+            f"    return plan.send(plan{', ' + names if names else ''})\n",
+            "launch",
+            scope,
+        )
+
+    def prepare(self, key: tuple, grid: tuple[int, ...], arguments: Sequence[Any]) -> Plan | None:
+        """A new plan; None for what only Triton's own path can launch."""
+        values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | self.constants
+        compiled = self._compile(grid, arguments)
+        if compiled is None:
+            return None
+        signature = compiled.src.signature
+        if not all(isinstance(kind, str) and not kind.startswith("tensordesc") for kind in signature.values()):
+            return None
+        passed = [name for name in self.kernel.arg_names if signature[name] != "constexpr"]
+        flat = [(signature[name], values[name]) for name in passed]
+        by_name = dict(zip(self.kernel.arg_names, self.names, strict=False))
+        if any(name not in by_name for name in passed):
+            return None
+        used = [(scope, name, value) for (name, _), (value, scope) in self.kernel.used_global_vals.items()]
+        plan = Plan(compiled, grid, flat, used)
+        plan.send = self._sender(tuple(by_name[name] for name in passed))
+        if len(self.plans) >= _LARGEST_CACHE:
+            self.plans.clear()
+        self.plans[key] = plan
+        return plan
+
+    def _compile(self, grid: tuple[int, ...], arguments: Sequence[Any]) -> Any:
+        """The compiled kernel for these arguments. Triton tells integers apart by what :func:`_specialized` says."""
+        key = tuple(
+            a.dtype if isinstance(a, torch.Tensor) else _specialized(a) if isinstance(a, int) else None
+            for a in arguments
+        )
+        if key not in self.compiled:
+            compiled = self.kernel.warmup(*arguments, grid=grid, **self.constants)
+            if compiled is not None:
+                compiled._init_handles()
+                if not isinstance(compiled.function, driver.Kernel):
+                    return None
+            if len(self.compiled) >= _LARGEST_CACHE:
+                self.compiled.clear()
+            self.compiled[key] = compiled
+        return self.compiled[key]
+
+    def _sender(self, passed: tuple[str, ...]) -> Callable[..., Any]:
+        """The function that packs the arguments a compiled kernel takes and calls it."""
+        if passed not in self.senders:
+            values = ", ".join(f"{name}.data_ptr()" if name in self.tensors else name for name in passed)
+            tensors = ", ".join(name if name in self.tensors else "None" for name in passed)
+            scope = {"run": driver.runtime().launch_apart, "finish": _finish, "share_memory": _share_memory}
+            self.senders[passed] = _define(
+                f"def send({', '.join(['plan', *self.names])}):\n"
+                f"    if plan.written and share_memory(plan.written, ({tensors},)): return False\n"
+                f"    failure = run(plan.head + plan.pack({values}), plan.pairs, plan.pair_count)\n"
+                f"    return True if failure is None else finish(failure)\n",
+                "send",
+                scope,
+            )
+        return self.senders[passed]
+
+
+def _define(source: str, name: str, scope: dict[str, Any]) -> Callable[..., Any]:
+    exec(source, scope)
+    return scope[name]
+
+
+def _specialized(value: int) -> tuple:
+    return (type(value), value == 1, -(2**31) <= value < 2**31, -(2**63) <= value < 2**63)
+
+
+def _is_blocked(kernel: JITFunction) -> bool:
+    """Whether something watches launches or debugs them: then they take Triton's own path."""
+    runtime = knobs.runtime
+    return bool(
+        runtime.debug
+        or kernel.pre_run_hooks
+        or _has_hooks(runtime.launch_enter_hook)
+        or _has_hooks(runtime.launch_exit_hook)
+        or kernel.debug
+    )
+
+
+def _has_hooks(hook: Any) -> bool:
+    return bool(getattr(hook, "calls", hook is not None))
+
+
+def _globals_unchanged(used: list[tuple]) -> bool:
+    return all(scope.get(name, _MISSING) == value for scope, name, value in used)
+
+
+def _share_memory(written: list[int], arguments: Sequence[Any]) -> bool:
+    return driver.overlaps(written, [None if a is None else driver.memory_span(a) for a in arguments])
+
+
+def _finish(failure: bytes) -> bool:
+    """A launch refused because its arguments overlap goes Triton's way; anything else that failed is an error."""
+    if failure == b"overlap":
+        return False
+    raise RuntimeError(failure.decode())
+
+
+_sites: dict[tuple, CallSite] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> bool:
+    """Run a kernel by its plan; False where only Triton's own path will do."""
+    key = (kernel, tuple(map(type, arguments)), tuple(constants.items()), tuple(map(type, constants.values())))
+    site = _sites.get(key)
+    if site is None:
+        if type(kernel) is not JITFunction or callable(grid):
+            return False
+        if len(_sites) >= _LARGEST_CACHE:
+            _sites.clear()
+        site = _sites[key] = CallSite(kernel, key[1], constants)
+    return site.launch(grid, arguments)
+
+
+driver.after_fork_callbacks.append(_sites.clear)

@@ -1,0 +1,424 @@
+// Dot products of tiles: B is packed into panels of PANEL columns, A is read where it lies if it can be, and a
+// register-blocked micro-kernel written with the compiler's vector types does the work. One source serves AVX-512,
+// AVX2 and plain C: only the lane count, the tile height, the transpose and the bf16 dot differ.
+#pragma once
+#include "kernel.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+enum { LANES = 16, TILE_ROWS = 12 };
+#elif defined(__AVX2__)
+#include <immintrin.h>
+enum { LANES = 8, TILE_ROWS = 6 };
+#else
+enum { LANES = 4, TILE_ROWS = 4 };
+#endif
+enum { PANEL = 2 * LANES, LARGEST_PANEL = 32 };
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+// -------------------------------------------------------------------------------------------------- micro-kernels
+
+enum a_layout { A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE };
+
+// One A operand as the micro-kernel reads it, in elements (fp32) or in pairs of bf16.
+struct a_view {
+  const uint32_t *data;
+  int64_t stride;
+  const uint32_t *const *table;
+};
+
+INLINE vector multiply_add(vector sum, uint32_t a, vector b, int pairs) {
+#if defined(__AVX512BF16__)
+  if (pairs) return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
+#endif
+  return sum + float_from_bits(a) * b;
+}
+
+// c[rows][columns] += a[rows][depth] b[depth][columns], columns = vectors * LANES
+INLINE void micro_kernel(int rows, int vectors, enum a_layout layout, int pairs, int depth, struct a_view a, int64_t row,
+                         const float *b, float *c, int64_t c_stride) {
+  vector sum[TILE_ROWS][2];
+  const uint32_t *line[TILE_ROWS];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++) {
+    line[i] = layout == A_ROW_MAJOR ? a.data + (row + i) * a.stride : layout == A_ROW_TABLE ? a.table[row + i] : 0;
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; j++) sum[i][j] = *(const vector *)(c + i * c_stride + j * LANES);
+  }
+  const uint32_t *column = a.data + row;
+  for (int k = 0; k < depth; k++, b += PANEL) {
+    vector right[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; j++) right[j] = *(const vector *)(b + j * LANES);
+    if (layout == A_COLUMN_TABLE) column = a.table[k] + row;
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+      uint32_t left;
+      memcpy(&left, layout == A_ROW_MAJOR || layout == A_ROW_TABLE ? line[i] + k : column + i, 4);
+#pragma GCC unroll 2
+      for (int j = 0; j < vectors; j++) sum[i][j] = multiply_add(sum[i][j], left, right[j], pairs);
+    }
+    if (layout == A_COLUMN_MAJOR) column += a.stride;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; j++) *(vector *)(c + i * c_stride + j * LANES) = sum[i][j];
+  }
+}
+
+INLINE void panel_rows(int vectors, enum a_layout layout, int pairs, int rows, int depth, struct a_view a, const float *b,
+                       float *c, int64_t c_stride) {
+  int row = 0;
+#define STRIP(HEIGHT)                                                                                        \
+  for (; row + HEIGHT <= rows; row += HEIGHT)                                                                \
+    micro_kernel(HEIGHT, vectors, layout, pairs, depth, a, row, b, c + row * c_stride, c_stride);
+  STRIP(TILE_ROWS)
+#if defined(__AVX512F__)
+  STRIP(8)
+#endif
+  STRIP(4)
+  STRIP(2)
+  STRIP(1)
+#undef STRIP
+}
+
+#define DEFINE_PRODUCT(NAME, LAYOUT, PAIRS)                                                                          \
+  static __attribute__((noinline)) void NAME(int rows, int columns, int width, int depth, int panel_depth,           \
+                                             struct a_view a, const float *b, float *c, int64_t c_stride) {          \
+    for (int n = 0; n < columns; n += PANEL, b += (int64_t)panel_depth * PANEL) {                                    \
+      if (width - n >= PANEL && columns - n > LANES) panel_rows(2, LAYOUT, PAIRS, rows, depth, a, b, c + n, c_stride); \
+      else if (width - n >= LANES && columns - n <= LANES)                                                           \
+        panel_rows(1, LAYOUT, PAIRS, rows, depth, a, b, c + n, c_stride);                                            \
+      else narrow_panel(LAYOUT, PAIRS, rows, width - n, depth, a, b, c + n, c_stride);                               \
+    }                                                                                                                \
+  }
+
+// fewer columns than a vector holds: through a copy
+static __attribute__((noinline)) void narrow_panel(enum a_layout layout, int pairs, int rows, int width, int depth,
+                                                   struct a_view a, const float *b, float *c, int64_t c_stride) {
+  for (int row = 0; row < rows; row++) {
+    float line[PANEL] __attribute__((aligned(64))) = {0};
+    memcpy(line, c + row * c_stride, sizeof(float) * (size_t)width);
+    switch (layout) {
+#define CASE(LAYOUT)                                                                   \
+  case LAYOUT:                                                                         \
+    if (pairs) micro_kernel(1, 2, LAYOUT, 1, depth, a, row, b, line, PANEL);           \
+    else micro_kernel(1, 2, LAYOUT, 0, depth, a, row, b, line, PANEL);                 \
+    break;
+      CASE(A_ROW_MAJOR) CASE(A_COLUMN_MAJOR) CASE(A_ROW_TABLE) CASE(A_COLUMN_TABLE)
+#undef CASE
+    }
+    memcpy(c + row * c_stride, line, sizeof(float) * (size_t)width);
+  }
+}
+
+DEFINE_PRODUCT(product_row_major, A_ROW_MAJOR, 0)
+DEFINE_PRODUCT(product_column_major, A_COLUMN_MAJOR, 0)
+DEFINE_PRODUCT(product_row_table, A_ROW_TABLE, 0)
+DEFINE_PRODUCT(product_column_table, A_COLUMN_TABLE, 0)
+#if defined(__AVX512BF16__)
+DEFINE_PRODUCT(product_row_major_pairs, A_ROW_MAJOR, 1)
+DEFINE_PRODUCT(product_column_major_pairs, A_COLUMN_MAJOR, 1)
+DEFINE_PRODUCT(product_row_table_pairs, A_ROW_TABLE, 1)
+enum { HAS_PAIRS = 1 };
+#else
+#define product_row_major_pairs product_row_major
+#define product_column_major_pairs product_column_major
+#define product_row_table_pairs product_row_table
+enum { HAS_PAIRS = 0 };
+#endif
+
+// ------------------------------------------------------------------------------------------------------- operands
+
+INLINE int element_bytes(int kind) { return kind == ELEMENT_F32 ? 4 : 2; }
+
+INLINE float read_element(const void *line, int64_t index, int kind) {
+  if (kind == ELEMENT_F32) return ((const float *)line)[index];
+  uint16_t bits = ((const uint16_t *)line)[index];
+  return kind == ELEMENT_BF16 ? load_bf16(bits) : load_f16(bits);
+}
+
+// Start of line `index` along `axis`, or NULL for a line of zeros. The elements of a line lie `*step` apart.
+INLINE const char *operand_line(const struct operand *x, int axis, int index, int kind, int64_t *step) {
+  if (x->rows) {
+    *step = 1;
+    return x->rows[index];
+  }
+  *step = x->stride[1 - axis];
+  return (const char *)x->data + index * x->stride[axis] * element_bytes(kind);
+}
+
+// The axis along which an operand's lines are contiguous and can be walked, or -1.
+INLINE int contiguous_axis(const struct operand *x) {
+  if (x->rows) return 1 - x->table_axis;
+  return x->stride[1] == 1 ? 1 : x->stride[0] == 1 ? 0 : -1;
+}
+
+static const char zeros[4096] __attribute__((aligned(64)));
+
+// out[index][0..count) as fp32 from line `index` of the operand
+INLINE void read_line(const struct operand *x, int axis, int index, int count, int kind, float *out) {
+  int64_t step;
+  const char *line = operand_line(x, axis, index, kind, &step);
+  if (!line || index >= x->valid[axis]) memset(out, 0, sizeof(float) * (size_t)count);
+  else if (step == 1)
+    for (int i = 0; i < count; i++) out[i] = read_element(line, i, kind);
+  else
+    for (int i = 0; i < count; i++) out[i] = read_element(line, i * step, kind);
+}
+
+// ------------------------------------------------------------------------------------------------------- transpose
+
+// out[j * out_stride + i] = line[i][j] for i < LANES, j < LANES, in 32-bit units
+INLINE void transpose_block(const uint32_t *const *line, int64_t offset, uint32_t *out, int64_t out_stride) {
+#if defined(__AVX512F__)
+  __m512i r[16], t[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(line[i] + offset);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    _mm512_storeu_si512(out + i * out_stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
+    _mm512_storeu_si512(out + (i + 8) * out_stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
+    _mm512_storeu_si512(out + (i + 4) * out_stride, _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88));
+    _mm512_storeu_si512(out + (i + 12) * out_stride, _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd));
+  }
+#elif defined(__AVX2__)
+  __m256 r[8], t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps((const float *)(line[i] + offset));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {
+    r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+    r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    _mm256_storeu_ps((float *)(out + i * out_stride), _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps((float *)(out + (i + 4) * out_stride), _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+#else
+  for (int i = 0; i < LANES; i++)
+    for (int j = 0; j < LANES; j++) out[j * out_stride + i] = line[i][offset + j];
+#endif
+}
+
+// out[j * out_stride + i] = line[i][j] for i < lines <= LANES, j < count; missing lines count as zeros
+static void transpose_lines(const uint32_t **line, int lines, int count, uint32_t *out, int64_t out_stride) {
+  int j = 0;
+  if (lines == LANES)
+    for (; j + LANES <= count; j += LANES) transpose_block(line, j, out + j * out_stride, out_stride);
+  for (; j < count; j++)
+    for (int i = 0; i < LANES; i++) out[j * out_stride + i] = i < lines ? line[i][j] : 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------- packing
+
+// Rows k of B side by side: out[panel][k][PANEL], fp32
+INLINE void pack_b_rows(const struct operand *b, int depth, int columns, int kind, float *out) {
+  for (int n = 0; n < columns; n += PANEL) {
+    int count = (int)least(PANEL, b->valid[1] - n);
+    for (int k = 0; k < depth; k++, out += PANEL) {
+      int64_t step;
+      const char *line = operand_line(b, 0, k, kind, &step);
+      if (!line) memset(out, 0, sizeof(float) * PANEL);
+      else if (step == 1 && count == PANEL)
+        for (int i = 0; i < PANEL; i++) out[i] = read_element(line, n + i, kind);
+      else
+        for (int i = 0; i < PANEL; i++) out[i] = i < count ? read_element(line, (n + i) * step, kind) : 0.0f;
+    }
+  }
+}
+
+// Columns n of B, contiguous along k, transposed into panels
+INLINE void pack_b_columns(const struct operand *b, int depth, int columns, int kind, float *out, float *line_buffer) {
+  for (int n = 0; n < columns; n += LANES) {
+    const uint32_t *line[LANES];
+    int lines = (int)least(LANES, b->valid[1] - n);
+    for (int i = 0; i < lines; i++) {
+      if (kind == ELEMENT_F32) {
+        int64_t step;
+        line[i] = (const uint32_t *)operand_line(b, 1, n + i, kind, &step);
+        if (line[i]) continue;
+      }
+      read_line(b, 1, n + i, depth, kind, line_buffer + (int64_t)i * depth);
+      line[i] = (const uint32_t *)(line_buffer + (int64_t)i * depth);
+    }
+    transpose_lines(line, lines, depth, (uint32_t *)out + (int64_t)(n / PANEL) * depth * PANEL + n % PANEL, PANEL);
+  }
+}
+
+// bf16 pairs (k, k + 1): out[panel][k / 2][PANEL]
+INLINE void pack_b_pairs(const struct operand *b, int depth, int columns, uint32_t *out, uint32_t *line_buffer) {
+  int axis = contiguous_axis(b), pairs = (depth + 1) / 2;
+  if (axis == 0) {  // lines are columns n; pairs lie side by side in them
+    for (int n = 0; n < columns; n += LANES) {
+      const uint32_t *line[LANES];
+      int lines = (int)least(LANES, b->valid[1] - n);
+      for (int i = 0; i < lines; i++) {
+        int64_t step;
+        line[i] = (const uint32_t *)operand_line(b, 1, n + i, ELEMENT_BF16, &step);
+        if (line[i] && depth % 2 == 0) continue;
+        uint32_t *copy = line_buffer + (int64_t)i * pairs;
+        memset(copy, 0, 4 * (size_t)pairs);
+        if (line[i]) memcpy(copy, line[i], 2 * (size_t)depth);
+        line[i] = copy;
+      }
+      transpose_lines(line, lines, pairs, out + (int64_t)(n / PANEL) * pairs * PANEL + n % PANEL, PANEL);
+    }
+    return;
+  }
+  for (int n = 0; n < columns; n += PANEL) {
+    int count = (int)least(PANEL, b->valid[1] - n);
+    for (int k = 0; k < depth; k += 2, out += PANEL) {
+      int64_t step = 1;
+      const uint16_t *even = (const uint16_t *)operand_line(b, 0, k, ELEMENT_BF16, &step);
+      const uint16_t *odd = k + 1 < depth ? (const uint16_t *)operand_line(b, 0, k + 1, ELEMENT_BF16, &step) : 0;
+      if (even && odd && step == 1 && count == PANEL)
+        for (int i = 0; i < PANEL; i++) out[i] = even[n + i] | (uint32_t)odd[n + i] << 16;
+      else
+        for (int i = 0; i < PANEL; i++) {
+          int64_t at = (n + i) * step;
+          out[i] = i >= count ? 0 : (even ? even[at] : 0u) | (odd ? (uint32_t)odd[at] : 0u) << 16;
+        }
+    }
+  }
+}
+
+static int product_depth(const struct dot_product *d) {
+  return (int)least(d->k, least(d->a.valid[1], d->b.valid[0]));
+}
+
+// `line_buffer` holds LANES lines of depth k in fp32
+static void pack_b(const struct dot_product *d, int depth, float *out, float *line_buffer) {
+  int columns = d->b.valid[1], by_column = contiguous_axis(&d->b) == 0;
+  if (d->kind == ELEMENT_BF16 && HAS_PAIRS) pack_b_pairs(&d->b, depth, columns, (uint32_t *)out, (uint32_t *)line_buffer);
+#define PACK(KIND)                                                                  \
+  else if (d->kind == KIND) {                                                       \
+    if (by_column) pack_b_columns(&d->b, depth, columns, KIND, out, line_buffer);   \
+    else pack_b_rows(&d->b, depth, columns, KIND, out);                             \
+  }
+  PACK(ELEMENT_F32) PACK(ELEMENT_BF16) PACK(ELEMENT_F16)
+#undef PACK
+}
+
+// A as fp32 lines along `axis`, or as bf16 pairs along k; returns the view of the copy
+static struct a_view pack_a(const struct dot_product *d, int axis, int depth, int pairs, float *out) {
+  const struct operand *a = &d->a;
+  int rows = a->valid[0];
+  if (pairs) {  // always by rows or by columns of pairs: [m][k / 2] or [k / 2][m]
+    int half = (depth + 1) / 2;
+    uint16_t *target = (uint16_t *)out;
+    for (int line = 0; line < (axis == 0 ? rows : depth); line++) {
+      int64_t step;
+      const uint16_t *source = (const uint16_t *)operand_line(a, axis, line, ELEMENT_BF16, &step);
+      if (axis == 0) {
+        for (int k = 0; k < 2 * half; k++) target[(int64_t)line * 2 * half + k] = source && k < depth ? source[k * step] : 0;
+      } else {
+        uint16_t *into = target + (int64_t)(line / 2) * 2 * rows + line % 2;
+        if (source && step == 1) for (int m = 0; m < rows; m++) into[2 * m] = source[m];
+        else for (int m = 0; m < rows; m++) into[2 * m] = source ? source[m * step] : 0;
+      }
+    }
+    if (axis == 1 && depth % 2) {
+      uint16_t *into = target + (int64_t)(depth / 2) * 2 * rows + 1;
+      for (int m = 0; m < rows; m++) into[2 * m] = 0;
+    }
+    return (struct a_view){(const uint32_t *)out, axis == 0 ? half : rows, 0};
+  }
+  int count = axis == 0 ? depth : rows;
+#define PACK(KIND)       \
+  if (d->kind == KIND)   \
+    for (int line = 0; line < (axis == 0 ? rows : depth); line++) read_line(a, axis, line, count, KIND, out + (int64_t)line * count);
+  PACK(ELEMENT_F32) PACK(ELEMENT_BF16) PACK(ELEMENT_F16)
+#undef PACK
+  return (struct a_view){(const uint32_t *)out, count, 0};
+}
+
+// Row table without NULLs: missing rows point at zeros. `zero_line` is used where a row is longer than the shared one.
+static const uint32_t *const *complete_table(const struct operand *a, int entries, int64_t line_bytes, const void **table,
+                                             char *zero_line) {
+  const void *nothing = zeros;
+  if (line_bytes > (int64_t)sizeof zeros) nothing = memset(zero_line, 0, (size_t)line_bytes);
+  for (int i = 0; i < entries; i++) table[i] = a->rows[i] ? a->rows[i] : nothing;
+  return (const uint32_t *const *)table;
+}
+
+INLINE char *take(char **memory, int64_t bytes) {
+  char *start = *memory;
+  *memory += (bytes + 63) & ~(int64_t)63;
+  return start;
+}
+
+static void dot(const struct dot_product *d) {
+  int depth = product_depth(d), rows = (int)least(d->m, d->a.valid[0]), columns = (int)least(d->n, d->b.valid[1]);
+  if (depth <= 0 || rows <= 0 || columns <= 0) return;
+  int pairs = d->kind == ELEMENT_BF16 && HAS_PAIRS;
+  char *memory = d->scratch;
+  const float *b = d->packed_b;
+  int panel_depth = pairs ? (d->k + 1) / 2 : d->k;
+  if (!b) {
+    int64_t width = (columns + LARGEST_PANEL - 1) / LARGEST_PANEL * LARGEST_PANEL;
+    float *panels = (float *)take(&memory, sizeof(float) * (size_t)(depth + 1) * (size_t)width);
+    pack_b(d, depth, panels, (float *)take(&memory, sizeof(float) * (size_t)(depth + 1) * LANES));
+    b = panels;
+    panel_depth = pairs ? (depth + 1) / 2 : depth;
+  }
+  int axis = contiguous_axis(&d->a);  // 1: contiguous along k, 0: along m
+  int direct = d->kind == ELEMENT_F32 ? axis >= 0 : pairs && axis == 1 && depth % 2 == 0;
+  int steps = pairs ? (depth + 1) / 2 : depth;
+  struct a_view a;
+  if (direct && d->a.rows) {
+    int entries = axis == 1 ? rows : depth;
+    const void **table = (const void **)take(&memory, (int64_t)sizeof(void *) * entries);
+    int64_t line_bytes = (int64_t)(axis == 1 ? depth : rows) * element_bytes(d->kind);
+    a = (struct a_view){0, 0, complete_table(&d->a, entries, line_bytes, table, memory)};
+    if (axis == 0) product_column_table(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
+    else if (pairs) product_row_table_pairs(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
+    else product_row_table(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
+    return;
+  }
+  if (direct) a = (struct a_view){d->a.data, d->a.stride[1 - axis], 0};
+  else a = pack_a(d, axis == 0 ? 1 : 0, depth, pairs, (float *)memory);
+  if (axis == 0) (pairs ? product_column_major_pairs : product_column_major)(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
+  else if (pairs && direct && a.stride % 2) {  // rows at odd offsets: pairs are still readable, one table entry each
+    const void **table = (const void **)take(&memory, (int64_t)sizeof(void *) * rows);
+    for (int m = 0; m < rows; m++) table[m] = (const uint16_t *)d->a.data + m * d->a.stride[0];
+    a.table = (const uint32_t *const *)table;
+    product_row_table_pairs(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
+  } else {
+    if (pairs && direct) a.stride /= 2;
+    (pairs ? product_row_major_pairs : product_row_major)(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
+  }
+}
+
+static void pack_b_for_later(const struct dot_product *d, void *out) {
+  pack_b(d, d->k, out, d->scratch);
+}

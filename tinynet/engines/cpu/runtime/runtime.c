@@ -1,0 +1,132 @@
+// The run-time library, built once per machine: it runs a kernel's programs on a thread pool and serves the kernels.
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "dot.h"
+
+// ------------------------------------------------------------------------------------------------------------ arena
+
+// One growing block of memory per thread for the tiles of whatever kernel runs there; freed with the thread.
+static __thread struct { char *memory; int64_t bytes; } arena;
+static pthread_key_t arena_key;
+static pthread_once_t arena_once = PTHREAD_ONCE_INIT;
+
+static void create_arena_key(void) { pthread_key_create(&arena_key, free); }
+
+static char *thread_arena(int64_t bytes) {
+  if (arena.memory && bytes <= arena.bytes) return arena.memory;
+  pthread_once(&arena_once, create_arena_key);
+  free(arena.memory);
+  arena.bytes = 0;
+  arena.memory = NULL;
+  bytes = ((bytes | 1) + 65535) & ~(int64_t)65535;
+  void *memory = NULL;
+  if (posix_memalign(&memory, 4096, (size_t)bytes) != 0) memory = NULL;
+  pthread_setspecific(arena_key, memory);
+  arena.memory = memory;
+  arena.bytes = memory ? bytes : 0;
+  return memory;
+}
+
+// --------------------------------------------------------------------------------------------------------- services
+
+static pthread_mutex_t print_lock = PTHREAD_MUTEX_INITIALIZER;
+
+enum print_kind { PRINT_FLOAT, PRINT_SIGNED, PRINT_UNSIGNED, PRINT_HEX };
+
+static void print_value(const struct program *program, const char *prefix, const int64_t *index, int rank, int kind,
+                        double value, int64_t integer) {
+  pthread_mutex_lock(&print_lock);
+  printf("pid (%d, %d, %d) idx (", program->id[0], program->id[1], program->id[2]);
+  for (int i = 0; i < rank; i++) printf(i ? ", %lld" : "%lld", (long long)index[i]);
+  printf(")%s", prefix);
+  if (kind == PRINT_FLOAT) printf("%f\n", value);
+  else if (kind == PRINT_SIGNED) printf("%lld\n", (long long)integer);
+  else if (kind == PRINT_UNSIGNED) printf("%llu\n", (unsigned long long)integer);
+  else printf("0x%llx\n", (unsigned long long)integer);
+  fflush(stdout);
+  pthread_mutex_unlock(&print_lock);
+}
+
+static void fail(const struct program *program, const char *message) {
+  __atomic_store_n(program->failure, message, __ATOMIC_RELAXED);
+}
+
+static const struct services services = {dot, pack_b_for_later, print_value, fail};
+
+// ----------------------------------------------------------------------------------------------------------- launch
+
+struct work {
+  const struct launch *launch;
+  const char *failure;
+  int64_t total, chunk;
+  int64_t next __attribute__((aligned(64)));
+};
+
+static const char out_of_memory[] = "out of memory for a kernel's tiles";
+
+static void worker(void *data) {
+  struct work *work = data;
+  const struct launch *launch = work->launch;
+  struct program program = {
+      .count = {(int32_t)launch->grid[0], (int32_t)launch->grid[1], (int32_t)launch->grid[2]},
+      .arguments = launch->arguments,
+      .arena = thread_arena(launch->arena_bytes),
+      .services = &services,
+      .failure = &work->failure,
+  };
+  if (!program.arena) {
+    fail(&program, out_of_memory);
+    return;
+  }
+  for (;;) {
+    int64_t first = __atomic_fetch_add(&work->next, work->chunk, __ATOMIC_RELAXED);
+    if (first >= work->total) return;
+    int64_t end = least(first + work->chunk, work->total);
+    int64_t x = first % launch->grid[0], yz = first / launch->grid[0];
+    int64_t y = yz % launch->grid[1], z = yz / launch->grid[1];
+    for (int64_t i = first; i < end; i++) {
+      program.id[0] = (int32_t)x, program.id[1] = (int32_t)y, program.id[2] = (int32_t)z;
+      launch->kernel(&program);
+      if (__atomic_load_n(&work->failure, __ATOMIC_RELAXED)) return;
+      if (++x == launch->grid[0]) {
+        x = 0;
+        if (++y == launch->grid[1]) y = 0, z++;
+      }
+    }
+  }
+}
+
+// Runs every program of the grid. Returns NULL, or what went wrong.
+const char *tinynet_launch(const struct launch *launch) {
+  struct work work = {.launch = launch};
+  for (int i = 0; i < 3; i++)
+    if (launch->grid[i] <= 0) return NULL;
+  if (__builtin_mul_overflow(launch->grid[0], launch->grid[1], &work.total) ||
+      __builtin_mul_overflow(work.total, launch->grid[2], &work.total))
+    return "the grid has more than 2^63 programs";
+  int64_t threads = least(launch->threads, work.total);
+  work.chunk = least(work.total, 1);
+  if (threads <= 1 || !launch->parallel) {
+    work.chunk = work.total;
+    worker(&work);
+  } else {
+    work.chunk = work.total / (threads * 8);
+    work.chunk = work.chunk < 1 ? 1 : least(work.chunk, 64);
+    launch->parallel(worker, &work, (unsigned)threads, 0);
+  }
+  return work.failure;
+}
+
+const char tinynet_overlap[] = "overlap";
+
+// As tinynet_launch, for a kernel that relies on its arguments not to overlap: refuses with tinynet_overlap if they do.
+const char *tinynet_launch_apart(const struct launch *launch, const struct apart *pairs, int64_t count) {
+  for (int64_t i = 0; i < count; i++) {
+    const char *written = launch->arguments[pairs[i].written].pointer, *other = launch->arguments[pairs[i].other].pointer;
+    if (written < other + pairs[i].other_bytes && other < written + pairs[i].written_bytes) return tinynet_overlap;
+  }
+  return tinynet_launch(launch);
+}

@@ -1,0 +1,71 @@
+// The contract between generated kernels and the run-time library.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+// One 2-D operand of a dot product. Strided: element (i, j) is data[i * stride[0] + j * stride[1]]. With a row table,
+// rows[] holds a pointer for every index along table_axis and the other axis has unit stride; a NULL row is all zeros.
+// Elements at or past `valid` along either axis are zero and never read.
+struct operand {
+  const void *data;
+  int64_t stride[2];
+  const void *const *rows;
+  int32_t table_axis;
+  int32_t valid[2];
+};
+
+enum element_kind { ELEMENT_F32, ELEMENT_BF16, ELEMENT_F16 };
+
+// c[m][n] += sum over k of a[m][k] b[k][n], in fp32. `scratch` must hold dot_scratch bytes.
+struct dot_product {
+  int32_t m, n, k;
+  int32_t kind;
+  struct operand a, b;
+  const void *packed_b;  // what pack_b wrote, or NULL
+  float *c;
+  int64_t c_stride;
+  void *scratch;
+};
+
+struct program;
+
+struct services {
+  void (*dot)(const struct dot_product *);
+  void (*pack_b)(const struct dot_product *, void *out);
+  void (*print)(const struct program *, const char *prefix, const int64_t *index, int rank, int kind, double value, int64_t integer);
+  void (*fail)(const struct program *, const char *message);
+};
+
+union argument {
+  void *pointer;
+  int64_t integer;
+  double real;
+};
+
+typedef void (*kernel_function)(const struct program *);
+
+// One launch as the driver describes it; never written to, so that threads may share it.
+struct launch {
+  kernel_function kernel;
+  void (*parallel)(void (*)(void *), void *, unsigned, unsigned);  // GOMP_parallel, or NULL for one thread
+  int64_t threads;
+  int64_t grid[3];
+  int64_t arena_bytes;
+  union argument arguments[];
+};
+
+// Two arguments of which one is written: if they lie closer than this, the launch is refused.
+struct apart {
+  int64_t written, other;              // positions in the argument list
+  int64_t written_bytes, other_bytes;  // what each spans
+};
+
+// What one run of a kernel sees: which program it is, its arguments and its memory for tiles.
+struct program {
+  int32_t id[3];
+  int32_t count[3];
+  const union argument *arguments;
+  char *arena;
+  const struct services *services;
+  const char **failure;
+};

@@ -189,6 +189,8 @@ def adam(
     _check("adam", params, grads, **states)
     if len(state_steps) != len(params):
         raise ValueError(f"adam: got {len(state_steps)} state_steps for {len(params)} params")
+    if not params:
+        return
     torch._foreach_add_(list(state_steps), 1)  # pyright: ignore[reportPrivateImportUsage]
     columns = [params, grads, *(column for column in states.values() if column is not None)]
     for bucket in _buckets(columns, [step.item() for step in state_steps], tables):

@@ -182,6 +182,13 @@ def test_cast_rounds_ties_to_even() -> None:
     assert out[0] == 1.0 and out[1] == 1 + 2.0**-6
 
 
+def test_cast_keeps_every_nan_a_nan() -> None:
+    bits = torch.tensor([0x7FFFFFFF, 0x7F800001], dtype=torch.int32)  # rounding up, or cutting off, loses them
+    out = torch.zeros(2, dtype=torch.bfloat16)
+    cast_kernel[(1,)](bits.view(torch.float32), out, SIZE=2)
+    assert out.isnan().all()
+
+
 @triton.jit
 def dot_kernel(a_ptr, b_ptr, out_ptr, BLOCK: tl.constexpr):
     offsets = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]

@@ -211,8 +211,9 @@ def unspecified_kernel(x_ptr, y_ptr, size, OPERATION: tl.constexpr, BLOCK: tl.co
         tl.store(y_ptr, tl.sum(x, axis=0))
     elif OPERATION == "max":
         tl.store(y_ptr, tl.max(x, axis=0))
-    elif OPERATION == "masked":
-        tl.store(y_ptr + offsets, x, mask=offsets < size)
+    elif OPERATION == "masked":  # in place, and no poison gets out
+        y = tl.load(y_ptr + offsets, mask=offsets < size)
+        tl.store(y_ptr + offsets, x + y, mask=offsets < size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
@@ -228,7 +229,8 @@ def test_poison_is_reported_where_it_reaches_a_result(operation: str, poison: st
     (report,) = watch.reports
     assert report.kind == "poison" and report.source.startswith("x = tl.load(")
     if operation == "sum" and dtype.is_floating_point:
-        assert not y[0].isfinite()  # the results that stay are those of the chosen poison
+        expected = torch.tensor([float(poison)]).to(dtype)  # the results that stay are those of the chosen poison
+        torch.testing.assert_close(y[:1], expected, equal_nan=True)
 
 
 def test_no_poison_leaves_zeros() -> None:

@@ -121,6 +121,8 @@ def shift_in_place_kernel(x_ptr, size, FAULT: tl.constexpr, BLOCK: tl.constexpr)
     inside = offsets < size
     if FAULT == "in place over what others read":
         x = tl.load(x_ptr + offsets + 1, mask=offsets + 1 < size, other=0.0)
+    elif FAULT == "writes what all programs read":
+        x = tl.load(x_ptr + offsets, mask=inside, other=0.0) + tl.load(x_ptr + size - 1)
     else:
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
     tl.store(x_ptr + offsets, x + 1, mask=inside)
@@ -194,6 +196,7 @@ FAULTS: dict[str, tuple[Callable[[str], None], set[str]]] = {
     "reads its neighbor's partial sum": (column_sum, {"read-write"}),
     "atomic result read too early": (column_sum, {"read-write"}),
     "in place over what others read": (shift_in_place, {"read-write"}),
+    "writes what all programs read": (shift_in_place, {"read-write"}),
     "int32 offset past 2^31": (large_offset, {"overflow", "out-of-bounds"}),
     "poisoned index": (gather, {"out-of-bounds"}),
     "label out of range": (gather, {"out-of-bounds"}),

@@ -5,7 +5,6 @@
 - Every int32 addition is computed a second time in int64 for an overflow check whose result is dropped unless
   debugging is on. Cured: off; the guard turns it on again together with debugging.
 - A numpy dtype is looked up in a table built anew each time. Cured: remembered by name.
-- After a launch every CPU storage is copied onto itself. Cured: CPU tensors are used in place.
 - numpy warns of overflow, division by zero and all-NaN slices; a device doesn't. Cured: silent. The argmax of
   nothing but NaN raises. Cured: index 0.
 - An int32 sum that wraps around raises. Cured: it wraps.
@@ -31,8 +30,6 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
-
-from tinynet.engines.interpreter.memory import tensors_of
 
 LIBDEVICE_MODULES = (
     "triton.language.extra.libdevice",
@@ -153,16 +150,6 @@ def _launch(stock: Any) -> Any:
     return launch
 
 
-def _restore_arguments(stock: Any) -> Any:
-    @functools.wraps(stock)
-    def restore(self: Any, device: Any, host: Any, named_device: dict[str, Any], named_host: dict[str, Any]) -> None:
-        values = (*device, *named_device.values())
-        if any(tensor.device.type != "cpu" for value in values for _, tensor in tensors_of(value, "")):
-            stock(self, device, host, named_device, named_host)
-
-    return restore
-
-
 def _first_maximum(data: np.ndarray, axis: int | None, keepdims: bool) -> np.ndarray:
     return np.argmax(np.where(np.isnan(data), -np.inf, data), axis=axis, keepdims=keepdims)
 
@@ -240,7 +227,6 @@ def apply() -> None:
     interpreter._get_np_dtype = _get_np_dtype(interpreter._get_np_dtype)
     executor: Any = interpreter.GridExecutor
     executor.__call__ = _launch(executor.__call__)
-    executor._restore_args_dev = _restore_arguments(executor._restore_args_dev)
     builder: Any = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
     reduce_operations: Any = interpreter.ReduceOps

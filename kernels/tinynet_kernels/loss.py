@@ -33,7 +33,9 @@ import triton.language as tl
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block, power_of_2_at_least
 
-LOWEST = tl.constexpr(-3.4e38)  # below every finite logit that matters, and finite: LOWEST - x is never NaN
+# Where the running maximum starts, and what stands for a masked logit: finite, so that no difference is NaN.
+LOWEST = tl.constexpr(-1.7e38)
+MASKED = tl.constexpr(-3.4e38)
 
 
 @triton.jit
@@ -150,7 +152,8 @@ def cross_entropy_forward_kernel(
         column = start + tl.arange(0, BLOCK_CLASSES)
         mask = inside[:, None] & (column < C)[None, :]
         offset = logits_row[:, None] + column.to(tl.int64)[None, :] * stride_xc
-        x = tl.load(logits_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
+        x = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        x = tl.where(mask, x, MASKED)
         q = coefficients(
             label,
             target_ptr,
@@ -168,8 +171,9 @@ def cross_entropy_forward_kernel(
         shift = maximum - higher
         x -= higher[:, None]
         exponentials = exponentials * tl.exp(shift) + tl.sum(tl.exp(x), axis=1)
-        # A logit of -inf with no coefficient adds nothing: 0 log 0 = 0.
-        weighted += coefficient_sum * shift + tl.sum(q * tl.where(q == 0, 0.0, x), axis=1)
+        # A logit of -inf with no coefficient adds nothing: 0 log 0 = 0. The choice comes after the product: a product
+        # next to the sum would be fused into its first addition, each lane rounding its own way.
+        weighted += coefficient_sum * shift + tl.sum(tl.where(q == 0, 0.0, q * x), axis=1)
         coefficient_sum += tl.sum(q, axis=1)
         maximum = higher
 

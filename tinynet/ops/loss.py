@@ -345,7 +345,8 @@ class MSELossFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_mse_gradients(grad, *ctx.saved_tensors, ctx.reduction, ctx.needs_input_grad[:2]), None)
+        x, target = ctx.saved_tensors
+        return (*_mse_gradients(grad, x, target, ctx.reduction, ctx.needs_input_grad[:2]), None)
 
 
 def _same_dense_layout(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -453,7 +454,8 @@ def mse_loss(
         return MSELossFunction.apply(input, target, reduction)  # pyright: ignore[reportReturnType]
     from tinynet_kernels.loss import mse_loss_forward
 
-    return mse_loss_forward(*_same_dense_layout(input, target), reduction)
+    input, target = _same_dense_layout(input, target)
+    return mse_loss_forward(input, target, reduction)
 
 
 def _weighted_mse_loss(input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:

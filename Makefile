@@ -34,8 +34,8 @@ format: $(SET_UP) ## let ruff mend and format the code
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
 
-bench: $(SET_UP) ## run every benchmark
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PYTHON) $$file $(ARGS) || exit 1; done
+bench: $(SET_UP) ## time the kernels beside PyTorch; ARGS='--only conv,linear' adds flags
+	@$(PYTHON) -m benchmarks $(ARGS)
 
 compile-matrix: $(SET_UP) ## compile every kernel for every target, without a GPU
 	@$(PYTHON) -m tinynet.engines.offline.matrix $(ARGS)

@@ -20,6 +20,7 @@ from tinynet.train.options import RunParser
 from tinynet.train.report import write_image_report
 from tinynet.train.trainer import CHECKPOINT_NAME, METRICS_NAME
 
+LABEL_SMOOTHING = 0.05
 WEIGHT_DECAY = 5e-4
 WARM_UP = 0.1  # of all steps
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trainer = Trainer(
             model,
             batches,
-            nn.CrossEntropyLoss(),
+            nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING),
             optimizer,
             warm_up_and_cosine(optimizer, total_steps, round(WARM_UP * total_steps)),
             measures={"accuracy": accuracy},

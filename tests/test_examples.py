@@ -1,0 +1,176 @@
+"""The examples as a person runs them: accuracy, sameness, Ctrl-C, resumption, and what they say to bad input."""
+
+import csv
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CLASSIFIER = EXAMPLES / "train_image_classifier.py"
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what chooses an engine."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "TINYNET_ENGINE")}
+    return kept | changes
+
+
+def run(folder: Path, *flags: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Runs the classifier in a folder."""
+    return subprocess.run(
+        [sys.executable, str(CLASSIFIER), *flags],
+        cwd=folder,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """The lines of metrics.csv without the time, which no two runs share."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    for name, weight in weights(first).items():
+        assert torch.equal(weights(second)[name], weight), name
+
+
+@pytest.mark.parametrize(("model", "bar"), [("cnn", 0.980), ("mlp", 0.960)])
+def test_mnist5k_reaches_its_bar_from_the_default_seed_in_two_minutes(tmp_path, model, bar):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = run(tmp_path, *([] if model == "cnn" else ["--model", model]))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / f"{model}-mnist5k"
+    assert float(metrics(folder)[-1]["test_accuracy"]) >= bar
+    # Time of the processors and not of the clock, which other processes of a test run share: two cores, two minutes.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 240
+    files = {"metrics.csv", "checkpoint.pt", "curve.png", "confusion.png", "filters.png", "samples.png"}
+    assert {path.name for path in folder.iterdir()} == files
+
+
+def test_a_run_says_what_it_trains_and_on_which_engine(tmp_path):
+    result = run(tmp_path, "--data", "digits", "--model", "mlp", "--steps", "2", "--engine", "reference")
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("weights on digits, 1,500 train and 297 test images of 1x8x8, 10 classes")
+    assert lines[1].startswith("engine: reference (plain PyTorch) on ")
+    assert lines[2].startswith("epoch 1: loss ") and "images/s" in lines[2]
+    assert lines[-2].startswith("test accuracy ") and lines[-1].startswith("runs/mlp-digits: metrics.csv")
+
+
+def test_same_seed_gives_the_same_numbers_bit_for_bit(tmp_path):
+    for name, seed in (("first", "7"), ("second", "7"), ("third", "8")):
+        assert run(tmp_path, "--data", "digits", "--steps", "30", "--seed", seed, "--out", name).returncode == 0
+    assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
+    assert_same_weights(tmp_path / "first", tmp_path / "second")
+    assert metrics(tmp_path / "first") != metrics(tmp_path / "third")
+
+
+def test_control_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(tmp_path):
+    flags = ["--data", "digits", "--epochs", "40"]
+    assert run(tmp_path, *flags, "--out", "whole").returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, str(CLASSIFIER), *flags, "--out", "cut"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 130
+    assert "--resume cut goes on from there" in rest
+    assert (tmp_path / "cut" / "confusion.png").exists()
+    resumed = run(tmp_path, "--resume", "cut")
+    assert resumed.returncode == 0, resumed.stderr
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole")
+    again = run(tmp_path, "--resume", "cut")
+    assert again.returncode == 2 and "has done its 960 steps: give more with --epochs" in again.stderr
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_16_bit_training_learns(tmp_path, dtype):
+    result = run(tmp_path, "--data", "digits", "--model", "mlp", "--epochs", "8", "--dtype", dtype, "--out", "out")
+    assert result.returncode == 0, result.stderr
+    assert float(metrics(tmp_path / "out")[-1]["test_accuracy"]) > 0.85
+
+
+@pytest.mark.kernels
+def test_training_runs_through_the_kernels(tmp_path, request):
+    interpreted = {"TRITON_INTERPRET": "1"} if os.environ.get("TRITON_INTERPRET") == "1" else {}
+    flags = ["--data", "digits", "--engine", "kernels", "--steps", "3", "--batch-size", "16"]
+    result = run(tmp_path, *flags, "--model", "mlp", "--out", "out", **interpreted)
+    assert result.returncode == 0, result.stderr
+    assert "engine: Triton kernels on" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--lr", "-0.1"], "--lr: must be a finite number above 0, got '-0.1'"),
+        (["--model", "vgg"], "--model: invalid choice: 'vgg'"),
+        (["--data", "mnist6k"], "--data: invalid choice: 'mnist6k'"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--out", "file"], "--out file is a file"),
+        (["--out", "file/below"], "--out file/below is a file, or lies in one"),
+        (["--resume", "file"], "file cannot be read as a checkpoint"),
+        (["--resume", "nowhere"], "there is no checkpoint nowhere"),
+        (["--model", "mlp", "--lr", "1e30", "--data", "digits"], "try a smaller learning rate"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_changes_nothing(tmp_path, flags, sentence):
+    (tmp_path / "file").write_text("mine")
+    result = run(tmp_path, *flags)
+    assert result.returncode == (1 if "1e30" in flags else 2)
+    assert sentence in result.stderr and result.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_never_overwrites_another_ones_checkpoint(tmp_path):
+    flags = ["--data", "digits", "--model", "mlp", "--steps", "2", "--out", "out"]
+    assert run(tmp_path, *flags).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    again = run(tmp_path, *flags)
+    assert again.returncode == 2 and "--out out holds a checkpoint: go on with --resume out" in again.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_without_matplotlib_a_run_says_so_in_one_line(tmp_path):
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide" / "sitecustomize.py").write_text(
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, package=None: None if name == 'matplotlib' else find(name, package)\n"
+    )
+    result = run(
+        tmp_path,
+        "--data",
+        "digits",
+        "--model",
+        "mlp",
+        "--steps",
+        "2",
+        "--out",
+        "out",
+        PYTHONPATH=str(tmp_path / "hide"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("no pictures: matplotlib is not installed") == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.csv", "checkpoint.pt"}

@@ -222,7 +222,7 @@ class PointerTable:
     CUDA a new table travels from pinned memory without a wait of the host; PyTorch keeps that memory until it arrived.
 
     Attributes:
-        addresses: int64 [parameters, columns]: elements, then the address of each tensor.
+        addresses: int64 [parameters * columns], row by row: elements, then the address of each tensor.
         blocks: int32 [programs, 2]: row of `addresses`, and block within its tensors.
         aligned: whether every address is a multiple of 16 bytes.
         block, num_warps: the tile.
@@ -256,11 +256,13 @@ class PointerTable:
             self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32), device)
         if self._rows != rows:
             self._rows = rows
-            width = 1 + len(columns)
-            self.addresses = _upload(torch.tensor(rows, dtype=torch.int64), device).view(-1, width)
-            addresses = [entry for index, entry in enumerate(rows) if index % width]
-            on_gpu = target.kind in ("cuda", "hip")
-            self.aligned = on_gpu and all(address % ALIGNMENT == 0 for address in addresses)
+            self.addresses = _upload(torch.tensor(rows, dtype=torch.int64), device)
+            self.aligned = target.kind in ("cuda", "hip") and _all_aligned(rows, 1 + len(columns))
+
+
+def _all_aligned(rows: list[int], width: int) -> bool:
+    """Whether every address of a table, that is all but each row's first entry, is a multiple of 16 bytes."""
+    return not any(address % ALIGNMENT for column in range(1, width) for address in rows[column::width])
 
 
 def _upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -282,11 +284,18 @@ def adam_cost(HAS_WEIGHT_DECAY: bool, AMSGRAD: bool, **launched: Any) -> Cost:
 
 
 def _cost(
-    flops: int, accesses: int, table_ptr: torch.Tensor, block_ptr: torch.Tensor, DTYPE: Any, BLOCK: int, **_: Any
+    flops: int,
+    accesses: int,
+    table_ptr: torch.Tensor,
+    block_ptr: torch.Tensor,
+    DTYPE: Any,
+    COLUMNS: int,
+    BLOCK: int,
+    **_: Any,
 ) -> Cost:
     """The cost of so many operations and accesses an element."""
     holds_sizes = type(table_ptr) is torch.Tensor  # a fake tensor doesn't: as if every block were full
-    elements = int(table_ptr[:, 0].sum()) if holds_sizes else block_ptr.shape[0] * BLOCK
+    elements = int(table_ptr[::COLUMNS].sum()) if holds_sizes else block_ptr.shape[0] * BLOCK
     return Cost(flops * elements, accesses * elements * DTYPE.primitive_bitwidth // 8)
 
 

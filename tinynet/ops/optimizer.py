@@ -239,50 +239,49 @@ def _buckets(
 ) -> Iterator[_Bucket]:
     """Parameters by device, dtype and phase, in order of appearance."""
     groups: dict[Any, list[tuple[Tensor, ...]]] = {}
-    for phase, *row in zip(phases, *columns, strict=True):
+    for phase, row in zip(phases, zip(*columns, strict=True), strict=True):
         parameter = row[0]
-        dtype = parameter.dtype
-        uniform = all(tensor.dtype is dtype for tensor in row)
-        key = (phase, uniform, dtype, parameter.device, type(parameter))
-        groups.setdefault(key, []).append(tuple(row))
+        flat = _flat_row(row)
+        key = (phase, flat is None, parameter.dtype, parameter.device, type(parameter))
+        groups.setdefault(key, []).append(flat or row)
     tables = [] if tables is None else tables
     launches = 0
-    for (phase, uniform, *_), rows in groups.items():
-        served = uniform and route(rows[0][0]) is Route.KERNELS
-        flat = _flat_rows(rows) if served else None
-        if flat is None:
+    for (phase, scattered, *_), rows in groups.items():
+        if scattered or route(rows[0][0]) is not Route.KERNELS or _share_memory([row[0] for row in rows]):
             yield _Bucket(phase, rows, None)
             continue
+        _name_to_guard(rows)
         if launches == len(tables):
             from tinynet_kernels.optimizer import PointerTable
 
             tables.append(PointerTable())
-        yield _Bucket(phase, flat, tables[launches])
+        yield _Bucket(phase, rows, tables[launches])
         launches += 1
 
 
-def _flat_rows(rows: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]] | None:
-    """The rows with every tensor in its parameter's dense layout; None where no such layout serves.
+def _flat_row(row: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """The row with every tensor in its parameter's dense layout; None where there is none, or dtypes differ.
 
     A gradient in another layout is copied. A state in another layout (the parameter has changed its own since) gets
     new memory once and stays the same tensor.
     """
-    flat = []
-    for row in rows:
-        if not all(tensor.is_contiguous() for tensor in row):
-            parameter, gradient, *states = row
-            if not is_dense(parameter):
-                return None
-            for state in states:
-                if state.stride() != parameter.stride():
-                    state.data = torch.empty_like(parameter).copy_(state)
-            if gradient.stride() != parameter.stride():
-                row = (parameter, torch.empty_like(parameter).copy_(gradient), *states)
-        flat.append(row)
-    if _share_memory([row[0] for row in flat]):
+    dtype = row[0].dtype
+    contiguous = True
+    for tensor in row:
+        if tensor.dtype is not dtype:
+            return None
+        contiguous = contiguous and tensor.is_contiguous()
+    if contiguous:
+        return row
+    parameter, gradient, *states = row
+    if not is_dense(parameter):
         return None
-    _name_to_guard(flat)
-    return flat
+    for state in states:
+        if state.stride() != parameter.stride():
+            state.data = torch.empty_like(parameter).copy_(state)
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter).copy_(gradient)
+    return (parameter, gradient, *states)
 
 
 def _share_memory(dense: Sequence[Tensor]) -> bool:
@@ -312,19 +311,20 @@ def _check(
     operator: str, params: Sequence[Tensor], grads: Sequence[Tensor], **states: Sequence[Tensor | None] | None
 ) -> None:
     """Raises for what no step can be made of, before anything is changed."""
-    for name, column in {"grads": grads, **states}.items():
-        if column is None:
-            continue
+    columns = {"grads": grads, **{name: column for name, column in states.items() if column is not None}}
+    for name, column in columns.items():
         if len(column) != len(params):
             raise ValueError(f"{operator}: got {len(column)} {name} for {len(params)} params")
-        for index, (parameter, tensor) in enumerate(zip(params, column, strict=True)):
+    for index, (parameter, *tensors) in enumerate(zip(params, *columns.values(), strict=True)):
+        shape = parameter.shape
+        for name, tensor in zip(columns, tensors, strict=True):
             if tensor is None:
                 continue
             if tensor.layout is not torch.strided:
                 raise RuntimeError(f"{operator}: {name}[{index}] is sparse; sparse gradients are not supported")
-            if tensor.shape != parameter.shape:
+            if tensor.shape != shape:
                 raise ValueError(
-                    f"{operator}: {name}[{index}] must have its parameter's shape {tuple(parameter.shape)}, "
+                    f"{operator}: {name}[{index}] must have its parameter's shape {tuple(shape)}, "
                     f"got {tuple(tensor.shape)}"
                 )
     if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():

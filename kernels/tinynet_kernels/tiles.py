@@ -195,3 +195,181 @@ def flat_block(elements: int, target: Target) -> tuple[int, int]:
     if target.kind == "cpu":
         return min(4096, power_of_2_at_least(elements)), 4
     return 1024, 4
+
+
+class ConvolutionWeightTile(NamedTuple):
+    """The tile of one program of a convolution's weight gradient.
+
+    Attributes:
+        block_rows: output channels.
+        block_columns: input channels of one tap or, where `flat`, (tap, channel) pairs.
+        box: (images, rows, columns) of output pixels in one step of the reduction, each a power of two.
+        flat: whether a tile's columns run over all taps.
+        num_warps: warps of a program.
+        num_stages: stages of its pipeline.
+    """
+
+    block_rows: int
+    block_columns: int
+    box: tuple[int, int, int]
+    flat: bool
+    num_warps: int
+    num_stages: int
+
+
+@lru_cache(maxsize=4096)
+def convolution_tile(pixels: int, channels_out: int, channels_in: int, dtype: torch.dtype, target: Target) -> GemmTile:
+    """The tile for a convolution, or its data gradient: [pixels, channels_in] x [channels_in, channels_out].
+
+    A step of the reduction is one tap of BLOCK_K channels, so BLOCK_K should divide the channels: their largest power
+    of two is taken where it is worth a step, else the last step of each tap is masked.
+
+    Args:
+        pixels: of all images of the output.
+        channels_out: columns of the output, in one group.
+        channels_in: reduced over, in one group.
+        dtype: of the operands.
+        target: where it runs.
+    """
+    tile = gemm_tile(pixels, channels_out, channels_in, dtype, target)
+    divisor = min(tile.block_k, channels_in & -channels_in)
+    if divisor < (16 if dtype is torch.float32 else 32):
+        divisor = min(tile.block_k, max(16, power_of_2_at_least(channels_in)))
+    return tile._replace(block_k=divisor)
+
+
+@lru_cache(maxsize=4096)
+def convolution_few_channels_tile(
+    pixels: int, channels_out: int, reduction: int, dtype: torch.dtype, target: Target
+) -> GemmTile:
+    """The tile for a convolution whose reduction runs over all taps of a few channels."""
+    if target.kind in ("cpu", "interpreter"):
+        return gemm_tile(pixels, channels_out, reduction, dtype, target)
+    block_n = min(64, max(16, power_of_2_at_least(channels_out)))
+    return GemmTile(128, block_n, 32 if dtype.itemsize == 2 else 16, 4, 2)
+
+
+@lru_cache(maxsize=4096)
+def convolution_weight_tile(
+    channels_out: int,
+    channels_in: int,
+    taps: int,
+    output: tuple[int, int, int],
+    dtype: torch.dtype,
+    target: Target,
+) -> ConvolutionWeightTile:
+    """The tile for a convolution's weight gradient, a product over all output pixels.
+
+    Args:
+        channels_out: in one group.
+        channels_in: in one group.
+        taps: of the kernel.
+        output: images, rows and columns of output pixels.
+        dtype: of the operands.
+        target: where it runs.
+    """
+    flat = channels_in < 16
+    pixels = output[0] * output[1] * output[2]
+    columns = channels_in * taps if flat else channels_in
+    tile = gemm_tile(channels_out, columns, pixels, dtype, target)
+    if target.kind in ("cuda", "hip"):
+        # Few tiles are no reason for small ones: the reduction is split until the chip is full.
+        rows = 128 if channels_out > 64 else 64
+        width = min(128, max(16, power_of_2_at_least(columns)))
+        warps = 8 if rows == 128 and width == 128 else 4
+        tile = fit_stages(GemmTile(rows, width, 32 if dtype is torch.float32 else 64, warps, 3), dtype, target)
+    box = _box(tile.block_k, output)
+    return ConvolutionWeightTile(tile.block_m, tile.block_n, box, flat, tile.num_warps, tile.num_stages)
+
+
+def _box(size: int, output: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The box of `size` pixels that covers `output` in the fewest steps; among equals the one with longest rows."""
+    boxes = []
+    width = size
+    while width:
+        height = size // width
+        while height:
+            box = (size // (width * height), height, width)
+            steps = ceil_div(output[0], box[0]) * ceil_div(output[1], box[1]) * ceil_div(output[2], box[2])
+            boxes.append((steps, box))
+            height //= 2
+        width //= 2
+    return min(boxes, key=lambda entry: entry[0])[1]
+
+
+@lru_cache(maxsize=4096)
+def depthwise_box(output: tuple[int, int, int], target: Target) -> tuple[int, int, int]:
+    """(images, rows, columns) of output pixels in one step of a depthwise weight gradient."""
+    return _box(1024 if target.kind == "interpreter" else 32, output)
+
+
+@lru_cache(maxsize=4096)
+def convolution_transpose_tile(batch: int, rows: int, columns: int, target: Target) -> tuple[int, int, int, int]:
+    """(BLOCK_BATCH, BLOCK_ROWS, BLOCK_COLUMNS, num_warps) for a batched transposition."""
+    side, size = (1024, 1 << 18) if target.kind == "interpreter" else (64, 1 << 12)
+    block_rows = min(side, power_of_2_at_least(rows))
+    block_columns = min(side, power_of_2_at_least(columns))
+    block_batch = min(max(1, size // (block_rows * block_columns)), power_of_2_at_least(batch))
+    return block_batch, block_rows, block_columns, 4
+
+
+class RecurrentTile(NamedTuple):
+    """The tile of a persistent recurrent kernel: sequences a program, and the units it holds, all of them."""
+
+    block_batch: int
+    block_hidden: int
+    block_output: int
+    num_warps: int
+
+
+# Beyond the weights a persistent kernel holds the operand of its product and what layout changes need.
+_RECURRENT_MARGIN = 8 << 10
+
+
+@lru_cache(maxsize=4096)
+def recurrent_tile(
+    batch: int, gates: int, hidden: int, output: int, dtype: torch.dtype, precision: str, target: Target
+) -> RecurrentTile | None:
+    """The tile of a persistent kernel, or None where the recurrent weight does not fit the chip.
+
+    Args:
+        batch: sequences.
+        gates: 1, 3 or 4 blocks of the recurrent weight.
+        hidden: units.
+        output: units after the projection; `hidden` without one.
+        dtype: of the weights.
+        precision: of the product (`dot_precision`); three tf32 products hold the weight twice.
+        target: where it runs.
+    """
+    least = 8 if dtype is torch.float32 else 16
+    block_hidden = max(16, power_of_2_at_least(hidden))
+    block_output = max(16, power_of_2_at_least(output))
+    blocks = gates + (output != hidden)
+    held = blocks * block_hidden * block_output * dtype.itemsize * (2 if precision == "tf32x3" else 1)
+    if target.kind == "interpreter":
+        return RecurrentTile(min(64, max(16, power_of_2_at_least(batch))), block_hidden, block_output, 4)
+    if target.kind == "cpu":
+        share = ceil_div(batch, target.processors)
+        block_batch = min(32, max(least, power_of_2_at_least(share)))
+        return RecurrentTile(block_batch, block_hidden, block_output, 4) if block_hidden <= 512 else None
+    if held + _RECURRENT_MARGIN > target.shared_memory:
+        return None
+    return RecurrentTile(16, block_hidden, block_output, 4 if block_hidden <= 64 else 8)
+
+
+@lru_cache(maxsize=4096)
+def recurrent_step_tile(batch: int, units: int, reduction: int, dtype: torch.dtype, target: Target) -> GemmTile:
+    """The tile of one step's product [batch, reduction] x [reduction, units].
+
+    Args:
+        batch: sequences.
+        units: of the result.
+        reduction: its length.
+        dtype: of the weights.
+        target: where it runs.
+    """
+    if target.kind in ("cpu", "interpreter"):
+        return gemm_tile(batch, units, reduction, dtype, target)
+    block_units = 64 if units >= 64 * target.processors else 32
+    block_reduction = min(32 if dtype is torch.float32 else 64, max(16, power_of_2_at_least(reduction)))
+    return GemmTile(16, block_units, block_reduction, 4, 3)

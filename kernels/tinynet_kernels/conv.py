@@ -1,0 +1,535 @@
+"""Two-dimensional convolution: y = act(x * W + b), x [N, C, H, W], W [K, C / groups, R, S], y [N, K, P, Q].
+
+    y[n, k, p, q] = sum over c, r, s of x[n, c, p stride + r dilation - padding, q ...] W[k, c, r, s]
+
+Everything here is channels_last: x lies as [N, H, W, C], W as [K, R, S, C], y as [N, P, Q, K] (`layout.py`). Three
+kernels make the forward, by the channels of one group; all end in the same epilogue of bias and activation:
+
+    16 and more     an implicit matrix product [N P Q, C R S] x [C R S, K]: no patch is ever written down. One step is
+                    one tap of BLOCK_C channels. Taps are the inner loop, so neighboring steps read the same lines.
+                    Which taps of a pixel lie inside the image is a bitmask, shifted once a step.
+    2 to 15         the same product, but one step is BLOCK_K (tap, channel) pairs: a tap alone would be too thin
+    1               no product: taps unrolled (`depthwise.py`)
+
+A 1 x 1 convolution with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
+`conv_backward.py`. Source: the definition of torch.nn.functional.conv2d; implicit GEMM as in cuDNN (Chetlur et al.
+2014, arXiv:1410.0759).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.activation import activate
+from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.gemm import grouped_tile
+from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
+from tinynet_kernels.linear import GROUP, linear_forward
+from tinynet_kernels.tiles import (
+    GemmTile,
+    ceil_div,
+    convolution_few_channels_tile,
+    convolution_precision,
+    convolution_tile,
+    current_target,
+    dot_precision,
+)
+
+FEW_CHANNELS = 16  # below this a tap's channels are too thin a step for a matrix instruction
+LARGEST_OFFSET = (1 << 31) - 1  # of an int32
+
+
+@triton.jit
+def pixel_position(pixel, P, Q):
+    """(image, row, column) of flat indices into [N, P, Q]."""
+    row = pixel // Q
+    return row // P, row % P, pixel % Q
+
+
+@triton.jit
+def inside(position, size):
+    """Whether positions lie in [0, size)."""
+    return (position >= 0) & (position < size)
+
+
+@triton.jit
+def tap_bits(
+    row,
+    column,
+    H,
+    W,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+):
+    """Bit r S + s of a lane: whether tap (r, s) of the window that begins at (row, column) lies in the image."""
+    bits = tl.zeros(row.shape, tl.int32)
+    for r in tl.static_range(R):
+        for s in tl.static_range(S):
+            valid = inside(row + r * DILATION_H, H) & inside(column + s * DILATION_W, W)
+            bits |= valid.to(tl.int32) << (r * S + s)
+    return bits
+
+
+@triton.jit
+def next_box(n, p, q, P, Q, BOX_N: tl.constexpr, BOX_P: tl.constexpr, BOX_Q: tl.constexpr):
+    """The first (image, row, column) of the box after the one that begins at (n, p, q)."""
+    q += BOX_Q
+    row_ends = q >= Q
+    q = tl.where(row_ends, 0, q)
+    p = tl.where(row_ends, p + BOX_P, p)
+    image_ends = p >= P
+    return tl.where(image_ends, n + BOX_N, n), tl.where(image_ends, 0, p), q
+
+
+@triton.jit
+def store_activated(
+    z,
+    bias_ptr,
+    y_ptr,
+    z_ptr,
+    pixel_start,
+    pixels,
+    column_start,
+    columns,
+    first_channel,
+    K,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_INPUT: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """The epilogue: y = act(z + b), and z + b itself for SAVE_INPUT, for a [BLOCK_PIXELS, BLOCK_COLUMNS] tile.
+
+    Columns are output channels of the group that begins at `first_channel` of K.
+    """
+    pixel = tl.arange(0, BLOCK_PIXELS)
+    column = tl.arange(0, BLOCK_COLUMNS)
+    column_mask = column < columns - column_start
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + first_channel + column_start + column, mask=column_mask, other=0.0)
+        z += bias.to(tl.float32)[None, :]
+    mask = (pixel < pixels - pixel_start)[:, None] & column_mask[None, :]
+    base = pixel_start.to(tl.int64) * K + first_channel + column_start
+    offset = pixel[:, None] * K + column[None, :]
+    if SAVE_INPUT:
+        tl.store(z_ptr + base + offset, z.to(z_ptr.dtype.element_ty), mask=mask)
+    y = activate(z, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    tl.store(y_ptr + base + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def convolution_forward_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    z_ptr,
+    pixels,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    group_inputs,
+    group_outputs,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_INPUT: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    WIDE_OFFSETS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """y = act(x * W + b), one [BLOCK_PIXELS, BLOCK_K] tile a program; the second grid axis is the group.
+
+    Input offsets are relative to the tile's first image: int32, or int64 for WIDE_OFFSETS (huge images of few output
+    pixels). EVEN_C says that BLOCK_C divides the group's input channels.
+    """
+    pixel_tile, column_tile = grouped_tile(
+        tl.program_id(0), tl.cdiv(pixels, BLOCK_PIXELS), tl.cdiv(group_outputs, BLOCK_K), GROUP
+    )
+    group = tl.program_id(1)
+    pixel_start = pixel_tile * BLOCK_PIXELS
+    column_start = column_tile * BLOCK_K
+    pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
+    column = tl.arange(0, BLOCK_K) % (group_outputs - column_start)  # past the end: copies, never stored
+    channel = tl.arange(0, BLOCK_C)
+
+    image, p, q = pixel_position(pixel, P, Q)
+    first_image = pixel_start // (P * Q)
+    h = p * STRIDE_H - PADDING_H
+    w = q * STRIDE_W - PADDING_W
+    image -= first_image
+    if WIDE_OFFSETS:
+        image = image.to(tl.int64)
+    x_offset = (((image * H + h) * W + w) * C)[:, None] + channel[None, :]
+    x_base = x_ptr + first_image.to(tl.int64) * H * W * C + group * group_inputs
+
+    TAPS: tl.constexpr = R * S
+    BITMASK: tl.constexpr = TAPS <= 32
+    in_tile = pixel < pixels
+    if BITMASK:
+        all_bits = tl.where(in_tile, tap_bits(h, w, H, W, R, S, DILATION_H, DILATION_W), 0)
+        bits = all_bits
+
+    weight_offset = channel[:, None] + column[None, :] * (TAPS * group_inputs)
+    weight_base = weight_ptr + (group * group_outputs + column_start).to(tl.int64) * TAPS * group_inputs
+
+    # From a tap to the next, to the next row of taps, and from the last tap to the first of the next channels.
+    next_tap = DILATION_W * C
+    next_row = DILATION_H * W * C - (S - 1) * next_tap
+    next_channels = BLOCK_C - (R - 1) * DILATION_H * W * C - (S - 1) * next_tap
+    next_weights = BLOCK_C - (TAPS - 1) * group_inputs
+
+    z = tl.zeros((BLOCK_PIXELS, BLOCK_K), tl.float32)
+    tap = 0
+    s = 0
+    channels_left = group_inputs
+    for _ in range(TAPS * tl.cdiv(group_inputs, BLOCK_C)):
+        if BITMASK:
+            valid = (bits & 1) != 0
+        else:
+            valid = in_tile & inside(h + tap // S * DILATION_H, H) & inside(w + s * DILATION_W, W)
+        if EVEN_C:
+            a = tl.load(x_base + x_offset, mask=valid[:, None], other=0.0)
+            b = tl.load(weight_base + weight_offset)  # in bounds: column < group_outputs, BLOCK_C divides the channels
+        else:
+            a = tl.load(x_base + x_offset, mask=valid[:, None] & (channel < channels_left)[None, :], other=0.0)
+            b = tl.load(weight_base + weight_offset, mask=(channel < channels_left)[:, None], other=0.0)
+        z = tl.dot(a, b, z, input_precision=PRECISION)
+        tap += 1
+        s += 1
+        row_ends = s == S
+        taps_end = tap == TAPS
+        x_base += tl.where(taps_end, next_channels, tl.where(row_ends, next_row, next_tap))
+        weight_base += tl.where(taps_end, next_weights, group_inputs)
+        if BITMASK:
+            bits = tl.where(taps_end, all_bits, bits >> 1)
+        if not EVEN_C:
+            channels_left -= tl.where(taps_end, BLOCK_C, 0)
+        s = tl.where(row_ends, 0, s)
+        tap = tl.where(taps_end, 0, tap)
+
+    store_activated(
+        z,
+        bias_ptr,
+        y_ptr,
+        z_ptr,
+        pixel_start,
+        pixels,
+        column_start,
+        group_outputs,
+        group * group_outputs,
+        K,
+        ACTIVATION,
+        PARAMETER_A,
+        PARAMETER_B,
+        HAS_BIAS,
+        SAVE_INPUT,
+        BLOCK_PIXELS,
+        BLOCK_K,
+    )
+
+
+@triton.jit
+def convolution_few_channels_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    z_ptr,
+    pixels,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    group_outputs,
+    GROUP_INPUTS: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_INPUT: tl.constexpr,
+    WIDE_OFFSETS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_REDUCTION: tl.constexpr,
+):
+    """As `convolution_forward_kernel`, with steps of BLOCK_REDUCTION (tap, channel) pairs."""
+    column_tiles = tl.cdiv(group_outputs, BLOCK_K)
+    group = tl.program_id(1)
+    pixel_start = tl.program_id(0) // column_tiles * BLOCK_PIXELS
+    column_start = tl.program_id(0) % column_tiles * BLOCK_K
+    pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
+    column = tl.arange(0, BLOCK_K) % (group_outputs - column_start)  # past the end: copies, never stored
+
+    image, p, q = pixel_position(pixel, P, Q)
+    first_image = pixel_start // (P * Q)
+    h = p * STRIDE_H - PADDING_H
+    w = q * STRIDE_W - PADDING_W
+    image -= first_image
+    if WIDE_OFFSETS:
+        image = image.to(tl.int64)
+    x_offset = ((image * H + h) * W + w) * C
+    x_base = x_ptr + first_image.to(tl.int64) * H * W * C + group * GROUP_INPUTS
+
+    REDUCTION: tl.constexpr = R * S * GROUP_INPUTS
+    BITMASK: tl.constexpr = R * S <= 32
+    in_tile = pixel < pixels
+    if BITMASK:
+        bits = tl.where(in_tile, tap_bits(h, w, H, W, R, S, DILATION_H, DILATION_W), 0)
+    weight_base = weight_ptr + (group * group_outputs + column_start).to(tl.int64) * REDUCTION
+
+    z = tl.zeros((BLOCK_PIXELS, BLOCK_K), tl.float32)
+    for start in range(0, REDUCTION, BLOCK_REDUCTION):
+        pair = start + tl.arange(0, BLOCK_REDUCTION)
+        in_reduction = pair < REDUCTION
+        tap = pair // GROUP_INPUTS
+        r = tap // S * DILATION_H
+        s = tap % S * DILATION_W
+        if BITMASK:
+            valid = ((bits[:, None] >> tl.minimum(tap, 31)[None, :]) & 1) != 0
+        else:
+            valid = inside(h[:, None] + r[None, :], H) & inside(w[:, None] + s[None, :], W) & in_tile[:, None]
+        tap_offset = (r * W + s) * C + pair % GROUP_INPUTS
+        a = tl.load(x_base + (x_offset[:, None] + tap_offset[None, :]), mask=valid & in_reduction[None, :], other=0.0)
+        b = tl.load(weight_base + (column[None, :] * REDUCTION + pair[:, None]), mask=in_reduction[:, None], other=0.0)
+        z = tl.dot(a, b, z, input_precision=PRECISION)
+
+    store_activated(
+        z,
+        bias_ptr,
+        y_ptr,
+        z_ptr,
+        pixel_start,
+        pixels,
+        column_start,
+        group_outputs,
+        group * group_outputs,
+        K,
+        ACTIVATION,
+        PARAMETER_A,
+        PARAMETER_B,
+        HAS_BIAS,
+        SAVE_INPUT,
+        BLOCK_PIXELS,
+        BLOCK_K,
+    )
+
+
+@costs(convolution_forward_kernel)
+@costs(convolution_few_channels_kernel)
+def convolution_forward_cost(
+    x_ptr: torch.Tensor,
+    weight_ptr: torch.Tensor,
+    bias_ptr: torch.Tensor | None,
+    y_ptr: torch.Tensor,
+    z_ptr: torch.Tensor | None,
+    pixels: int,
+    **_: Any,
+) -> Cost:
+    """2 N P Q K R S C / groups operations; x, W and b read, y (and z) written."""
+    return Cost(2 * pixels * weight_ptr.numel(), size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr))
+
+
+def window_constants(spec: ConvolutionSpec, kernel_size: tuple[int, int]) -> dict[str, int]:
+    """The kernels' constexprs that say how the window slides."""
+    return {
+        "R": kernel_size[0],
+        "S": kernel_size[1],
+        "STRIDE_H": spec.stride[0],
+        "STRIDE_W": spec.stride[1],
+        "PADDING_H": spec.padding[0],
+        "PADDING_W": spec.padding[1],
+        "DILATION_H": spec.dilation[0],
+        "DILATION_W": spec.dilation[1],
+    }
+
+
+def needs_wide_offsets(block_pixels: int, image_pixels: int, image_elements: int) -> bool:
+    """Whether a tile of `block_pixels` output pixels spans more input than an int32 offset reaches.
+
+    Args:
+        block_pixels: of one program.
+        image_pixels: output pixels of one image.
+        image_elements: values of one image of the tensor that is read.
+    """
+    images = (block_pixels - 1) // image_pixels + 2
+    return images * image_elements > LARGEST_OFFSET
+
+
+def convolution_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    *,
+    save: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """y = act(x * W + b) and what the derivative of `activation` reads, all channels_last.
+
+    Args:
+        x: [N, C, H, W], channels_last.
+        weight: [K, C / groups, R, S], channels_last, x's dtype.
+        bias: [K] or None.
+        spec: stride, padding, dilation, groups.
+        activation: fused into the epilogue.
+        save: whether a backward will follow.
+
+    Returns:
+        y [N, K, P, Q], and y itself, z [N, K, P, Q] or None (identity, or nothing to save).
+    """
+    from tinynet_kernels.depthwise import single_channel_forward
+
+    K, group_inputs, R, S = weight.shape
+    if spec.is_pointwise((R, S)):
+        y, saved = linear_forward(as_rows(x), weight.view(K, -1), bias, activation, save=save)
+        return as_images(y, x), None if saved is None else as_images(saved, x)
+    P, Q = spec.output_size((x.shape[2], x.shape[3]), (R, S))
+    y = empty_channels_last(x, x.shape[0], K, P, Q)
+    save_input = save and not activation.reads_output and activation.name != "identity"
+    z = torch.empty_like(y) if save_input else None
+    if group_inputs == 1:
+        single_channel_forward(x, weight, bias, y, z, spec, activation)
+    elif group_inputs < FEW_CHANNELS:
+        _few_channels_forward(x, weight, bias, y, z, spec, activation)
+    else:
+        _many_channels_forward(x, weight, bias, y, z, spec, activation)
+    if not save or activation.name == "identity":
+        return y, None
+    return y, y if activation.reads_output else z
+
+
+def _many_channels_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    z: torch.Tensor | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+) -> None:
+    N, C, H, W = x.shape
+    K, group_inputs, R, S = weight.shape
+    P, Q = y.shape[2:]
+    group_outputs = K // spec.groups
+    target = current_target()
+    tile = convolution_tile(N * P * Q, group_outputs, group_inputs, x.dtype, target)
+    launch(
+        convolution_forward_kernel,
+        _grid(tile, N * P * Q, group_outputs, spec.groups),
+        x,
+        weight,
+        bias,
+        y,
+        z,
+        N * P * Q,
+        H,
+        W,
+        C,
+        P,
+        Q,
+        K,
+        group_inputs,
+        group_outputs,
+        **window_constants(spec, (R, S)),
+        **activation.constants,
+        HAS_BIAS=bias is not None,
+        SAVE_INPUT=z is not None,
+        EVEN_C=group_inputs % tile.block_k == 0,
+        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, P * Q, C * H * W),
+        PRECISION=dot_precision(x.dtype, target, convolution_precision()),
+        GROUP=GROUP,
+        BLOCK_PIXELS=tile.block_m,
+        BLOCK_K=tile.block_n,
+        BLOCK_C=tile.block_k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+def _few_channels_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    z: torch.Tensor | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+) -> None:
+    N, C, H, W = x.shape
+    K, group_inputs, R, S = weight.shape
+    P, Q = y.shape[2:]
+    group_outputs = K // spec.groups
+    target = current_target()
+    tile = convolution_few_channels_tile(N * P * Q, group_outputs, R * S * group_inputs, x.dtype, target)
+    launch(
+        convolution_few_channels_kernel,
+        _grid(tile, N * P * Q, group_outputs, spec.groups),
+        x,
+        weight,
+        bias,
+        y,
+        z,
+        N * P * Q,
+        H,
+        W,
+        C,
+        P,
+        Q,
+        K,
+        group_outputs,
+        GROUP_INPUTS=group_inputs,
+        **window_constants(spec, (R, S)),
+        **activation.constants,
+        HAS_BIAS=bias is not None,
+        SAVE_INPUT=z is not None,
+        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, P * Q, C * H * W),
+        PRECISION=dot_precision(x.dtype, target, convolution_precision()),
+        BLOCK_PIXELS=tile.block_m,
+        BLOCK_K=tile.block_n,
+        BLOCK_REDUCTION=tile.block_k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+def _grid(tile: GemmTile, pixels: int, columns: int, groups: int) -> tuple[int, int]:
+    return ceil_div(pixels, tile.block_m) * ceil_div(columns, tile.block_n), groups

@@ -1,0 +1,469 @@
+"""Gradients of a two-dimensional convolution, from dZ = dY act' (`activation.activation_backward`, which makes db too).
+
+    dX[n, c, h, w] = sum of dZ[n, k, p, q] W[k, c, r, s] over the taps that read (h, w) from a pixel (p, q)
+    dW[k, c, r, s] = sum over n, p, q of dZ[n, k, p, q] x[n, c, p stride + r dilation - padding, q ...]
+
+Data gradient: with a stride, each tap reaches only the input pixels of one phase (h mod stride, w mod stride), so each
+phase is a dense convolution of its own with stride 1 and its own taps: r0, r0 + step, ..., where step is the stride
+over its common divisor with the dilation. Phases are a grid axis and none multiplies by zero; a masked loop over all
+taps would do stride^2 times the products.
+
+Weight gradient: a matrix product whose reduction runs over all pixels. One step is a box of pixels (images, rows,
+columns), so that only the box's corner moves and nothing is divided in the loop. The reduction is split over programs
+into an fp32 workspace, added in a fixed order.
+
+All tensors are channels_last. Depthwise convolutions are in `depthwise.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.conv import (
+    LARGEST_OFFSET,
+    inside,
+    needs_wide_offsets,
+    next_box,
+    pixel_position,
+    window_constants,
+)
+from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.depthwise import depthwise_input_gradient, depthwise_weight_gradient
+from tinynet_kernels.gemm import grouped_tile
+from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
+from tinynet_kernels.linear import GROUP, linear_input_gradient, linear_weight_gradient
+from tinynet_kernels.reduction import sum_partials
+from tinynet_kernels.tiles import (
+    ceil_div,
+    convolution_precision,
+    convolution_tile,
+    convolution_weight_tile,
+    current_target,
+    dot_precision,
+    split_count,
+)
+
+
+@triton.jit
+def first_tap(
+    phase,
+    TAPS: tl.constexpr,
+    TAP_STEP: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
+):
+    """The first tap along one dimension that reaches the input pixels of a phase, or TAPS where none does."""
+    tap = tl.cast(TAPS, tl.int32)
+    for candidate in tl.static_range(TAP_STEP):
+        reaches = (phase + PADDING - candidate * DILATION) % STRIDE == 0
+        tap = tl.where(reaches, tl.minimum(candidate, TAPS), tap)
+    return tap
+
+
+@triton.jit
+def convolution_input_gradient_kernel(
+    dz_ptr,
+    weight_ptr,
+    dx_ptr,
+    N,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    group_inputs,
+    group_outputs,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    TAP_STEP_H: tl.constexpr,
+    TAP_STEP_W: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    WIDE_OFFSETS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """dX, one [BLOCK_PIXELS, BLOCK_C] tile of one phase a program; grid axes are tiles, phases, groups.
+
+    A step is one tap of BLOCK_K output channels, taps innermost. From a tap to the next, the input pixel stays, the tap
+    grows by TAP_STEP and the output pixel shrinks by TAP_STEP dilation / stride. EVEN_K says that BLOCK_K divides the
+    group's output channels; offsets are as in `convolution_forward_kernel`.
+    """
+    phase_h = tl.program_id(1) // STRIDE_W
+    phase_w = tl.program_id(1) % STRIDE_W
+    group = tl.program_id(2)
+    phase_rows = (H - phase_h + STRIDE_H - 1) // STRIDE_H
+    phase_columns = (W - phase_w + STRIDE_W - 1) // STRIDE_W
+    pixels = N * phase_rows * phase_columns
+    pixel_tiles = tl.cdiv(pixels, BLOCK_PIXELS)
+    column_tiles = tl.cdiv(group_inputs, BLOCK_C)
+    if tl.program_id(0) >= pixel_tiles * column_tiles:
+        return
+    pixel_tile, column_tile = grouped_tile(tl.program_id(0), pixel_tiles, column_tiles, GROUP)
+    pixel_start = pixel_tile * BLOCK_PIXELS
+    column_start = column_tile * BLOCK_C
+    pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
+    column = tl.arange(0, BLOCK_C) % (group_inputs - column_start)  # past the end: copies, never stored
+    k = tl.arange(0, BLOCK_K)
+
+    r = first_tap(phase_h, R, TAP_STEP_H, STRIDE_H, PADDING_H, DILATION_H)
+    s = first_tap(phase_w, S, TAP_STEP_W, STRIDE_W, PADDING_W, DILATION_W)
+    tap_rows = (R - r + TAP_STEP_H - 1) // TAP_STEP_H
+    tap_columns = (S - s + TAP_STEP_W - 1) // TAP_STEP_W
+    taps = tap_rows * tap_columns
+    PIXEL_STEP_H: tl.constexpr = TAP_STEP_H * DILATION_H // STRIDE_H
+    PIXEL_STEP_W: tl.constexpr = TAP_STEP_W * DILATION_W // STRIDE_W
+
+    image, row, along = pixel_position(pixel, phase_rows, phase_columns)
+    first_image = pixel_start // (phase_rows * phase_columns)
+    image -= first_image
+    if WIDE_OFFSETS:
+        image = image.to(tl.int64)
+    p = row + (phase_h + PADDING_H - r * DILATION_H) // STRIDE_H  # exact
+    q = along + (phase_w + PADDING_W - s * DILATION_W) // STRIDE_W
+    in_tile = pixel < pixels
+
+    MAX_ROWS: tl.constexpr = (R + TAP_STEP_H - 1) // TAP_STEP_H
+    MAX_COLUMNS: tl.constexpr = (S + TAP_STEP_W - 1) // TAP_STEP_W
+    BITMASK: tl.constexpr = MAX_ROWS * MAX_COLUMNS <= 32
+    if BITMASK:
+        all_bits = tl.zeros((BLOCK_PIXELS,), tl.int32)
+        for i in tl.static_range(MAX_ROWS):
+            for j in tl.static_range(MAX_COLUMNS):
+                reached = in_tile & inside(p - i * PIXEL_STEP_H, P) & inside(q - j * PIXEL_STEP_W, Q)
+                reached = reached & (i < tap_rows) & (j < tap_columns)
+                all_bits |= reached.to(tl.int32) << tl.minimum(i * tap_columns + j, 31)
+        bits = all_bits
+
+    dz_offset = (((image * P + p) * Q + q) * K)[:, None] + k[None, :]
+    dz_base = dz_ptr + first_image.to(tl.int64) * P * Q * K + group * group_outputs
+    weight_row = R * S * group_inputs
+    weight_offset = k[:, None] * weight_row + column[None, :]
+    weight_base = weight_ptr + (group * group_outputs).to(tl.int64) * weight_row + (r * S + s) * group_inputs
+    weight_base += column_start
+
+    row_of_taps = (tap_columns - 1) * PIXEL_STEP_W * K
+    next_tap = -PIXEL_STEP_W * K
+    next_row = row_of_taps - PIXEL_STEP_H * Q * K
+    next_outputs = row_of_taps + (tap_rows - 1) * PIXEL_STEP_H * Q * K + BLOCK_K
+    row_of_weights = (tap_columns - 1) * TAP_STEP_W * group_inputs
+    next_tap_weights = TAP_STEP_W * group_inputs
+    next_row_weights = TAP_STEP_H * S * group_inputs - row_of_weights
+    next_output_weights = BLOCK_K * weight_row - (tap_rows - 1) * TAP_STEP_H * S * group_inputs - row_of_weights
+
+    dx = tl.zeros((BLOCK_PIXELS, BLOCK_C), tl.float32)
+    tap = 0
+    tap_column = 0
+    outputs_left = group_outputs
+    for _ in range(taps * tl.cdiv(group_outputs, BLOCK_K)):
+        if BITMASK:
+            valid = (bits & 1) != 0
+        else:
+            tap_row = tap // tap_columns
+            valid = in_tile & inside(p - tap_row * PIXEL_STEP_H, P) & inside(q - tap_column * PIXEL_STEP_W, Q)
+        if EVEN_K:
+            a = tl.load(dz_base + dz_offset, mask=valid[:, None], other=0.0)
+            b = tl.load(weight_base + weight_offset)  # in bounds: column < group_inputs, BLOCK_K divides the outputs
+        else:
+            a = tl.load(dz_base + dz_offset, mask=valid[:, None] & (k < outputs_left)[None, :], other=0.0)
+            b = tl.load(weight_base + weight_offset, mask=(k < outputs_left)[:, None], other=0.0)
+        dx = tl.dot(a, b, dx, input_precision=PRECISION)
+        tap += 1
+        tap_column += 1
+        row_ends = tap_column == tap_columns
+        taps_end = tap == taps
+        dz_base += tl.where(taps_end, next_outputs, tl.where(row_ends, next_row, next_tap))
+        weight_base += tl.where(taps_end, next_output_weights, tl.where(row_ends, next_row_weights, next_tap_weights))
+        if BITMASK:
+            bits = tl.where(taps_end, all_bits, bits >> 1)
+        if not EVEN_K:
+            outputs_left -= tl.where(taps_end, BLOCK_K, 0)
+        tap_column = tl.where(row_ends, 0, tap_column)
+        tap = tl.where(taps_end, 0, tap)
+
+    h = row * STRIDE_H + phase_h
+    w = along * STRIDE_W + phase_w
+    base = first_image.to(tl.int64) * H * W * C + group * group_inputs + column_start
+    offset = (((image * H + h) * W + w) * C)[:, None] + tl.arange(0, BLOCK_C)[None, :]
+    mask = in_tile[:, None] & (tl.arange(0, BLOCK_C) < group_inputs - column_start)[None, :]
+    tl.store(dx_ptr + base + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def convolution_weight_gradient_kernel(
+    x_ptr,
+    dz_ptr,
+    dw_ptr,
+    N,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    group_inputs,
+    group_outputs,
+    boxes,
+    boxes_a_split,
+    stride_dw_channel,
+    stride_dw_tap,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    FLAT: tl.constexpr,
+    EVEN_BOXES: tl.constexpr,
+    WIDE_OFFSETS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BOX_N: tl.constexpr,
+    BOX_P: tl.constexpr,
+    BOX_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """dW[split] over the split's boxes of output pixels; grid axes are tiles, splits, groups.
+
+    One [BLOCK_K, BLOCK_COLUMNS] tile a program. Columns are the channels of one tap or, FLAT, (tap, channel) pairs: few
+    channels fill a tile together. EVEN_BOXES says that boxes tile the output exactly.
+    """
+    TAPS: tl.constexpr = R * S
+    if FLAT:
+        columns = TAPS * group_inputs
+        column_tiles = tl.cdiv(columns, BLOCK_COLUMNS)
+    else:
+        columns = group_inputs
+        column_tiles = TAPS * tl.cdiv(columns, BLOCK_COLUMNS)
+    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(group_outputs, BLOCK_K), column_tiles, GROUP)
+    split = tl.program_id(1)
+    group = tl.program_id(2)
+    row_start = row_tile * BLOCK_K
+    k = tl.arange(0, BLOCK_K) % (group_outputs - row_start)  # past the end: copies, never stored
+    if FLAT:
+        column_start = column_tile * BLOCK_COLUMNS
+        pair = column_start + tl.arange(0, BLOCK_COLUMNS) % (columns - column_start)
+        tap = pair // group_inputs
+        channel = pair % group_inputs
+    else:
+        tap = column_tile % TAPS
+        column_start = column_tile // TAPS * BLOCK_COLUMNS
+        channel = column_start + tl.arange(0, BLOCK_COLUMNS) % (columns - column_start)
+    tap_h = tap // S * DILATION_H
+    tap_w = tap % S * DILATION_W
+
+    BLOCK_PIXELS: tl.constexpr = BOX_N * BOX_P * BOX_Q
+    image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), BOX_P, BOX_Q)
+    far_image = image
+    if WIDE_OFFSETS:
+        far_image = image.to(tl.int64)
+    dz_offset = k[:, None] + (((far_image * P + row) * Q + along) * K)[None, :]
+    x_offset = (((far_image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None]
+    x_offset += ((tap_h * W + tap_w) * C + channel)[None, :]
+    dz_group = dz_ptr + group * group_outputs + row_start
+    x_group = x_ptr + group * group_inputs
+
+    first_box = split * boxes_a_split
+    n, p, q = pixel_position(first_box, tl.cdiv(P, BOX_P), tl.cdiv(Q, BOX_Q))
+    n *= BOX_N
+    p *= BOX_P
+    q *= BOX_Q
+    dw = tl.zeros((BLOCK_K, BLOCK_COLUMNS), tl.float32)
+    for _ in range(first_box, min(first_box + boxes_a_split, boxes)):
+        h = p * STRIDE_H - PADDING_H
+        w = q * STRIDE_W - PADDING_W
+        if FLAT:
+            valid = inside((h + row * STRIDE_H)[:, None] + tap_h[None, :], H)
+            valid = valid & inside((w + along * STRIDE_W)[:, None] + tap_w[None, :], W)
+        else:
+            valid = inside(h + tap_h + row * STRIDE_H, H) & inside(w + tap_w + along * STRIDE_W, W)
+            valid = valid[:, None]
+        dz_base = dz_group + ((n.to(tl.int64) * P + p) * Q + q) * K
+        x_base = x_group + ((n.to(tl.int64) * H + h) * W + w) * C
+        if EVEN_BOXES:
+            a = tl.load(dz_base + dz_offset)  # in bounds: k < group_outputs, every box lies in the output
+        else:
+            in_output = (image < N - n) & (row < P - p) & (along < Q - q)
+            valid = valid & in_output[:, None]
+            a = tl.load(dz_base + dz_offset, mask=in_output[None, :], other=0.0)
+        b = tl.load(x_base + x_offset, mask=valid, other=0.0)
+        dw = tl.dot(a, b, dw, input_precision=PRECISION)
+        n, p, q = next_box(n, p, q, P, Q, BOX_N, BOX_P, BOX_Q)
+
+    base = (split.to(tl.int64) * K + group * group_outputs + row_start) * TAPS * group_inputs
+    offset = tl.arange(0, BLOCK_K)[:, None] * (TAPS * group_inputs)
+    offset += (tap * stride_dw_tap + channel * stride_dw_channel)[None, :]
+    mask = (tl.arange(0, BLOCK_K) < group_outputs - row_start)[:, None]
+    mask = mask & (tl.arange(0, BLOCK_COLUMNS) < columns - column_start)[None, :]
+    tl.store(dw_ptr + base + offset, dw.to(dw_ptr.dtype.element_ty), mask=mask)
+
+
+@costs(convolution_input_gradient_kernel)
+def convolution_input_gradient_cost(
+    dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, dx_ptr: torch.Tensor, N: int, P: int, Q: int, **_: Any
+) -> Cost:
+    """2 N P Q K R S C / groups operations; dZ and W read, dX written."""
+    return Cost(2 * N * P * Q * weight_ptr.numel(), size_in_bytes(dz_ptr, weight_ptr, dx_ptr))
+
+
+@costs(convolution_weight_gradient_kernel)
+def convolution_weight_gradient_cost(
+    x_ptr: torch.Tensor, dz_ptr: torch.Tensor, dw_ptr: torch.Tensor, N: int, P: int, Q: int, **_: Any
+) -> Cost:
+    """2 N P Q K R S C / groups operations; x and dZ read, every split of dW written."""
+    return Cost(2 * N * P * Q * dw_ptr[0].numel(), size_in_bytes(x_ptr, dz_ptr, dw_ptr))
+
+
+def convolution_input_gradient(
+    dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: tuple[int, int]
+) -> torch.Tensor:
+    """dX [N, C, H, W], channels_last.
+
+    Args:
+        dz: [N, K, P, Q], channels_last.
+        weight: [K, C / groups, R, S], channels_last.
+        spec: stride, padding, dilation, groups.
+        size: (H, W) of the input.
+    """
+    N, K, P, Q = dz.shape
+    _, group_inputs, R, S = weight.shape
+    H, W = size
+    if spec.is_pointwise((R, S)):
+        return as_images(linear_input_gradient(as_rows(dz), weight.view(K, -1)), dz)
+    if group_inputs == 1 and spec.groups > 1:
+        return depthwise_input_gradient(dz, weight, spec, size)
+    C = group_inputs * spec.groups
+    group_outputs = K // spec.groups
+    dx = empty_channels_last(dz, N, C, H, W)
+    stride_h, stride_w = spec.stride
+    phase_rows, phase_columns = ceil_div(H, stride_h), ceil_div(W, stride_w)  # of the largest phase
+    pixels = N * phase_rows * phase_columns
+    target = current_target()
+    tile = convolution_tile(pixels, group_inputs, group_outputs, dz.dtype, target)
+    launch(
+        convolution_input_gradient_kernel,
+        (ceil_div(pixels, tile.block_m) * ceil_div(group_inputs, tile.block_n), stride_h * stride_w, spec.groups),
+        dz,
+        weight,
+        dx,
+        N,
+        H,
+        W,
+        C,
+        P,
+        Q,
+        K,
+        group_inputs,
+        group_outputs,
+        **window_constants(spec, (R, S)),
+        TAP_STEP_H=stride_h // math.gcd(stride_h, spec.dilation[0]),
+        TAP_STEP_W=stride_w // math.gcd(stride_w, spec.dilation[1]),
+        EVEN_K=group_outputs % tile.block_k == 0,
+        WIDE_OFFSETS=needs_wide_offsets(
+            tile.block_m, max(1, (H // stride_h) * (W // stride_w)), max(C * H * W, K * P * Q)
+        ),
+        PRECISION=dot_precision(dz.dtype, target, convolution_precision()),
+        GROUP=GROUP,
+        BLOCK_PIXELS=tile.block_m,
+        BLOCK_C=tile.block_n,
+        BLOCK_K=tile.block_k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    return dx
+
+
+def convolution_weight_gradient(
+    dz: torch.Tensor,
+    x: torch.Tensor,
+    spec: ConvolutionSpec,
+    kernel_size: tuple[int, int],
+    *,
+    channels_last: bool,
+) -> torch.Tensor:
+    """dW [K, C / groups, R, S] in x's dtype.
+
+    Args:
+        dz: [N, K, P, Q], channels_last.
+        x: [N, C, H, W], channels_last.
+        spec: stride, padding, dilation, groups.
+        kernel_size: (R, S).
+        channels_last: whether dW is; contiguous otherwise.
+    """
+    N, K, P, Q = dz.shape
+    _, C, H, W = x.shape
+    R, S = kernel_size
+    group_inputs, group_outputs = C // spec.groups, K // spec.groups
+    if spec.is_pointwise(kernel_size):
+        dw = linear_weight_gradient(as_rows(dz), as_rows(x))
+        return dw.view(K, 1, 1, C).permute(0, 3, 1, 2) if channels_last else dw.view(K, C, 1, 1)
+    if group_inputs == 1 and spec.groups > 1:
+        dw = depthwise_weight_gradient(dz, x, spec, kernel_size)
+        return dw.view(K, R, S, 1).permute(0, 3, 1, 2) if channels_last else dw
+    target = current_target()
+    tile = convolution_weight_tile(group_outputs, group_inputs, R * S, (N, P, Q), x.dtype, target)
+    counts = [ceil_div(size, side) for size, side in zip((N, P, Q), tile.box, strict=True)]
+    boxes = counts[0] * counts[1] * counts[2]
+    if tile.flat:
+        column_tiles = ceil_div(R * S * group_inputs, tile.block_columns)
+    else:
+        column_tiles = R * S * ceil_div(group_inputs, tile.block_columns)
+    tiles = ceil_div(group_outputs, tile.block_rows) * column_tiles
+    boxes_a_split = ceil_div(boxes, split_count(tiles * spec.groups, boxes, target))
+    splits = ceil_div(boxes, boxes_a_split)
+    dtype = x.dtype if splits == 1 else torch.float32
+    shape = (splits, K, R, S, group_inputs) if channels_last else (splits, K, group_inputs, R, S)
+    dw = torch.empty(shape, dtype=dtype, device=x.device)
+    launch(
+        convolution_weight_gradient_kernel,
+        (tiles, splits, spec.groups),
+        x,
+        dz,
+        dw,
+        N,
+        H,
+        W,
+        C,
+        P,
+        Q,
+        K,
+        group_inputs,
+        group_outputs,
+        boxes,
+        boxes_a_split,
+        *((1, group_inputs) if channels_last else (R * S, 1)),
+        **window_constants(spec, kernel_size),
+        FLAT=tile.flat,
+        EVEN_BOXES=N % tile.box[0] == P % tile.box[1] == Q % tile.box[2] == 0,
+        WIDE_OFFSETS=tile.box[0] * max(C * H * W, K * P * Q) > LARGEST_OFFSET,
+        PRECISION=dot_precision(x.dtype, target, convolution_precision()),
+        GROUP=GROUP,
+        BOX_N=tile.box[0],
+        BOX_P=tile.box[1],
+        BOX_Q=tile.box[2],
+        BLOCK_K=tile.block_rows,
+        BLOCK_COLUMNS=tile.block_columns,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    summed = dw[0] if splits == 1 else sum_partials(dw, x.dtype)
+    return summed.permute(0, 3, 1, 2) if channels_last else summed

@@ -1,0 +1,411 @@
+"""Convolutions whose groups hold one input channel: no matrix product, taps one after another.
+
+    y[n, k, p, q] = sum over r, s of x[n, k // multiplier, p stride + r dilation - padding, q ...] W[k, r, s]
+
+with `multiplier` = K / C output channels to each input channel: depthwise convolutions, and the forward of a first
+layer on gray images (C = 1, where all output channels read one input value). Each output is R S multiply-adds, bound
+by memory. A program makes a tile of [BLOCK_PIXELS, BLOCK_CHANNELS]; weights lie as [R, S, K] so that channels are
+neighbors. Backward of depthwise convolutions, from dZ:
+
+    dX    the same walk over taps, from the input's side: a tap counts where it hits an output pixel exactly
+    dW    one program a tap and a share of the pixels; fp32 partial sums [SPLIT, K, R S], added in a fixed order
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.conv import (
+    LARGEST_OFFSET,
+    inside,
+    needs_wide_offsets,
+    next_box,
+    pixel_position,
+    store_activated,
+    window_constants,
+)
+from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.layout import empty_channels_last, transpose
+from tinynet_kernels.reduction import sum_partials
+from tinynet_kernels.tiles import ceil_div, current_target, depthwise_box, rows_and_columns, split_count
+
+
+@triton.jit
+def single_channel_forward_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    z_ptr,
+    pixels,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    MULTIPLIER: tl.constexpr,
+    ONE_CHANNEL: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_INPUT: tl.constexpr,
+    WIDE_OFFSETS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """y = act(x * W + b), one [BLOCK_PIXELS, BLOCK_CHANNELS] tile a program; ONE_CHANNEL says that C = 1."""
+    pixel_start = tl.program_id(0) * BLOCK_PIXELS
+    column_start = tl.program_id(1) * BLOCK_CHANNELS
+    pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
+    column = column_start + tl.arange(0, BLOCK_CHANNELS)
+    in_pixels = pixel < pixels
+    in_columns = column < K
+    image, p, q = pixel_position(pixel, P, Q)
+    first_image = pixel_start // (P * Q)
+    h = p * STRIDE_H - PADDING_H
+    w = q * STRIDE_W - PADDING_W
+    image -= first_image
+    if WIDE_OFFSETS:
+        image = image.to(tl.int64)
+    x_offset = ((image * H + h) * W + w) * C
+    x_base = x_ptr + first_image.to(tl.int64) * H * W * C
+
+    z = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
+    for r in range(R):
+        in_rows = in_pixels & inside(h + r * DILATION_H, H)
+        for s in tl.static_range(S):
+            valid = in_rows & inside(w + s * DILATION_W, W)
+            tap_offset = x_offset + (r * DILATION_H * W + s * DILATION_W) * C
+            if ONE_CHANNEL:
+                x = tl.load(x_base + tap_offset, mask=valid, other=0.0)[:, None]
+            else:
+                offset = tap_offset[:, None] + (column // MULTIPLIER)[None, :]
+                x = tl.load(x_base + offset, mask=valid[:, None] & in_columns[None, :], other=0.0)
+            weight = tl.load(weight_ptr + (r * S + s) * K + column, mask=in_columns, other=0.0)
+            z += x.to(tl.float32) * weight.to(tl.float32)[None, :]
+
+    store_activated(
+        z,
+        bias_ptr,
+        y_ptr,
+        z_ptr,
+        pixel_start,
+        pixels,
+        column_start,
+        K,
+        0,
+        K,
+        ACTIVATION,
+        PARAMETER_A,
+        PARAMETER_B,
+        HAS_BIAS,
+        SAVE_INPUT,
+        BLOCK_PIXELS,
+        BLOCK_CHANNELS,
+    )
+
+
+@triton.jit
+def depthwise_input_gradient_kernel(
+    dz_ptr,
+    weight_ptr,
+    dx_ptr,
+    pixels,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    MULTIPLIER: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    WIDE_OFFSETS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """dX[n, c, h, w] = sum of dZ[n, k, p, q] W[k, r, s] over the (k, r, s) that read (c, h, w) at a pixel (p, q).
+
+    One [BLOCK_PIXELS, BLOCK_CHANNELS] tile of dX a program; `pixels` are N H W.
+    """
+    pixel_start = tl.program_id(0) * BLOCK_PIXELS
+    pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    in_pixels = pixel < pixels
+    in_channels = channel < C
+    image, h, w = pixel_position(pixel, H, W)
+    first_image = pixel_start // (H * W)
+    image -= first_image
+    if WIDE_OFFSETS:
+        image = image.to(tl.int64)
+    dz_base = dz_ptr + first_image.to(tl.int64) * P * Q * K
+
+    dx = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
+    for tap_row in range(R * MULTIPLIER):
+        r = tap_row // MULTIPLIER
+        column = channel * MULTIPLIER + tap_row % MULTIPLIER
+        row = h + PADDING_H - r * DILATION_H  # p STRIDE_H of the output pixel that reads here through tap r
+        in_rows = in_pixels & (row % STRIDE_H == 0) & inside(row, P * STRIDE_H)
+        for s in tl.static_range(S):
+            along = w + PADDING_W - s * DILATION_W
+            valid = in_rows & (along % STRIDE_W == 0) & inside(along, Q * STRIDE_W)
+            offset = ((image * P + row // STRIDE_H) * Q + along // STRIDE_W) * K
+            dz = tl.load(
+                dz_base + (offset[:, None] + column[None, :]), mask=valid[:, None] & in_channels[None, :], other=0.0
+            )
+            weight = tl.load(weight_ptr + (r * S + s) * K + column, mask=in_channels, other=0.0)
+            dx += dz.to(tl.float32) * weight.to(tl.float32)[None, :]
+
+    offset = tl.arange(0, BLOCK_PIXELS)[:, None] * C + channel[None, :]
+    mask = in_pixels[:, None] & in_channels[None, :]
+    tl.store(dx_ptr + pixel_start.to(tl.int64) * C + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def depthwise_weight_gradient_kernel(
+    x_ptr,
+    dz_ptr,
+    dw_ptr,
+    N,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    boxes,
+    boxes_a_split,
+    MULTIPLIER: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    WIDE_OFFSETS: tl.constexpr,
+    BOX_N: tl.constexpr,
+    BOX_P: tl.constexpr,
+    BOX_Q: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """dW[split, k, r, s] = sum of x[n, k // MULTIPLIER, ...] dZ[n, k, p, q] over the split's boxes of pixels, fp32.
+
+    One tap and BLOCK_CHANNELS output channels a program. A step is a box of BOX_N images, BOX_P rows and BOX_Q columns:
+    in-box offsets are hoisted, only the box's corner moves.
+    """
+    column = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    in_columns = column < K
+    tap = tl.program_id(1)
+    split = tl.program_id(2)
+    tap_h = tap // S * DILATION_H - PADDING_H
+    tap_w = tap % S * DILATION_W - PADDING_W
+
+    BLOCK_PIXELS: tl.constexpr = BOX_N * BOX_P * BOX_Q
+    image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), BOX_P, BOX_Q)
+    far_image = image
+    if WIDE_OFFSETS:
+        far_image = image.to(tl.int64)
+    dz_offset = (((far_image * P + row) * Q + along) * K)[:, None] + column[None, :]
+    x_offset = (((far_image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None] + (column // MULTIPLIER)[
+        None, :
+    ]
+
+    first_box = split * boxes_a_split
+    n, p, q = pixel_position(first_box, tl.cdiv(P, BOX_P), tl.cdiv(Q, BOX_Q))
+    n *= BOX_N
+    p *= BOX_P
+    q *= BOX_Q
+    total = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
+    for _ in range(first_box, min(first_box + boxes_a_split, boxes)):
+        in_box = (n + image < N) & (p + row < P) & (q + along < Q)
+        h = p * STRIDE_H + tap_h
+        w = q * STRIDE_W + tap_w
+        valid = in_box & inside(h + row * STRIDE_H, H) & inside(w + along * STRIDE_W, W)
+        mask = valid[:, None] & in_columns[None, :]
+        dz = tl.load(dz_ptr + ((n.to(tl.int64) * P + p) * Q + q) * K + dz_offset, mask=mask, other=0.0)
+        x = tl.load(x_ptr + ((n.to(tl.int64) * H + h) * W + w) * C + x_offset, mask=mask, other=0.0)
+        total += x.to(tl.float32) * dz.to(tl.float32)
+        n, p, q = next_box(n, p, q, P, Q, BOX_N, BOX_P, BOX_Q)
+    dw = dw_ptr + split.to(tl.int64) * K * R * S + tap
+    tl.store(dw + column * (R * S), tl.sum(total, axis=0), mask=in_columns)
+
+
+@costs(single_channel_forward_kernel)
+def single_channel_forward_cost(
+    x_ptr: torch.Tensor,
+    weight_ptr: torch.Tensor,
+    bias_ptr: torch.Tensor | None,
+    y_ptr: torch.Tensor,
+    z_ptr: torch.Tensor | None,
+    **constants: Any,
+) -> Cost:
+    """2 N P Q K R S operations; x, W and b read, y (and z) written."""
+    flops = 2 * y_ptr.numel() * constants["R"] * constants["S"]
+    return Cost(flops, size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr))
+
+
+@costs(depthwise_input_gradient_kernel)
+def depthwise_input_gradient_cost(
+    dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, dx_ptr: torch.Tensor, **constants: Any
+) -> Cost:
+    """2 N P Q K R S operations; dZ and W read, dX written."""
+    flops = 2 * dz_ptr.numel() * constants["R"] * constants["S"]
+    return Cost(flops, size_in_bytes(dz_ptr, weight_ptr, dx_ptr))
+
+
+@costs(depthwise_weight_gradient_kernel)
+def depthwise_weight_gradient_cost(
+    x_ptr: torch.Tensor, dz_ptr: torch.Tensor, dw_ptr: torch.Tensor, **constants: Any
+) -> Cost:
+    """2 N P Q K R S operations; x and dZ read, every split of dW written."""
+    flops = 2 * dz_ptr.numel() * constants["R"] * constants["S"]
+    return Cost(flops, size_in_bytes(x_ptr, dz_ptr, dw_ptr))
+
+
+def _taps_first(weight: torch.Tensor) -> torch.Tensor:
+    """W [K, 1, R, S] as [R S, K]."""
+    K, _, R, S = weight.shape
+    packed = torch.empty((R * S, K), dtype=weight.dtype, device=weight.device)
+    transpose(weight, packed, 1, K, R * S)
+    return packed
+
+
+def single_channel_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    z: torch.Tensor | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+) -> None:
+    """Writes y (and z, unless None); see `conv.convolution_forward`. W is [K, 1, R, S]."""
+    N, C, H, W = x.shape
+    K, _, R, S = weight.shape
+    P, Q = y.shape[2:]
+    block_pixels, block_channels, num_warps = rows_and_columns(N * P * Q, K, current_target())
+    launch(
+        single_channel_forward_kernel,
+        (ceil_div(N * P * Q, block_pixels), ceil_div(K, block_channels)),
+        x,
+        _taps_first(weight),
+        bias,
+        y,
+        z,
+        N * P * Q,
+        H,
+        W,
+        C,
+        P,
+        Q,
+        K,
+        MULTIPLIER=K // C,
+        ONE_CHANNEL=C == 1,
+        **window_constants(spec, (R, S)),
+        **activation.constants,
+        HAS_BIAS=bias is not None,
+        SAVE_INPUT=z is not None,
+        WIDE_OFFSETS=needs_wide_offsets(block_pixels, P * Q, C * H * W),
+        BLOCK_PIXELS=block_pixels,
+        BLOCK_CHANNELS=block_channels,
+        num_warps=num_warps,
+    )
+
+
+def depthwise_input_gradient(
+    dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: tuple[int, int]
+) -> torch.Tensor:
+    """dX [N, C, H, W] of dZ [N, K, P, Q] and W [K, 1, R, S]; see `conv_backward.convolution_input_gradient`."""
+    N, K, P, Q = dz.shape
+    R, S = weight.shape[2:]
+    H, W = size
+    C = spec.groups
+    dx = empty_channels_last(dz, N, C, H, W)
+    block_pixels, block_channels, num_warps = rows_and_columns(N * H * W, C, current_target())
+    launch(
+        depthwise_input_gradient_kernel,
+        (ceil_div(N * H * W, block_pixels), ceil_div(C, block_channels)),
+        dz,
+        _taps_first(weight),
+        dx,
+        N * H * W,
+        H,
+        W,
+        C,
+        P,
+        Q,
+        K,
+        MULTIPLIER=K // C,
+        **window_constants(spec, (R, S)),
+        WIDE_OFFSETS=needs_wide_offsets(block_pixels, H * W, K * P * Q),
+        BLOCK_PIXELS=block_pixels,
+        BLOCK_CHANNELS=block_channels,
+        num_warps=num_warps,
+    )
+    return dx
+
+
+def depthwise_weight_gradient(
+    dz: torch.Tensor, x: torch.Tensor, spec: ConvolutionSpec, kernel_size: tuple[int, int]
+) -> torch.Tensor:
+    """dW [K, 1, R, S] in x's dtype; see `conv_backward.convolution_weight_gradient`."""
+    N, K, P, Q = dz.shape
+    _, C, H, W = x.shape
+    R, S = kernel_size
+    target = current_target()
+    _, block_channels, num_warps = rows_and_columns(N * P * Q, K, target)
+    box = depthwise_box((N, P, Q), target)
+    boxes = ceil_div(N, box[0]) * ceil_div(P, box[1]) * ceil_div(Q, box[2])
+    channel_tiles = ceil_div(K, block_channels)
+    boxes_a_split = ceil_div(boxes, split_count(channel_tiles * R * S, boxes, target))
+    splits = ceil_div(boxes, boxes_a_split)
+    dw = torch.empty((splits, K, 1, R, S), dtype=torch.float32, device=x.device)
+    launch(
+        depthwise_weight_gradient_kernel,
+        (channel_tiles, R * S, splits),
+        x,
+        dz,
+        dw,
+        N,
+        H,
+        W,
+        C,
+        P,
+        Q,
+        K,
+        boxes,
+        boxes_a_split,
+        MULTIPLIER=K // C,
+        **window_constants(spec, (R, S)),
+        WIDE_OFFSETS=box[0] * max(C * H * W, K * P * Q) > LARGEST_OFFSET,
+        BOX_N=box[0],
+        BOX_P=box[1],
+        BOX_Q=box[2],
+        BLOCK_CHANNELS=block_channels,
+        num_warps=num_warps,
+    )
+    return sum_partials(dw, x.dtype)

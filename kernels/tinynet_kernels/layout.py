@@ -1,0 +1,118 @@
+"""Memory order of images: NCHW to channels_last and back, each a batched matrix transposition.
+
+    channels_last: [N, C, H W] -> [N, H W, C]        contiguous: [N, H W, C] -> [N, C, H W]
+
+Convolution kernels work on channels_last, where the values that one tap multiplies lie side by side; a weight
+[K, C, R, S] becomes [K, R, S, C] by the same kernel. One program moves a [BLOCK_BATCH, BLOCK_ROWS, BLOCK_COLUMNS] tile;
+the compiler turns it in shared memory so that loads and stores both run along memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.tiles import ceil_div, convolution_transpose_tile, current_target
+
+
+@triton.jit
+def transpose_kernel(
+    source_ptr,
+    target_ptr,
+    batch,
+    rows,
+    columns,
+    BLOCK_BATCH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """target[b, column, row] = source[b, row, column], both contiguous."""
+    row_tiles = tl.cdiv(rows, BLOCK_ROWS)
+    column_tiles = tl.cdiv(columns, BLOCK_COLUMNS)
+    program = tl.program_id(0)
+    batch_start = program // (row_tiles * column_tiles) * BLOCK_BATCH
+    row_start = program // column_tiles % row_tiles * BLOCK_ROWS
+    column_start = program % column_tiles * BLOCK_COLUMNS
+    b = tl.arange(0, BLOCK_BATCH)[:, None, None]
+    row = tl.arange(0, BLOCK_ROWS)[None, :, None]
+    column = tl.arange(0, BLOCK_COLUMNS)[None, None, :]
+    mask = (b < batch - batch_start) & (row < rows - row_start) & (column < columns - column_start)
+    image = batch_start.to(tl.int64) * rows * columns
+    source = source_ptr + image + row_start.to(tl.int64) * columns + column_start
+    target = target_ptr + image + column_start.to(tl.int64) * rows + row_start
+    values = tl.load(source + (b * rows * columns + row * columns + column), mask=mask, other=0.0)
+    tl.store(target + (b * rows * columns + column * rows + row), values, mask=mask)
+
+
+@costs(transpose_kernel)
+def transpose_cost(source_ptr: torch.Tensor, target_ptr: torch.Tensor, **_: Any) -> Cost:
+    """Every element is read once and written once."""
+    return Cost(0, size_in_bytes(source_ptr, target_ptr))
+
+
+def transpose(source: torch.Tensor, target: torch.Tensor, batch: int, rows: int, columns: int) -> None:
+    """Writes `source`, contiguous as [batch, rows, columns], into `target`, contiguous as [batch, columns, rows]."""
+    block_batch, block_rows, block_columns, num_warps = convolution_transpose_tile(
+        batch, rows, columns, current_target()
+    )
+    tiles = ceil_div(batch, block_batch) * ceil_div(rows, block_rows) * ceil_div(columns, block_columns)
+    launch(
+        transpose_kernel,
+        (tiles,),
+        source,
+        target,
+        batch,
+        rows,
+        columns,
+        BLOCK_BATCH=block_batch,
+        BLOCK_ROWS=block_rows,
+        BLOCK_COLUMNS=block_columns,
+        num_warps=num_warps,
+    )
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether x [N, C, H, W] came in channels_last; one channel or one pixel is told by the strides' values."""
+    return x.is_contiguous(memory_format=torch.channels_last) and x.stride(1) == 1 and x.stride(3) == x.shape[1]
+
+
+def to_channels_last(x: torch.Tensor) -> torch.Tensor:
+    """x [N, C, H, W] itself where its memory is [N, H, W, C], else a copy that is; not empty."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    if not x.is_contiguous():
+        return x.contiguous(memory_format=torch.channels_last)
+    N, C, H, W = x.shape
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    transpose(x, y, N, C, H * W)
+    return y
+
+
+def to_contiguous(x: torch.Tensor) -> torch.Tensor:
+    """A channels_last x [N, C, H, W] as [N, C, H, W] in memory: a view where both orders are one, else a copy."""
+    N, C, H, W = x.shape
+    if C == 1 or H * W == 1:
+        return x.permute(0, 2, 3, 1).reshape(N, C, H, W)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    transpose(x, y, N, H * W, C)
+    return y
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """A channels_last x [N, C, H, W] viewed as the matrix [N H W, C]."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def as_images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Contiguous rows [N H W, K] viewed as a channels_last [N, K, H, W], with N, H and W of `like`."""
+    N, _, H, W = like.shape
+    return rows.view(N, H, W, -1).permute(0, 3, 1, 2)
+
+
+def empty_channels_last(like: torch.Tensor, N: int, C: int, H: int, W: int) -> torch.Tensor:
+    """An uninitialized channels_last [N, C, H, W] with the dtype and device of `like`."""
+    return torch.empty((N, C, H, W), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

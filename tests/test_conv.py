@@ -1,0 +1,355 @@
+"""conv2d: kernels against float64 PyTorch, layouts, its registered operators, the module, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from helpers import DTYPES, assert_close, check_against_reference, counted_launches, tolerance
+
+from tinynet.nn.conv import Conv2d
+from tinynet.ops.activation import as_activation
+from tinynet.ops.conv import conv2d, conv2d_reference, convolution_spec
+from tinynet_kernels.activation_spec import Activation
+
+pytestmark = pytest.mark.kernels
+
+
+def make(
+    shape: tuple[int, int, int, int],
+    channels_out: int,
+    kernel_size: tuple[int, int] = (3, 3),
+    groups: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    channels_last: bool = True,
+    bias: bool = True,
+    grad: bool = True,
+) -> Any:
+    torch.manual_seed(sum(shape) * 100 + channels_out)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    group_inputs = shape[1] // groups
+    taps = kernel_size[0] * kernel_size[1]
+    x = torch.randn(shape, device=device).to(dtype, memory_format=order).requires_grad_(grad)
+    weight = torch.randn(channels_out, group_inputs, *kernel_size, device=device) / (group_inputs * taps) ** 0.5
+    weight = weight.to(dtype, memory_format=order).requires_grad_(grad)
+    b = torch.randn(channels_out, device=device).to(dtype).requires_grad_(grad) if bias else None
+    return x, weight, b
+
+
+def check(x: Any, weight: Any, bias: Any, activation: str | Activation | None = None, **sliding: Any) -> list[str]:
+    function = as_activation(activation)
+    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
+    spec = convolution_spec(x, weight, bias, **arguments)
+    window = weight[0].numel()
+    return check_against_reference(
+        lambda *a: conv2d(*a, **arguments, activation=activation),
+        lambda *a: conv2d_reference(*a, spec, function),
+        x,
+        weight,
+        bias,
+        error=2 * tolerance(x.dtype, window),
+        gradient_errors=4 * tolerance(x.dtype, max(window, x[:, 0].numel())),
+    )
+
+
+# image shape, output channels, kernel size, and how the window slides
+CASES = {
+    "3x3": ((2, 16, 7, 9), 20, (3, 3), {"padding": 1}),
+    "3x3 without padding": ((1, 18, 6, 5), 17, (3, 3), {}),
+    "3x3 stride 2": ((2, 16, 9, 8), 17, (3, 3), {"padding": 1, "stride": 2}),
+    "stride above the kernel": ((2, 16, 8, 9), 5, (2, 1), {"stride": (3, 2)}),
+    "3x3 dilation 2": ((1, 16, 9, 10), 16, (3, 3), {"padding": 2, "dilation": 2}),
+    "stride 2 dilation 3": ((1, 17, 11, 12), 3, (3, 3), {"padding": 1, "stride": 2, "dilation": 3}),
+    "stride 4 dilation 2": ((1, 16, 13, 11), 6, (3, 2), {"padding": (2, 1), "stride": (4, 2), "dilation": (2, 4)}),
+    "stride 2 by 3": ((1, 16, 10, 11), 33, (4, 3), {"padding": (0, 2), "stride": (2, 3)}),
+    "7x7 stride 2 of 3 channels": ((1, 3, 13, 15), 18, (7, 7), {"padding": 3, "stride": 2}),
+    "7x7 of 16 channels": ((1, 16, 9, 7), 16, (7, 7), {"padding": 3}),
+    "5x5 of 3 channels": ((2, 3, 8, 9), 6, (5, 5), {"padding": 2}),
+    "3x5 of 2 channels": ((2, 2, 6, 9), 4, (3, 5), {"padding": (1, 2), "stride": (1, 2)}),
+    "one channel": ((3, 1, 10, 9), 18, (3, 3), {"padding": 1}),
+    "one channel 5x5 stride 2": ((2, 1, 11, 9), 6, (5, 5), {"stride": 2, "dilation": (1, 2)}),
+    "1x1": ((2, 17, 5, 7), 19, (1, 1), {}),
+    "1x1 stride 2": ((2, 17, 7, 6), 19, (1, 1), {"stride": 2}),
+    "1x1 with padding": ((1, 16, 3, 4), 5, (1, 1), {"padding": 1}),
+    "2 groups": ((2, 32, 6, 7), 34, (3, 3), {"padding": 1, "groups": 2}),
+    "4 thin groups": ((1, 12, 7, 6), 8, (3, 3), {"padding": 1, "groups": 4, "stride": 2}),
+    "depthwise": ((2, 17, 8, 7), 17, (3, 3), {"padding": 1, "groups": 17}),
+    "depthwise stride 2": ((2, 5, 9, 8), 10, (3, 3), {"padding": 1, "groups": 5, "stride": 2}),
+    "depthwise dilation 2": ((1, 6, 9, 10), 18, (5, 2), {"padding": (4, 0), "groups": 6, "dilation": 2}),
+    "depthwise 1x1": ((2, 7, 4, 3), 14, (1, 1), {"groups": 7}),
+    "same": ((1, 16, 6, 7), 4, (4, 2), {"padding": "same", "dilation": (1, 3)}),
+    "valid": ((1, 16, 6, 7), 4, (2, 3), {"padding": "valid"}),
+    "window as large as the image": ((3, 16, 4, 5), 7, (4, 5), {}),
+    "one pixel": ((1, 16, 1, 1), 1, (3, 3), {"padding": 1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_windows(case: str, device: str) -> None:
+    shape, channels_out, kernel_size, sliding = CASES[case]
+    check(*make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device), **sliding)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "case", ["3x3", "3x3 stride 2", "5x5 of 3 channels", "one channel", "2 groups", "depthwise", "1x1"]
+)
+def test_dtypes_and_nchw(case: str, dtype: torch.dtype, device: str) -> None:
+    shape, channels_out, kernel_size, sliding = CASES[case]
+    tensors = make(shape, channels_out, kernel_size, sliding.get("groups", 1), dtype, device, channels_last=False)
+    check(*tensors, activation="relu", **sliding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["gelu", "tanh", Activation("leaky_relu", negative_slope=-0.5)])
+@pytest.mark.parametrize("channels", [1, 4, 16])
+def test_fused_activation(channels: int, activation: str | Activation, dtype: torch.dtype, device: str) -> None:
+    launches = check(*make((2, channels, 5, 6), 9, dtype=dtype, device=device), activation, padding=1)
+    assert launches.count("activation_backward_kernel") == 1
+    assert sum(name.endswith("forward_kernel") or "few_channels" in name for name in launches) == 1
+
+
+def test_without_bias(device: str) -> None:
+    check(*make((1, 16, 5, 4), 8, device=device, bias=False), "relu", padding=1)
+
+
+def test_channels_last_runs_without_conversions(device: str) -> None:
+    launches = check(*make((2, 16, 6, 5), 8, device=device), "relu", padding=1)
+    assert "transpose_kernel" not in launches
+    launches = check(*make((2, 16, 6, 5), 8, device=device, channels_last=False), "relu", padding=1)
+    # forward: x, W, y; backward: dY, dX (dW is written in W's order)
+    assert launches.count("transpose_kernel") == 5
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_output_and_gradients_have_the_layout_that_came(channels: int, channels_last: bool, device: str) -> None:
+    x, weight, bias = make((2, channels, 6, 5), 8, device=device, channels_last=channels_last)
+    for activation in (None, "gelu"):
+        y = conv2d(x, weight, bias, padding=1, activation=activation)
+        expected = torch.nn.functional.conv2d(x.detach(), weight.detach(), padding=1)
+        assert y.stride() == expected.stride()
+        dx, dw = torch.autograd.grad(y, (x, weight), torch.randn_like(y))
+        assert dx.stride() == x.stride() and dw.stride() == weight.stride()
+
+
+def test_strided_inputs_and_either_layout_of_the_upstream_gradient(device: str) -> None:
+    x, weight, bias = make((2, 16, 6, 5), 8, device=device, grad=False)
+    wide = torch.full((2, 16, 6, 10), float("nan"), device=device)
+    wide[..., ::2] = x
+    x = wide[..., ::2].requires_grad_()
+    weight = weight.transpose(2, 3).requires_grad_()
+    check(x, weight, bias.requires_grad_(), padding=1)
+    y = conv2d(x, weight, bias, padding=1)
+    upstream = torch.randn(y.shape, device=device)
+    for gradient in (upstream, upstream.contiguous(memory_format=torch.channels_last), upstream[:1].expand_as(y)):
+        actual = torch.autograd.grad(y, (x, weight, bias), gradient, retain_graph=True)
+        leaves = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+        expected = torch.autograd.grad(torch.nn.functional.conv2d(*leaves, padding=1), leaves, gradient.double())
+        for a, e in zip(actual, expected, strict=True):
+            assert_close(a, e, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
+)
+def test_only_the_wanted_gradients(wanted: tuple[bool, ...], device: str) -> None:
+    tensors = make((2, 16, 5, 6), 9, device=device, grad=False)
+    for tensor, want in zip(tensors, wanted, strict=True):
+        tensor.requires_grad_(want)
+    launches = check(*tensors, "relu", padding=1)
+    assert ("convolution_input_gradient_kernel" in launches) == wanted[0]
+    assert ("convolution_weight_gradient_kernel" in launches) == wanted[1]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_reruns_are_bitwise_equal(channels: int, device: str) -> None:
+    x, weight, bias = make((4, channels, 12, 11), 9, device=device)
+    gradients = []
+    for _ in range(2):
+        with counted_launches() as launches:
+            y = conv2d(x, weight, bias, padding=1, activation="relu")
+            gradients.append(torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y).cumsum(0)))
+    assert launches.count("sum_partials_kernel") >= 1
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_pointwise_is_a_linear_layer(device: str) -> None:
+    launches = check(*make((2, 16, 3, 5), 8, (1, 1), device=device), "gelu")
+    assert launches.count("linear_forward_kernel") == 1
+    assert not any("convolution" in name for name in launches)
+
+
+@pytest.mark.parametrize("case", ["3x3 stride 2", "5x5 of 3 channels", "one channel", "depthwise stride 2"])
+def test_offsets_beyond_int32(case: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' int64 offsets, taken here at small sizes."""
+    from tinynet_kernels import conv, conv_backward, depthwise
+
+    for module in (conv, conv_backward, depthwise):
+        monkeypatch.setattr(module, "LARGEST_OFFSET", 0)
+    shape, channels_out, kernel_size, sliding = CASES[case]
+    check(*make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device), **sliding)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 1, 7, 2), (1, 70, 9, 33), (65, 5, 1, 3)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layout_conversions(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    from tinynet_kernels.layout import as_rows, is_channels_last, to_channels_last, to_contiguous
+
+    x = torch.randn(shape, device=device).to(dtype)
+    with counted_launches() as launches:
+        images = to_channels_last(x)
+        back = to_contiguous(images)
+    assert len(launches) == (0 if shape[1] == 1 else 2)
+    assert images.is_contiguous(memory_format=torch.channels_last) and not is_channels_last(x)
+    assert back.is_contiguous() and back.stride() == x.stride()
+    assert torch.equal(images, x) and torch.equal(back, x)
+    assert torch.equal(as_rows(images), x.permute(0, 2, 3, 1).reshape(-1, shape[1]))
+
+
+def test_unbatched(device: str) -> None:
+    x, weight, bias = make((1, 16, 5, 6), 8, device=device)
+    image = x.detach()[0].clone().requires_grad_()
+    y = conv2d(image, weight, bias, padding=1)
+    assert y.shape == (8, 5, 6)
+    expected = torch.nn.functional.conv2d(image.double(), weight.double(), bias.double(), padding=1)
+    assert_close(y, expected, 1e-5)
+    y.square().sum().backward()
+    assert image.grad is not None and image.grad.shape == image.shape
+
+
+def test_empty_batch(device: str) -> None:
+    _, weight, bias = make((1, 16, 5, 6), 8, device=device)
+    y = conv2d(torch.empty(0, 16, 5, 6, device=device), weight, bias, padding=1)
+    assert y.shape == (0, 8, 5, 6)
+    y.sum().backward()
+    assert weight.grad is not None and not weight.grad.any()
+
+
+def test_autocast(device: str) -> None:
+    x, weight, bias = make((2, 16, 5, 6), 8, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16), counted_launches() as launches:
+        y = conv2d(x, weight, bias, padding=1, activation="relu")
+    assert y.dtype is torch.bfloat16 and launches
+    y.float().sum().backward()
+    assert weight.grad is not None and weight.grad.dtype is torch.float32
+
+
+SPEC = [1, 1, 1, 1, 1, 1, 1, 1, 1]  # padding 1, all else one
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+def test_registered_operator(activation: str, channels_last: bool, device: str) -> None:
+    from tinynet.ops.conv import conv2d_operator
+
+    tensors = make((1, 3, 4, 5), 2, device=device, channels_last=channels_last)
+    torch.library.opcheck(conv2d_operator, (*tensors, SPEC, activation, [], True))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_registered_backward_operator(channels_last: bool, device: str) -> None:
+    from tinynet.ops.conv import conv2d_backward_operator
+
+    x, weight, _ = make((1, 3, 4, 5), 1, device=device, channels_last=channels_last, grad=False)
+    y = torch.randn(1, 1, 4, 5, device=device)
+    for wanted in ([True, True, True], [False, True, False]):
+        arguments = (torch.randn_like(y), x, weight, y, SPEC, "relu", [], wanted)
+        torch.library.opcheck(conv2d_backward_operator, arguments)
+
+
+def test_compiled_fullgraph(device: str) -> None:
+    x, weight, bias = make((1, 16, 5, 4), 8, device=device, channels_last=False)
+    expected = conv2d(x, weight, bias, padding="same", activation="gelu")
+    (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+    function = lambda *a: conv2d(*a, padding="same", activation="gelu")  # noqa: E731
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with counted_launches() as launches:
+        actual = compiled(x, weight, bias)
+        actual.square().sum().backward()
+    assert "convolution_forward_kernel" in launches and "convolution_weight_gradient_kernel" in launches
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(x.grad, gradient)
+
+
+def test_exported_with_a_dynamic_batch(device: str) -> None:
+    layer = Conv2d(16, 4, 3, padding=1, activation="relu", device=device)
+    x = torch.randn(3, 16, 5, 4, device=device)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(layer, (x[:2],), dynamic_shapes=({0: batch},))
+    assert any("tinynet.conv2d" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [2, (0, 1), "same"])
+def test_module_is_torch_nns(mode: str, padding: Any, device: str) -> None:
+    arguments = (16, 8, (3, 2), 1, padding, 1, 2, True, mode)
+    torch.manual_seed(3)
+    ours = Conv2d(*arguments, device=device, activation="relu")
+    torch.manual_seed(3)
+    theirs = torch.nn.Conv2d(*arguments, device=device, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 16, 5, 6, device=device)
+    assert_close(ours(x), theirs(x.double()).relu(), 1e-5)
+
+
+def test_module_copies_and_prints(device: str) -> None:
+    layer = Conv2d(16, 8, 3, activation=Activation("leaky_relu", negative_slope=0.2), device=device)
+    x = torch.randn(1, 16, 5, 6, device=device)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), layer(x))
+    plain = torch.nn.Conv2d(16, 8, 3)
+    assert layer.extra_repr() == f"{plain.extra_repr()}, activation={layer.activation}"
+    assert Conv2d(16, 8, 3, stride=2, padding="valid", bias=False).extra_repr() == (
+        torch.nn.Conv2d(16, 8, 3, stride=2, padding="valid", bias=False).extra_repr()
+    )
+
+
+def test_costs(device: str) -> None:
+    """Operations are counted by the definition, bytes once each."""
+    from tinynet_kernels.conv import convolution_forward_kernel
+    from tinynet_kernels.launch import cost_of
+
+    x, weight, bias = make((2, 32, 6, 7), 34, groups=2, device=device, grad=False)
+    y = torch.empty(2, 34, 6, 7, device=device)
+    arguments = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "z_ptr": None, "pixels": 84}
+    cost = cost_of(convolution_forward_kernel, arguments)
+    assert cost == (2 * 84 * 34 * 16 * 9, 4 * (x.numel() + weight.numel() + 34 + y.numel()))
+
+
+def test_refuses_what_does_not_fit(device: str) -> None:
+    x, weight, bias = make((1, 4, 6, 5), 8, device=device, grad=False)
+    wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ValueError, "input must be", {"input": x[0, 0]}),
+        (ValueError, "weight must be", {"weight": weight[0]}),
+        (ValueError, "has 3 channels", {"input": x[:, :3]}),
+        (ValueError, "takes 8", {"groups": 2}),
+        (ValueError, "groups must be positive and divide", {"groups": 3}),
+        (ValueError, "groups must be positive", {"groups": 0}),
+        (TypeError, "groups must be an integer", {"groups": 1.0}),
+        (ValueError, "bias must be", {"bias": bias[:3]}),
+        (ValueError, "needs", {"weight": torch.zeros(8, 4, 7, 3, device=device)}),
+        (ValueError, "needs", {"dilation": 3}),
+        (ValueError, "stride must be at least 1", {"stride": 0}),
+        (ValueError, "stride must be at least 1", {"stride": (1, -1)}),
+        (ValueError, "stride must be one number", {"stride": (1, 1, 1)}),
+        (TypeError, "stride must be an integer", {"stride": 1.5}),
+        (ValueError, "dilation must be at least 1", {"dilation": 0}),
+        (ValueError, "padding must be at least 0", {"padding": -1}),
+        (ValueError, "'same' needs stride 1", {"padding": "same", "stride": 2}),
+        (ValueError, "padding must be numbers", {"padding": "full"}),
+        (TypeError, "floating point", {"input": x.int()}),
+        (TypeError, "weight has dtype", {"weight": weight.half()}),
+        (ValueError, "meta", {"weight": weight.to("meta")}),
+        (ValueError, "activation: got 'rleu'", {"activation": "rleu"}),
+    ]
+    for error, message, arguments in wrong:
+        with pytest.raises(error, match=message):
+            conv2d(**{"input": x, "weight": weight, "bias": bias, **arguments})

@@ -1,0 +1,81 @@
+"""Convolution layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinynet.nn.linear import with_activation
+from tinynet.ops import conv as ops
+from tinynet.ops.activation import as_activation
+from tinynet_kernels.activation_spec import Activation
+
+
+class Conv2d(torch.nn.Conv2d):
+    """y = act(x * W + b), x [N, C, H, W] or [C, H, W], in one kernel; y has x's memory order.
+
+    Arguments, parameters, initialization and state_dict are torch.nn.Conv2d's. Fastest in channels_last
+    (`model.to(memory_format=torch.channels_last)` and the same for the images); other inputs are converted.
+
+    Args:
+        in_channels: C.
+        out_channels: K.
+        kernel_size: R and S: one number, or (height, width).
+        stride: of the windows.
+        padding: numbers, "valid" or "same".
+        dilation: pixels between taps.
+        groups: divides C and K.
+        bias: whether to add a bias.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        device: where the parameters are made.
+        dtype: theirs.
+        activation: fused after the bias: a name, an `Activation`, or None.
+
+    Raises:
+        ValueError, TypeError: see `tinynet.functional.conv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # pyright: ignore[reportArgumentType]
+            device,
+            dtype,
+        )
+        self.activation = as_activation(activation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        weight, bias = self.weight, self.bias
+        return ops.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, self.activation)
+
+    def extra_repr(self) -> str:
+        return with_activation(super().extra_repr(), self.activation)

@@ -1,0 +1,363 @@
+"""Two-dimensional convolution with a fused activation: y = act(x * W + b)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tinynet.engines.dispatch import Route, route
+from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.arguments import autocast, check_floating, needs_gradient
+from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.conv_spec import ConvolutionSpec
+
+IntOrPair = int | tuple[int, int] | list[int]
+
+
+def conv2d_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation
+) -> Tensor:
+    """act(x * W + b) in plain PyTorch."""
+    padding = spec.padding
+    if padding != spec.padding_end:
+        (top, left), (bottom, right) = padding, spec.padding_end
+        x = F.pad(x, (left, right, top, bottom))
+        padding = (0, 0)
+    return activation_reference(F.conv2d(x, weight, bias, spec.stride, padding, spec.dilation, spec.groups), activation)
+
+
+class Conv2dFunction(torch.autograd.Function):
+    """act(x * W + b) of x [N, C, H, W] through the kernels, in x's memory order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation
+    ) -> Tensor:
+        from tinynet_kernels.conv import convolution_forward
+        from tinynet_kernels.layout import is_channels_last, to_channels_last
+
+        images, packed = to_channels_last(x), to_channels_last(weight)
+        y, saved = convolution_forward(images, packed, bias, spec, activation, save=True)
+        # The converted tensors are kept, not their originals: backward would convert them again.
+        ctx.save_for_backward(images, packed, saved)
+        ctx.spec, ctx.activation = spec, activation
+        ctx.channels_last = is_channels_last(x), is_channels_last(weight)
+        return _in_order(y, ctx.channels_last[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        gradients = conv2d_gradients(grad, x, weight, saved, ctx.spec, ctx.activation, ctx.channels_last, wanted)
+        return (*gradients, None, None)
+
+
+def _in_order(y: Tensor, channels_last: bool) -> Tensor:
+    """A channels_last tensor, made contiguous unless `channels_last` is what was asked."""
+    from tinynet_kernels.layout import to_contiguous
+
+    return y if channels_last else to_contiguous(y)
+
+
+def conv2d_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    channels_last: tuple[bool, bool],
+    wanted: tuple[bool, ...] | list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dX, dW, db), each None where not wanted.
+
+    Args:
+        grad: dY [N, K, P, Q].
+        x: [N, C, H, W].
+        weight: [K, C / groups, R, S].
+        saved: y or z [N, K, P, Q], as `activation.reads_output` says; None for identity.
+        spec: stride, padding, dilation, groups.
+        activation: the fused function.
+        channels_last: whether dX and dW are to be channels_last; contiguous otherwise.
+        wanted: whether dX, dW and db are needed.
+    """
+    from tinynet_kernels.activation import activation_backward
+    from tinynet_kernels.conv_backward import convolution_input_gradient, convolution_weight_gradient
+    from tinynet_kernels.layout import as_images, as_rows, to_channels_last
+
+    want_x, want_weight, want_bias = wanted
+    dz, bias_gradient = to_channels_last(grad), None
+    curved = activation.name != "identity"
+    if want_bias or (curved and (want_x or want_weight)):
+        rows = as_rows(to_channels_last(saved)) if curved and saved is not None else None
+        made, bias_gradient = activation_backward(
+            as_rows(dz), rows, activation, want_dz=curved and (want_x or want_weight), want_bias=want_bias
+        )
+        dz = dz if made is None else as_images(made, dz)
+    dx, dw = None, None
+    if want_x:
+        dx = convolution_input_gradient(dz, to_channels_last(weight), spec, (x.shape[2], x.shape[3]))
+        dx = _in_order(dx, channels_last[0])
+    if want_weight:
+        kernel_size = weight.shape[2], weight.shape[3]
+        dw = convolution_weight_gradient(dz, to_channels_last(x), spec, kernel_size, channels_last=channels_last[1])
+    return dx, dw, None if bias_gradient is None else bias_gradient.to(weight.dtype)
+
+
+@torch.library.custom_op("tinynet::conv2d", mutates_args=())
+def conv2d_operator(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: list[int],
+    name: str,
+    parameters: list[float],
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """`conv2d` of x [N, C, H, W] for captured graphs: y, and z where the backward needs it (else empty).
+
+    y has x's memory order; z is channels_last.
+    """
+    from tinynet_kernels.conv import convolution_forward
+    from tinynet_kernels.layout import is_channels_last, to_channels_last
+
+    activation = Activation.from_values(name, parameters)
+    y, saved = convolution_forward(
+        to_channels_last(x),
+        to_channels_last(weight),
+        bias,
+        ConvolutionSpec.from_values(spec),
+        activation,
+        save=save and not activation.reads_output,
+    )
+    return _in_order(y, is_channels_last(x)), y.new_empty(0) if saved is None else saved
+
+
+@conv2d_operator.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: list[int],
+    name: str,
+    parameters: list[float],
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    R, S = weight.shape[2:]
+    P, Q = ConvolutionSpec.from_values(spec).output_size((x.shape[2], x.shape[3]), (R, S))
+    shape = (x.shape[0], weight.shape[0], P, Q)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+    keeps_input = save and name != "identity" and not Activation.from_values(name, parameters).reads_output
+    return y, torch.empty_like(y, memory_format=torch.channels_last) if keeps_input else y.new_empty(0)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """The memory order of what answers to x."""
+    from tinynet_kernels.layout import is_channels_last
+
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+@torch.library.custom_op("tinynet::conv2d_backward", mutates_args=())
+def conv2d_backward_operator(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    spec: list[int],
+    name: str,
+    parameters: list[float],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its gradients, in the memory order of x and weight; those not wanted come back empty."""
+    from tinynet_kernels.layout import is_channels_last
+
+    gradients = conv2d_gradients(
+        grad,
+        x,
+        weight,
+        saved,
+        ConvolutionSpec.from_values(spec),
+        Activation.from_values(name, parameters),
+        (is_channels_last(x), is_channels_last(weight)),
+        wanted,
+    )
+    dx, dw, db = (grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return dx, dw, db
+
+
+@conv2d_backward_operator.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    spec: list[int],
+    name: str,
+    parameters: list[float],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    empty = grad.new_empty(0)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x)) if wanted[0] else empty
+    dw = (
+        torch.empty(weight.shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(weight))
+        if wanted[1]
+        else grad.new_empty(0)
+    )
+    return dx, dw, grad.new_empty(weight.shape[:1] if wanted[2] else (0,))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, ctx.spec, ctx.name, ctx.parameters, _ = inputs
+    y, z = output
+    ctx.save_for_backward(x, weight, y if Activation.from_values(ctx.name, ctx.parameters).reads_output else z)
+    ctx.mark_non_differentiable(z)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, saved = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:3])
+    gradients = conv2d_backward_operator(grad, x, weight, saved, ctx.spec, ctx.name, ctx.parameters, wanted)
+    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
+    return (*kept, None, None, None, None)
+
+
+conv2d_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    activation: str | Activation | None = None,
+) -> Tensor:
+    """act(x * W + b), bias and activation in the convolution's own kernel.
+
+    The kernels work on channels_last: other inputs are converted, and the result converted back.
+
+    Args:
+        input: x [N, C, H, W] or [C, H, W], float32, bfloat16, float16 (kernels) or float64 (reference); any strides.
+        weight: [K, C / groups, R, S], x's dtype and device.
+        bias: [K] or None.
+        stride: of the windows: one number, or (height, width).
+        padding: zeros on each side: one number, (height, width), "valid" (none) or "same" (as many as keep the size;
+            stride 1 only).
+        dilation: pixels between taps: one number, or (height, width).
+        groups: divides C and K; output channels of a group see its input channels alone.
+        activation: a name, an `Activation`, or None for identity.
+
+    Returns:
+        [N, K, P, Q] or [K, P, Q], x's dtype (autocast's under autocast), channels_last where x is, else contiguous.
+
+    Raises:
+        ValueError: shapes, numbers or devices that don't fit together, or an unknown activation.
+        TypeError: dtypes that are not floating point or differ outside autocast, or arguments of another type.
+
+    Source: torch.nn.functional.conv2d.
+    """
+    function = as_activation(activation)
+    x, weight, bias = autocast(input, weight, bias)
+    check_floating("conv2d", input=x, weight=weight, bias=bias)
+    spec = convolution_spec(x, weight, bias, stride, padding, dilation, groups)
+    if x.dim() == 3:
+        return _conv2d(x.unsqueeze(0), weight, bias, spec, function).squeeze(0)
+    return _conv2d(x, weight, bias, spec, function)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation) -> Tensor:
+    way = Route.REFERENCE if x.numel() == 0 or weight.numel() == 0 else route(x)
+    if way is Route.REFERENCE:
+        return conv2d_reference(x, weight, bias, spec, activation)
+    needs_grad = needs_gradient(x, weight, bias)
+    if way is Route.OPERATOR:
+        return conv2d_operator(x, weight, bias, spec.values, activation.name, activation.values, needs_grad)[0]
+    if needs_grad:
+        return Conv2dFunction.apply(x, weight, bias, spec, activation)  # pyright: ignore[reportReturnType]
+    from tinynet_kernels.conv import convolution_forward
+    from tinynet_kernels.layout import is_channels_last, to_channels_last
+
+    y, _ = convolution_forward(to_channels_last(x), to_channels_last(weight), bias, spec, activation, save=False)
+    return _in_order(y, is_channels_last(x))
+
+
+def convolution_spec(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+) -> ConvolutionSpec:
+    """The checked spec of a convolution; arguments as in `conv2d`.
+
+    Raises:
+        ValueError, TypeError: as `conv2d`.
+    """
+    if weight.dim() != 4:
+        raise ValueError(f"conv2d: weight must be [K, C / groups, R, S], got shape {tuple(weight.shape)}")
+    if x.dim() not in (3, 4):
+        raise ValueError(f"conv2d: input must be [N, C, H, W] or [C, H, W], got shape {tuple(x.shape)}")
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"conv2d: groups must be an integer, got {type(groups).__name__}")
+    K, group_inputs, R, S = weight.shape
+    C, H, W = x.shape[-3:]
+    if groups < 1 or K % groups != 0:
+        raise ValueError(f"conv2d: groups must be positive and divide the {K} output channels of weight, got {groups}")
+    if group_inputs * groups != C:
+        raise ValueError(
+            f"conv2d: input {tuple(x.shape)} has {C} channels, but weight {tuple(weight.shape)} with groups={groups} "
+            f"takes {group_inputs * groups}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"conv2d: bias must be [{K}] for this weight, got {tuple(bias.shape)}")
+    strides = _pair("stride", stride, 1)
+    dilations = _pair("dilation", dilation, 1)
+    begin, end = _padding(padding, strides, dilations, (R, S))
+    spec = ConvolutionSpec(strides, begin, end, dilations, groups)
+    padded, window = spec.padded_size((H, W)), spec.window((R, S))
+    if R == 0 or S == 0 or window[0] > padded[0] or window[1] > padded[1]:
+        raise ValueError(
+            f"conv2d: weight {tuple(weight.shape)} with dilation {dilations} needs {window} pixels, but input "
+            f"{tuple(x.shape)} has {padded} with its padding"
+        )
+    return spec
+
+
+def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
+    """(height, width) of a number or a pair, none below `least`."""
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    pair = pair * 2 if len(pair) == 1 else pair
+    if len(pair) != 2:
+        raise ValueError(f"conv2d: {name} must be one number or (height, width), got {value!r}")
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in pair):
+        raise TypeError(f"conv2d: {name} must be an integer or a pair of them, got {value!r}")
+    if min(pair) < least:
+        raise ValueError(f"conv2d: {name} must be at least {least}, got {value!r}")
+    return pair
+
+
+def _padding(
+    padding: Any, stride: tuple[int, int], dilation: tuple[int, int], kernel_size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Zeros at the (top, left) and at the (bottom, right)."""
+    if not isinstance(padding, str):
+        pair = _pair("padding", padding, 0)
+        return pair, pair
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding != "same":
+        raise ValueError(f"conv2d: padding must be numbers, 'valid' or 'same', got {padding!r}")
+    if stride != (1, 1):
+        raise ValueError(f"conv2d: padding 'same' needs stride 1, got stride {stride}")
+    height, width = (step * (size - 1) for step, size in zip(dilation, kernel_size, strict=True))
+    return (height // 2, width // 2), (height - height // 2, width - width // 2)

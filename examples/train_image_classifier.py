@@ -37,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batches = ImageBatches(data, options.batch_size, seed=options.seed, shift=data.shift, device=options.device)
         model = build(options.model, image_shape=data.image_shape, classes=data.classes).to(options.device)
         total_steps = options.steps or options.epochs * len(batches)
-        optimizer = optim.SGD(
-            model.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
-        )
+        optimizer = optim.SGD(model.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
         trainer = Trainer(
             model,
             batches,

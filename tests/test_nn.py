@@ -15,6 +15,8 @@ from tinynet import nn
 # How to build each compute layer, and an input it takes.
 LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
+    "CrossEntropyLoss": ({"label_smoothing": 0.1}, (4, 5)),
+    "MSELoss": ({}, (4, 5)),
     "Dropout": ({"p": 0.0}, (4, 5)),
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     **dict.fromkeys(

@@ -25,9 +25,11 @@ from tinynet.ops.activation import (
 from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.linear import linear
+from tinynet.ops.loss import cross_entropy, mse_loss
 
 __all__ = [
     "celu",
+    "cross_entropy",
     "dropout",
     "elu",
     "embedding",
@@ -40,6 +42,7 @@ __all__ = [
     "linear",
     "logsigmoid",
     "mish",
+    "mse_loss",
     "relu",
     "relu6",
     "selu",

@@ -158,9 +158,9 @@ def _find_reason(device_type: str) -> str | None:
     if device_type == "meta":
         return "meta tensors hold no data for a kernel to run on"
     if INTERPRETED:
-        from tinynet.engines.interpreter import bfloat16
+        from tinynet.engines import interpreter
 
-        bfloat16.install()
+        interpreter.install()
         return None
     driver: Any = _active_driver()
     if driver is None and device_type == "cpu":
@@ -188,7 +188,14 @@ def _active_driver() -> Any:
 
 def _activate_cpu_engine() -> str | None:
     """Makes the native CPU engine Triton's driver where none is; the reason where it can't run, else None."""
-    return "the native CPU engine does not exist yet; set TRITON_INTERPRET=1 before Python starts to interpret kernels"
+    from tinynet.engines import cpu
+    from tinynet_kernels import launch
+
+    reason = cpu.unavailable_reason()
+    if reason is None:
+        cpu.activate()
+        launch.planner = cpu.plan_launch
+    return reason
 
 
 def describe(device: torch.device | str) -> str:

@@ -49,6 +49,7 @@ from tinynet.nn.activation import (
 from tinynet.nn.dropout import Dropout
 from tinynet.nn.embedding import Embedding
 from tinynet.nn.linear import Linear
+from tinynet.nn.loss import CrossEntropyLoss, MSELoss
 
 __all__ = [
     "CELU",
@@ -56,6 +57,7 @@ __all__ = [
     "GELU",
     "SELU",
     "Buffer",
+    "CrossEntropyLoss",
     "Dropout",
     "Embedding",
     "Flatten",
@@ -67,6 +69,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSigmoid",
+    "MSELoss",
     "Mish",
     "Module",
     "ModuleDict",

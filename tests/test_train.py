@@ -350,7 +350,7 @@ def test_first_layer_gives_filters_as_images_and_their_responses(on_reference):
     assert weight.shape == (512, 1, 6, 5) and responses is None
     model = CNN((3, 8, 8))
     weight, responses = first_layer(model, torch.ones(1, 3, 8, 8))
-    assert torch.equal(weight, model.features[0].weight.detach())
+    assert torch.equal(weight, model.get_parameter("features.0.weight").detach())
     assert responses is not None and responses.shape == (32, 8, 8)
 
 

@@ -148,7 +148,7 @@ def _load_torchvision(name: str, folder: Path) -> ImageData:
 
 def _import_torchvision_datasets(name: str) -> ModuleType:
     try:
-        from torchvision import datasets
+        from torchvision import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DataError(
             f"{name} is downloaded by torchvision, which cannot be imported ({error}): "

@@ -34,7 +34,7 @@ MAKERS = {"digits": digits, "mnist5k": mnist5k}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Makes the shipped data files anew.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MAKERS)}; all where none is given")
     parser.add_argument("--folder", type=Path, default=SHIPPED, help="where the files go")
     arguments = parser.parse_args()

@@ -66,8 +66,8 @@ def first_layer(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None
     Returns:
         On the CPU: weights [filters, C, h, w], and the layer's output [filters, H, W] or None for a linear layer.
     """
-    layer = next(module for module in model.modules() if getattr(module, "weight", None) is not None)
-    weight = layer.weight.detach().float().cpu()
+    layer = next(module for module in model.modules() if "weight" in dict(module.named_parameters(recurse=False)))
+    weight = layer.get_parameter("weight").detach().float().cpu()
     if weight.ndim == 2:
         return weight.reshape(len(weight), *images.shape[1:]), None
     with torch.no_grad():

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import triton
 
@@ -60,6 +61,15 @@ class Code:
     asynchronous_copies: int
     compare_and_swap: int
     full_waits: int
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Code:
+        """The inverse of `dataclasses.asdict` through JSON, which makes text of the widths."""
+        widths = {
+            name: {int(bits): count for bits, count in fields[name].items()}
+            for name in ("global_load_bits", "loop_load_bits")
+        }
+        return cls(**{**fields, **widths})
 
     @property
     def instructions_per_matrix_instruction(self) -> float | None:

@@ -7,8 +7,12 @@ choice, the compiler, the disk cache) is Triton's own path. Works with Triton 3.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +25,8 @@ from triton.runtime.autotuner import Autotuner
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.errors import OutOfResources
 
-from tinynet.engines.offline.binary import read_amdgcn, read_cubin
+from tinynet.engines.offline import binary as binary_reader
+from tinynet.engines.offline.binary import Code, read_amdgcn, read_cubin
 from tinynet.engines.offline.launch import CompiledKernel, record_launch
 from tinynet.engines.offline.report import Report
 from tinynet.engines.offline.targets import Target
@@ -160,7 +165,6 @@ def _compiled_kernel(src: Any, metadata: Any, binary: bytes, target: Target) -> 
     if metadata.hash not in _kernels:
         files = get_cache_manager(metadata.hash).get_group(f"{metadata.name}.json") or {}
         by_stage = {name.rsplit(".", 1)[-1]: path for name, path in files.items()}
-        cuda = target.backend == "cuda"
         _kernels[metadata.hash] = CompiledKernel(
             function=src.fn,
             signature=dict(src.signature),
@@ -169,10 +173,27 @@ def _compiled_kernel(src: Any, metadata: Any, binary: bytes, target: Target) -> 
             num_stages=metadata.num_stages,
             dynamic_shared_bytes=metadata.shared,
             scratch_bytes=getattr(metadata, "global_scratch_size", 0) or 0,
-            code=read_cubin(binary, target) if cuda else read_amdgcn(_stage(by_stage, "amdgcn")),
+            code=_code(metadata, binary, by_stage, target),
             ir=_stage(by_stage, "ttir"),
         )
     return _kernels[metadata.hash]
+
+
+def _code(metadata: Any, binary: bytes, files: dict[str, str], target: Target) -> Code:
+    """What the binary holds, kept beside it in Triton's cache: disassembling takes as long as a small compilation."""
+    store = get_cache_manager(metadata.hash)
+    name = f"tinynet_code_{_reader_version()}.json"
+    if path := store.get_file(name):
+        return Code.from_dict(json.loads(Path(path).read_text()))
+    code = read_cubin(binary, target) if target.backend == "cuda" else read_amdgcn(_stage(files, "amdgcn"))
+    store.put(json.dumps(asdict(code)), name, binary=False)
+    return code
+
+
+@cache
+def _reader_version() -> str:
+    """Changes with the source that reads binaries, so that no older reading is taken for a new one."""
+    return hashlib.sha256(Path(binary_reader.__file__).read_bytes()).hexdigest()[:16]
 
 
 def _stage(files: dict[str, str], extension: str) -> str:

@@ -1,0 +1,234 @@
+"""The compile matrix: every variant of every kernel that the tile rules produce, compiled and checked for every target.
+
+    python -m tinynet.engines.offline.matrix                     # all of it
+    python -m tinynet.engines.offline.matrix --target sm_90 --column conv
+    python -m tinynet.engines.offline.matrix --record            # write the figures that later runs are held against
+
+A variant passes if it compiles and
+
+- spills no register (but for `SPILLS_ALLOWED`, each with its reason) and stays within shared memory and grid limits;
+- makes no compare-and-swap loop of an atomic;
+- and, where its product has 16-bit operands, rows aligned to 16 bytes and at least 64 rows: has no 16-bit load in its
+  main loop, copies asynchronously where the chip can, and uses the matrix instruction that the chip deserves;
+- needs no more main-loop instructions a matrix instruction than recorded in `tests/compile_matrix_costs.json`.
+
+Triton's disk cache, keyed by the source, makes a second run quick. Compilation runs in worker processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+
+from tinynet.engines.offline import inspect
+from tinynet.engines.offline.launch import Launch
+from tinynet.engines.offline.matrix_cases import COLUMNS, Case, cases
+from tinynet.engines.offline.targets import TARGETS, find_target
+from tinynet.engines.offline.workers import WorkerError, run_in_workers
+
+COSTS_FILE = Path(__file__).parents[3] / "tests" / "compile_matrix_costs.json"
+CASES_A_TASK = 8
+TOLERANCE = 1.02  # of a recorded figure: the assembler's own noise
+
+# (kernel, target, operand type) -> why its spill is accepted; "*" stands for every target.
+SPILLS_ALLOWED: dict[tuple[str, str, str], str] = {}
+
+Costs = dict[str, dict[str, float]]
+
+
+class Task(NamedTuple):
+    """Some cases of one column for one target, by their position."""
+
+    target: str
+    column: str
+    start: int
+    stop: int
+
+
+class Outcome(NamedTuple):
+    """What became of one case.
+
+    Attributes:
+        name: the case.
+        launches: how many launches it made.
+        failures: what is wrong, a sentence each.
+        costs: main-loop instructions a matrix instruction, by kernel, operand type and tile.
+    """
+
+    name: str
+    launches: int
+    failures: list[str]
+    costs: dict[str, float]
+
+
+def run_task(task: Task) -> list[Outcome]:
+    """Compile and check the cases of a task, in this process."""
+    chosen = cases(find_target(task.target))[task.column][task.start : task.stop]
+    return [run_case(task.target, case) for case in chosen]
+
+
+def run_case(target: str, case: Case) -> Outcome:
+    """Compile and check one case."""
+    try:
+        with inspect(target) as report:
+            case.run()
+    except Exception as error:  # whatever the compiler raises is the case's result
+        message = str(error).strip().splitlines() or [""]
+        return Outcome(case.name, 0, [f"{type(error).__name__}: {message[-1]}"], {})
+    failures = [failure for launch in report.launches for failure in check(launch, case.aligned)]
+    if not report.launches:
+        failures.append("made no launch")
+    costs: dict[str, float] = {}
+    for launch in report.launches:
+        figure = launch.kernel.code.instructions_per_matrix_instruction
+        if figure is not None and case.aligned:
+            keep_worst(costs, {cost_key(launch): figure})
+    return Outcome(case.name, len(report.launches), failures, costs)
+
+
+def cost_key(launch: Launch) -> str:
+    """Kernel, operand type and tile: variants that differ only in flags share a figure, the worst of theirs."""
+    tile = " ".join(f"{name}={value}" for name, value in launch.constants.items() if name.startswith(("BLOCK", "BOX")))
+    return f"{launch.name} {launch.operand_type} {tile}"
+
+
+def check(launch: Launch, aligned: bool) -> list[str]:
+    """What is wrong with a launch's code, a sentence each."""
+    code, target = launch.kernel.code, launch.target
+    wrong = [finding.message for finding in launch.findings if finding.fatal]
+    keys = [(launch.name, name, launch.operand_type) for name in (target.name, "*")]
+    if code.spill_bytes and not any(key in SPILLS_ALLOWED for key in keys):
+        wrong.append(f"spills {code.spill_bytes} bytes a lane, {code.registers} registers in use")
+    if code.compare_and_swap:
+        wrong.append("makes a compare-and-swap loop of an atomic")
+    deserves_matrix = launch.operand_type in ("bf16", "fp16") and aligned and (launch.dot_rows or 0) >= 64
+    if deserves_matrix:
+        narrow = sum(count for bits, count in code.loop_load_bits.items() if bits <= 16)
+        if narrow:
+            wrong.append(f"loads 16 bits or fewer {narrow} times in its main loop")
+        if target.asynchronous_copies and code.loop_instructions and not code.asynchronous_copies:
+            wrong.append("copies nothing asynchronously")
+        if not code.matrix_instruction.startswith(target.matrix_instructions):
+            wrong.append(
+                f"uses {code.matrix_instruction or 'no matrix instruction'}, not {target.matrix_instructions[0]}"
+            )
+    return [f"{launch.name} ({launch.tile}): {reason}" for reason in wrong]
+
+
+def tasks(targets: Iterable[str], columns: Iterable[str]) -> list[Task]:
+    """The work for these targets and columns, cut into tasks."""
+    made = []
+    for target in targets:
+        by_column = cases(find_target(target))
+        for column in columns:
+            count = len(by_column[column])
+            made += [Task(target, column, at, min(at + CASES_A_TASK, count)) for at in range(0, count, CASES_A_TASK)]
+    return made
+
+
+def load_costs(path: Path = COSTS_FILE) -> Costs:
+    """The recorded figures by target, empty where they were recorded with another Triton version.
+
+    Raises:
+        FileNotFoundError: nothing has been recorded.
+    """
+    recorded = json.loads(path.read_text())
+    return recorded["costs"] if recorded["triton"] == triton.__version__ else {}
+
+
+def save_costs(costs: Mapping[str, Mapping[str, float]], path: Path = COSTS_FILE) -> None:
+    """Write the figures, sorted, so that a change shows as one line of a review."""
+    ordered = {
+        target: {key: round(figures[key], 1) for key in sorted(figures)} for target, figures in sorted(costs.items())
+    }
+    about = "main-loop instructions for each matrix instruction; see tinynet/engines/offline/matrix.py"
+    path.write_text(json.dumps({"about": about, "triton": triton.__version__, "costs": ordered}, indent=1) + "\n")
+
+
+def worse_than_recorded(target: str, costs: Mapping[str, float], recorded: Costs) -> list[str]:
+    """Figures above their record, a sentence each; a variant without a record is no regression."""
+    known = recorded.get(target, {})
+    return [
+        f"{key}: {figure:.1f} main-loop instructions a matrix instruction, recorded {known[key]}"
+        for key, figure in costs.items()
+        if key in known and figure > known[key] * TOLERANCE + 0.05
+    ]
+
+
+def run(work: Sequence[Task], workers: int) -> Iterator[tuple[Task, list[Outcome]]]:
+    """Run the tasks in worker processes; the cases of a task whose worker died are run again, each alone."""
+    alone: list[Task] = []
+    for task, outcomes in run_in_workers(run_task, work, workers):
+        if isinstance(outcomes, WorkerError) and task.stop - task.start > 1:
+            alone += [task._replace(start=at, stop=at + 1) for at in range(task.start, task.stop)]
+        else:
+            yield task, _outcomes(task, outcomes)
+    for task, outcomes in run_in_workers(run_task, alone, workers):
+        yield task, _outcomes(task, outcomes)
+
+
+def _outcomes(task: Task, result: list[Outcome] | WorkerError) -> list[Outcome]:
+    if not isinstance(result, WorkerError):
+        return result
+    name = cases(find_target(task.target))[task.column][task.start].name
+    return [Outcome(name, 0, [str(result)], {})]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the matrix; returns 0 if every variant passes."""
+    options = _options(arguments)
+    recorded = {} if options.record or not COSTS_FILE.exists() else load_costs()
+    work = tasks(options.target, options.column)
+    began, done, launches, failed = time.monotonic(), 0, 0, 0
+    measured: Costs = {target: {} for target in options.target}
+    for task, outcomes in run(work, options.workers):
+        for outcome in outcomes:
+            wrong = [*outcome.failures, *worse_than_recorded(task.target, outcome.costs, recorded)]
+            for sentence in wrong:
+                print(f"FAILED {task.target} {task.column} {outcome.name}: {sentence}", flush=True)
+            launches, failed = launches + outcome.launches, failed + bool(wrong)
+            keep_worst(measured[task.target], outcome.costs)
+        done += task.stop - task.start
+        if sys.stderr.isatty():
+            print(f"\r{done}/{sum(task.stop - task.start for task in work)} cases", end="\r", file=sys.stderr)
+    print(f"{done} cases, {launches} launches, {failed} failed, {time.monotonic() - began:.0f} s")
+    if options.record:
+        kept = load_costs() if COSTS_FILE.exists() else {}
+        save_costs({**kept, **{target: {**kept.get(target, {}), **measured[target]} for target in measured}})
+    return 1 if failed else 0
+
+
+def keep_worst(figures: dict[str, float], more: Mapping[str, float]) -> None:
+    """Add figures, keeping the larger where one is there already."""
+    for key, figure in more.items():
+        figures[key] = max(figure, figures.get(key, 0.0))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tinynet.engines.offline.matrix",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--target", default=",".join(TARGETS), help="separated by commas (default: all)")
+    parser.add_argument("--column", default=",".join(COLUMNS), help="separated by commas (default: all)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--record", action="store_true", help="replace the recorded figures of these targets")
+    options = parser.parse_args(arguments)
+    for name, known in (("target", TARGETS), ("column", COLUMNS)):
+        given = getattr(options, name).split(",")
+        setattr(options, name, given)
+        if unknown := [each for each in given if each not in known]:
+            parser.error(f"--{name}: got {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

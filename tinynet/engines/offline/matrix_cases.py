@@ -1,0 +1,402 @@
+"""What the compile matrix compiles: calls of our launchers that together reach every tile of the rules.
+
+Tensors have no memory. Problems are found by asking the tile rules themselves: of a wide grid of sizes, the first that
+gets each distinct tile. Flags are combined so that every pair of values occurs (`pairwise`), not every combination.
+A new column adds a function here and names it in `COLUMNS`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from tinynet.engines.offline.targets import Target
+from tinynet_kernels import activation, conv, conv_backward, dropout, embedding, layout, linear, loss, optimizer, tiles
+from tinynet_kernels.activation_spec import PARAMETERS, Activation
+from tinynet_kernels.conv_spec import ConvolutionSpec
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+DTYPES = (BF16, FP32, FP16)
+FUSED_FLAGS = {
+    "activation": ("identity", "relu", "gelu"),  # nothing, a derivative from the output, one from the input
+    "bias": (True, False),
+    "save": (True, False),
+}
+Problem = TypeVar("Problem")
+
+
+class Case(NamedTuple):
+    """One call whose launches are checked.
+
+    Attributes:
+        name: of the call within its target: launcher, problem, dtype and flags.
+        run: makes the launches.
+        aligned: rows begin at multiples of 16 bytes, so nothing excuses a narrow load.
+    """
+
+    name: str
+    run: Callable[[], object]
+    aligned: bool = True
+
+
+def cases(target: Target) -> dict[str, list[Case]]:
+    """Every case for `target`, by column."""
+    return {name: list(column(target)) for name, column in COLUMNS.items()}
+
+
+def pairwise(options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Few rows in which every pair of values of two options occurs, by a greedy choice."""
+    names = list(options)
+    columns = list(itertools.combinations(range(len(names)), 2))
+    choices = [range(len(options[name])) for name in names]
+    missing = {(i, a, j, b) for i, j in columns for a in choices[i] for b in choices[j]}
+    rows = []
+    while missing:
+        i, a, j, b = min(missing)
+        row = {i: a, j: b}
+        for column in range(len(names)):
+            if column not in row:
+                new = [sum(_pair(column, value, *each) in missing for each in row.items()) for value in choices[column]]
+                row[column] = new.index(max(new))
+        missing -= {(i, row[i], j, row[j]) for i, j in columns}
+        rows.append({name: options[name][row[column]] for column, name in enumerate(names)})
+    return rows
+
+
+def _pair(i: int, a: int, j: int, b: int) -> tuple[int, int, int, int]:
+    return (i, a, j, b) if i < j else (j, b, i, a)
+
+
+def first_of_each(problems: Iterable[Problem], key: Callable[[Problem], Hashable]) -> list[Problem]:
+    """The first problem of each distinct key."""
+    found: dict[Hashable, Problem] = {}
+    for problem in problems:
+        found.setdefault(key(problem), problem)
+    return list(found.values())
+
+
+def _rule_target(target: Target) -> tiles.Target:
+    """The target as the tile rules see it under inspection."""
+    return tiles.Target(target.backend, target.architecture, target.multiprocessors, target.shared_per_block)
+
+
+def _empty(*shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _text(dtype: torch.dtype) -> str:
+    return {FP32: "fp32", BF16: "bf16", FP16: "fp16"}[dtype]
+
+
+# ---- activation, dropout, embedding, loss, optimizer, layout ---------------------------------------------------------
+
+
+def activation_cases(target: Target) -> Iterator[Case]:
+    """Every function and derivative; the fused backward with and without its two results."""
+    functions = [Activation(name) for name in PARAMETERS]
+    for function, dtype in zip(functions[1:], itertools.cycle(DTYPES), strict=False):  # the first is the identity
+        x = _empty(1 << 20, dtype=dtype)
+        name = f"{function.name} {_text(dtype)}"
+        yield Case(f"forward {name}", partial(activation.activation_forward, x, function))
+        yield Case(f"derivative {name}", partial(activation.activation_input_gradient, x, x, function))
+    flags = {
+        "shape": ((65536, 512), (256, 128), (100, 10)),
+        "dtype": DTYPES,
+        "wanted": ((True, True), (True, False), (False, True)),
+    }
+    for function, row in zip(functions, itertools.cycle(pairwise(flags)), strict=False):
+        grad, (want_dz, want_bias) = _empty(*row["shape"], dtype=row["dtype"]), row["wanted"]
+        curved = function.name != "identity"
+        run = partial(
+            activation.activation_backward,
+            grad,
+            grad if curved else None,
+            function,
+            want_dz=want_dz and curved,
+            want_bias=want_bias,
+        )
+        yield Case(f"backward {function.name} {_flags(row)}", run, aligned=row["shape"][1] % 8 == 0)
+
+
+def dropout_cases(target: Target) -> Iterator[Case]:
+    """One kernel for forward and backward."""
+    for dtype in DTYPES:
+        x, seed = _empty(4096, 512, dtype=dtype), _empty(1, dtype=torch.int64)
+        yield Case(f"apply {_text(dtype)}", partial(dropout.dropout_apply, x, seed, 0.5))
+
+
+def embedding_cases(target: Target) -> Iterator[Case]:
+    """Rows of several widths; the gradient with its options."""
+    flags = {"width": (512, 64, 100, 3), "dtype": DTYPES, "padding_idx": (None, 0), "by_frequency": (False, True)}
+    for row in pairwise(flags):
+        index = torch.empty(64, 128, dtype=torch.int64, device="meta")
+        weight, aligned = _empty(1000, row["width"], dtype=row["dtype"]), row["width"] % 8 == 0
+        grad = _empty(64, 128, row["width"], dtype=row["dtype"])
+        yield Case(f"forward {_flags(row)}", partial(embedding.embedding_forward, index, weight), aligned)
+        options = (grad, index, 1000, row["padding_idx"], row["by_frequency"])
+        yield Case(f"backward {_flags(row)}", partial(embedding.embedding_backward, *options), aligned)
+
+
+def loss_cases(target: Target) -> Iterator[Case]:
+    """Cross-entropy and mean squared error with their options."""
+    flags = {
+        "shape": ((256, 10, 1), (4096, 1000, 1), (8, 21, 4096), (512, 50304, 1)),
+        "dtype": DTYPES,
+        "probabilities": (False, True),
+        "weighted": (False, True),
+        "smoothing": (0.0, 0.1),
+        "reduction": ("mean", "sum", "none"),
+    }
+    for row in pairwise(flags):
+        yield Case(f"cross_entropy {_flags(row)}", partial(_cross_entropy, row), aligned=False)
+    for row in pairwise({"elements": (2560, 1 << 22, 1001), "dtype": DTYPES, "reduction": ("mean", "sum", "none")}):
+        yield Case(f"mse {_flags(row)}", partial(_mse, row), aligned=row["elements"] % 16 == 0)
+
+
+def _cross_entropy(row: Mapping[str, Any]) -> None:
+    N, C, S = row["shape"]
+    logits = _empty(N, C, S, dtype=row["dtype"])
+    target = logits if row["probabilities"] else torch.empty(N, S, dtype=torch.int64, device="meta")
+    weight = _empty(C, dtype=row["dtype"]) if row["weighted"] else None
+    options = (-100, row["reduction"], row["smoothing"])
+    result, divisor, saved = loss.cross_entropy_forward(logits, target, weight, *options, save=True)
+    assert saved is not None
+    loss.cross_entropy_backward(
+        torch.empty_like(result),
+        logits,
+        target,
+        weight,
+        divisor,
+        saved,
+        *options,
+        want_dx=True,
+        want_dtarget=row["probabilities"],
+    )
+
+
+def _mse(row: Mapping[str, Any]) -> None:
+    x = _empty(row["elements"], dtype=row["dtype"])
+    result = loss.mse_loss_forward(x, x, row["reduction"])
+    loss.mse_loss_backward(torch.empty_like(result), x, x, row["reduction"], want_dx=True, want_dtarget=True)
+
+
+def optimizer_cases(target: Target) -> Iterator[Case]:
+    """SGD and Adam with their options, over aligned tensors and over some that are not."""
+    for row in pairwise({
+        "dtype": (FP32, BF16),
+        "momentum": (0.9, 0.0),
+        "nesterov": (False, True),
+        "weight_decay": (0.0, 0.01),
+        "maximize": (False, True),
+        "offset": (0, 1),
+    }):  # fmt: skip
+        if not (row["nesterov"] and not row["momentum"]):
+            yield Case(f"sgd {_flags(row)}", partial(_sgd, row), aligned=row["offset"] == 0)
+    for row in pairwise({
+        "dtype": (FP32, BF16),
+        "amsgrad": (False, True),
+        "decoupled_weight_decay": (True, False),
+        "weight_decay": (0.01, 0.0),
+        "maximize": (False, True),
+        "offset": (0, 1),
+    }):  # fmt: skip
+        yield Case(f"adam {_flags(row)}", partial(_adam, row), aligned=row["offset"] == 0)
+
+
+def _parameters(row: Mapping[str, Any]) -> list[torch.Tensor]:
+    sizes = (401408, 128, 288, 10)
+    return [_empty(size + row["offset"], dtype=row["dtype"])[row["offset"] :] for size in sizes]
+
+
+def _sgd(row: Mapping[str, Any]) -> None:
+    parameters = _parameters(row)
+    optimizer.sgd_step(
+        parameters,
+        parameters,
+        parameters if row["momentum"] else None,
+        optimizer.PointerTable(),
+        lr=0.1,
+        momentum=row["momentum"],
+        dampening=0.0,
+        weight_decay=row["weight_decay"],
+        nesterov=row["nesterov"],
+        maximize=row["maximize"],
+    )
+
+
+def _adam(row: Mapping[str, Any]) -> None:
+    parameters = _parameters(row)
+    optimizer.adam_step(
+        parameters,
+        parameters,
+        parameters,
+        parameters,
+        parameters if row["amsgrad"] else None,
+        optimizer.PointerTable(),
+        step=1,
+        lr=0.001,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        weight_decay=row["weight_decay"],
+        decoupled_weight_decay=row["decoupled_weight_decay"],
+        maximize=row["maximize"],
+    )
+
+
+def layout_cases(target: Target) -> Iterator[Case]:
+    """NCHW to channels_last and back, for many and few channels."""
+    for dtype, shape in itertools.product(DTYPES, ((64, 128, 28, 28), (256, 3, 32, 32), (8, 64, 7, 7))):
+        x = _empty(*shape, dtype=dtype)
+        name, aligned = f"{shape} {_text(dtype)}", shape[1] % 8 == 0 and shape[2] * shape[3] % 16 == 0
+        yield Case(f"to_channels_last {name}", partial(layout.to_channels_last, x), aligned)
+        last = x.contiguous(memory_format=torch.channels_last)
+        yield Case(f"to_contiguous {name}", partial(layout.to_contiguous, last), aligned)
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+ROWS = (4096, 65536, 16384, 1024, 256, 64, 16)
+COLUMNS_OUT = (4096, 1024, 512, 128, 64, 16)
+DEPTHS = (4096, 1024, 784, 128, 64, 16)
+
+
+def linear_cases(target: Target) -> Iterator[Case]:
+    """Each of the three products over every tile that the rule gives any problem, then uneven and odd sizes."""
+    for dtype in DTYPES:
+        sizes = _linear_sizes(dtype, _rule_target(target))
+        flags = itertools.cycle(pairwise(FUSED_FLAGS))
+        for (M, N, K), row in zip(sizes, flags, strict=False):
+            x, weight = _empty(M, K, dtype=dtype), _empty(N, K, dtype=dtype)
+            bias = _empty(N, dtype=dtype) if row["bias"] else None
+            function = Activation(row["activation"])
+            run = partial(linear.linear_forward, x, weight, bias, function, save=row["save"])
+            yield Case(f"forward {_text(dtype)} {(M, N, K)} {_flags(row)}", run, aligned=K % 8 == 0)
+        for M, N, K in sizes:  # a product [M, K] x [K, N], as the rule is asked
+            name, aligned = f"{_text(dtype)} {(M, N, K)}", N % 8 == 0 and K % 8 == 0 and M % 8 == 0
+            dz, weight = _empty(M, K, dtype=dtype), _empty(K, N, dtype=dtype)
+            yield Case(f"input_gradient {name}", partial(linear.linear_input_gradient, dz, weight), aligned)
+            dz, x = _empty(K, M, dtype=dtype), _empty(K, N, dtype=dtype)
+            yield Case(f"weight_gradient {name}", partial(linear.linear_weight_gradient, dz, x), aligned)
+    x, weight = _empty(256, 256, dtype=BF16), _empty(256, 256, dtype=BF16)
+    for name in PARAMETERS:
+        run = partial(linear.linear_forward, x, weight, None, Activation(name), save=False)
+        yield Case(f"forward bf16 fused {name}", run)
+
+
+def _linear_sizes(dtype: torch.dtype, rule: tiles.Target) -> list[tuple[int, int, int]]:
+    """(M, N, K) of products that reach every tile, with and without a rest along K, then of odd ones."""
+    grid = itertools.product(ROWS, COLUMNS_OUT, DEPTHS)
+    of_tile = first_of_each(grid, lambda size: (tiles.gemm_tile(*size, dtype, rule), size[2] % 64 == 0))
+    odd = [(256, 128, 100), (256, 136, 72), (200, 17, 63), (1, 10, 33)]
+    return [*of_tile, *odd] if dtype is not FP16 else [*of_tile[-2:], odd[0]]
+
+
+# ---- convolution -----------------------------------------------------------------------------------------------------
+
+
+class ConvolutionProblem(NamedTuple):
+    """x [N, C, H, H], weight [K, C / groups, R, R]."""
+
+    N: int
+    C: int
+    H: int
+    K: int
+    R: int
+    stride: int = 1
+    padding: int = 1
+    dilation: int = 1
+    groups: int = 1
+
+    @property
+    def spec(self) -> ConvolutionSpec:
+        stride, padding, dilation = ((each, each) for each in (self.stride, self.padding, self.dilation))
+        return ConvolutionSpec(stride, padding, padding, dilation, self.groups)
+
+
+CONVOLUTIONS = (
+    ConvolutionProblem(64, 128, 28, 128, 3),
+    ConvolutionProblem(256, 32, 14, 64, 3),
+    ConvolutionProblem(256, 1, 28, 32, 3),
+    ConvolutionProblem(64, 3, 224, 64, 7, stride=2, padding=3),
+    ConvolutionProblem(64, 3, 32, 32, 3),
+    ConvolutionProblem(64, 64, 56, 64, 3),
+    ConvolutionProblem(64, 128, 28, 256, 3, stride=2),
+    ConvolutionProblem(64, 256, 14, 512, 3),
+    ConvolutionProblem(8, 512, 7, 512, 3),
+    ConvolutionProblem(64, 64, 56, 128, 1, stride=2, padding=0),
+    ConvolutionProblem(64, 64, 56, 256, 1, padding=0),
+    ConvolutionProblem(64, 128, 28, 128, 3, padding=2, dilation=2),
+    ConvolutionProblem(64, 128, 28, 128, 3, groups=4),
+    ConvolutionProblem(64, 128, 28, 128, 3, groups=16),
+    ConvolutionProblem(64, 128, 28, 128, 3, groups=128),
+    ConvolutionProblem(64, 32, 28, 64, 5, padding=2, groups=32),
+    ConvolutionProblem(64, 24, 30, 40, 3),
+    ConvolutionProblem(16, 64, 17, 64, 7, padding=3),
+    ConvolutionProblem(2, 17, 9, 10, 3),
+)
+
+
+def conv_cases(target: Target) -> Iterator[Case]:
+    """Forward, data gradient and weight gradient of convolutions of every kind: dense, strided, grouped, depthwise."""
+    for dtype in DTYPES:
+        problems = CONVOLUTIONS if dtype is not FP16 else CONVOLUTIONS[:2]
+        for problem, row in zip(problems, itertools.cycle(pairwise(FUSED_FLAGS)), strict=False):
+            name = f"{_text(dtype)} {tuple(problem)} {_flags(row)}"
+            x, weight, _ = _convolution_tensors(problem, dtype)
+            bias = _empty(problem.K, dtype=dtype) if row["bias"] else None
+            function = Activation(row["activation"])
+            run = partial(conv.convolution_forward, x, weight, bias, problem.spec, function, save=row["save"])
+            yield Case(f"forward {name}", run, _convolution_aligned(problem))
+        for index, problem in enumerate(problems):
+            name, aligned = f"{_text(dtype)} {tuple(problem)}", _convolution_aligned(problem)
+            x, weight, dz = _convolution_tensors(problem, dtype)
+            run = partial(conv_backward.convolution_input_gradient, dz, weight, problem.spec, (problem.H, problem.H))
+            yield Case(f"input_gradient {name}", run, aligned)
+            size, spec, last = (problem.R, problem.R), problem.spec, index % 2 == 0
+            run = partial(conv_backward.convolution_weight_gradient, dz, x, spec, size, channels_last=last)
+            yield Case(f"weight_gradient {name} channels_last={last}", run, aligned)
+
+
+def _convolution_tensors(
+    problem: ConvolutionProblem, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(x, weight, dz), all channels_last."""
+    P, Q = problem.spec.output_size((problem.H, problem.H), (problem.R, problem.R))
+    shapes = (
+        (problem.N, problem.C, problem.H, problem.H),
+        (problem.K, problem.C // problem.groups, problem.R, problem.R),
+        (problem.N, problem.K, P, Q),
+    )
+    x, weight, dz = (_empty(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last) for shape in shapes)
+    return x, weight, dz
+
+
+def _convolution_aligned(problem: ConvolutionProblem) -> bool:
+    """Whether a tap of a group is a multiple of 16 bytes on both sides, so that its loads can be wide."""
+    return problem.C // problem.groups % 16 == 0 and problem.K // problem.groups % 16 == 0
+
+
+def _flags(row: Mapping[str, Any]) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, torch.dtype):
+            return _text(value)
+        return str(tuple(value)) if isinstance(value, tuple) else str(value)
+
+    return " ".join(f"{name}={text(value)}" for name, value in row.items())
+
+
+COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
+    "activation": activation_cases,
+    "linear": linear_cases,
+    "conv": conv_cases,
+    "loss": loss_cases,
+    "dropout": dropout_cases,
+    "embedding": embedding_cases,
+    "optimizer": optimizer_cases,
+    "layout": layout_cases,
+}

@@ -238,19 +238,27 @@ class Analysis:
                 return add(left, right) if operation.name == "arith.addi" else multiply(left, right)
         return None
 
-    def step(self, value: Value, dimension: int) -> Expression | None:
+    def step(
+        self, value: Value, dimension: int, wraps: list[tuple[Expression, int]] | None = None
+    ) -> Expression | None:
         """By how much an integer or pointer tensor grows from one index to the next; None where that is not constant.
 
-        Offsets are taken not to wrap within one tile. (Values that are compared or stored do wrap, exactly.)
+        Offsets are taken not to wrap round 2^31 within one tile. (Values that are compared or stored do, exactly.)
+
+        Args:
+            value: the tensor.
+            dimension: along which one.
+            wraps: where given, ``arange % bound`` counts as ``arange``, and (bound, size) is added for every such
+                remainder: the step holds where each bound is at least its size.
         """
         value = self.resolve(value)
         shape = value.type.shape
         if not shape or shape[dimension] == 1:
             return 0
         if value in self.advances:
-            return self.step(self.advances[value].initial, dimension)
+            return self.step(self.advances[value].initial, dimension, wraps)
         operation = value.owner
-        if operation is None or value in self.materialized:
+        if operation is None:
             return None
         operands = operation.operands
         match operation.name:
@@ -260,19 +268,25 @@ class Analysis:
                 return 1
             case "tt.expand_dims":
                 axis = operation.integer("axis")
-                return self.step(operands[0], dimension if dimension < axis else dimension - 1)
+                return self.step(operands[0], dimension if dimension < axis else dimension - 1, wraps)
             case "tt.broadcast" | "arith.extsi" | "arith.extui" | "tt.bitcast":
-                return self.step(operands[0], dimension)
+                return self.step(operands[0], dimension, wraps)
             case "tt.trans":
-                return self.step(operands[0], operation.attributes["order"][dimension])  # type: ignore[index]
-            case "arith.addi" | "tt.addptr":
-                left, right = self.step(operands[0], dimension), self.step(operands[1], dimension)
-                return None if left is None or right is None else add(left, right)
-            case "arith.subi":
-                left, right = self.step(operands[0], dimension), self.step(operands[1], dimension)
-                return None if left is None or right is None else add(left, multiply(right, -1))
+                order: list[int] = operation.attributes["order"]  # type: ignore[assignment]
+                return self.step(operands[0], order[dimension], wraps)
+            case "arith.remsi" if wraps is not None:
+                source, bound = operands[0].owner, self.uniform(operands[1])
+                if source is None or source.name != "tt.make_range" or source.integer("start", 0) or bound is None:
+                    return None
+                wraps.append((bound, shape[dimension]))
+                return 1
+            case "arith.addi" | "tt.addptr" | "arith.subi":
+                left, right = (self.step(operand, dimension, wraps) for operand in operands)
+                if left is None or right is None:
+                    return None
+                return add(left, multiply(right, -1) if operation.name == "arith.subi" else right)
             case "arith.muli":
-                left, right = self.step(operands[0], dimension), self.step(operands[1], dimension)
+                left, right = (self.step(operand, dimension, wraps) for operand in operands)
                 if left is None or right is None:
                     return None
                 if left == 0 and right == 0:

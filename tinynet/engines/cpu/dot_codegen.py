@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from .analysis import Analysis
+from .analysis import Analysis, Expression
 from .forms import ZERO, Buffer, Index, Nest, Scalar
 from .ir import Operation, UnsupportedOperation, Value
 from .operations import compute_type, from_memory, predicate_of, to_memory
@@ -193,19 +193,40 @@ class DotWriter:
         form = self.forms.get(source)
         owner = source.owner
         if form is None and owner is not None and owner.name == "tt.load" and owner.result.type.element == kind:
-            in_place = self._memory_operand(owner, permutation)
+            in_place = self._memory_operand(owner, permutation) or self._wrapped_operand(value, kind, owner, permutation)
             if in_place is not None:
                 return in_place
         if isinstance(form, Buffer) and form.element == kind:
-            shape, name = source.type.shape, form.name
-        else:
-            permutation = [0, 1]
-            shape, name = value.type.shape, self._as_buffer(value, kind).name
-        strides = [shape[1], 1]
-        return (
-            f"{{{name}, {{{strides[permutation[0]]}, {strides[permutation[1]]}}}, 0, 0, "
-            f"{{{shape[permutation[0]]}, {shape[permutation[1]]}}}}}"
-        )
+            return _buffer_operand(form, source.type.shape, permutation)
+        return _buffer_operand(self._as_buffer(value, kind), value.type.shape, [0, 1])
+
+    def _wrapped_operand(self, value: Value, kind: str, load: Operation, permutation: list[int]) -> str | None:
+        """A load with offsets ``arange % bound``: in place where nothing wraps, computed into a buffer where it does."""
+        pointer = load.operands[0]
+        wraps: list[tuple[Expression, int]] = []
+        if any(self.analysis.step(pointer, dimension, wraps) is None for dimension in (0, 1)) or not wraps:
+            return None
+        mask = self._split_mask(load.operands[1:], pointer.type.shape)
+        if mask is None or mask.by_line[0] or mask.by_line[1]:
+            return None
+        name = self.name("operand")
+        straight = " && ".join(f"{self.expression(bound)} >= {size}" for bound, size in wraps)
+        self.lines.append(f"struct operand {name}; if ({straight}) {{")
+        self.lines.append(f"{name} = (struct operand){self._strided(pointer, mask, permutation, [])};")
+        self.lines.append("} else {")
+        buffer = self._as_buffer(value, kind)
+        self.lines.append(f"{name} = (struct operand){_buffer_operand(buffer, value.type.shape, [0, 1])}; }}")
+        return name
+
+    def _strided(
+        self, pointer: Value, mask: Mask, permutation: list[int], wraps: list[tuple[Expression, int]] | None = None
+    ) -> str:
+        """C initializer of an operand whose pointer moves by a constant step along both dimensions."""
+        first, second = permutation
+        steps = [self.expression(self.analysis.step(pointer, dimension, wraps) or 0) for dimension in (0, 1)]
+        valid = [_valid(bounds, size) for bounds, size in zip(mask.valid, pointer.type.shape, strict=True)]
+        origin = self.evaluate(pointer)
+        return f"{{{origin}, {{{steps[first]}, {steps[second]}}}, 0, 0, {{{valid[first]}, {valid[second]}}}}}"
 
     def _as_buffer(self, value: Value, element: str) -> Buffer:
         form = self.forms.get(self.analysis.resolve(value))
@@ -227,21 +248,14 @@ class DotWriter:
         if mask is None:
             return None
         steps = [self.analysis.step(pointer, dimension) for dimension in (0, 1)]
-        valid = [_valid(bounds, size) for bounds, size in zip(mask.valid, shape, strict=False)]
-        if steps[0] is not None and steps[1] is not None and not mask.by_line[0] and not mask.by_line[1]:
-            origin = self.evaluate(pointer)
-            texts = [self.expression(step) for step in steps]
-            table, axis = "0", 0
-        else:
-            unit = next((d for d in (1, 0) if steps[d] == 1 and shape[d] > 1 and not mask.by_line[d]), None)
-            if unit is None:
-                return None
-            origin, texts = "0", ["0", "0"]
-            table, axis = self._line_table(pointer, mask, 1 - unit), permutation.index(1 - unit)
-        first, second = permutation
-        return (
-            f"{{{origin}, {{{texts[first]}, {texts[second]}}}, {table}, {axis}, {{{valid[first]}, {valid[second]}}}}}"
-        )
+        if None not in steps and not mask.by_line[0] and not mask.by_line[1]:
+            return self._strided(pointer, mask, permutation)
+        unit = next((d for d in (1, 0) if steps[d] == 1 and shape[d] > 1 and not mask.by_line[d]), None)
+        if unit is None:
+            return None
+        table = self._line_table(pointer, mask, 1 - unit)
+        first, second = (_valid(mask.valid[dimension], shape[dimension]) for dimension in permutation)
+        return f"{{0, {{0, 0}}, {table}, {permutation.index(1 - unit)}, {{{first}, {second}}}}}"
 
     def _line_table(self, pointer: Value, mask: Mask, along: int) -> str:
         """An array of pointers to the lines of a tile, NULL where a condition switches a line off."""
@@ -363,6 +377,15 @@ class DotWriter:
             "#pragma GCC ivdep",
             f"for (int32_t n = 0; n < {n}; n++) {total.name}[m * {n} + n] += left * ({kind}){source_b}; }}",
         ]
+
+
+def _buffer_operand(buffer: Buffer, shape: tuple[int, ...], permutation: list[int]) -> str:
+    """C initializer of an operand that lies row-major in the arena."""
+    strides = (shape[1], 1)
+    first, second = permutation
+    return (
+        f"{{{buffer.name}, {{{strides[first]}, {strides[second]}}}, 0, 0, {{{shape[first]}, {shape[second]}}}}}"
+    )
 
 
 def _valid(bounds: list[str], size: int) -> str:

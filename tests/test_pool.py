@@ -1,0 +1,343 @@
+"""Pooling: kernels against float64 PyTorch, layouts, NaN and ties, the operators, the modules, and what they refuse."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import DTYPES, check_against_reference, counted_launches, non_contiguous, tolerance
+
+from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+
+kernels = pytest.mark.kernels
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def make(
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> torch.Tensor:
+    torch.manual_seed(sum(shape))
+    x = torch.randn(shape, device=device).to(dtype)
+    return (x.contiguous(memory_format=memory_format) if x.dim() == 4 else x).requires_grad_()
+
+
+def check(ours: Any, theirs: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> list[str]:
+    return check_against_reference(
+        lambda t: ours(t, *arguments, **options),
+        lambda t: theirs(t, *arguments, **options),
+        x,
+        error=2 * tolerance(x.dtype, 64),
+    )
+
+
+MAX_WINDOWS: list[dict[str, Any]] = [
+    {"kernel_size": 2},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": (3, 2), "stride": (1, 3), "padding": (1, 0), "dilation": (2, 3)},
+    {"kernel_size": (2, 3), "stride": 2, "padding": (1, 1), "ceil_mode": True},
+    {"kernel_size": 1, "stride": 3},
+    {"kernel_size": 12, "stride": 5, "padding": 6},
+    {"kernel_size": 3, "stride": 1, "padding": 1, "dilation": 4},
+]
+
+MEAN_WINDOWS: list[dict[str, Any]] = [
+    {"kernel_size": 2},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False},
+    {"kernel_size": (2, 3), "stride": (3, 2), "padding": (1, 1), "ceil_mode": True},
+    {"kernel_size": (2, 3), "stride": 2, "padding": 1, "ceil_mode": True, "count_include_pad": False},
+    {"kernel_size": 4, "stride": 3, "padding": 2, "divisor_override": 5},
+    {"kernel_size": 1, "stride": 3},
+]
+
+OUTPUT_SIZES: list[Any] = [1, 4, (5, 7), (None, 3), (20, 15), (1, None)]
+
+
+@kernels
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+@pytest.mark.parametrize("window", MAX_WINDOWS, ids=str)
+def test_max_pool2d(window: dict[str, Any], memory_format: torch.memory_format, device: str) -> None:
+    launches = check(max_pool2d, F.max_pool2d, make(3, 5, 15, 13, device=device, memory_format=memory_format), **window)
+    assert launches == ["max_pool2d_forward_kernel", "max_pool2d_backward_kernel"]
+
+
+@kernels
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+@pytest.mark.parametrize("window", MEAN_WINDOWS, ids=str)
+def test_avg_pool2d(window: dict[str, Any], memory_format: torch.memory_format, device: str) -> None:
+    launches = check(avg_pool2d, F.avg_pool2d, make(3, 5, 15, 13, device=device, memory_format=memory_format), **window)
+    assert launches == ["avg_pool2d_forward_kernel", "avg_pool2d_backward_kernel"]
+
+
+@kernels
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+@pytest.mark.parametrize("output_size", OUTPUT_SIZES, ids=str)
+def test_adaptive_avg_pool2d(output_size: Any, memory_format: torch.memory_format, device: str) -> None:
+    x = make(3, 5, 12, 9, device=device, memory_format=memory_format)
+    launches = check(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size)
+    assert launches == ["avg_pool2d_forward_kernel", "avg_pool2d_backward_kernel"]
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+def test_16_bit(memory_format: torch.memory_format, dtype: torch.dtype, device: str) -> None:
+    x = make(2, 17, 9, 63, dtype=dtype, device=device, memory_format=memory_format)
+    check(max_pool2d, F.max_pool2d, x, 3, 2, 1)
+    check(avg_pool2d, F.avg_pool2d, x, 3, 2, 1)
+    check(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, (4, 5))
+
+
+@kernels
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 129, 2, 2), (2, 1, 1, 129), (65, 2, 3, 3), (3, 8, 17, 1)])
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+def test_sizes(shape: tuple[int, ...], memory_format: torch.memory_format, device: str) -> None:
+    x = make(*shape, device=device, memory_format=memory_format)
+    window = tuple(min(2, size) for size in shape[2:])
+    check(max_pool2d, F.max_pool2d, x, window, 1)
+    check(avg_pool2d, F.avg_pool2d, x, window, 1)
+    check(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, 2)
+
+
+@kernels
+def test_more_than_one_program_each_way(device: str) -> None:
+    """A batch beyond one tile, in both directions of it."""
+    for memory_format in LAYOUTS:
+        x = make(9, 130, 12, 13, device=device, memory_format=memory_format)
+        check(max_pool2d, F.max_pool2d, x, 3, 2, 1)
+        check(avg_pool2d, F.avg_pool2d, x, 3, 2, 1)
+
+
+@kernels
+def test_layout_and_strides(device: str) -> None:
+    pools = (lambda t: max_pool2d(t, 3, 2, 1), lambda t: avg_pool2d(t, 2), lambda t: adaptive_avg_pool2d(t, (3, 4)))
+    theirs = (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
+    arguments: tuple[Any, ...] = ((3, 2, 1), (2,), ((3, 4),))
+    for pool in pools:
+        x = make(2, 4, 8, 6, device=device, memory_format=torch.channels_last)
+        y = pool(x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        (dx,) = torch.autograd.grad(y, x, torch.randn(y.shape, device=device))
+        assert dx.is_contiguous(memory_format=torch.channels_last)
+        assert pool(x.contiguous()).is_contiguous()
+    wide = make(2, 4, 8, 12, device=device, memory_format=torch.channels_last).detach()
+    inputs = [
+        make(4, 9, 7, device=device),
+        non_contiguous(make(2, 3, 8, 6, device=device)),
+        make(2, 6, 8, 3, device=device).detach().transpose(1, 3).requires_grad_(),
+        wide[:, :, :, ::2].requires_grad_(),
+        wide[:, 1:3].detach().requires_grad_(),
+        make(1, 3, 8, 6, device=device).detach().expand(4, 3, 8, 6).requires_grad_(),
+    ]
+    for ours, reference, given in zip((max_pool2d, avg_pool2d, adaptive_avg_pool2d), theirs, arguments, strict=True):
+        for x in inputs:
+            check(ours, reference, x, *given)
+
+
+@kernels
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+@pytest.mark.parametrize("window", MAX_WINDOWS, ids=str)
+def test_indices(window: dict[str, Any], memory_format: torch.memory_format, device: str) -> None:
+    x = make(2, 3, 11, 12, device=device, memory_format=memory_format)
+    y, index = max_pool2d(x, **window, return_indices=True)
+    expected_y, expected_index = F.max_pool2d(x, **window, return_indices=True)
+    assert index.dtype is torch.int64 and not index.requires_grad
+    assert torch.equal(index, expected_index) and torch.equal(y, expected_y)
+    upstream = torch.randn_like(y)
+    (actual,), (expected,) = (torch.autograd.grad(out, x, upstream) for out in (y, expected_y))
+    torch.testing.assert_close(actual, expected)
+    with torch.no_grad():
+        assert torch.equal(max_pool2d(x[0], **window, return_indices=True)[1], expected_index[0])
+
+
+@kernels
+def test_nan_wins_and_ties_go_to_the_first(device: str) -> None:
+    x = torch.randint(3, (2, 3, 9, 9), device=device).float()
+    x[0, 0, 4, 4] = x[1, 2, 3, 3] = x[1, 2, 3, 4] = math.nan
+    x[0, 1] = -math.inf
+    x[0, 2, 2:5, 2:5] = math.inf
+    for window in MAX_WINDOWS[:4]:
+        leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, index = max_pool2d(leaf, **window, return_indices=True)
+        expected, expected_index = F.max_pool2d(other, **window, return_indices=True)
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(index, expected_index)
+        upstream = torch.randn_like(y)
+        y.backward(upstream)
+        expected.backward(upstream)
+        assert leaf.grad is not None and other.grad is not None
+        torch.testing.assert_close(leaf.grad, other.grad)
+
+
+@kernels
+def test_a_gradient_of_nan_stays_where_it_belongs(device: str) -> None:
+    x = make(1, 1, 4, 4, device=device)
+    upstream = torch.ones(1, 1, 2, 2, device=device)
+    upstream[0, 0, 0, 0] = math.nan
+    for pool in (max_pool2d, avg_pool2d):
+        (dx,) = torch.autograd.grad(pool(x, 2), x, upstream)
+        assert dx[0, 0, :2, :2].isnan().any() and dx[0, 0, 2:].isfinite().all() and dx[0, 0, :, 2:].isfinite().all()
+
+
+@kernels
+def test_winners_take_one_byte_where_they_fit(device: str) -> None:
+    from tinynet_kernels.pool import Window, max_pool2d_forward
+
+    x = make(1, 1, 12, 12, device=device).detach()
+    for kernel, dtype in ((11, torch.int8), (12, torch.int32)):
+        window = Window((kernel, kernel), (1, 1), (0, 0))
+        size = (13 - kernel, 13 - kernel)
+        _, winner, _ = max_pool2d_forward(x, window, size, channels_last=False, want_winner=True, want_index=False)
+        assert winner is not None and winner.dtype is dtype
+
+
+@kernels
+def test_reruns_are_bitwise_equal_and_nothing_is_saved_without_gradient(device: str) -> None:
+    x = make(2, 3, 20, 20, device=device)
+    for pool in (max_pool2d, avg_pool2d):
+        first, second = (torch.autograd.grad(y := pool(x, 3, 1, 1), x, torch.ones_like(y)) for _ in range(2))
+        assert torch.equal(first[0], second[0])
+        with torch.no_grad():
+            assert pool(x, 2).grad_fn is None
+    assert adaptive_avg_pool2d(x.detach(), 2).grad_fn is None
+
+
+@kernels
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_registered_operators(channels_last: bool, device: str) -> None:
+    from tinynet.ops import pool
+
+    memory_format = LAYOUTS[channels_last]
+    x = make(2, 3, 6, 8, device=device, memory_format=memory_format)
+    window = ([3, 3], [2, 2], [1, 1])
+    sizes = ([3, 4], channels_last)
+    check_operator = torch.library.opcheck
+    check_operator(pool.max_pool2d_operator, (x, *window, [1, 1], *sizes, True, True))
+    check_operator(pool.max_pool2d_operator, (x.detach(), *window, [1, 1], *sizes, False, False))
+    check_operator(pool.avg_pool2d_operator, (x, *window, *sizes, True, 0))
+    check_operator(pool.adaptive_avg_pool2d_operator, (x, [4, 3], channels_last))
+    grad = torch.randn(2, 3, 3, 4, device=device)
+    winner = torch.zeros(2, 3, 3, 4, dtype=torch.int8, device=device).contiguous(memory_format=memory_format)
+    back = ([6, 8], channels_last)
+    check_operator(pool.max_pool2d_backward_operator, (grad, winner, *window, [1, 1], *back))
+    check_operator(pool.avg_pool2d_backward_operator, (grad, *window, *back, False, 0))
+    check_operator(pool.adaptive_avg_pool2d_backward_operator, (grad, *back))
+
+
+@kernels
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+def test_compiled_fullgraph(memory_format: torch.memory_format, device: str) -> None:
+    x = make(2, 3, 12, 10, device=device, memory_format=memory_format)
+
+    def pools(t: torch.Tensor) -> torch.Tensor:
+        return adaptive_avg_pool2d(avg_pool2d(max_pool2d(t, 3, 2, 1), 2, 1), (2, 3))
+
+    y = pools(x)
+    upstream = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, upstream)
+    with counted_launches() as launches:
+        actual = torch.compile(pools, fullgraph=True, backend="aot_eager")(x)
+        torch.testing.assert_close(actual, y)
+        actual.backward(upstream)
+    assert len(launches) == 6 and x.grad is not None
+    torch.testing.assert_close(x.grad, expected)
+
+
+@kernels
+def test_export(device: str) -> None:
+    model = torch.nn.Sequential(MaxPool2d(2), AvgPool2d(2), AdaptiveAvgPool2d(2))
+    x = make(2, 3, 16, 12, device=device).detach()
+    exported = torch.export.export(model, (x,))
+    for name in ("tinynet.max_pool2d", "tinynet.avg_pool2d", "tinynet.adaptive_avg_pool2d"):
+        assert name in exported.graph_module.code
+    torch.testing.assert_close(exported.module()(x), model(x))
+
+
+def test_empty_batch_and_meta_tensors() -> None:
+    for pool in (max_pool2d, avg_pool2d, adaptive_avg_pool2d):
+        assert pool(torch.empty(0, 3, 4, 4), 2).shape == (0, 3, 2, 2)
+        y = pool(torch.empty(2, 3, 4, 4, device="meta"), 2)
+        assert y.shape == (2, 3, 2, 2) and y.device.type == "meta"
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (MaxPool2d(3, 2, 1, ceil_mode=True), torch.nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
+        (AvgPool2d(3, 2, 1, count_include_pad=False), torch.nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
+        (AvgPool2d(2, divisor_override=3), torch.nn.AvgPool2d(2, divisor_override=3)),
+        (AdaptiveAvgPool2d((None, 2)), torch.nn.AdaptiveAvgPool2d((None, 2))),
+    ],
+    ids=str,
+)
+def test_modules(ours: torch.nn.Module, theirs: torch.nn.Module, device: str) -> None:
+    assert repr(ours) == repr(theirs) and not ours.state_dict()
+    x = make(2, 3, 9, 7, device=device)
+    for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        with counted_launches() as launches:
+            torch.testing.assert_close(module(x), theirs(x))
+        assert len(launches) == 1
+
+
+def test_module_returns_indices() -> None:
+    y, index = MaxPool2d(2, return_indices=True)(make(1, 2, 4, 4))
+    assert y.shape == index.shape == (1, 2, 2, 2)
+
+
+IMAGE = torch.randn(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: max_pool2d(torch.randn(8, 8), 2), ValueError, "input must be"),
+        (lambda: avg_pool2d(torch.randn(1, 2, 3, 8, 8), 2), ValueError, "input must be"),
+        (lambda: max_pool2d(IMAGE.int(), 2), TypeError, "input must be floating point"),
+        (lambda: adaptive_avg_pool2d(IMAGE.int(), 2), TypeError, "input must be floating point"),
+        (lambda: max_pool2d(torch.empty(2, 0, 8, 8), 2), ValueError, "only the batch"),
+        (lambda: max_pool2d(IMAGE, 0), ValueError, "kernel_size must be at least 1"),
+        (lambda: max_pool2d(IMAGE, 2.0), TypeError, "kernel_size must be an integer"),  # pyright: ignore
+        (lambda: max_pool2d(IMAGE, (2, 2, 2)), ValueError, "kernel_size must be one number or two"),
+        (lambda: max_pool2d(IMAGE, 2, 0), ValueError, "stride must be at least 1"),
+        (lambda: max_pool2d(IMAGE, 2, 2, -1), ValueError, "padding must be at least 0"),
+        (lambda: max_pool2d(IMAGE, 2, 2, 2), ValueError, "padding must be at most half"),
+        (lambda: avg_pool2d(IMAGE, 3, 2, 2), ValueError, "padding must be at most half"),
+        (lambda: max_pool2d(IMAGE, 2, dilation=0), ValueError, "dilation must be at least 1"),
+        (lambda: max_pool2d(IMAGE, 9), ValueError, "larger than the padded input"),
+        (lambda: max_pool2d(IMAGE, 5, dilation=2), ValueError, "larger than the padded input"),
+        (lambda: avg_pool2d(IMAGE, 2, divisor_override=0), ValueError, "divisor_override"),
+        (lambda: adaptive_avg_pool2d(IMAGE, 0), ValueError, "output_size must be at least 1"),
+        (lambda: adaptive_avg_pool2d(IMAGE, (1, 2, 3)), ValueError, "output_size must be one number or two"),
+        (lambda: adaptive_avg_pool2d(IMAGE, 1.5), TypeError, "output_size must be an integer"),  # pyright: ignore
+    ],
+)
+def test_refuses(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_output_size_is_that_of_pytorch(size: int) -> None:
+    x = torch.empty(1, 1, size, size, device="meta")
+    for kernel in (1, 2, 3):
+        for stride in (1, 2, 4):
+            for padding in range(kernel // 2 + 1):
+                for ceil_mode in (False, True):
+                    arguments = (x, kernel, stride, padding)
+                    try:
+                        expected = F.avg_pool2d(*arguments, ceil_mode=ceil_mode).shape
+                    except RuntimeError:
+                        with pytest.raises(ValueError, match="larger than the padded input"):
+                            avg_pool2d(*arguments, ceil_mode=ceil_mode)
+                    else:
+                        assert avg_pool2d(*arguments, ceil_mode=ceil_mode).shape == expected

@@ -15,7 +15,19 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from tinynet.engines.offline.targets import Target
-from tinynet_kernels import activation, conv, conv_backward, dropout, embedding, layout, linear, loss, optimizer, tiles
+from tinynet_kernels import (
+    activation,
+    conv,
+    conv_backward,
+    dropout,
+    embedding,
+    layout,
+    linear,
+    loss,
+    optimizer,
+    pool,
+    tiles,
+)
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
 
@@ -390,10 +402,63 @@ def _flags(row: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={text(value)}" for name, value in row.items())
 
 
+# ---- pooling ---------------------------------------------------------------------------------------------------------
+
+
+def pool_cases(target: Target) -> Iterator[Case]:
+    """Maxima and means, forward and backward, for windows that touch, overlap, dilate and divide the image."""
+    windows = {
+        "2x2": (pool.Window((2, 2), (2, 2), (0, 0)), 14),
+        "3x3 overlapping": (pool.Window((3, 3), (2, 2), (1, 1)), 14),
+        "3x3 dilated": (pool.Window((3, 3), (1, 1), (0, 0), (2, 2)), 24),
+        "global": (pool.Window((28, 28), (28, 28), (0, 0), adaptive=True), 1),
+    }
+    flags = {
+        "window": tuple(windows),
+        "dtype": DTYPES,
+        "channels": (64, 3),
+        "channels_last": (True, False),
+        "option": (True, False),
+    }
+    for row in pairwise(flags):
+        window, side = windows[row["window"]]
+        aligned = row["channels_last"] and row["channels"] % 8 == 0
+        if not window.adaptive:
+            yield Case(f"max {_flags(row)}", partial(_max_pool, window, side, row), aligned)
+        if window.dilation == (1, 1):
+            yield Case(f"mean {_flags(row)}", partial(_mean_pool, window, side, row), aligned)
+
+
+def _pooled(side: int, row: Mapping[str, Any], dtype: torch.dtype) -> torch.Tensor:
+    memory_format = torch.channels_last if row["channels_last"] else torch.contiguous_format
+    return _empty(64, row["channels"], side, side, dtype=dtype).contiguous(memory_format=memory_format)
+
+
+def _max_pool(window: pool.Window, side: int, row: Mapping[str, Any]) -> None:
+    x, layout_kept = _pooled(28, row, row["dtype"]), {"channels_last": row["channels_last"]}
+    y, winner, _ = pool.max_pool2d_forward(
+        x, window, (side, side), **layout_kept, want_winner=True, want_index=row["option"]
+    )
+    assert winner is not None
+    pool.max_pool2d_backward(y, winner, window, (28, 28), **layout_kept)
+
+
+def _mean_pool(window: pool.Window, side: int, row: Mapping[str, Any]) -> None:
+    x = _pooled(28, row, row["dtype"])
+    options = {
+        "channels_last": row["channels_last"],
+        "count_include_pad": row["option"],
+        "divisor_override": 0 if row["option"] else 5,
+    }
+    y = pool.avg_pool2d_forward(x, window, (side, side), **options)
+    pool.avg_pool2d_backward(y, window, (28, 28), **options)
+
+
 COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
     "activation": activation_cases,
     "linear": linear_cases,
     "conv": conv_cases,
+    "pool": pool_cases,
     "loss": loss_cases,
     "dropout": dropout_cases,
     "embedding": embedding_cases,

@@ -15,6 +15,16 @@ from tinynet import nn
 # How to build each compute layer, and an input it takes.
 LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
+    "Conv2d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1}, (2, 3, 5, 6)),
+    "MaxPool2d": ({"kernel_size": 2}, (2, 3, 5, 6)),
+    "AvgPool2d": ({"kernel_size": 2}, (2, 3, 5, 6)),
+    "AdaptiveAvgPool2d": ({"output_size": 2}, (2, 3, 5, 6)),
+    "RNN": ({"input_size": 5, "hidden_size": 6}, (3, 4, 5)),
+    "LSTM": ({"input_size": 5, "hidden_size": 6, "proj_size": 2}, (3, 4, 5)),
+    "GRU": ({"input_size": 5, "hidden_size": 6, "bidirectional": True}, (3, 4, 5)),
+    "RNNCell": ({"input_size": 5, "hidden_size": 6}, (4, 5)),
+    "LSTMCell": ({"input_size": 5, "hidden_size": 6}, (4, 5)),
+    "GRUCell": ({"input_size": 5, "hidden_size": 6}, (4, 5)),
     "CrossEntropyLoss": ({"label_smoothing": 0.1}, (4, 5)),
     "MSELoss": ({}, (4, 5)),
     "Dropout": ({"p": 0.0}, (4, 5)),
@@ -53,13 +63,13 @@ def test_every_compute_layer_is_listed_here() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_signature_is_torch_nns_plus_activation(name: str) -> None:
+def test_signature_is_torch_nns_plus_our_keywords(name: str) -> None:
     def parameters(cls: type) -> list[tuple]:
         signature = inspect.signature(cls.__init__)
         kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         return [(p.name, p.default) for p in signature.parameters.values() if p.kind not in kinds]
 
-    ours = [p for p in parameters(getattr(nn, name)) if p[0] not in ("activation",)]
+    ours = [p for p in parameters(getattr(nn, name)) if p[0] not in ("activation", "recompute")]
     assert ours == parameters(getattr(torch.nn, name))
 
 

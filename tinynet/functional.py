@@ -22,13 +22,18 @@ from tinynet.ops.activation import (
     tanh,
     tanhshrink,
 )
+from tinynet.ops.conv import conv2d
 from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.linear import linear
 from tinynet.ops.loss import cross_entropy, mse_loss
+from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
     "celu",
+    "conv2d",
     "cross_entropy",
     "dropout",
     "elu",
@@ -41,6 +46,7 @@ __all__ = [
     "leaky_relu",
     "linear",
     "logsigmoid",
+    "max_pool2d",
     "mish",
     "mse_loss",
     "relu",

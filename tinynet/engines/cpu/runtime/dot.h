@@ -140,6 +140,14 @@ INLINE float read_element(const void *line, int64_t index, int kind) {
   return kind == ELEMENT_BF16 ? load_bf16(bits) : load_f16(bits);
 }
 
+// out[0..PANEL) as fp32 from contiguous elements
+INLINE void read_elements(const void *restrict line, int64_t start, int kind, float *restrict out) {
+  uint32_t wide[PANEL];
+  const uint16_t *restrict source = (const uint16_t *)line + start;
+  for (int i = 0; i < PANEL; i++) wide[i] = source[i];
+  for (int i = 0; i < PANEL; i++) out[i] = kind == ELEMENT_BF16 ? load_bf16((uint16_t)wide[i]) : load_f16((uint16_t)wide[i]);
+}
+
 // Start of line `index` along `axis`, or NULL for a line of zeros. The elements of a line lie `*step` apart.
 INLINE const char *operand_line(const struct operand *x, int axis, int index, int kind, int64_t *step) {
   if (x->rows) {
@@ -163,9 +171,10 @@ INLINE void read_line(const struct operand *x, int axis, int index, int count, i
   int64_t step;
   const char *line = operand_line(x, axis, index, kind, &step);
   if (!line || index >= x->valid[axis]) memset(out, 0, sizeof(float) * (size_t)count);
-  else if (step == 1)
+  else if (step == 1) {
+#pragma omp simd
     for (int i = 0; i < count; i++) out[i] = read_element(line, i, kind);
-  else
+  } else
     for (int i = 0; i < count; i++) out[i] = read_element(line, i * step, kind);
 }
 
@@ -243,16 +252,17 @@ static void transpose_lines(const uint32_t **line, int lines, int count, uint32_
 
 // Rows k of B side by side: out[panel][k][PANEL], fp32
 INLINE void pack_b_rows(const struct operand *b, int depth, int columns, int kind, float *out) {
-  for (int n = 0; n < columns; n += PANEL) {
-    int count = (int)least(PANEL, b->valid[1] - n);
-    for (int k = 0; k < depth; k++, out += PANEL) {
-      int64_t step;
-      const char *line = operand_line(b, 0, k, kind, &step);
-      if (!line) memset(out, 0, sizeof(float) * PANEL);
-      else if (step == 1 && count == PANEL)
-        for (int i = 0; i < PANEL; i++) out[i] = read_element(line, n + i, kind);
+  for (int k = 0; k < depth; k++) {
+    int64_t step;
+    const char *line = operand_line(b, 0, k, kind, &step);
+    float *panel = out + (int64_t)k * PANEL;
+    for (int n = 0; n < columns; n += PANEL, panel += (int64_t)depth * PANEL) {
+      int count = (int)least(PANEL, columns - n);
+      if (!line) memset(panel, 0, sizeof(float) * PANEL);
+      else if (step == 1 && count == PANEL && kind == ELEMENT_F32) memcpy(panel, (const float *)line + n, sizeof(float) * PANEL);
+      else if (step == 1 && count == PANEL) read_elements(line, n, kind, panel);
       else
-        for (int i = 0; i < PANEL; i++) out[i] = i < count ? read_element(line, (n + i) * step, kind) : 0.0f;
+        for (int i = 0; i < PANEL; i++) panel[i] = i < count ? read_element(line, (n + i) * step, kind) : 0.0f;
     }
   }
 }
@@ -275,6 +285,20 @@ INLINE void pack_b_columns(const struct operand *b, int depth, int columns, int 
   }
 }
 
+// out[i] = (even[i], odd[i]) as one pair; a NULL line is zeros
+INLINE void interleave(const uint16_t *even, const uint16_t *odd, int64_t step, int count, uint32_t *out) {
+  int i = 0;
+#if defined(__AVX512BF16__)
+  if (even && odd && step == 1)
+    for (; i + 16 <= count; i += 16) {
+      __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(even + i)));
+      __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(odd + i)));
+      _mm512_storeu_si512(out + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+#endif
+  for (; i < count; i++) out[i] = (even ? even[i * step] : 0u) | (odd ? (uint32_t)odd[i * step] : 0u) << 16;
+}
+
 // bf16 pairs (k, k + 1): out[panel][k / 2][PANEL]
 INLINE void pack_b_pairs(const struct operand *b, int depth, int columns, uint32_t *out, uint32_t *line_buffer) {
   int axis = contiguous_axis(b), pairs = (depth + 1) / 2;
@@ -295,19 +319,15 @@ INLINE void pack_b_pairs(const struct operand *b, int depth, int columns, uint32
     }
     return;
   }
-  for (int n = 0; n < columns; n += PANEL) {
-    int count = (int)least(PANEL, b->valid[1] - n);
-    for (int k = 0; k < depth; k += 2, out += PANEL) {
-      int64_t step = 1;
-      const uint16_t *even = (const uint16_t *)operand_line(b, 0, k, ELEMENT_BF16, &step);
-      const uint16_t *odd = k + 1 < depth ? (const uint16_t *)operand_line(b, 0, k + 1, ELEMENT_BF16, &step) : 0;
-      if (even && odd && step == 1 && count == PANEL)
-        for (int i = 0; i < PANEL; i++) out[i] = even[n + i] | (uint32_t)odd[n + i] << 16;
-      else
-        for (int i = 0; i < PANEL; i++) {
-          int64_t at = (n + i) * step;
-          out[i] = i >= count ? 0 : (even ? even[at] : 0u) | (odd ? (uint32_t)odd[at] : 0u) << 16;
-        }
+  for (int k = 0; k < depth; k += 2) {
+    int64_t step = 1;
+    const uint16_t *even = (const uint16_t *)operand_line(b, 0, k, ELEMENT_BF16, &step);
+    const uint16_t *odd = k + 1 < depth ? (const uint16_t *)operand_line(b, 0, k + 1, ELEMENT_BF16, &step) : 0;
+    uint32_t *panel = out + (int64_t)(k / 2) * PANEL;
+    for (int n = 0; n < columns; n += PANEL, panel += (int64_t)pairs * PANEL) {
+      int count = (int)least(PANEL, columns - n);
+      memset(panel + count, 0, 4 * (size_t)(PANEL - count));
+      interleave(even ? even + n * step : 0, odd ? odd + n * step : 0, step, count, panel);
     }
   }
 }
@@ -329,34 +349,33 @@ static void pack_b(const struct dot_product *d, int depth, float *out, float *li
 #undef PACK
 }
 
-// A as fp32 lines along `axis`, or as bf16 pairs along k; returns the view of the copy
-static struct a_view pack_a(const struct dot_product *d, int axis, int depth, int pairs, float *out) {
-  const struct operand *a = &d->a;
-  int rows = a->valid[0];
-  if (pairs) {  // always by rows or by columns of pairs: [m][k / 2] or [k / 2][m]
-    int half = (depth + 1) / 2;
-    uint16_t *target = (uint16_t *)out;
-    for (int line = 0; line < (axis == 0 ? rows : depth); line++) {
-      int64_t step;
-      const uint16_t *source = (const uint16_t *)operand_line(a, axis, line, ELEMENT_BF16, &step);
-      if (axis == 0) {
-        for (int k = 0; k < 2 * half; k++) target[(int64_t)line * 2 * half + k] = source && k < depth ? source[k * step] : 0;
-      } else {
-        uint16_t *into = target + (int64_t)(line / 2) * 2 * rows + line % 2;
-        if (source && step == 1) for (int m = 0; m < rows; m++) into[2 * m] = source[m];
-        else for (int m = 0; m < rows; m++) into[2 * m] = source ? source[m * step] : 0;
-      }
+// A as pairs of bf16 along k: [m][k / 2] where its lines run along k, else [k / 2][m]
+static struct a_view pack_a_pairs(const struct operand *a, int along_k, int depth, uint32_t *out) {
+  int rows = a->valid[0], half = (depth + 1) / 2;
+  int64_t step = 1;
+  if (along_k) {
+    for (int m = 0; m < rows; m++) {
+      const uint16_t *line = (const uint16_t *)operand_line(a, 0, m, ELEMENT_BF16, &step);
+      uint16_t *into = (uint16_t *)(out + (int64_t)m * half);
+      for (int k = 0; k < 2 * half; k++) into[k] = line && k < depth ? line[k * step] : 0;
     }
-    if (axis == 1 && depth % 2) {
-      uint16_t *into = target + (int64_t)(depth / 2) * 2 * rows + 1;
-      for (int m = 0; m < rows; m++) into[2 * m] = 0;
-    }
-    return (struct a_view){(const uint32_t *)out, axis == 0 ? half : rows, 0};
+    return (struct a_view){out, half, 0};
   }
-  int count = axis == 0 ? depth : rows;
-#define PACK(KIND)       \
-  if (d->kind == KIND)   \
-    for (int line = 0; line < (axis == 0 ? rows : depth); line++) read_line(a, axis, line, count, KIND, out + (int64_t)line * count);
+  for (int k = 0; k < depth; k += 2) {
+    const uint16_t *even = (const uint16_t *)operand_line(a, 1, k, ELEMENT_BF16, &step);
+    const uint16_t *odd = k + 1 < depth ? (const uint16_t *)operand_line(a, 1, k + 1, ELEMENT_BF16, &step) : 0;
+    uint32_t *into = out + (int64_t)(k / 2) * rows;
+    interleave(even, odd, step, rows, into);
+  }
+  return (struct a_view){out, rows, 0};
+}
+
+// A in fp32: [m][k] where its lines run along k, else [k][m]
+static struct a_view pack_a(const struct dot_product *d, int along_k, int depth, float *out) {
+  int rows = d->a.valid[0], lines = along_k ? rows : depth, count = along_k ? depth : rows;
+#define PACK(KIND)     \
+  if (d->kind == KIND) \
+    for (int line = 0; line < lines; line++) read_line(&d->a, !along_k, line, count, KIND, out + (int64_t)line * count);
   PACK(ELEMENT_F32) PACK(ELEMENT_BF16) PACK(ELEMENT_F16)
 #undef PACK
   return (struct a_view){(const uint32_t *)out, count, 0};
@@ -392,7 +411,9 @@ static void dot(const struct dot_product *d) {
     panel_depth = pairs ? (depth + 1) / 2 : depth;
   }
   int axis = contiguous_axis(&d->a);  // 1: contiguous along k, 0: along m
-  int direct = d->kind == ELEMENT_F32 ? axis >= 0 : pairs && axis == 1 && depth % 2 == 0;
+  // Columns far apart are copied if several panels read them: at strides of a power of two they evict each other.
+  int direct = d->kind == ELEMENT_F32 ? axis == 1 || (axis == 0 && (d->a.rows || columns <= PANEL))
+                                      : pairs && axis == 1 && depth % 2 == 0;
   int steps = pairs ? (depth + 1) / 2 : depth;
   struct a_view a;
   if (direct && d->a.rows) {
@@ -406,7 +427,8 @@ static void dot(const struct dot_product *d) {
     return;
   }
   if (direct) a = (struct a_view){d->a.data, d->a.stride[1 - axis], 0};
-  else a = pack_a(d, axis == 0 ? 1 : 0, depth, pairs, (float *)memory);
+  else if (pairs) a = pack_a_pairs(&d->a, axis != 0, depth, (uint32_t *)memory);
+  else a = pack_a(d, axis != 0, depth, (float *)memory);
   if (axis == 0) (pairs ? product_column_major_pairs : product_column_major)(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
   else if (pairs && direct && a.stride % 2) {  // rows at odd offsets: pairs are still readable, one table entry each
     const void **table = (const void **)take(&memory, (int64_t)sizeof(void *) * rows);

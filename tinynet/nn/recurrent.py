@@ -35,8 +35,8 @@ class _RecurrentLayer(torch.nn.RNNBase):
             input: [T, B, I], with `batch_first` [B, T, I], unbatched [T, I], or a `PackedSequence`.
             hx: initial state h0 [L D, B, P], for the LSTM (h0, c0); [L D, P] for unbatched input; None for zeros.
             reset: bool mask of the input's shape without its last dimension, in its order of dimensions: true zeroes
-                the sequence's state before that step. For packed input [T, B] (or [B, T]) in the order of the
-                sequences before packing, or a `PackedSequence` like the input. None for none.
+                the sequence's state before that step. For packed input what it was before packing, [T, B] or [B, T],
+                or a `PackedSequence` like the input. None for none.
 
         Raises:
             ValueError, TypeError: see `tinynet.ops.recurrent.recurrent`.
@@ -98,7 +98,7 @@ class _RecurrentLayer(torch.nn.RNNBase):
         """The mask's values in the order of the packed rows."""
         if isinstance(reset, PackedSequence):
             return reset.data
-        reset = reset.transpose(0, 1) if self.batch_first else reset
+        reset = (reset.transpose(0, 1) if self.batch_first else reset)[: len(batch_sizes)]
         expected = [len(batch_sizes), int(batch_sizes[0])]
         if list(reset.shape) != expected:
             raise ValueError(f"{type(self).__name__}: reset must be {expected} in time order, got {list(reset.shape)}")
@@ -215,10 +215,10 @@ def _cell(
             shapes = f"{tuple(state.shape)} for input {tuple(input.shape)}"
             raise ValueError(f"{type(cell).__name__}: hx must have as many dimensions as input, got {shapes}")
     unbatched = input.dim() == 1
-    x = input.unsqueeze(0) if unbatched else input
-    zeros = x.new_zeros((x.shape[0], cell.hidden_size)) if h is None else None
-    h, c = (zeros, zeros if mode == "lstm" else None) if h is None else (h, c)
-    h, c = (None if state is None else state.unsqueeze(0) if unbatched else state for state in (h, c))
-    assert h is not None
+    x, h, c = (state.unsqueeze(0) if unbatched and state is not None else state for state in (input, h, c))
+    assert x is not None
+    if h is None:
+        h = x.new_zeros((x.shape[0], cell.hidden_size))
+        c = h if mode == "lstm" else None
     h, c = recurrent_cell(mode, x, h, c, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
     return (h[0], None if c is None else c[0]) if unbatched else (h, c)

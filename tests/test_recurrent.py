@@ -1,0 +1,467 @@
+"""RNN, LSTM and GRU: kernels of both regimes against float64 torch.nn over the option grid, resets, cells, capture."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_close, counted_launches, nan_filled_memory, non_contiguous
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import tinynet
+from tinynet.nn import recurrent as layers
+from tinynet.ops.recurrent import recurrent, recurrent_backward_operator, recurrent_operator
+from tinynet_kernels import recurrent as kernels
+
+pytestmark = pytest.mark.kernels
+
+REGIMES = ("persistent", "step")
+INPUTS = 7
+PERSISTENT_TILE = kernels.recurrent_tile
+ERRORS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+@pytest.fixture(params=REGIMES)
+def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Both regimes; sequences come 16 a program, so that a batch of 18 takes two."""
+
+    def rule(*arguments: Any) -> Any:
+        tile: Any = PERSISTENT_TILE(*arguments)
+        return None if request.param == "step" else tile._replace(block_batch=16)
+
+    monkeypatch.setattr(kernels, "recurrent_tile", rule)
+    yield request.param
+
+
+def build(kind: str, dtype: torch.dtype, device: str, hidden: int = 12, **options: Any) -> tuple[Any, Any]:
+    """Ours, and torch.nn's in float64 with the same parameters."""
+    torch.manual_seed(hidden)
+    recompute = {"recompute": options.pop("recompute")} if "recompute" in options else {}
+    ours = getattr(layers, kind)(INPUTS, hidden, device=device, dtype=dtype, **recompute, **options)
+    exact = getattr(torch.nn, kind)(INPUTS, hidden, device=device, dtype=torch.float64, **options)
+    exact.load_state_dict(ours.state_dict())
+    return ours, exact
+
+
+def states(layer: Any, batch: int | None) -> tuple[Tensor, ...]:
+    """Random h0, and c0 for the LSTM; unbatched where batch is None."""
+    count = layer.num_layers * (2 if layer.bidirectional else 1)
+    middle = () if batch is None else (batch,)
+    weight = layer.weight_hh_l0
+    shapes = [(count, *middle, layer.proj_size or layer.hidden_size), (count, *middle, layer.hidden_size)]
+    wanted = shapes if layer.mode == "LSTM" else shapes[:1]
+    return tuple(torch.randn(shape, device=weight.device).to(weight.dtype) for shape in wanted)
+
+
+def run(
+    layer: Any,
+    x: Tensor,
+    hx: tuple[Tensor, ...] | None,
+    upstream: list[Tensor] | None,
+    lengths: Any = None,
+    **more: Any,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(outputs, gradients of input, states and parameters) in the layer's dtype."""
+    dtype = layer.weight_hh_l0.dtype
+    x = x.detach().to(dtype).requires_grad_()
+    hx = None if hx is None else tuple(state.detach().to(dtype).requires_grad_() for state in hx)
+    given: Any = x
+    if lengths is not None:
+        given = pack_padded_sequence(x, lengths, batch_first=layer.batch_first, enforce_sorted=False)
+    start = None if hx is None else hx if layer.mode == "LSTM" else hx[0]
+    y, last = layer(given, start, **more)
+    y = y.data if isinstance(y, PackedSequence) else y
+    outputs = [y, *(last if isinstance(last, tuple) else (last,))]
+    if upstream is None:
+        upstream = [torch.randn_like(output) for output in outputs]
+    leaves = [x, *(hx or ()), *layer.parameters()]
+    gradients = torch.autograd.grad(outputs, leaves, [grad.to(dtype) for grad in upstream])
+    return outputs, list(gradients)
+
+
+def check(ours: Any, exact: Any, x: Tensor, hx: Any = None, lengths: Any = None, error: float = 0.0) -> list[str]:
+    """Holds outputs and every gradient against float64; the names of the launches."""
+    error = error or ERRORS[x.dtype]
+    before = x.clone()
+    with nan_filled_memory(), counted_launches() as launches:
+        torch.manual_seed(1)
+        shapes = exact(x.double() if lengths is None else _packed(exact, x.double(), lengths), _start(exact, hx))
+        upstream = [torch.randn_like(output).to(x.dtype) for output in _flat(shapes)]
+        actual, gradients = run(ours, x, hx, upstream, lengths)
+    expected, exact_gradients = run(exact, x, hx, upstream, lengths)
+    assert any("forward_kernel" in name for name in launches) and any("backward" in name for name in launches)
+    for position, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a.dtype == x.dtype
+        assert_close(a, e, error, f"output {position}")
+    for position, (a, e) in enumerate(zip(gradients, exact_gradients, strict=True)):
+        assert_close(a, e, error, f"gradient {position}")
+    assert torch.equal(x, before)
+    return launches
+
+
+def _packed(layer: Any, x: Tensor, lengths: Any) -> PackedSequence:
+    return pack_padded_sequence(x, lengths, batch_first=layer.batch_first, enforce_sorted=False)
+
+
+def _start(layer: Any, hx: Any) -> Any:
+    if hx is None:
+        return None
+    doubles = tuple(state.double() for state in hx)
+    return doubles if layer.mode == "LSTM" else doubles[0]
+
+
+def _flat(result: Any) -> list[Tensor]:
+    y, last = result
+    return [y.data if isinstance(y, PackedSequence) else y, *(last if isinstance(last, tuple) else (last,))]
+
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("RNN", {}),
+    ("RNN", {"nonlinearity": "relu", "bidirectional": True, "bias": False}),
+    ("LSTM", {"num_layers": 2, "bias": False}),
+    ("LSTM", {"bidirectional": True, "proj_size": 5}),
+    ("GRU", {"num_layers": 2}),
+    ("GRU", {"bidirectional": True, "bias": False}),
+]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+def test_options(kind: str, options: dict[str, Any], packed: bool, regime: str, device: str) -> None:
+    ours, exact = build(kind, torch.float32, device, **options)
+    x = torch.randn(5, 4, INPUTS, device=device)
+    check(ours, exact, x, states(ours, 4), torch.tensor([3, 5, 1, 4]) if packed else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_16_bit(kind: str, dtype: torch.dtype, regime: str, device: str) -> None:
+    ours, exact = build(kind, dtype, device, bidirectional=True)
+    check(ours, exact, torch.randn(3, 4, INPUTS, device=device).to(dtype), states(ours, 4))
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_two_blocks_of_sequences_and_units_past_a_tile(kind: str, regime: str, device: str) -> None:
+    ours, exact = build(kind, torch.float32, device, hidden=20, bidirectional=True)
+    lengths = torch.tensor([1, 3, *[2] * 16])
+    check(ours, exact, torch.randn(3, 18, INPUTS, device=device), states(ours, 18), lengths)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (1, 3), (3, 1)])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_one_step_or_one_sequence(kind: str, steps: int, batch: int, regime: str, device: str) -> None:
+    ours, exact = build(kind, torch.float32, device, bidirectional=True)
+    check(ours, exact, torch.randn(steps, batch, INPUTS, device=device))
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_batch_first_and_unbatched_and_strides(kind: str, device: str) -> None:
+    ours, exact = build(kind, torch.float32, device, batch_first=True)
+    x = torch.randn(4, 3, INPUTS, device=device)
+    check(ours, exact, x, states(ours, 4))
+    check(ours, exact, non_contiguous(x).detach(), states(ours, 4))
+    check(ours, exact, x, states(ours, 4), torch.tensor([2, 3, 3, 1]))
+    check(ours, exact, x[0], states(ours, None))
+
+
+def test_packed_keeps_its_order_and_batch_sizes(device: str) -> None:
+    ours, exact = build("LSTM", torch.float32, device, batch_first=True)
+    x = torch.randn(3, 4, INPUTS, device=device)
+    packed = pack_padded_sequence(x, torch.tensor([2, 4, 3]), batch_first=True, enforce_sorted=False)
+    y, (h, _) = ours(packed)
+    expected, (expected_h, _) = exact(packed.to(torch.float64))
+    assert torch.equal(y.batch_sizes, packed.batch_sizes)
+    assert y.unsorted_indices is packed.unsorted_indices
+    assert_close(y.data, expected.data, 1e-5)
+    assert_close(h, expected_h, 1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("RNN", {}), ("LSTM", {"bidirectional": True, "proj_size": 5}), ("GRU", {"num_layers": 2})]
+)
+def test_recompute_gives_the_same_and_saves_less(
+    kind: str, options: dict[str, Any], packed: bool, regime: str, device: str
+) -> None:
+    ours, exact = build(kind, torch.float32, device, recompute=True, **options)
+    x = torch.randn(5, 4, INPUTS, device=device)
+    check(ours, exact, x, states(ours, 4), torch.tensor([3, 5, 1, 4]) if packed else None)
+
+    def saved_elements(layer: Any) -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()), lambda t: t):
+            layer(x)
+        return sum(sizes)
+
+    everything = copy.deepcopy(ours)
+    everything.recompute = False
+    assert saved_elements(ours) < saved_elements(everything)
+    assert "recompute=True" in repr(ours) and "recompute" not in repr(everything)
+
+
+RESETS = [
+    ("RNN", {}, False),
+    ("LSTM", {"bidirectional": True, "proj_size": 5}, False),
+    ("LSTM", {"recompute": True}, True),
+    ("GRU", {"bidirectional": True}, True),
+    ("GRU", {"recompute": True, "num_layers": 2, "batch_first": True}, True),
+    ("LSTM", {"batch_first": True}, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "packed"), RESETS)
+def test_reset_in_mid_sequence(kind: str, options: dict[str, Any], packed: bool, regime: str, device: str) -> None:
+    ours, _ = build(kind, torch.float32, device, **options)
+    exact = copy.deepcopy(ours).double()
+    x = torch.randn(4, 5, INPUTS, device=device)
+    reset = torch.rand(4, 5, device=device) < 0.4
+    count = x.shape[0] if ours.batch_first else x.shape[1]
+    lengths = torch.tensor([3, 4, 1, 4, 2][:count]) if packed else None
+    hx = states(ours, count)
+    actual, gradients = run(ours, x, hx, None, lengths, reset=reset)
+    torch.manual_seed(2)
+    upstream = [torch.randn_like(output) for output in actual]
+    actual, gradients = run(ours, x, hx, upstream, lengths, reset=reset)
+    with tinynet.engine("reference"):
+        expected, exact_gradients = run(exact, x, hx, upstream, lengths, reset=reset)
+    for a, e in zip((*actual, *gradients), (*expected, *exact_gradients), strict=True):
+        assert_close(a, e, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_the_reference_is_torch_nns(kind: str, device: str) -> None:
+    """An all-false mask takes the loop in plain PyTorch, no mask PyTorch's own operator."""
+    options = {"proj_size": 5} if kind == "LSTM" else {}
+    ours, exact = build(kind, torch.float64, device, bidirectional=True, num_layers=2, **options)
+    x = torch.randn(5, 4, INPUTS, device=device, dtype=torch.float64)
+    hx, lengths = states(ours, 4), torch.tensor([3, 5, 1, 4])
+    with tinynet.engine("reference"):
+        for given in (None, lengths):
+            torch.manual_seed(4)
+            expected = run(exact, x, hx, None, given)
+            for more in ({}, {"reset": torch.zeros(5, 4, dtype=torch.bool, device=device)}):
+                torch.manual_seed(4)
+                actual = run(ours, x, hx, None, given, **more)
+                for a, e in zip((*actual[0], *actual[1]), (*expected[0], *expected[1]), strict=True):
+                    torch.testing.assert_close(a, e)
+
+
+def test_reset_starts_a_sequence_afresh(device: str) -> None:
+    ours, _ = build("LSTM", torch.float32, device)
+    x = torch.randn(4, INPUTS, device=device)
+    y, _ = ours(x, reset=torch.tensor([False, False, True, False], device=device))
+    assert_close(y[2:], ours(x[2:])[0], 1e-6)
+
+
+def test_dropout_between_layers_uses_pytorchs_generator(device: str) -> None:
+    ours, _ = build("GRU", torch.float32, device, num_layers=2, dropout=0.5)
+    x = torch.randn(4, 3, INPUTS, device=device)
+    torch.manual_seed(5)
+    y, _ = ours(x)
+    groups = ours.all_weights
+    torch.manual_seed(5)
+    between, _, _ = recurrent("gru", x, None, None, groups[:1])
+    between = torch.nn.functional.dropout(between.view(12, -1), 0.5).view_as(between)
+    assert torch.equal(y, recurrent("gru", between, None, None, groups[1:])[0])
+    ours.eval()
+    assert torch.equal(ours(x)[0], ours(x)[0])
+    with pytest.warns(UserWarning, match="num_layers greater than 1"):
+        layers.LSTM(3, 4, dropout=0.5)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_eval_mode_retained_graph_and_bitwise_equal_reruns(kind: str, regime: str, device: str) -> None:
+    ours, _ = build(kind, torch.float32, device, bidirectional=True)
+    ours.eval()
+    x = torch.randn(4, 3, INPUTS, device=device, requires_grad=True)
+    results = []
+    for _ in range(2):
+        y, _ = ours(x)
+        upstream = torch.ones_like(y).cumsum(0)
+        for _ in range(2):
+            results.append(torch.autograd.grad(y, (x, *ours.parameters()), upstream, retain_graph=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_gradient_through_the_last_state_alone(regime: str, device: str) -> None:
+    ours, exact = build("LSTM", torch.float32, device)
+    x = torch.randn(4, 3, INPUTS, device=device)
+    for layer in (ours, exact):
+        layer(x.to(layer.weight_hh_l0.dtype))[1][1].square().sum().backward()
+    for (name, a), b in zip(ours.named_parameters(), exact.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert_close(a.grad, b.grad, 1e-5, name)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_launches(kind: str, regime: str, device: str) -> None:
+    """Persistent: 2 forward, at most 6 backward. Per step: T + 1 and at most T + 5."""
+    ours, _ = build(kind, torch.float32, device)
+    steps = 4
+    x = torch.randn(steps, 3, INPUTS, device=device, requires_grad=True)
+    hx = tuple(state.requires_grad_() for state in states(ours, 3))
+    with counted_launches() as forward:
+        y, last = ours(x, hx if kind == "LSTM" else hx[0])
+    with counted_launches() as backward:
+        (y.sum() + sum(state.sum() for state in (last if kind == "LSTM" else (last,)))).backward()
+    assert len(forward) == (2 if regime == "persistent" else steps + 1)
+    assert len(backward) <= (6 if regime == "persistent" else steps + 5)
+    assert forward.count("linear_forward_kernel") == 1
+    assert backward.count("linear_weight_gradient_kernel") == 2
+
+
+def test_only_the_wanted_gradients(device: str) -> None:
+    ours, _ = build("GRU", torch.float32, device)
+    x = torch.randn(4, 3, INPUTS, device=device)
+    ours.requires_grad_(False)
+    ours.weight_hh_l0.requires_grad_()
+    with counted_launches() as launches:
+        ours(x)[0].sum().backward()
+    assert launches.count("linear_weight_gradient_kernel") == 1
+    assert "linear_input_gradient_kernel" not in launches and "column_sums_kernel" not in launches
+    with torch.no_grad():
+        assert ours(x)[0].grad_fn is None
+
+
+def test_autocast(device: str) -> None:
+    ours, exact = build("LSTM", torch.float32, device)
+    x = torch.randn(4, 3, INPUTS, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16), counted_launches() as launches:
+        y, (h, c) = ours(x)
+    assert y.dtype is h.dtype is c.dtype is torch.bfloat16 and "lstm_forward_kernel" in launches
+    assert_close(y, exact(x.double())[0], 2e-2)
+    y.float().sum().backward()
+    assert ours.weight_hh_l0.grad.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("RNN", {}), ("LSTM", {"bidirectional": True, "proj_size": 5}), ("GRU", {"recompute": True})]
+)
+def test_compiled_fullgraph(kind: str, options: dict[str, Any], device: str) -> None:
+    ours, _ = build(kind, torch.float32, device, **options)
+    x = torch.randn(3, 4, INPUTS, device=device)
+    hx = states(ours, 4)
+    torch.manual_seed(6)
+    expected, gradients = run(ours, x, hx, None)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    with counted_launches() as launches:
+        torch.manual_seed(6)
+        actual, compiled_gradients = run(compiled, x, hx, None)
+    assert any("forward_kernel" in name for name in launches) and any("backward" in name for name in launches)
+    for a, e in zip((*actual, *compiled_gradients), (*expected, *gradients), strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("mode", ["rnn_relu", "lstm", "gru"])
+def test_registered_operators(mode: str, device: str) -> None:
+    gates, H = {"rnn_relu": 1, "lstm": 4, "gru": 3}[mode], 6
+    shapes = [(8, INPUTS), (gates * H, INPUTS), (1, gates * H, H), (gates * H,), (gates * H,)]
+    tensors: list[Any] = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    h0 = torch.randn(1, 4, H, device=device, requires_grad=True)
+    c0 = torch.randn(1, 4, H, device=device, requires_grad=True) if mode == "lstm" else None
+    arguments = (*tensors, None, h0, c0, None, None, mode, True, False)
+    torch.library.opcheck(recurrent_operator, arguments)
+    with torch.no_grad():
+        y, h_n, c_n, *saved = recurrent_operator(*arguments)
+        empty = y.new_empty(0)
+        kept = [*tensors, empty, y, h0, *saved, empty]
+        wanted = [True, True, True, True, False, False, True, mode == "lstm"]
+        torch.library.opcheck(recurrent_backward_operator, (y, h_n, c_n, kept, None, mode, wanted))
+
+
+@pytest.mark.parametrize("name", ["RNNCell", "LSTMCell", "GRUCell"])
+def test_cells(name: str, device: str) -> None:
+    for options, batch in (({}, 3), ({"bias": False}, None)):
+        torch.manual_seed(7)
+        ours = getattr(layers, name)(INPUTS, 6, device=device, **options)
+        exact = getattr(torch.nn, name)(INPUTS, 6, device=device, dtype=torch.float64, **options)
+        exact.load_state_dict(ours.state_dict())
+        leading = () if batch is None else (batch,)
+        x = torch.randn(*leading, INPUTS, device=device)
+        h, c = torch.randn(*leading, 6, device=device), torch.randn(*leading, 6, device=device)
+        results = []
+        for cell, dtype in ((ours, torch.float32), (exact, torch.float64)):
+            leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (x, h, c)]
+            given = (leaves[1], leaves[2]) if name == "LSTMCell" else leaves[1]
+            out = cell(leaves[0], given)
+            outputs = out if isinstance(out, tuple) else (out,)
+            targets = [*leaves[: len(outputs) + 1], *cell.parameters()]
+            upstream = [torch.ones_like(output).cumsum(-1) for output in outputs]
+            results.append(
+                (*outputs, *torch.autograd.grad(outputs, targets, upstream), *_cell_outputs(cell, leaves[0]))
+            )
+        for a, e in zip(*results, strict=True):
+            assert_close(a, e, 1e-5)
+
+
+def _cell_outputs(cell: Any, x: Tensor) -> tuple[Tensor, ...]:
+    out = cell(x)
+    return out if isinstance(out, tuple) else (out,)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_parameters_are_torch_nns(kind: str) -> None:
+    options: dict[str, Any] = {"num_layers": 2, "bidirectional": True} | ({"proj_size": 3} if kind == "LSTM" else {})
+    torch.manual_seed(8)
+    ours = getattr(layers, kind)(5, 4, **options)
+    torch.manual_seed(8)
+    theirs = getattr(torch.nn, kind)(5, 4, **options)
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert repr(ours) == repr(theirs)
+    ours.flatten_parameters()
+    x = torch.randn(3, 2, 5)
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(copied(x)[0], ours(x)[0])
+    assert [len(group) for group in ours.all_weights] == [len(group) for group in theirs.all_weights]
+
+
+def test_positional_arguments_are_torch_nns() -> None:
+    layer = layers.RNN(5, 4, 2, "relu", False, True)
+    assert (layer.num_layers, layer.nonlinearity, layer.bias, layer.batch_first) == (2, "relu", False, True)
+    layer = layers.LSTM(5, 4, 2, False, True, 0.25, True, 3)
+    assert (layer.bias, layer.batch_first, layer.dropout, layer.bidirectional, layer.proj_size) == (
+        *(False, True, 0.25, True),
+        3,
+    )
+
+
+def test_refuses_what_does_not_fit(device: str) -> None:
+    lstm = layers.LSTM(5, 4, device=device)
+    x = torch.randn(3, 2, 5, device=device)
+    h, c = torch.zeros(1, 2, 4, device=device), torch.zeros(1, 2, 4, device=device)
+    with pytest.raises(ValueError, match="input must have 5 features"):
+        lstm(x[..., :4])
+    with pytest.raises(ValueError, match="2 or 3 dimensions"):
+        lstm(x[None])
+    with pytest.raises(ValueError, match="at least one step"):
+        lstm(x[:0])
+    with pytest.raises(ValueError, match=r"lstm: h0 must be \[1, 2, 4\]"):
+        lstm(x, (h[:, :1], c))
+    with pytest.raises(ValueError, match=r"lstm: c0 must be \[1, 2, 4\]"):
+        lstm(x, (h, c[..., :3]))
+    with pytest.raises(ValueError, match="hx must have 3 dimensions"):
+        lstm(x, (h[0], c[0]))
+    with pytest.raises(TypeError, match="h0 has dtype"):
+        lstm(x, (h.half(), c.half()))
+    with pytest.raises(TypeError, match="has dtype"):
+        lstm(x.half())
+    with pytest.raises(ValueError, match="reset must be"):
+        lstm(x, reset=torch.zeros(2, 3, dtype=torch.bool, device=device))
+    with pytest.raises(ValueError, match="proj_size is the LSTM's alone"):
+        layers.GRU(5, 4, proj_size=2)
+    with pytest.raises(ValueError, match="nonlinearity must be"):
+        layers.RNN(5, 4, nonlinearity="gelu")
+    with pytest.raises(ValueError, match="mode must be one of"):
+        recurrent("elman", x, None, None, lstm.all_weights)
+    with pytest.raises(ValueError, match="as many dimensions as input"):
+        layers.GRUCell(5, 4, device=device)(x[0], h)

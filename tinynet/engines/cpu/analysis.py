@@ -160,9 +160,9 @@ class Analysis:
         self._carried_initial: dict[Value, tuple[Value, Value]] = {}
         self._costs: dict[Value, int] = {}
         self._bases: dict[Value, Value | None] = {}
-        for operation in function.walk():
-            if operation.name == "scf.for":
-                self._find_advances(operation)
+        self._loops = [operation for operation in function.walk() if operation.name == "scf.for"]
+        for loop in self._loops:
+            self._find_advances(loop)
         for block in self._blocks(function.blocks):
             self._find_store_groups(block)
         self._place_values()
@@ -322,6 +322,71 @@ class Analysis:
         if operation.name in VIEWS or operation.name == "tt.load":
             return everything
         return set().union(*(self.varying(operand) for operand in operands if operand.type.is_tensor))
+
+    # ------------------------------------------------------------------------------------------ needed elements
+
+    def needed_below(self, value: Value, dimension: int) -> list[Expression]:
+        """Bounds b such that no element at or past b along a dimension is ever used: only stores masked by
+        ``arange < b`` see the value, through elementwise operations and accumulations."""
+        bounds = self._needed_below(value, dimension, set())
+        return [] if bounds is None else bounds
+
+    def _needed_below(self, value: Value, dimension: int, seen: set[Value]) -> list[Expression] | None:
+        """As :meth:`needed_below`; None where nothing uses the value, so that nothing limits it."""
+        if value in seen:
+            return None
+        seen.add(value)
+        common: list[Expression] | None = None
+        for user in value.users:
+            bounds = self._needed_by(value, user, dimension, seen)
+            if bounds is not None:
+                common = bounds if common is None else [bound for bound in common if bound in bounds]
+        return common
+
+    def _needed_by(self, value: Value, user: Operation, dimension: int, seen: set[Value]) -> list[Expression] | None:
+        if user.name == "tt.store":
+            mask_bounds = self._prefix_bounds(user.operands[2], dimension) if len(user.operands) > 2 else []
+            return mask_bounds if user.operands[1] is value and value not in (user.operands[0], *user.operands[2:]) else []
+        if user.name == "scf.yield":
+            loop = next((op for op in self._loops if op.regions[0].terminator is user), None)
+            if loop is None or user.operands.count(value) != 1:
+                return []
+            position = user.operands.index(value)
+            after = self._needed_below(loop.results[position], dimension, seen)
+            inside = self._needed_below(loop.regions[0].arguments[1 + position], dimension, seen)
+            if after is None or inside is None:
+                return inside if after is None else after
+            return [bound for bound in after if bound in inside]
+        accumulates = user.name == "tt.dot" and user.operands[2] is value and user.operands.count(value) == 1
+        elementwise = is_lazy(user) and user.name not in VIEWS and user.name != "tt.load"
+        if (accumulates or elementwise) and user.result.type.shape == value.type.shape:
+            return self._needed_below(user.result, dimension, seen)
+        return []
+
+    def _prefix_bounds(self, mask: Value, dimension: int) -> list[Expression]:
+        """Bounds b of the conditions ``arange(0, n) < b`` along a dimension that a mask is a conjunction of."""
+        owner = self.resolve(mask).owner
+        if owner is None:
+            return []
+        if owner.name == "arith.andi":
+            return [bound for operand in owner.operands for bound in self._prefix_bounds(operand, dimension)]
+        if owner.name == "tt.broadcast":
+            source = owner.operands[0]
+            return self._prefix_bounds(source, dimension) if source.type.shape[dimension] > 1 else []
+        if owner.name == "tt.expand_dims":
+            axis = owner.integer("axis")
+            if dimension == axis:
+                return []
+            return self._prefix_bounds(owner.operands[0], dimension - (dimension > axis))
+        if owner.name == "arith.cmpi" and owner.head.startswith("slt,"):
+            moving, bound = owner.operands[0].owner, self.uniform(owner.operands[1])
+            if moving is not None and bound is not None:
+                while moving.name in ("tt.expand_dims", "tt.broadcast") and moving.operands[0].owner is not None:
+                    moving = moving.operands[0].owner
+                walks = self.step(owner.operands[0], dimension) == 1
+                if walks and moving.name == "tt.make_range" and not moving.integer("start", 0):
+                    return [bound]
+        return []
 
     # ------------------------------------------------------------------------------------------------ memory
 

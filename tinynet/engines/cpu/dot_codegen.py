@@ -42,6 +42,7 @@ class DotWriter:
     forms: dict[Value, Scalar | Buffer]
     lines: list
     preheaders: list[list]
+    needed: list[list[Expression]]
 
     # What the kernel writer provides:
     name: ...
@@ -132,10 +133,11 @@ class DotWriter:
     def _library_dot(self, operation: Operation, total: Buffer) -> None:
         left, right, _ = operation.operands
         (m, k), n = left.type.shape, right.type.shape[1]
+        self.needed = [self.analysis.needed_below(operation.result, dimension) for dimension in (0, 1)]
         kind = left.type.element if left.type.element in _KINDS and right.type.element == left.type.element else "f32"
         packed = self._pack_invariant(right, m, kind)
-        a = self._operand(left, kind)
-        b = self._operand(right, kind)
+        a = self._operand(left, kind, self.needed[0], 0)
+        b = self._operand(right, kind, self.needed[1], 1)
         width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
         scratch = 4 * (k + 1) * (width + _LARGEST_LANES) + max(4 * m * (k + 1), 12 * max(m, k)) + 512
         memory = self.allocate("i8", scratch, "scratch")
@@ -182,8 +184,11 @@ class DotWriter:
 
     # -------------------------------------------------------------------------------------------------- operands
 
-    def _operand(self, value: Value, kind: str) -> str:
-        """C initializer of ``struct operand`` for a 2-D tensor."""
+    def _operand(self, value: Value, kind: str, needed: list[Expression], along: int) -> str:
+        """C initializer of ``struct operand`` for a 2-D tensor.
+
+        ``needed``: bounds past which, along dimension ``along``, no element of the product is ever used.
+        """
         permutation = [0, 1]
         source = self.analysis.resolve(value)
         while source not in self.forms and source.owner is not None and source.owner.name == "tt.trans":
@@ -193,12 +198,33 @@ class DotWriter:
         form = self.forms.get(source)
         owner = source.owner
         if form is None and owner is not None and owner.name == "tt.load" and owner.result.type.element == kind:
-            in_place = self._memory_operand(owner, permutation) or self._wrapped_operand(value, kind, owner, permutation)
+            in_place = (
+                self._unwrapped_operand(owner, permutation, needed, along)
+                or self._memory_operand(owner, permutation)
+                or self._wrapped_operand(value, kind, owner, permutation)
+            )
             if in_place is not None:
                 return in_place
         if isinstance(form, Buffer) and form.element == kind:
             return _buffer_operand(form, source.type.shape, permutation)
         return _buffer_operand(self._as_buffer(value, kind), value.type.shape, [0, 1])
+
+    def _unwrapped_operand(
+        self, load: Operation, permutation: list[int], needed: list[Expression], along: int
+    ) -> str | None:
+        """A load with offsets ``arange % bound`` of which only elements below ``bound`` are needed: no remainder."""
+        pointer = load.operands[0]
+        dimension = permutation[along]
+        wraps: list[tuple[Expression, int]] = []
+        if self.analysis.step(pointer, dimension, wraps) is None or not wraps:
+            return None
+        if any(bound not in needed for bound, _ in wraps) or self.analysis.step(pointer, 1 - dimension) is None:
+            return None
+        mask = self._split_mask(load.operands[1:], pointer.type.shape)
+        if mask is None or mask.by_line[0] or mask.by_line[1]:
+            return None
+        mask.valid[dimension] += [self.expression(bound) for bound, _ in wraps]
+        return self._strided(pointer, mask, permutation, [])
 
     def _wrapped_operand(self, value: Value, kind: str, load: Operation, permutation: list[int]) -> str | None:
         """A load with offsets ``arange % bound``: in place where nothing wraps, computed into a buffer where it does."""

@@ -199,8 +199,7 @@ class DotWriter:
         owner = source.owner
         if form is None and owner is not None and owner.name == "tt.load" and owner.result.type.element == kind:
             in_place = (
-                self._unwrapped_operand(owner, permutation, needed, along)
-                or self._memory_operand(owner, permutation)
+                self._memory_operand(owner, permutation, needed, permutation[along])
                 or self._wrapped_operand(value, kind, owner, permutation)
             )
             if in_place is not None:
@@ -208,23 +207,6 @@ class DotWriter:
         if isinstance(form, Buffer) and form.element == kind:
             return _buffer_operand(form, source.type.shape, permutation)
         return _buffer_operand(self._as_buffer(value, kind), value.type.shape, [0, 1])
-
-    def _unwrapped_operand(
-        self, load: Operation, permutation: list[int], needed: list[Expression], along: int
-    ) -> str | None:
-        """A load with offsets ``arange % bound`` of which only elements below ``bound`` are needed: no remainder."""
-        pointer = load.operands[0]
-        dimension = permutation[along]
-        wraps: list[tuple[Expression, int]] = []
-        if self.analysis.step(pointer, dimension, wraps) is None or not wraps:
-            return None
-        if any(bound not in needed for bound, _ in wraps) or self.analysis.step(pointer, 1 - dimension) is None:
-            return None
-        mask = self._split_mask(load.operands[1:], pointer.type.shape)
-        if mask is None or mask.by_line[0] or mask.by_line[1]:
-            return None
-        mask.valid[dimension] += [self.expression(bound) for bound, _ in wraps]
-        return self._strided(pointer, mask, permutation, [])
 
     def _wrapped_operand(self, value: Value, kind: str, load: Operation, permutation: list[int]) -> str | None:
         """A load with offsets ``arange % bound``: in place where nothing wraps, computed into a buffer where it does."""
@@ -266,16 +248,28 @@ class DotWriter:
         self.fill(buffer, value, inner)
         return buffer
 
-    def _memory_operand(self, load: Operation, permutation: list[int]) -> str | None:
-        """A load described in place: strided, or as a table of lines; None if it must be computed."""
+    def _memory_operand(
+        self, load: Operation, permutation: list[int], needed: list[Expression], along: int
+    ) -> str | None:
+        """A load described in place: strided, or as a table of lines; None if it must be computed.
+
+        Offsets ``arange % bound`` along dimension ``along`` count as ``arange`` where only elements below ``bound``
+        are needed.
+        """
         pointer, *optional = load.operands
         shape = pointer.type.shape
         mask = self._split_mask(optional, shape)
         if mask is None:
             return None
-        steps = [self.analysis.step(pointer, dimension) for dimension in (0, 1)]
+        steps: list[Expression | None] = []
+        for dimension in (0, 1):
+            wraps: list[tuple[Expression, int]] = []
+            step = self.analysis.step(pointer, dimension, wraps if dimension == along else None)
+            steps.append(step if all(bound in needed for bound, _ in wraps) else None)
+            if steps[-1] is not None:
+                mask.valid[dimension] += [self.expression(bound) for bound, _ in wraps]
         if None not in steps and not mask.by_line[0] and not mask.by_line[1]:
-            return self._strided(pointer, mask, permutation)
+            return self._strided(pointer, mask, permutation, [])
         unit = next((d for d in (1, 0) if steps[d] == 1 and shape[d] > 1 and not mask.by_line[d]), None)
         if unit is None:
             return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +18,27 @@ from tinynet.ops.conv import conv2d, conv2d_reference, convolution_spec
 from tinynet_kernels.activation_spec import Activation
 
 pytestmark = pytest.mark.kernels
+
+
+@contextmanager
+def convolution_precision(setting: str) -> Iterator[None]:
+    """PyTorch's fp32 precision of convolutions, for a while; recurrent layers' too, as torch.export wants them equal."""
+    backends: list[Any] = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # pyright: ignore
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = setting
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    """PyTorch's default for fp32 convolutions is tf32, whose rounding would hide errors."""
+    with convolution_precision("ieee"):
+        yield
 
 
 def make(
@@ -40,14 +63,15 @@ def make(
     return x, weight, b
 
 
-def check(x: Any, weight: Any, bias: Any, activation: str | Activation | None = None, **sliding: Any) -> list[str]:
+def check(tensors: Any, activation: str | Activation | None = None, **sliding: Any) -> list[str]:
+    x, weight, bias = tensors
     function = as_activation(activation)
     arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
     spec = convolution_spec(x, weight, bias, **arguments)
     window = weight[0].numel()
     return check_against_reference(
-        lambda *a: conv2d(*a, **arguments, activation=activation),
-        lambda *a: conv2d_reference(*a, spec, function),
+        lambda x, weight, bias: conv2d(x, weight, bias, **arguments, activation=activation),
+        lambda x, weight, bias: conv2d_reference(x, weight, bias, spec, function),
         x,
         weight,
         bias,
@@ -91,7 +115,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_windows(case: str, device: str) -> None:
     shape, channels_out, kernel_size, sliding = CASES[case]
-    check(*make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device), **sliding)
+    check(make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device), **sliding)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,26 +125,38 @@ def test_windows(case: str, device: str) -> None:
 def test_dtypes_and_nchw(case: str, dtype: torch.dtype, device: str) -> None:
     shape, channels_out, kernel_size, sliding = CASES[case]
     tensors = make(shape, channels_out, kernel_size, sliding.get("groups", 1), dtype, device, channels_last=False)
-    check(*tensors, activation="relu", **sliding)
+    check(tensors, activation="relu", **sliding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["gelu", "tanh", Activation("leaky_relu", negative_slope=-0.5)])
 @pytest.mark.parametrize("channels", [1, 4, 16])
 def test_fused_activation(channels: int, activation: str | Activation, dtype: torch.dtype, device: str) -> None:
-    launches = check(*make((2, channels, 5, 6), 9, dtype=dtype, device=device), activation, padding=1)
+    launches = check(make((2, channels, 5, 6), 9, dtype=dtype, device=device), activation, padding=1)
     assert launches.count("activation_backward_kernel") == 1
     assert sum(name.endswith("forward_kernel") or "few_channels" in name for name in launches) == 1
 
 
+@pytest.mark.parametrize(("setting", "expected"), [("tf32", "tf32"), ("ieee", "tf32x3")])
+def test_tf32_where_pytorch_allows_it(setting: str, expected: str, device: str) -> None:
+    from tinynet_kernels import tiles
+
+    x, weight, bias = make((2, 16, 5, 6), 8, device=device, grad=False)
+    with convolution_precision(setting):
+        chip = tiles.Target("cuda", 80, 108, 163 * 1024)
+        assert tiles.dot_precision(x.dtype, chip, tiles.convolution_precision()) == expected
+        y = conv2d(x, weight, bias)
+    assert_close(y, torch.nn.functional.conv2d(x.double(), weight.double(), bias.double()), 2e-3)
+
+
 def test_without_bias(device: str) -> None:
-    check(*make((1, 16, 5, 4), 8, device=device, bias=False), "relu", padding=1)
+    check(make((1, 16, 5, 4), 8, device=device, bias=False), "relu", padding=1)
 
 
 def test_channels_last_runs_without_conversions(device: str) -> None:
-    launches = check(*make((2, 16, 6, 5), 8, device=device), "relu", padding=1)
+    launches = check(make((2, 16, 6, 5), 8, device=device), "relu", padding=1)
     assert "transpose_kernel" not in launches
-    launches = check(*make((2, 16, 6, 5), 8, device=device, channels_last=False), "relu", padding=1)
+    launches = check(make((2, 16, 6, 5), 8, device=device, channels_last=False), "relu", padding=1)
     # forward: x, W, y; backward: dY, dX (dW is written in W's order)
     assert launches.count("transpose_kernel") == 5
 
@@ -143,12 +179,12 @@ def test_strided_inputs_and_either_layout_of_the_upstream_gradient(device: str) 
     wide[..., ::2] = x
     x = wide[..., ::2].requires_grad_()
     weight = weight.transpose(2, 3).requires_grad_()
-    check(x, weight, bias.requires_grad_(), padding=1)
+    check((x, weight, bias.requires_grad_()), padding=1)
     y = conv2d(x, weight, bias, padding=1)
     upstream = torch.randn(y.shape, device=device)
     for gradient in (upstream, upstream.contiguous(memory_format=torch.channels_last), upstream[:1].expand_as(y)):
         actual = torch.autograd.grad(y, (x, weight, bias), gradient, retain_graph=True)
-        leaves = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+        leaves: Any = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
         expected = torch.autograd.grad(torch.nn.functional.conv2d(*leaves, padding=1), leaves, gradient.double())
         for a, e in zip(actual, expected, strict=True):
             assert_close(a, e, 1e-5)
@@ -161,7 +197,7 @@ def test_only_the_wanted_gradients(wanted: tuple[bool, ...], device: str) -> Non
     tensors = make((2, 16, 5, 6), 9, device=device, grad=False)
     for tensor, want in zip(tensors, wanted, strict=True):
         tensor.requires_grad_(want)
-    launches = check(*tensors, "relu", padding=1)
+    launches = check(tensors, "relu", padding=1)
     assert ("convolution_input_gradient_kernel" in launches) == wanted[0]
     assert ("convolution_weight_gradient_kernel" in launches) == wanted[1]
 
@@ -180,7 +216,7 @@ def test_reruns_are_bitwise_equal(channels: int, device: str) -> None:
 
 
 def test_pointwise_is_a_linear_layer(device: str) -> None:
-    launches = check(*make((2, 16, 3, 5), 8, (1, 1), device=device), "gelu")
+    launches = check(make((2, 16, 3, 5), 8, (1, 1), device=device), "gelu")
     assert launches.count("linear_forward_kernel") == 1
     assert not any("convolution" in name for name in launches)
 
@@ -193,7 +229,7 @@ def test_offsets_beyond_int32(case: str, device: str, monkeypatch: pytest.Monkey
     for module in (conv, conv_backward, depthwise):
         monkeypatch.setattr(module, "LARGEST_OFFSET", 0)
     shape, channels_out, kernel_size, sliding = CASES[case]
-    check(*make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device), **sliding)
+    check(make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device), **sliding)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 1, 7, 2), (1, 70, 9, 33), (65, 5, 1, 3)])
@@ -217,8 +253,8 @@ def test_unbatched(device: str) -> None:
     image = x.detach()[0].clone().requires_grad_()
     y = conv2d(image, weight, bias, padding=1)
     assert y.shape == (8, 5, 6)
-    expected = torch.nn.functional.conv2d(image.double(), weight.double(), bias.double(), padding=1)
-    assert_close(y, expected, 1e-5)
+    exact: Any = [tensor.detach().double() for tensor in (image, weight, bias)]
+    assert_close(y, torch.nn.functional.conv2d(*exact, padding=1), 1e-5)
     y.square().sum().backward()
     assert image.grad is not None and image.grad.shape == image.shape
 
@@ -289,7 +325,7 @@ def test_exported_with_a_dynamic_batch(device: str) -> None:
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", [2, (0, 1), "same"])
 def test_module_is_torch_nns(mode: str, padding: Any, device: str) -> None:
-    arguments = (16, 8, (3, 2), 1, padding, 1, 2, True, mode)
+    arguments: Any = (16, 8, (3, 2), 1, padding, 1, 2, True, mode)
     torch.manual_seed(3)
     ours = Conv2d(*arguments, device=device, activation="relu")
     torch.manual_seed(3)

@@ -71,10 +71,19 @@ def tap_bits(
 ):
     """Bit r S + s of a lane: whether tap (r, s) of the window that begins at (row, column) lies in the image."""
     bits = tl.zeros(row.shape, tl.int32)
-    for r in tl.static_range(R):
-        for s in tl.static_range(S):
+    for r in tl.static_range(R):  # pyright: ignore
+        for s in tl.static_range(S):  # pyright: ignore
             valid = inside(row + r * DILATION_H, H) & inside(column + s * DILATION_W, W)
             bits |= valid.to(tl.int32) << (r * S + s)
+    return bits
+
+
+@triton.jit
+def line_bits(position, size, TAPS: tl.constexpr, DILATION: tl.constexpr):
+    """Bit t of a lane: whether tap t along one dimension, for a window that begins at `position`, is in the image."""
+    bits = tl.zeros(position.shape, tl.int32)
+    for t in tl.static_range(TAPS):  # pyright: ignore
+        bits |= inside(position + t * DILATION, size).to(tl.int32) << t
     return bits
 
 
@@ -212,7 +221,7 @@ def convolution_forward_kernel(
     channels_left = group_inputs
     for _ in range(TAPS * tl.cdiv(group_inputs, BLOCK_C)):
         if BITMASK:
-            valid = (bits & 1) != 0
+            valid = tl.cast(bits & 1, tl.int1)
         else:
             valid = in_tile & inside(h + tap // S * DILATION_H, H) & inside(w + s * DILATION_W, W)
         if EVEN_C:
@@ -310,10 +319,11 @@ def convolution_few_channels_kernel(
     x_base = x_ptr + first_image.to(tl.int64) * H * W * C + group * GROUP_INPUTS
 
     REDUCTION: tl.constexpr = R * S * GROUP_INPUTS
-    BITMASK: tl.constexpr = R * S <= 32
+    BITMASK: tl.constexpr = R <= 32 and S <= 32
     in_tile = pixel < pixels
     if BITMASK:
-        bits = tl.where(in_tile, tap_bits(h, w, H, W, R, S, DILATION_H, DILATION_W), 0)
+        row_bits = tl.where(in_tile, line_bits(h, H, R, DILATION_H), 0)
+        column_bits = line_bits(w, W, S, DILATION_W)
     weight_base = weight_ptr + (group * group_outputs + column_start).to(tl.int64) * REDUCTION
 
     z = tl.zeros((BLOCK_PIXELS, BLOCK_K), tl.float32)
@@ -321,13 +331,14 @@ def convolution_few_channels_kernel(
         pair = start + tl.arange(0, BLOCK_REDUCTION)
         in_reduction = pair < REDUCTION
         tap = pair // GROUP_INPUTS
-        r = tap // S * DILATION_H
-        s = tap % S * DILATION_W
+        r = tap // S
+        s = tap % S
         if BITMASK:
-            valid = ((bits[:, None] >> tl.minimum(tap, 31)[None, :]) & 1) != 0
+            valid = tl.cast((row_bits[:, None] >> r[None, :]) & (column_bits[:, None] >> s[None, :]) & 1, tl.int1)
         else:
-            valid = inside(h[:, None] + r[None, :], H) & inside(w[:, None] + s[None, :], W) & in_tile[:, None]
-        tap_offset = (r * W + s) * C + pair % GROUP_INPUTS
+            valid = inside(h[:, None] + (r * DILATION_H)[None, :], H) & in_tile[:, None]
+            valid = valid & inside(w[:, None] + (s * DILATION_W)[None, :], W)
+        tap_offset = (r * DILATION_H * W + s * DILATION_W) * C + pair % GROUP_INPUTS
         a = tl.load(x_base + (x_offset[:, None] + tap_offset[None, :]), mask=valid & in_reduction[None, :], other=0.0)
         b = tl.load(weight_base + (column[None, :] * REDUCTION + pair[:, None]), mask=in_reduction[:, None], other=0.0)
         z = tl.dot(a, b, z, input_precision=PRECISION)
@@ -451,7 +462,8 @@ def _many_channels_forward(
     P, Q = y.shape[2:]
     group_outputs = K // spec.groups
     target = current_target()
-    tile = convolution_tile(N * P * Q, group_outputs, group_inputs, x.dtype, target)
+    precision = dot_precision(x.dtype, target, convolution_precision())
+    tile = convolution_tile(N * P * Q, group_outputs, group_inputs, x.dtype, precision, target)
     launch(
         convolution_forward_kernel,
         _grid(tile, N * P * Q, group_outputs, spec.groups),
@@ -475,7 +487,7 @@ def _many_channels_forward(
         SAVE_INPUT=z is not None,
         EVEN_C=group_inputs % tile.block_k == 0,
         WIDE_OFFSETS=needs_wide_offsets(tile.block_m, P * Q, C * H * W),
-        PRECISION=dot_precision(x.dtype, target, convolution_precision()),
+        PRECISION=precision,
         GROUP=GROUP,
         BLOCK_PIXELS=tile.block_m,
         BLOCK_K=tile.block_n,

@@ -61,7 +61,7 @@ def first_tap(
 ):
     """The first tap along one dimension that reaches the input pixels of a phase, or TAPS where none does."""
     tap = tl.cast(TAPS, tl.int32)
-    for candidate in tl.static_range(TAP_STEP):
+    for candidate in tl.static_range(TAP_STEP):  # pyright: ignore
         reaches = (phase + PADDING - candidate * DILATION) % STRIDE == 0
         tap = tl.where(reaches, tl.minimum(candidate, TAPS), tap)
     return tap
@@ -144,8 +144,8 @@ def convolution_input_gradient_kernel(
     BITMASK: tl.constexpr = MAX_ROWS * MAX_COLUMNS <= 32
     if BITMASK:
         all_bits = tl.zeros((BLOCK_PIXELS,), tl.int32)
-        for i in tl.static_range(MAX_ROWS):
-            for j in tl.static_range(MAX_COLUMNS):
+        for i in tl.static_range(MAX_ROWS):  # pyright: ignore
+            for j in tl.static_range(MAX_COLUMNS):  # pyright: ignore
                 reached = in_tile & inside(p - i * PIXEL_STEP_H, P) & inside(q - j * PIXEL_STEP_W, Q)
                 reached = reached & (i < tap_rows) & (j < tap_columns)
                 all_bits |= reached.to(tl.int32) << tl.minimum(i * tap_columns + j, 31)
@@ -173,7 +173,7 @@ def convolution_input_gradient_kernel(
     outputs_left = group_outputs
     for _ in range(taps * tl.cdiv(group_outputs, BLOCK_K)):
         if BITMASK:
-            valid = (bits & 1) != 0
+            valid = tl.cast(bits & 1, tl.int1)
         else:
             tap_row = tap // tap_columns
             valid = in_tile & inside(p - tap_row * PIXEL_STEP_H, P) & inside(q - tap_column * PIXEL_STEP_W, Q)
@@ -358,7 +358,8 @@ def convolution_input_gradient(
     phase_rows, phase_columns = ceil_div(H, stride_h), ceil_div(W, stride_w)  # of the largest phase
     pixels = N * phase_rows * phase_columns
     target = current_target()
-    tile = convolution_tile(pixels, group_inputs, group_outputs, dz.dtype, target)
+    precision = dot_precision(dz.dtype, target, convolution_precision())
+    tile = convolution_tile(pixels, group_inputs, group_outputs, dz.dtype, precision, target)
     launch(
         convolution_input_gradient_kernel,
         (ceil_div(pixels, tile.block_m) * ceil_div(group_inputs, tile.block_n), stride_h * stride_w, spec.groups),
@@ -381,7 +382,7 @@ def convolution_input_gradient(
         WIDE_OFFSETS=needs_wide_offsets(
             tile.block_m, max(1, (H // stride_h) * (W // stride_w)), max(C * H * W, K * P * Q)
         ),
-        PRECISION=dot_precision(dz.dtype, target, convolution_precision()),
+        PRECISION=precision,
         GROUP=GROUP,
         BLOCK_PIXELS=tile.block_m,
         BLOCK_C=tile.block_n,
@@ -420,7 +421,8 @@ def convolution_weight_gradient(
         dw = depthwise_weight_gradient(dz, x, spec, kernel_size)
         return dw.view(K, R, S, 1).permute(0, 3, 1, 2) if channels_last else dw
     target = current_target()
-    tile = convolution_weight_tile(group_outputs, group_inputs, R * S, (N, P, Q), x.dtype, target)
+    precision = dot_precision(x.dtype, target, convolution_precision())
+    tile = convolution_weight_tile(group_outputs, group_inputs, R * S, (N, P, Q), x.dtype, precision, target)
     counts = [ceil_div(size, side) for size, side in zip((N, P, Q), tile.box, strict=True)]
     boxes = counts[0] * counts[1] * counts[2]
     if tile.flat:
@@ -455,7 +457,7 @@ def convolution_weight_gradient(
         FLAT=tile.flat,
         EVEN_BOXES=N % tile.box[0] == P % tile.box[1] == Q % tile.box[2] == 0,
         WIDE_OFFSETS=tile.box[0] * max(C * H * W, K * P * Q) > LARGEST_OFFSET,
-        PRECISION=dot_precision(x.dtype, target, convolution_precision()),
+        PRECISION=precision,
         GROUP=GROUP,
         BOX_N=tile.box[0],
         BOX_P=tile.box[1],

@@ -89,7 +89,7 @@ def single_channel_forward_kernel(
     z = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
     for r in range(R):
         in_rows = in_pixels & inside(h + r * DILATION_H, H)
-        for s in tl.static_range(S):
+        for s in tl.static_range(S):  # pyright: ignore
             valid = in_rows & inside(w + s * DILATION_W, W)
             tap_offset = x_offset + (r * DILATION_H * W + s * DILATION_W) * C
             if ONE_CHANNEL:
@@ -165,10 +165,10 @@ def depthwise_input_gradient_kernel(
     dx = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
     for tap_row in range(R * MULTIPLIER):
         r = tap_row // MULTIPLIER
-        column = channel * MULTIPLIER + tap_row % MULTIPLIER
+        column = channel * MULTIPLIER + tap_row - r * MULTIPLIER
         row = h + PADDING_H - r * DILATION_H  # p STRIDE_H of the output pixel that reads here through tap r
         in_rows = in_pixels & (row % STRIDE_H == 0) & inside(row, P * STRIDE_H)
-        for s in tl.static_range(S):
+        for s in tl.static_range(S):  # pyright: ignore
             along = w + PADDING_W - s * DILATION_W
             valid = in_rows & (along % STRIDE_W == 0) & inside(along, Q * STRIDE_W)
             offset = ((image * P + row // STRIDE_H) * Q + along // STRIDE_W) * K

@@ -218,7 +218,9 @@ class ConvolutionWeightTile(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def convolution_tile(pixels: int, channels_out: int, channels_in: int, dtype: torch.dtype, target: Target) -> GemmTile:
+def convolution_tile(
+    pixels: int, channels_out: int, channels_in: int, dtype: torch.dtype, precision: str, target: Target
+) -> GemmTile:
     """The tile for a convolution, or its data gradient: [pixels, channels_in] x [channels_in, channels_out].
 
     A step of the reduction is one tap of BLOCK_K channels, so BLOCK_K should divide the channels: their largest power
@@ -229,9 +231,12 @@ def convolution_tile(pixels: int, channels_out: int, channels_in: int, dtype: to
         channels_out: columns of the output, in one group.
         channels_in: reduced over, in one group.
         dtype: of the operands.
+        precision: of their products; see `dot_precision`.
         target: where it runs.
     """
     tile = gemm_tile(pixels, channels_out, channels_in, dtype, target)
+    if target.kind in ("cuda", "hip") and (channels_in % 16 or _keeps_operands_in_registers(precision, target)):
+        tile = GemmTile(64, 64, 32, 4, 2)  # unaligned loads are one value each and fill registers too
     divisor = min(tile.block_k, channels_in & -channels_in)
     if divisor < (16 if dtype is torch.float32 else 32):
         divisor = min(tile.block_k, max(16, power_of_2_at_least(channels_in)))
@@ -246,7 +251,7 @@ def convolution_few_channels_tile(
     if target.kind in ("cpu", "interpreter"):
         return gemm_tile(pixels, channels_out, reduction, dtype, target)
     block_n = min(64, max(16, power_of_2_at_least(channels_out)))
-    return GemmTile(128, block_n, 32 if dtype.itemsize == 2 else 16, 4, 2)
+    return GemmTile(128, block_n, 32 if dtype.itemsize == 2 else 16, 8, 2)
 
 
 @lru_cache(maxsize=4096)
@@ -256,6 +261,7 @@ def convolution_weight_tile(
     taps: int,
     output: tuple[int, int, int],
     dtype: torch.dtype,
+    precision: str,
     target: Target,
 ) -> ConvolutionWeightTile:
     """The tile for a convolution's weight gradient, a product over all output pixels.
@@ -266,6 +272,7 @@ def convolution_weight_tile(
         taps: of the kernel.
         output: images, rows and columns of output pixels.
         dtype: of the operands.
+        precision: of their products; see `dot_precision`.
         target: where it runs.
     """
     flat = channels_in < 16
@@ -274,12 +281,21 @@ def convolution_weight_tile(
     tile = gemm_tile(channels_out, columns, pixels, dtype, target)
     if target.kind in ("cuda", "hip"):
         # Few tiles are no reason for small ones: the reduction is split until the chip is full.
-        rows = 128 if channels_out > 64 else 64
-        width = min(128, max(16, power_of_2_at_least(columns)))
+        small = _keeps_operands_in_registers(precision, target)
+        rows = 64 if small or channels_out <= 64 else 128
+        width = min(64 if small or flat else 128, max(16, power_of_2_at_least(columns)))
         warps = 8 if rows == 128 and width == 128 else 4
         tile = fit_stages(GemmTile(rows, width, 32 if dtype is torch.float32 else 64, warps, 3), dtype, target)
     box = _box(tile.block_k, output)
     return ConvolutionWeightTile(tile.block_m, tile.block_n, box, flat, tile.num_warps, tile.num_stages)
+
+
+def _keeps_operands_in_registers(precision: str, target: Target) -> bool:
+    """Whether a product's operands are split in registers, which leaves those for a 64 x 64 tile only.
+
+    Three tf32 products stand for one there (see `dot_precision`); sm_90 and sm_100 read them from shared memory.
+    """
+    return precision == "tf32x3" and target.architecture not in (90, 100, 103)
 
 
 def _box(size: int, output: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -354,7 +370,8 @@ def recurrent_tile(
         return RecurrentTile(block_batch, block_hidden, block_output, 4) if block_hidden <= 512 else None
     if held + _RECURRENT_MARGIN > target.shared_memory:
         return None
-    return RecurrentTile(16, block_hidden, block_output, 4 if block_hidden <= 64 else 8)
+    # Four warps spill where a unit row of the block passes 128 bytes.
+    return RecurrentTile(16, block_hidden, block_output, 4 if block_hidden * dtype.itemsize <= 128 else 8)
 
 
 @lru_cache(maxsize=4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from tinynet.ops.arguments import autocast, check_floating, needs_gradient
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
 
-IntOrPair = int | tuple[int, int] | list[int]
+IntOrPair = int | Sequence[int]  # one number, or (height, width)
 
 
 def conv2d_reference(
@@ -202,12 +203,9 @@ def _(
     parameters: list[float],
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    empty = grad.new_empty(0)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x)) if wanted[0] else empty
-    dw = (
-        torch.empty(weight.shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(weight))
-        if wanted[1]
-        else grad.new_empty(0)
+    dx, dw = (
+        torch.empty_like(tensor, memory_format=_memory_format(tensor)) if want else grad.new_empty(0)
+        for tensor, want in ((x, wanted[0]), (weight, wanted[1]))
     )
     return dx, dw, grad.new_empty(weight.shape[:1] if wanted[2] else (0,))
 

@@ -81,7 +81,7 @@ def carried_offset_over_31_bits(faulty: bool) -> Report:
 
 
 def spilled_registers(faulty: bool) -> Report:
-    return product("sm_80", num_warps=4 if faulty else 8, BLOCK_N=256, num_stages=2)
+    return product("sm_80", num_warps=4 if faulty else 8, BLOCK_N=256 if faulty else 128, num_stages=2)
 
 
 def odd_stride_loses_vectorization(faulty: bool) -> Report:

@@ -146,7 +146,7 @@ def load_costs(path: Path = COSTS_FILE) -> Costs:
 def save_costs(costs: Mapping[str, Mapping[str, float]], path: Path = COSTS_FILE) -> None:
     """Write the figures, sorted, so that a change shows as one line of a review."""
     ordered = {
-        target: {key: round(figures[key], 1) for key in sorted(figures)} for target, figures in sorted(costs.items())
+        target: {key: round(figures[key], 2) for key in sorted(figures)} for target, figures in sorted(costs.items())
     }
     about = "main-loop instructions for each matrix instruction; see tinynet/engines/offline/matrix.py"
     path.write_text(json.dumps({"about": about, "triton": triton.__version__, "costs": ordered}, indent=1) + "\n")
@@ -158,7 +158,7 @@ def worse_than_recorded(target: str, costs: Mapping[str, float], recorded: Costs
     return [
         f"{key}: {figure:.1f} main-loop instructions a matrix instruction, recorded {known[key]}"
         for key, figure in costs.items()
-        if key in known and figure > known[key] * TOLERANCE + 0.05
+        if key in known and figure > known[key] * TOLERANCE
     ]
 
 

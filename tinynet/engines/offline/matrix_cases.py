@@ -145,9 +145,9 @@ def embedding_cases(target: Target) -> Iterator[Case]:
     """Rows of several widths; the gradient with its options."""
     flags = {"width": (512, 64, 100, 3), "dtype": DTYPES, "padding_idx": (None, 0), "by_frequency": (False, True)}
     for row in pairwise(flags):
-        index = torch.empty(64, 128, dtype=torch.int64, device="meta")
+        index = _empty(8192, dtype=torch.int64)
         weight, aligned = _empty(1000, row["width"], dtype=row["dtype"]), row["width"] % 8 == 0
-        grad = _empty(64, 128, row["width"], dtype=row["dtype"])
+        grad = _empty(8192, row["width"], dtype=row["dtype"])
         yield Case(f"forward {_flags(row)}", partial(embedding.embedding_forward, index, weight), aligned)
         options = (grad, index, 1000, row["padding_idx"], row["by_frequency"])
         yield Case(f"backward {_flags(row)}", partial(embedding.embedding_backward, *options), aligned)
@@ -172,7 +172,7 @@ def loss_cases(target: Target) -> Iterator[Case]:
 def _cross_entropy(row: Mapping[str, Any]) -> None:
     N, C, S = row["shape"]
     logits = _empty(N, C, S, dtype=row["dtype"])
-    target = logits if row["probabilities"] else torch.empty(N, S, dtype=torch.int64, device="meta")
+    target = logits if row["probabilities"] else _empty(N, S, dtype=torch.int64)
     weight = _empty(C, dtype=row["dtype"]) if row["weighted"] else None
     options = (-100, row["reduction"], row["smoothing"])
     result, divisor, saved = loss.cross_entropy_forward(logits, target, weight, *options, save=True)

@@ -39,9 +39,14 @@ MASKED = tl.constexpr(-3.4e38)
 
 
 @triton.jit
-def row_offset(row, S, stride_n, stride_s):
-    """Where the int64 row n S + s of a [N, *, S] tensor starts."""
-    return (row // S) * stride_n + (row % S) * stride_s
+def row_offset(first, S, stride_n, stride_s, BLOCK_ROWS: tl.constexpr):
+    """Where the BLOCK_ROWS rows n S + s from the int64 row `first` on start in a [N, *, S] tensor.
+
+    The long division is one a program: 64-bit ones of every row would cost more than the row's exponentials.
+    """
+    image = first // S
+    s = (first - image * S).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
+    return (image + s // S) * stride_n + (s % S).to(tl.int64) * stride_s
 
 
 @triton.jit
@@ -134,10 +139,11 @@ def cross_entropy_forward_kernel(
     With REDUCTION "none" the losses go to `loss`, else the sums of losses and of divisors to `partial` [2, programs],
     or, where there is ONE_PROGRAM, the finished loss to `loss`.
     """
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    row = first + tl.arange(0, BLOCK_ROWS)
     inside = row < rows
-    logits_row = row_offset(row, S, stride_xn, stride_xs)
-    target_row = row_offset(row, S, stride_tn, stride_ts)
+    logits_row = row_offset(first, S, stride_xn, stride_xs, BLOCK_ROWS)
+    target_row = row_offset(first, S, stride_tn, stride_ts, BLOCK_ROWS)
     label = tl.zeros((BLOCK_ROWS,), tl.int64)
     counted = inside
     if not PROBABILITIES:
@@ -238,12 +244,13 @@ def cross_entropy_backward_kernel(
     BLOCK_CLASSES: tl.constexpr,
 ):
     """dx and dp, times the upstream gradient: one [BLOCK_ROWS, BLOCK_CLASSES] tile a program."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    row = first + tl.arange(0, BLOCK_ROWS)
     inside = row < rows
     column = tl.program_id(1) * BLOCK_CLASSES + tl.arange(0, BLOCK_CLASSES)
     wide_column = column.to(tl.int64)[None, :]
     mask = inside[:, None] & (column < C)[None, :]
-    target_row = row_offset(row, S, stride_tn, stride_ts)
+    target_row = row_offset(first, S, stride_tn, stride_ts, BLOCK_ROWS)
     label = tl.zeros((BLOCK_ROWS,), tl.int64)
     counted = inside
     if not PROBABILITIES:
@@ -259,7 +266,7 @@ def cross_entropy_backward_kernel(
         scale = tl.full((BLOCK_ROWS,), 1.0, tl.float32) * upstream
     maximum = tl.load(saved_ptr + row, mask=inside, other=0.0)
     log_sum = tl.load(saved_ptr + rows + row, mask=inside, other=0.0)
-    offset = row_offset(row, S, stride_xn, stride_xs)[:, None] + wide_column * stride_xc
+    offset = row_offset(first, S, stride_xn, stride_xs, BLOCK_ROWS)[:, None] + wide_column * stride_xc
     x = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     log_probability = x - maximum[:, None] - log_sum[:, None]
     if WANT_DX:
@@ -279,13 +286,13 @@ def cross_entropy_backward_kernel(
         )
         dx = scale[:, None] * (coefficient_sum[:, None] * tl.exp(log_probability) - q)
         dx = tl.where(counted[:, None], dx, 0.0)
-        dx_offset = row_offset(row, S, stride_dxn, stride_dxs)[:, None] + wide_column * stride_dxc
+        dx_offset = row_offset(first, S, stride_dxn, stride_dxs, BLOCK_ROWS)[:, None] + wide_column * stride_dxc
         tl.store(dx_ptr + dx_offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if WANT_DTARGET:
         dtarget = scale[:, None] * log_probability * (LABEL_SMOOTHING - 1.0)
         if HAS_WEIGHT:
             dtarget *= tl.load(weight_ptr + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
-        dtarget_offset = row_offset(row, S, stride_dtn, stride_dts)[:, None] + wide_column * stride_dtc
+        dtarget_offset = row_offset(first, S, stride_dtn, stride_dts, BLOCK_ROWS)[:, None] + wide_column * stride_dtc
         tl.store(dtarget_ptr + dtarget_offset, dtarget.to(dtarget_ptr.dtype.element_ty), mask=mask)
 
 
@@ -421,10 +428,10 @@ def cross_entropy_tile(rows: int, C: int, contiguous_classes: bool, target: Targ
     if target.kind == "interpreter":
         elements, widest = 1 << 16, 256
     else:
-        elements, widest = 4096, 4096 if contiguous_classes else 64
+        elements, widest = 2048, 4096 if contiguous_classes else 64
     block_classes = min(widest, power_of_2_at_least(C))
-    block_rows = min(elements // block_classes, power_of_2_at_least(rows))
-    return block_rows, block_classes, 8 if block_classes > 1024 else 4
+    block_rows = min(max(1, elements // block_classes), power_of_2_at_least(rows))
+    return block_rows, block_classes, 8 if block_classes > elements else 4
 
 
 def cross_entropy_forward(

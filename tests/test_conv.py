@@ -22,16 +22,14 @@ pytestmark = pytest.mark.kernels
 
 @contextmanager
 def convolution_precision(setting: str) -> Iterator[None]:
-    """PyTorch's fp32 precision of convolutions, for a while; recurrent layers' too, as torch.export wants them equal."""
-    backends: list[Any] = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # pyright: ignore
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = setting
+    """PyTorch's fp32 precision of convolutions, for a while."""
+    backend: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    before = backend.fp32_precision
+    backend.fp32_precision = setting
     try:
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        backend.fp32_precision = before
 
 
 @pytest.fixture(autouse=True)
@@ -317,7 +315,8 @@ def test_exported_with_a_dynamic_batch(device: str) -> None:
     layer = Conv2d(16, 4, 3, padding=1, activation="relu", device=device)
     x = torch.randn(3, 16, 5, 4, device=device)
     batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(layer, (x[:2],), dynamic_shapes=({0: batch},))
+    with convolution_precision("tf32"):  # torch.export fails where convolutions and recurrent layers differ
+        program = torch.export.export(layer, (x[:2],), dynamic_shapes=({0: batch},))
     assert any("tinynet.conv2d" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(x), layer(x))
 

@@ -236,7 +236,7 @@ def convolution_tile(
     """
     tile = gemm_tile(pixels, channels_out, channels_in, dtype, target)
     if target.kind in ("cuda", "hip") and (channels_in % 16 or _keeps_operands_in_registers(precision, target)):
-        tile = GemmTile(64, 64, 32, 4, 2)  # unaligned loads are one value each and fill registers too
+        tile = GemmTile(64, 64, 32, 8, 2)  # unaligned loads are one value each and fill registers too
     divisor = min(tile.block_k, channels_in & -channels_in)
     if divisor < (16 if dtype is torch.float32 else 32):
         divisor = min(tile.block_k, max(16, power_of_2_at_least(channels_in)))
@@ -282,7 +282,7 @@ def convolution_weight_tile(
     if target.kind in ("cuda", "hip"):
         # Few tiles are no reason for small ones: the reduction is split until the chip is full.
         small = _keeps_operands_in_registers(precision, target)
-        rows = 64 if small or channels_out <= 64 else 128
+        rows = 64 if small or flat or channels_out <= 64 else 128
         width = min(64 if small or flat else 128, max(16, power_of_2_at_least(columns)))
         warps = 8 if rows == 128 and width == 128 else 4
         tile = fit_stages(GemmTile(rows, width, 32 if dtype is torch.float32 else 64, warps, 3), dtype, target)

@@ -93,9 +93,11 @@ def sgd_block(
         buffer_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, ALIGNED)
         buffer = tl.load(buffer_ptr + offset, mask=mask, other=other)
         velocity = momentum * buffer.to(tl.float32) + gradient_weight * gradient
-        tl.store(buffer_ptr + offset, velocity.to(buffer.dtype), mask=mask)
         gradient = gradient + momentum * velocity if NESTEROV else velocity
     updated -= lr * gradient
+    tl.debug_barrier()  # in a small block several warps hold the same element: all load before any stores
+    if HAS_MOMENTUM:
+        tl.store(buffer_ptr + offset, velocity.to(buffer.dtype), mask=mask)
     tl.store(parameter_ptr + offset, updated.to(parameter.dtype), mask=mask)
 
 
@@ -167,15 +169,18 @@ def adam_block(
         gradient += weight_decay * updated
     exp_avg = beta1 * exp_avg + one_minus_beta1 * gradient
     exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * gradient * gradient
-    tl.store(exp_avg_ptr + offset, exp_avg.to(parameter.dtype), mask=mask)
-    tl.store(exp_avg_sq_ptr + offset, exp_avg_sq.to(parameter.dtype), mask=mask)
+    second_moment = exp_avg_sq
     if AMSGRAD:
         max_exp_avg_sq_ptr = tensor_pointer(row_ptr + 5, start, DTYPE, ALIGNED)
         largest = tl.load(max_exp_avg_sq_ptr + offset, mask=mask, other=other).to(tl.float32)
-        exp_avg_sq = tl.maximum(largest, exp_avg_sq, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(max_exp_avg_sq_ptr + offset, exp_avg_sq.to(parameter.dtype), mask=mask)
-    denominator = tl.sqrt(exp_avg_sq) * inverse_root_correction + eps
+        second_moment = tl.maximum(largest, exp_avg_sq, propagate_nan=tl.PropagateNan.ALL)
+    denominator = tl.sqrt(second_moment) * inverse_root_correction + eps
     updated = decay * updated - step_size * exp_avg / denominator
+    tl.debug_barrier()  # in a small block several warps hold the same element: all load before any stores
+    tl.store(exp_avg_ptr + offset, exp_avg.to(parameter.dtype), mask=mask)
+    tl.store(exp_avg_sq_ptr + offset, exp_avg_sq.to(parameter.dtype), mask=mask)
+    if AMSGRAD:
+        tl.store(max_exp_avg_sq_ptr + offset, second_moment.to(parameter.dtype), mask=mask)
     tl.store(parameter_ptr + offset, updated.to(parameter.dtype), mask=mask)
 
 

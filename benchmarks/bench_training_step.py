@@ -1,0 +1,102 @@
+"""Whole training steps, batch 128: forward, loss, backward, AdamW; PyTorch in both layouts with fused AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import tinynet
+from benchmarks.case import OURS, Case, Setting
+
+TITLE = "training step"
+BATCH = 128
+
+
+def mlp(nn: Any, fused: bool) -> torch.nn.Module:
+    """784-256-128-10."""
+    if fused:
+        layers = [nn.Linear(784, 256, activation="relu"), nn.Linear(256, 128, activation="relu")]
+    else:
+        layers = [nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(128, 10))
+
+
+def cnn(nn: Any, fused: bool) -> torch.nn.Module:
+    """conv 1-32, pool, conv 32-64, pool, 3136-128-10."""
+    if fused:
+        layers = [
+            nn.Conv2d(1, 32, 3, padding=1, activation="relu"),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1, activation="relu"),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(3136, 128, activation="relu"),
+        ]
+    else:
+        layers = [
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(3136, 128),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers, nn.Linear(128, 10))
+
+
+# Multiply-adds of one forward pass of one image, and parameters.
+WORK = {"mlp": (784 * 256 + 256 * 128 + 1280, 235_146), "cnn": (784 * 288 + 196 * 18_432 + 402_688, 421_642)}
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    images = torch.randn(BATCH, 1, 28, 28, device=setting.device)
+    labels = torch.randint(0, 10, (BATCH,), device=setting.device)
+    for name, make in (("mlp", mlp), ("cnn", cnn)):
+        contenders = {OURS: _step(setting, make(tinynet.nn, True), tinynet.nn, tinynet.optim.AdamW, {}, images, labels)}
+        for suffix, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
+            model = make(torch.nn, False).to(memory_format=layout)
+            x = images.to(memory_format=layout)
+            contenders["eager" + suffix] = _step(
+                setting, model, torch.nn, torch.optim.AdamW, {"fused": True}, x, labels
+            )
+        multiply_adds, parameters = WORK[name]
+        yield Case(
+            f"training step, {name}",
+            f"batch {BATCH}",
+            6 * multiply_adds * BATCH,
+            4 * 10 * parameters,
+            contenders,
+            None,
+            BATCH,
+        )
+
+
+def _step(
+    setting: Setting,
+    model: torch.nn.Module,
+    nn: Any,
+    optimizer: Callable[..., Any],
+    arguments: dict[str, Any],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> Callable[[], torch.Tensor]:
+    """One step in fp32, or under autocast in a 16-bit dtype."""
+    model = model.to(setting.device)
+    update = optimizer(model.parameters(), lr=1e-3, **arguments)
+    criterion = nn.CrossEntropyLoss()
+    mixed = setting.dtype is not torch.float32
+
+    def step() -> torch.Tensor:
+        update.zero_grad()
+        with torch.autocast(setting.device.type, dtype=setting.dtype, enabled=mixed):
+            loss = criterion(model(images), labels)
+        loss.backward()
+        update.step()
+        return loss
+
+    return step

@@ -1,0 +1,152 @@
+"""What a run measured: the rows, their table, the JSON file keyed by device and versions, and the plot."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.case import OURS
+from benchmarks.timing import Peak, Time
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case, measured in one setting."""
+
+    column: str
+    name: str
+    size: str
+    samples: int
+    dtype: str
+    threads: int
+    flops: int
+    bytes: int
+    error: float | None
+    times: dict[str, Time]
+    peak: Peak
+
+    @property
+    def best_rival(self) -> str | None:
+        """The fastest eager contender: PyTorch in its better layout."""
+        rivals = {name: time.minimum for name, time in self.times.items() if name.startswith("eager")}
+        return min(rivals, key=rivals.__getitem__) if rivals else None
+
+    @property
+    def ratio(self) -> float | None:
+        """Our time over the best rival's, by minima; below 1 we are faster."""
+        rival = self.best_rival
+        return None if rival is None else self.times[OURS].minimum / self.times[rival].minimum
+
+    @property
+    def share_of_peak(self) -> float:
+        """The time this device's measured peaks allow, over ours."""
+        bound = max(self.flops / self.peak.flops_per_second, self.bytes / self.peak.bytes_per_second)
+        return bound / self.times[OURS].minimum
+
+
+def device_name(device: torch.device) -> str:
+    """The card's or the processor's name, as the system gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """The versions a result depends on."""
+    import triton
+
+    import tinynet
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "tinynet": tinynet.__version__,
+        "cuda": str(torch.version.cuda),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text: microseconds, the ratio to PyTorch eager, and the share of the measured peak."""
+    head = ("work", "size", "dtype", "thr", "tinynet us", "eager us", "ratio", "compile", "peak")
+    body = [head]
+    for row in rows:
+        rival, compiled = row.best_rival, row.times.get("compile")
+        ours = row.times[OURS]
+        body.append(
+            (
+                row.name,
+                row.size,
+                row.dtype,
+                str(row.threads),
+                f"{ours.minimum * 1e6:.1f}",
+                "-" if rival is None else f"{row.times[rival].minimum * 1e6:.1f}",
+                "-" if row.ratio is None else f"{row.ratio:.2f}",
+                "-" if compiled is None else f"{ours.minimum / compiled.minimum:.2f}",
+                f"{row.share_of_peak:.0%}",
+            )
+        )
+    widths = [max(len(line[i]) for line in body) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in body]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def save(rows: list[Row], device: torch.device, folder: Path) -> Path:
+    """Writes the rows to a JSON file named after the device and the versions, and returns its path."""
+    name, used = device_name(device), versions()
+    slug = "-".join("".join(c if c.isalnum() else " " for c in name).split()).lower()
+    path = folder / f"{slug}_torch{used['torch'].split('+')[0]}_triton{used['triton']}.json"
+    known: dict[str, Any] = {"device": name, "versions": used, "rows": []}
+    new = [{**asdict(row), "ratio": row.ratio, "share_of_peak": row.share_of_peak} for row in rows]
+    if path.exists():  # a run of one column keeps what was measured of the others
+        known["rows"] = [old for old in json.loads(path.read_text())["rows"] if not any(_same(old, n) for n in new)]
+    known["rows"] += new
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    return path
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(a[key] == b[key] for key in ("column", "name", "size", "dtype", "threads"))
+
+
+def plot(rows: list[Row], folder: Path) -> Path | None:
+    """Speed over size, one panel a kind of work; None without matplotlib."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return None
+    names = list(dict.fromkeys(row.name for row in rows))
+    columns = min(3, len(names))
+    height = -(-len(names) // columns)
+    figure, axes = pyplot.subplots(height, columns, figsize=(5 * columns, 3.4 * height), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names, strict=False):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for row in (row for row in rows if row.name == name):
+            for contender, time in row.times.items():
+                label = f"{contender} {row.dtype} {row.threads}t"
+                lines.setdefault(label, []).append((row.samples, row.samples / time.minimum))
+        for label, points in lines.items():
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label, lw=2 if OURS in label else 1)
+        axis.set(title=name, xlabel="size (samples)", ylabel="samples / s", xscale="log", yscale="log")
+        axis.legend(fontsize=6)
+    figure.tight_layout()
+    path = folder / f"speed_{rows[0].column}.png"
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path

@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 SET_UP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up train test lint format bench compile-matrix docs clean
+.PHONY: help set-up train test test-driver test-interpreter lint format bench compile-matrix docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -21,9 +21,17 @@ train: $(SET_UP) ## train the image classifier on handwritten digits; ARGS='--mo
 	@$(PYTHON) examples/train_image_classifier.py $(ARGS)
 
 # One process an engine: Triton decides when it is imported whether it interprets its kernels.
-test: $(SET_UP) ## run the test suite; ARGS='-k linear' adds flags
-	@if nvidia-smi -L >/dev/null 2>&1; then $(PYTHON) -m pytest --engine cuda $(ARGS); fi
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --engine interpreter -n 2 $(ARGS)
+# Two processes share two cores better when their threads sleep instead of spinning while they wait.
+PYTEST := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2
+INTERPRETED := activation linear conv pool loss dropout embedding optimizer
+
+test: test-interpreter test-driver ## run the test suite on every engine of this machine
+
+test-driver: $(SET_UP) ## all tests on the GPU, or on the CPU engine; ARGS='-k linear' adds flags
+	@$(PYTEST) $(ARGS)
+
+test-interpreter: $(SET_UP) ## the columns in Triton's interpreter; ARGS='-k linear' adds flags
+	@$(PYTEST) --engine interpreter tests/engines/interpreter $(INTERPRETED:%=tests/test_%.py) $(ARGS)
 
 lint: $(SET_UP) ## ruff and pyright
 	@$(PYTHON) -m ruff check .

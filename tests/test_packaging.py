@@ -14,6 +14,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+# The documents
+
+
+def test_readme_names_every_layer_and_says_that_none_of_them_is_absent():
+    from tinynet import nn
+
+    text = (ROOT / "README.md").read_text()
+    covered, absent = text.split("Absent so far", 1)
+    for name in nn.__all__:
+        assert f"`{name}`" in covered or not name[0].isupper(), f"README.md does not cover {name}"
+        assert f"`{name}`" not in absent.split("\n\n")[0], f"README.md calls {name} absent"
+
+
+def test_readme_example_runs():
+    text = (ROOT / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 10
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # The wheel
 
 

@@ -241,7 +241,14 @@ class Generator:
             self._reduced(f"tl.{name}({a.name}, {axis})", kind, rest, shape, axis, a.exact, magnitude)
 
     def _reduced(
-        self, text: str, kind: str, rest: tuple[int, ...], shape: tuple[int, ...], axis: int, exact: bool, magnitude: float
+        self,
+        text: str,
+        kind: str,
+        rest: tuple[int, ...],
+        shape: tuple[int, ...],
+        axis: int,
+        exact: bool,
+        magnitude: float,
     ) -> None:
         """Use a reduction's result as a tensor again: a scalar by broadcasting, a row or column too."""
         exact = exact and magnitude < 1e4
@@ -302,14 +309,16 @@ class Generator:
             self.emit(f"{q} = {q} + {p}")
         else:
             self.emit(f"if {k} % 2 == 0:")
-            self.emit(f"    {p} = tl.where({p} > {q}, {q}, g{self.count})" if kind == "i" else f"    {p} = g{self.count}")
+            self.emit(
+                f"    {p} = tl.where({p} > {q}, {q}, g{self.count})" if kind == "i" else f"    {p} = g{self.count}"
+            )
             self.emit(f"{q} = {q} + {p}")
         self.emit(f"{offsets} += {r.choice(['1', '3', 'pid'])}")
         self.emit(step)
         self.indent -= 1
         self.variables = outside
         for name in (p, q):
-            self.variables.append(Variable(name, kind, shape, False if kind == "f" else True, 1e6))
+            self.variables.append(Variable(name, kind, shape, kind != "f", 1e6))
 
     def branch(self) -> None:
         shape = self.any_shape()
@@ -343,7 +352,8 @@ class Generator:
         if rank == 2:
             lane = f"{lane}[:, None] * {value.shape[1]} + tl.arange(0, {value.shape[1]})[None, :]"
             if self.random.random() < 0.3:
-                lane = f"tl.arange(0, {value.shape[0]})[:, None] + tl.arange(0, {value.shape[1]})[None, :] * {value.shape[0]}"
+                rows, columns = value.shape
+                lane = f"tl.arange(0, {rows})[:, None] + tl.arange(0, {columns})[None, :] * {rows}"
         size = value.shape[0] * (value.shape[1] if rank == 2 else 1)
         base = "u_ptr" if value.kind == "f" else "k_ptr"
         start = self.stores * 1024

@@ -346,7 +346,9 @@ class Analysis:
     def _needed_by(self, value: Value, user: Operation, dimension: int, seen: set[Value]) -> list[Expression] | None:
         if user.name == "tt.store":
             mask_bounds = self._prefix_bounds(user.operands[2], dimension) if len(user.operands) > 2 else []
-            return mask_bounds if user.operands[1] is value and value not in (user.operands[0], *user.operands[2:]) else []
+            return (
+                mask_bounds if user.operands[1] is value and value not in (user.operands[0], *user.operands[2:]) else []
+            )
         if user.name == "scf.yield":
             loop = next((op for op in self._loops if op.regions[0].terminator is user), None)
             if loop is None or user.operands.count(value) != 1:

@@ -198,9 +198,8 @@ class DotWriter:
         form = self.forms.get(source)
         owner = source.owner
         if form is None and owner is not None and owner.name == "tt.load" and owner.result.type.element == kind:
-            in_place = (
-                self._memory_operand(owner, permutation, needed, permutation[along])
-                or self._wrapped_operand(value, kind, owner, permutation)
+            in_place = self._memory_operand(owner, permutation, needed, permutation[along]) or self._wrapped_operand(
+                value, kind, owner, permutation
             )
             if in_place is not None:
                 return in_place
@@ -403,9 +402,7 @@ def _buffer_operand(buffer: Buffer, shape: tuple[int, ...], permutation: list[in
     """C initializer of an operand that lies row-major in the arena."""
     strides = (shape[1], 1)
     first, second = permutation
-    return (
-        f"{{{buffer.name}, {{{strides[first]}, {strides[second]}}}, 0, 0, {{{shape[first]}, {shape[second]}}}}}"
-    )
+    return f"{{{buffer.name}, {{{strides[first]}, {strides[second]}}}, 0, 0, {{{shape[first]}, {shape[second]}}}}}"
 
 
 def _valid(bounds: list[str], size: int) -> str:

@@ -21,6 +21,12 @@ from . import driver
 
 _LARGEST_CACHE = 2048
 _MISSING = object()
+# Something watches launches, debugs them or changed the kernel: they take Triton's own path.
+_WATCHED = (
+    "runtime.debug or kernel.debug or kernel.pre_run_hooks or kernel._src is not source or "
+    "runtime.launch_enter_hook is not enter or runtime.launch_exit_hook is not exit or "
+    "getattr(enter, 'calls', enter) or getattr(exit, 'calls', exit)"
+)
 
 
 class Plan:
@@ -67,15 +73,17 @@ class CallSite:
         self.plans: dict[tuple, Plan] = {}
         self.compiled: dict[tuple, Any] = {}
         self.senders: dict[tuple[str, ...], Callable[..., Any]] = {}
-        scope: dict[str, Any] = {"plans": self.plans, "threads": torch.get_num_threads, "blocked": _is_blocked}
-        scope |= {"kernel": kernel, "prepare": self.prepare, "unchanged": _globals_unchanged}
+        runtime = knobs.runtime
+        scope: dict[str, Any] = {"plans": self.plans, "threads": torch.get_num_threads, "prepare": self.prepare}
+        scope |= {"kernel": kernel, "source": kernel._src, "unchanged": _globals_unchanged, "runtime": runtime}
+        scope |= {"enter": runtime.launch_enter_hook, "exit": runtime.launch_exit_hook}
         names = ", ".join(self.names)
         key = ", ".join(["grid", "threads()", *(f"{n}.dtype" for n in self.tensors), *self.integers])
         on_cpu = " and ".join(f"{n}.is_cpu" for n in self.tensors) or "True"
         self.launch: Callable[[tuple[int, ...], Sequence[Any]], bool] = _define(
             f"def launch(grid, arguments):\n"
             f"    {names + ', = arguments' if names else 'pass'}\n"
-            f"    if blocked(kernel) or not ({on_cpu}): return False\n"
+            f"    if {_WATCHED} or not ({on_cpu}): return False\n"
             f"    key = ({key})\n"
             f"    plan = plans.get(key)\n"
             f"    if plan is None:\n"
@@ -152,22 +160,6 @@ def _specialized(value: int) -> tuple:
     return (type(value), value == 1, -(2**31) <= value < 2**31, -(2**63) <= value < 2**63)
 
 
-def _is_blocked(kernel: JITFunction) -> bool:
-    """Whether something watches launches or debugs them: then they take Triton's own path."""
-    runtime = knobs.runtime
-    return bool(
-        runtime.debug
-        or kernel.pre_run_hooks
-        or _has_hooks(runtime.launch_enter_hook)
-        or _has_hooks(runtime.launch_exit_hook)
-        or kernel.debug
-    )
-
-
-def _has_hooks(hook: Any) -> bool:
-    return bool(getattr(hook, "calls", hook is not None))
-
-
 def _globals_unchanged(used: list[tuple]) -> bool:
     return all(scope.get(name, _MISSING) == value for scope, name, value in used)
 
@@ -188,14 +180,16 @@ _sites: dict[tuple, CallSite] = {}
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> bool:
     """Run a kernel by its plan; False where only Triton's own path will do."""
-    key = (kernel, tuple(map(type, arguments)), tuple(constants.items()), tuple(map(type, constants.values())))
+    types = tuple(map(type, arguments))
+    # A kernel's own hash is slow; its call sites keep it alive, so that its id stays its own.
+    key = (id(kernel), types, tuple(constants.items()), tuple(map(type, constants.values())))
     site = _sites.get(key)
     if site is None:
         if type(kernel) is not JITFunction or callable(grid):
             return False
         if len(_sites) >= _LARGEST_CACHE:
             _sites.clear()
-        site = _sites[key] = CallSite(kernel, key[1], constants)
+        site = _sites[key] = CallSite(kernel, types, constants)
     return site.launch(grid, arguments)
 
 

@@ -1,0 +1,112 @@
+"""Affine offsets, uniform values, memory and what is materialized."""
+
+from __future__ import annotations
+
+from tinynet.engines.cpu.analysis import Analysis
+from tinynet.engines.cpu.ir import Function, Operation
+from tinynet.engines.cpu.parser import parse
+
+HEAD = "module {\n  tt.func public @kernel(%x: !tt.ptr<f32>, %y: !tt.ptr<f32>, %n: i32, %s: i32) {\n"
+RANGE = "    %r = tt.make_range {end = 16 : i32, start = 0 : i32} : tensor<16xi32>\n"
+
+
+def function(body: str) -> Function:
+    return parse(HEAD + RANGE + body + "    tt.return\n  }\n}\n")
+
+
+def find(kernel: Function, name: str, occurrence: int = 0) -> Operation:
+    return [operation for operation in kernel.walk() if operation.name == name][occurrence]
+
+
+TILE = """    %i = tt.expand_dims %r {axis = 1 : i32} : tensor<16xi32> -> tensor<16x1xi32>
+    %j = tt.expand_dims %r {axis = 0 : i32} : tensor<16xi32> -> tensor<1x16xi32>
+    %t = tt.splat %s : i32 -> tensor<16x1xi32>
+    %u = arith.muli %i, %t : tensor<16x1xi32>
+    %ub = tt.broadcast %u : tensor<16x1xi32> -> tensor<16x16xi32>
+    %jb = tt.broadcast %j : tensor<1x16xi32> -> tensor<16x16xi32>
+    %o = arith.addi %ub, %jb : tensor<16x16xi32>
+    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x16x!tt.ptr<f32>>
+    %q = tt.addptr %p, %o : tensor<16x16x!tt.ptr<f32>>, tensor<16x16xi32>
+    %v = tt.load %q : tensor<16x16x!tt.ptr<f32>>
+"""
+
+
+def test_steps_of_a_tile_of_pointers() -> None:
+    kernel = function(TILE + "    tt.store %q, %v : tensor<16x16x!tt.ptr<f32>>\n")
+    analysis = Analysis(kernel)
+    pointer = find(kernel, "tt.load").operands[0]
+    assert analysis.step(pointer, 0) is kernel.parameters[3]
+    assert analysis.step(pointer, 1) == 1
+    assert analysis.unit_dimension(pointer) == 1
+    assert analysis.base(pointer) is kernel.parameters[0]
+    assert analysis.written_parameters() == [0]
+
+
+def test_a_remainder_is_affine_under_a_condition() -> None:
+    kernel = function(
+        """    %b = tt.splat %n : i32 -> tensor<16xi32>
+    %w = arith.remsi %r, %b : tensor<16xi32>
+    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %q = tt.addptr %p, %w : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %v = tt.load %q : tensor<16x!tt.ptr<f32>>
+    tt.store %q, %v : tensor<16x!tt.ptr<f32>>
+"""
+    )
+    analysis = Analysis(kernel)
+    pointer = find(kernel, "tt.load").operands[0]
+    assert analysis.step(pointer, 0) is None
+    wraps: list = []
+    assert analysis.step(pointer, 0, wraps) == 1
+    assert wraps == [(kernel.parameters[2], 16)]
+
+
+ELEMENTWISE = """    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %px = tt.addptr %p, %r : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %o = tt.splat %y : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %py = tt.addptr %o, %r : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %v = tt.load %px : tensor<16x!tt.ptr<f32>>
+    tt.store %py, %v : tensor<16x!tt.ptr<f32>>
+"""
+
+
+def test_a_load_is_fused_into_a_store_only_where_arguments_cannot_overlap() -> None:
+    kernel = function(ELEMENTWISE)
+    value = find(kernel, "tt.load").result
+    disjoint = Analysis(kernel, assume_disjoint=True)
+    assert value not in disjoint.materialized and disjoint.used_disjointness
+    assert value in Analysis(kernel, assume_disjoint=False).materialized
+
+
+def test_a_load_stays_before_a_write_to_its_argument() -> None:
+    shifted = """    %one = arith.constant dense<1> : tensor<16xi32>
+    %pz = tt.addptr %px, %one : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    tt.store %pz, %c : tensor<16x!tt.ptr<f32>>
+    tt.store %py, %v"""
+    constant = "    %c = arith.constant dense<1.0> : tensor<16xf32>\n"
+    kernel = function(constant + ELEMENTWISE.replace("    tt.store %py, %v", shifted))
+    assert find(kernel, "tt.load").result in Analysis(kernel).materialized
+    # the same elements: each is read before it is written
+    kernel = function(constant + ELEMENTWISE.replace("    tt.store %py, %v", shifted.replace("store %pz", "store %px")))
+    assert find(kernel, "tt.load").result not in Analysis(kernel).materialized
+
+
+def test_pointers_that_advance_in_a_loop_are_not_materialized() -> None:
+    kernel = function(
+        TILE
+        + """    %c0 = arith.constant 0 : i32
+    %c1 = arith.constant 1 : i32
+    %k = arith.constant dense<32> : tensor<16x16xi32>
+    %z:2 = scf.for %l = %c0 to %n step %c1 iter_args(%a = %v, %d = %q) -> (VALUES, POINTERS) : i32 {
+      %g = tt.load %d : tensor<16x16x!tt.ptr<f32>>
+      %h = arith.addf %a, %g : tensor<16x16xf32>
+      %e = tt.addptr %d, %k : tensor<16x16x!tt.ptr<f32>>, tensor<16x16xi32>
+      scf.yield %h, %e : tensor<16x16xf32>, tensor<16x16x!tt.ptr<f32>>
+    }
+    tt.store %q, %z#0 : tensor<16x16x!tt.ptr<f32>>
+""".replace("VALUES", "tensor<16x16xf32>").replace("POINTERS", "tensor<16x16x!tt.ptr<f32>>")
+    )
+    analysis = Analysis(kernel)
+    _, _, pointer = find(kernel, "scf.for").regions[0].arguments
+    assert analysis.advances[pointer].increments == (32,)
+    assert analysis.step(pointer, 1) == 1
+    assert analysis.base(pointer) is kernel.parameters[0]

@@ -1,0 +1,346 @@
+"""Compiled kernels against PyTorch: numerics, every kind of operation, and what once went wrong silently."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@triton.jit
+def functions_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offset, mask=offset < n, other=0.0)
+    tl.store(y_ptr + offset, tl.exp(x), mask=offset < n)
+    tl.store(y_ptr + n + offset, tl.exp2(x), mask=offset < n)
+    tl.store(y_ptr + 2 * n + offset, tl.log(x), mask=offset < n)
+    tl.store(y_ptr + 3 * n + offset, tl.erf(x), mask=offset < n)
+    tl.store(y_ptr + 4 * n + offset, libdevice.tanh(x), mask=offset < n)
+    tl.store(y_ptr + 5 * n + offset, tl.log2(x), mask=offset < n)
+
+
+def test_functions_are_accurate_to_a_few_ulp() -> None:
+    special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-40, 1e-42, 3e38, -3e38])
+    x = torch.cat(
+        [torch.linspace(-110, 110, 20011), torch.linspace(-2, 2, 20011), torch.logspace(-44, 38, 5000), special]
+    )
+    n = x.numel()
+    y = torch.full((6, n), math.nan)
+    functions_kernel[(triton.cdiv(n, 1024),)](x, y, n, BLOCK=1024)
+    wide = x.double()
+    for row, exact in zip(y, (wide.exp(), wide.exp2(), wide.log(), wide.erf(), wide.tanh(), wide.log2()), strict=True):
+        nearest = exact.float()
+        finite = nearest.isfinite()
+        assert torch.equal(row.isnan(), nearest.isnan())
+        assert torch.equal(row[nearest.isinf()], nearest[nearest.isinf()])
+        gap = (torch.nextafter(nearest, torch.tensor(math.inf)) - nearest).abs().double()
+        assert ((row.double() - exact).abs()[finite] <= 2.5 * gap[finite]).all()
+
+
+@triton.jit
+def round_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offset, mask=offset < n, other=0.0)
+    tl.store(y_ptr + offset, x.to(y_ptr.dtype.element_ty), mask=offset < n)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float8_e4m3fn])
+def test_small_floats_round_to_nearest_even_and_back(dtype: torch.dtype) -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16) if dtype.itemsize == 2 else None
+    exact = bits.view(dtype) if bits is not None else torch.arange(-128, 128, dtype=torch.int8).view(dtype)
+    halfway = exact.float()
+    halfway = (halfway + halfway.roll(1)) / 2
+    largest = torch.finfo(dtype).max
+    x = torch.cat([exact.float(), halfway, torch.randn(5000), torch.randn(5000) * 1e-6])
+    x = x[(x.abs() <= largest) | x.isnan()]  # what lies beyond saturates differently in every library
+    y = torch.empty(x.numel(), dtype=dtype)
+    round_kernel[(triton.cdiv(x.numel(), 1024),)](x, y, x.numel(), BLOCK=1024)
+    assert torch.equal(y.float().nan_to_num(12345.0), x.to(dtype).float().nan_to_num(12345.0))
+    back = torch.empty(x.numel())
+    round_kernel[(triton.cdiv(x.numel(), 1024),)](y, back, x.numel(), BLOCK=1024)
+    assert torch.equal(back.nan_to_num(12345.0), y.float().nan_to_num(12345.0))
+
+
+@triton.jit
+def wrap_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    offset = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offset)
+    tl.store(y_ptr + offset, ((x * 1103515245 + 12345) > x).to(tl.int32) + ((x + 2147483647) > x).to(tl.int32) * 2)
+    tl.store(y_ptr + BLOCK + offset, (x * 1103515245 + 12345) >> 7)
+
+
+def test_integers_wrap() -> None:
+    """The prototype let the C compiler assume that they do not."""
+    x = torch.randint(-(2**31), 2**31 - 1, (1024,)).to(torch.int32)
+    y = torch.empty(2, 1024, dtype=torch.int32)
+    wrap_kernel[(1,)](x, y, BLOCK=1024)
+    hashed = (x.long() * 1103515245 + 12345 + 2**31) % 2**32 - 2**31
+    moved = (x.long() + 2147483647 + 2**31) % 2**32 - 2**31
+    assert torch.equal(y[0], ((hashed > x) + 2 * (moved > x).int()).int())
+    assert torch.equal(y[1], (hashed >> 7).int())
+
+
+@triton.jit
+def copy_kernel(x_ptr, y_ptr, z_ptr, BLOCK: tl.constexpr):
+    offset = tl.arange(0, BLOCK)
+    a = tl.load(x_ptr + offset)
+    tl.store(y_ptr + offset, a + 1.0)
+    b = tl.load(x_ptr + offset)
+    tl.store(z_ptr + offset, a * 10 + b)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3, 64])
+def test_overlapping_arguments(shift: int) -> None:
+    """The prototype fused loads into a store loop that had already overwritten what they read."""
+    memory = torch.arange(256.0)
+    x, y, z = memory[:64], memory[shift : shift + 64], torch.empty(64)
+    a = x.clone()
+    copy_kernel[(1,)](x, y, z, BLOCK=64)
+    expected = torch.arange(256.0)
+    expected[shift : shift + 64] = a + 1
+    assert torch.equal(memory, expected)
+    assert torch.equal(z, a * 10 + expected[:64])
+
+
+@triton.jit
+def divide_kernel(a_ptr, b_ptr, y_ptr, BLOCK: tl.constexpr):
+    offset = tl.arange(0, BLOCK)
+    a, b = tl.load(a_ptr + offset), tl.load(b_ptr + offset)
+    tl.store(y_ptr + offset, a // b)
+    tl.store(y_ptr + BLOCK + offset, a % b)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.int16])
+def test_integer_division_truncates_and_survives_zero(dtype: torch.dtype) -> None:
+    least = torch.iinfo(dtype).min
+    a = torch.tensor([7, -7, 7, -7, least, least, 5, 0] * 2, dtype=dtype)
+    b = torch.tensor([2, 2, -2, -2, -1, 3, 0, 0] * 2, dtype=dtype)
+    y = torch.zeros(2, 16, dtype=dtype)
+    divide_kernel[(1,)](a, b, y, BLOCK=16)
+    used = (b != 0) & ~((a == least) & (b == -1))
+    assert torch.equal(y[0][used], torch.div(a, b.where(used, b.new_ones(())), rounding_mode="trunc")[used])
+    assert torch.equal(y[1][used], torch.fmod(a, b.where(used, b.new_ones(())))[used])
+
+
+@triton.jit
+def matmul_kernel(
+    a_ptr, b_ptr, c_ptr, M, N, K, stride_am, stride_ak, stride_bk, stride_bn,
+    WRAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """WRAP: offsets past the edge wrap round, so that only K is masked; else pointers advance under masks."""
+    row_start, column_start = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
+    row, column, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if WRAP:
+        a_offset = (row % (M - row_start))[:, None] * stride_am + k[None, :] * stride_ak
+        b_offset = k[:, None] * stride_bk + (column % (N - column_start))[None, :] * stride_bn
+        a_base, b_base = a_ptr + row_start * stride_am, b_ptr + column_start * stride_bn
+        for start in range(0, K, BLOCK_K):
+            a = tl.load(a_base + a_offset, mask=(k < K - start)[None, :], other=0.0)
+            b = tl.load(b_base + b_offset, mask=(k < K - start)[:, None], other=0.0)
+            acc = tl.dot(a, b, acc, input_precision="ieee")
+            a_base += BLOCK_K * stride_ak
+            b_base += BLOCK_K * stride_bk
+    else:
+        a_at = a_ptr + (row_start + row)[:, None] * stride_am + k[None, :] * stride_ak
+        b_at = b_ptr + k[:, None] * stride_bk + (column_start + column)[None, :] * stride_bn
+        for start in range(0, K, BLOCK_K):
+            a = tl.load(a_at, mask=(row_start + row < M)[:, None] & (k + start < K)[None, :], other=0.0)
+            b = tl.load(b_at, mask=(k + start < K)[:, None] & (column_start + column < N)[None, :], other=0.0)
+            acc += tl.dot(a, b, input_precision="ieee")
+            a_at += BLOCK_K * stride_ak
+            b_at += BLOCK_K * stride_bk
+    mask = (row < M - row_start)[:, None] & (column < N - column_start)[None, :]
+    c_at = c_ptr + (row_start + row)[:, None] * N + (column_start + column)[None, :]
+    tl.store(c_at, acc.to(c_ptr.dtype.element_ty), mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
+def test_matmul(dtype: torch.dtype, wrap: bool, layout: str) -> None:
+    for M, N, K in ((70, 45, 131), (64, 128, 64), (1, 17, 1)):
+        a = torch.randn(M, K).to(dtype) if layout[0] == "n" else torch.randn(K, M).to(dtype).T
+        b = torch.randn(K, N).to(dtype) if layout[1] == "n" else torch.randn(N, K).to(dtype).T
+        c = torch.full((M, N), math.nan)
+        grid = (triton.cdiv(M, 64), triton.cdiv(N, 32))
+        matmul_kernel[grid](a, b, c, M, N, K, *a.stride(), *b.stride(), WRAP=wrap, BLOCK_M=64, BLOCK_N=32, BLOCK_K=32)
+        exact = a.double() @ b.double()
+        assert ((c - exact).abs() <= 1e-5 * math.sqrt(K) + 1e-5 * exact.abs()).all()
+
+
+@triton.jit
+def attention_kernel(q_ptr, k_ptr, v_ptr, o_ptr, n, SCALE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    row, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    q = tl.load(q_ptr + row[:, None] * D + lane[None, :], mask=row[:, None] < n, other=0.0)
+    acc = tl.zeros((BLOCK, D), tl.float32)
+    peak = tl.full((BLOCK,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, n, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        k = tl.load(k_ptr + column[None, :] * D + lane[:, None], mask=column[None, :] < n, other=0.0)
+        score = tl.where(column[None, :] < n, tl.dot(q, k, input_precision="ieee") * SCALE, -float("inf"))
+        new_peak = tl.maximum(peak, tl.max(score, 1))
+        p, decay = tl.exp(score - new_peak[:, None]), tl.exp(peak - new_peak)
+        total = total * decay + tl.sum(p, 1)
+        v = tl.load(v_ptr + column[:, None] * D + lane[None, :], mask=column[:, None] < n, other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+        peak = new_peak
+    tl.store(o_ptr + row[:, None] * D + lane[None, :], acc / total[:, None], mask=row[:, None] < n)
+
+
+def test_attention() -> None:
+    q, k, v = torch.randn(3, 100, 32)
+    o = torch.full((100, 32), math.nan)
+    attention_kernel[(4,)](q, k, v, o, 100, SCALE=32**-0.5, D=32, BLOCK=32)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(o, expected, rtol=1e-4, atol=1e-5)
+
+
+@triton.jit
+def mixed_kernel(x_ptr, i_ptr, y_ptr, z_ptr, n, SIZE: tl.constexpr):
+    lane = tl.arange(0, SIZE)
+    x = tl.load(x_ptr + lane)
+    index = tl.load(i_ptr + lane)
+    value, place = tl.max(x, 0, return_indices=True)
+    steps = 0
+    rest = value
+    while rest > 0.5:
+        rest = rest * 0.5
+        steps += 1
+    if n > 3:
+        x = x * 2.0
+    elif n < -3:
+        x = x * 3.0
+    left, right = tl.split(tl.reshape(x, (SIZE // 2, 2)))
+    y = tl.reshape(tl.trans(tl.join(right, left)), (SIZE,))
+    y = y + tl.gather(x, index, 0) + tl.cumsum(x, 0) + tl.sort(x)
+    tl.store(y_ptr + lane, y)
+    tl.store(z_ptr + tl.arange(0, 16), tl.histogram(index, 16))
+    tl.atomic_add(z_ptr + 16 + index % 4, 1)
+    if tl.program_id(0) == 1:
+        return
+    tl.store(z_ptr + 20, place)
+    tl.store(z_ptr + 21, steps)
+
+
+@pytest.mark.parametrize("n", [5, 0, -9])
+def test_control_flow_and_views(n: int) -> None:
+    x = torch.randn(32)
+    x[7] = 9.0
+    index = torch.randint(0, 16, (32,), dtype=torch.int32)
+    y, z = torch.full((32,), math.nan), torch.zeros(22, dtype=torch.int32)
+    mixed_kernel[(1,)](x, index, y, z, n, SIZE=32)
+    scaled = x * (2 if n > 3 else 3 if n < -3 else 1)
+    pairs = scaled.view(16, 2)
+    expected = torch.stack([pairs[:, 1], pairs[:, 0]]).reshape(-1)
+    expected = expected + scaled[index.long()] + scaled.cumsum(0) + scaled.sort().values
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert z[:16].tolist() == torch.bincount(index, minlength=16).tolist()
+    assert z[16:20].tolist() == torch.bincount(index % 4, minlength=4).tolist()
+    assert z[20:].tolist() == [7, 5]
+
+
+@triton.jit
+def unknown_kernel(x_ptr):
+    x = tl.load(x_ptr + tl.arange(0, 16))
+    y = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
+    tl.store(x_ptr + tl.arange(0, 16), y)
+
+
+def test_an_unknown_operation_is_named_with_its_source_line() -> None:
+    with pytest.raises(Exception, match=r"tt\.elementwise_inline_asm[\s\S]*test_cpu_kernels\.py:\d+"):
+        unknown_kernel[(1,)](torch.zeros(16, dtype=torch.int32))
+
+
+@triton.jit
+def checked_kernel(x_ptr, n):
+    value = tl.load(x_ptr + tl.program_id(0))
+    tl.device_assert(value < n, "value too large")
+    tl.device_print("value", value)
+
+
+def test_device_assert_and_print(capfd: pytest.CaptureFixture[str]) -> None:
+    x = torch.tensor([1, 2, 3], dtype=torch.int32)
+    checked_kernel[(3,)](x, 10, debug=True)
+    assert sorted(line.split("value")[1].strip(": ") for line in capfd.readouterr().out.splitlines()) == ["1", "2", "3"]
+    with pytest.raises(RuntimeError, match=r"value too large.*test_cpu_kernels\.py"):
+        checked_kernel[(3,)](x, 2, debug=True)
+
+
+@triton.jit
+def count_kernel(x_ptr, BLOCK: tl.constexpr):
+    tl.atomic_add(x_ptr, 1)
+
+
+def test_grids_from_nothing_to_many_programs() -> None:
+    x = torch.zeros(1, dtype=torch.int64)
+    for grid, expected in (((0,), 0), ((5, 0, 3), 0), ((3, 2, 4), 24), ((70000, 3), 210000)):
+        x.zero_()
+        count_kernel[grid](x, BLOCK=1)
+        assert x.item() == expected
+
+
+def test_misaligned_pointers() -> None:
+    memory = torch.zeros(4 * 300 + 1, dtype=torch.uint8)
+    x = memory[1 : 1 + 4 * 256]
+    odd = torch.frombuffer(memory.numpy().data, dtype=torch.float32, count=256, offset=1)
+    odd.copy_(torch.arange(256.0))
+    y = torch.empty(256)
+    round_kernel[(1,)](odd, y, 256, BLOCK=256)
+    assert torch.equal(y, torch.arange(256.0)) and x.data_ptr() % 4 == 1
+
+
+def test_callers_in_several_threads() -> None:
+    errors: list[str] = []
+
+    def call(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        a, b = torch.randn(2, 96, 96, generator=generator)
+        for _ in range(10):
+            c = torch.full((96, 96), math.nan)
+            matmul_kernel[(2, 3)](a, b, c, 96, 96, 96, 96, 1, 96, 1, WRAP=True, BLOCK_M=64, BLOCK_N=32, BLOCK_K=32)
+            if not torch.allclose(c, a @ b, atol=1e-3):
+                errors.append(f"thread {seed}")
+
+    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+FORKED = """
+import os, sys, torch
+sys.path.insert(0, sys.argv[1])
+from tinynet.engines import cpu
+cpu.activate()
+from test_cpu_kernels import count_kernel
+torch.set_num_threads(2)
+x = torch.zeros(1, dtype=torch.int64)
+count_kernel[(100,)](x, BLOCK=1)
+child = os.fork()
+if child == 0:
+    count_kernel[(100,)](x, BLOCK=1)
+    os._exit(0 if x.item() == 200 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+def test_a_forked_child_runs_kernels() -> None:
+    """OpenMP's threads do not survive a fork; a DataLoader's workers fork."""
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
+    command = [sys.executable, "-c", FORKED, str(Path(__file__).parent)]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -38,12 +38,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _choices(known: object) -> object:
+def _choices(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     def parse_names(text: str) -> tuple[str, ...]:
         names = tuple(text.split(","))
         for name in names:
-            if name not in known:  # pyright: ignore[reportOperatorIssue]
-                raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(known)}")  # pyright: ignore
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(known)}")
         return names
 
     return parse_names

@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 def table(rows: list[Row]) -> str:
     """The rows as text: microseconds, the ratio to PyTorch eager, and the share of the measured peak."""
     head = ("work", "size", "dtype", "thr", "tinynet us", "eager us", "ratio", "compile", "peak")
-    body = [head]
+    body: list[tuple[str, ...]] = [head]
     for row in rows:
         rival, compiled = row.best_rival, row.times.get("compile")
         ours = row.times[OURS]

@@ -59,7 +59,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     for name, make in (("mlp", mlp), ("cnn", cnn)):
         contenders = {OURS: _step(setting, make(tinynet.nn, True), tinynet.nn, tinynet.optim.AdamW, {}, images, labels)}
         for suffix, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
-            model = make(torch.nn, False).to(memory_format=layout)
+            model = make(torch.nn, False).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
             x = images.to(memory_format=layout)
             contenders["eager" + suffix] = _step(
                 setting, model, torch.nn, torch.optim.AdamW, {"fused": True}, x, labels

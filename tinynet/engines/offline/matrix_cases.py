@@ -26,10 +26,13 @@ from tinynet_kernels import (
     loss,
     optimizer,
     pool,
+    recurrent,
+    recurrent_spec,
     tiles,
 )
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.recurrent_spec import GATES
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = (BF16, FP32, FP16)
@@ -454,11 +457,52 @@ def _mean_pool(window: pool.Window, side: int, row: Mapping[str, Any]) -> None:
     pool.avg_pool2d_backward(y, window, (28, 28), **options)
 
 
+# ---- recurrent -------------------------------------------------------------------------------------------------------
+
+
+def recurrent_cases(target: Target) -> Iterator[Case]:
+    """Forward and backward of a layer, with weights that fit on chip and with some that don't."""
+    for row in pairwise({
+        "mode": tuple(GATES),
+        "hidden_size": (128, 64, 512),
+        "dtype": (BF16, FP32),
+        "directions": (1, 2),
+        "packed": (False, True),
+        "reset": (False, True),
+        "bias": (True, False),
+    }):  # fmt: skip
+        yield Case(f"layer {_flags(row)}", partial(_recurrent, row))
+
+
+def _recurrent(row: Mapping[str, Any]) -> None:
+    steps, batch, inputs = 3, 32, 64
+    mode, H, D, dtype = row["mode"], row["hidden_size"], row["directions"], row["dtype"]
+    sequences = recurrent_spec.Sequences(steps, batch)
+    if row["packed"]:
+        sequences = recurrent_spec.packed_sequences(torch.tensor([batch, batch, batch // 2]), torch.device("meta"))
+    rows = steps * batch if sequences.batch_sizes is None else int(sequences.batch_sizes.sum())
+    gates = GATES[mode] * H
+    bias = _empty(D * gates, dtype=dtype) if row["bias"] else None
+    weights = recurrent_spec.Weights(
+        _empty(D * gates, inputs, dtype=dtype), _empty(D, gates, H, dtype=dtype), bias, bias, None
+    )
+    x, state = _empty(rows, inputs, dtype=dtype), _empty(D, batch, H, dtype=dtype)
+    cell = state if mode == "lstm" else None
+    reset = _empty(rows, dtype=torch.uint8) if row["reset"] else None
+    y, _, _, saved = recurrent.recurrent_forward(
+        mode, x, weights, state, cell, sequences, reset, save=True, recompute=False
+    )
+    has_bias = bias is not None
+    wanted = recurrent_spec.Wanted(True, True, True, has_bias, has_bias, False, True, cell is not None)
+    recurrent.recurrent_backward(mode, y, state, cell, x, weights, y, state, saved, sequences, reset, wanted)
+
+
 COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
     "activation": activation_cases,
     "linear": linear_cases,
     "conv": conv_cases,
     "pool": pool_cases,
+    "recurrent": recurrent_cases,
     "loss": loss_cases,
     "dropout": dropout_cases,
     "embedding": embedding_cases,

@@ -4,11 +4,9 @@ Forward: one product makes the input's share of every step's gates, X W_ih^T + b
 persistent kernel walks the steps (`recurrent_persistent.py`), or, where W_hh does not fit the chip, each step is one
 fused kernel (`recurrent_step.py`). Which of the two is `tiles.recurrent_tile`'s rule.
 
-Backward: the mirror of it leaves d_gates of all steps, from which one product each makes
-
-    dX = d_input W_ih     dW_ih = d_input^T X     dW_hh = d_hidden^T H_previous     db = column sums
-
-d_input and d_hidden are the same but for the GRU, whose n gate multiplies the hidden side by r.
+Backward: the mirror of it leaves d_gates of all steps. From them one product makes dX = d_input W_ih, and one launch
+makes all weight and bias gradients (`recurrent_weights.py`). d_input and d_hidden are the same but for the GRU, whose n
+gate multiplies the hidden side by r.
 
 Saved for backward: x, y, the gates' pre-activations, and the states each step started from. With `recompute` only y and
 the LSTM's c; the pre-activations of all steps come back from two products, since y holds every h.
@@ -22,12 +20,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from tinynet_kernels.activation_spec import IDENTITY
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.launch import launch
 from tinynet_kernels.linear import linear_forward, linear_input_gradient, linear_weight_gradient
 from tinynet_kernels.recurrent_persistent import (
     gru_backward_kernel,
@@ -48,6 +44,7 @@ from tinynet_kernels.recurrent_step import (
     rnn_step_forward_kernel,
     step_state_gradient_kernel,
 )
+from tinynet_kernels.recurrent_weights import recurrent_weight_gradients
 from tinynet_kernels.tiles import (
     RecurrentTile,
     ceil_div,
@@ -56,52 +53,7 @@ from tinynet_kernels.tiles import (
     matmul_precision,
     recurrent_step_tile,
     recurrent_tile,
-    rows_and_columns,
 )
-
-
-@triton.jit
-def column_sums_kernel(rows_ptr, sums_ptr, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """sums[part, column] = sum over rows of [parts, rows, columns]; one program walks all rows of a column block."""
-    part = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    row = tl.arange(0, BLOCK_ROWS)
-    base = rows_ptr + part * rows * columns
-    step = tl.cast(columns, tl.int64) * BLOCK_ROWS
-    offset = row[:, None] * columns + column[None, :]
-    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for start in range(0, rows, BLOCK_ROWS):
-        mask = (row < rows - start)[:, None] & (column < columns)[None, :]
-        total += tl.load(base + offset, mask=mask, other=0.0).to(tl.float32)
-        base += step
-    sums = tl.sum(total, axis=0)
-    tl.store(sums_ptr + part * columns + column, sums.to(sums_ptr.dtype.element_ty), mask=column < columns)
-
-
-@costs(column_sums_kernel)
-def column_sums_cost(rows_ptr: Tensor, sums_ptr: Tensor, **_: Any) -> Cost:
-    """Every row is read once and the sums written once."""
-    return Cost(rows_ptr.numel(), size_in_bytes(rows_ptr, sums_ptr))
-
-
-def column_sums(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums [parts, columns] over the rows of [parts, rows, columns], in a fixed order."""
-    count, rows, columns = parts.shape
-    sums = torch.empty((count, columns), dtype=dtype, device=parts.device)
-    block_rows, block_columns, num_warps = rows_and_columns(rows, columns, current_target())
-    block_columns = min(block_columns, 32) if count * columns < 4096 else block_columns
-    launch(
-        column_sums_kernel,
-        (ceil_div(columns, block_columns), count),
-        parts,
-        sums,
-        rows,
-        columns,
-        BLOCK_ROWS=block_rows,
-        BLOCK_COLUMNS=block_columns,
-        num_warps=num_warps,
-    )
-    return sums
 
 
 def recurrent_forward(
@@ -356,17 +308,18 @@ def recurrent_backward(
     )
     run = _backward_steps if call.tile is None else _backward_persistent
     d_h0, d_c0 = run(call, d_y, d_h_n, d_c_n, y, saved, made, wanted.h0)
-    d_input, d_hidden = made.gates[0], made.gates[-1]
-    bias, hidden_bias = None, None
-    if wanted.input_bias or wanted.hidden_bias:
-        sums = column_sums(made.gates, weights.hidden.dtype)
-        bias, hidden_bias = sums[0], sums[-1].clone()
-    by_direction = d_hidden.view(rows, D, -1)
+    input_weight, hidden_weight, input_bias, hidden_bias = None, None, None, None
+    want_bias = wanted.input_bias or wanted.hidden_bias
+    if wanted.input or wanted.hidden or want_bias:
+        assert saved.previous is not None
+        input_weight, hidden_weight, input_bias, hidden_bias = recurrent_weight_gradients(
+            made.gates, x, saved.previous, want_input=wanted.input, want_hidden=wanted.hidden, want_bias=want_bias
+        )
     return Gradients(
-        linear_input_gradient(d_input, weights.input) if wanted.x else None,
-        linear_weight_gradient(d_input, x) if wanted.input else None,
-        _stacked_products(by_direction, saved.previous) if wanted.hidden else None,
-        bias if wanted.input_bias else None,
+        linear_input_gradient(made.gates[0], weights.input) if wanted.x else None,
+        input_weight,
+        hidden_weight,
+        input_bias if wanted.input_bias else None,
         hidden_bias if wanted.hidden_bias else None,
         _stacked_products(made.output, made.unprojected) if wanted.projection else None,
         d_h0 if wanted.h0 else None,

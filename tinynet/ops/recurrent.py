@@ -208,7 +208,8 @@ def recurrent_backward_operator(
     assert present[0] is not None and present[7] is not None
     sequences = _sequences(present[0], present[7], batch_sizes)
     gradients = _gradients(mode, d_y, d_h_n, d_c_n, present, sequences, wanted)
-    x, w, v, b, bias, p, h0, c0 = (d_y.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    # The weights' gradients are parts of one buffer; an operator's results must not be.
+    x, w, v, b, bias, p, h0, c0 = (d_y.new_empty(0) if made is None else made.clone() for made in gradients)
     return x, w, v, b, bias, p, h0, c0
 
 

@@ -1,0 +1,286 @@
+"""All weight and bias gradients of a recurrent layer in one launch, after the loop over time.
+
+    dW_ih = d_input^T X     dW_hh = d_hidden^T H_previous, a product a direction     db = sums of d_input and d_hidden
+
+The outputs are small and the R rows many, so the reduction is split over programs: split s leaves its share of every
+gradient, one after another, in row s of a workspace, and the rows are added in a fixed order. A program makes one tile
+of one gradient; which one, its number tells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tinynet_kernels.gemm import gemm_tile, grouped_tile
+from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.reduction import sum_partials
+from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, matmul_precision, split_count
+from tinynet_kernels.tiles import gemm_tile as gemm_tile_rule
+
+GROUP = 8  # row tiles that share a column tile in the second-level cache
+
+
+@triton.jit
+def weight_tile(
+    d_gates_ptr,
+    x_ptr,
+    out_ptr,
+    program,
+    first_row,
+    last_row,
+    N,
+    K,
+    stride_d,
+    stride_xr,
+    stride_xk,
+    EVEN_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """One [BLOCK_N, BLOCK_K] tile of d_gates^T x over rows [first_row, last_row); out [N, K]."""
+    row_tile, column_tile = grouped_tile(program, tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP)
+    row_start = row_tile * BLOCK_N
+    column_start = column_tile * BLOCK_K
+    acc = gemm_tile(
+        d_gates_ptr,
+        x_ptr,
+        row_start,
+        column_start,
+        first_row,
+        last_row,
+        N,
+        K,
+        1,
+        stride_d,
+        stride_xr,
+        stride_xk,
+        EVEN_R,
+        PRECISION,
+        BLOCK_N,
+        BLOCK_K,
+        BLOCK_R,
+    )
+    row = tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_K)
+    mask = (row < N - row_start)[:, None] & (column < K - column_start)[None, :]
+    out = out_ptr + row_start.to(tl.int64) * K + column_start
+    tl.store(out + row[:, None] * K + column[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def bias_tile(
+    d_gates_ptr,
+    out_ptr,
+    tile,
+    first_row,
+    last_row,
+    N,
+    TWICE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Sums of BLOCK_N columns of d_gates [R, N] over rows [first_row, last_row); out [N], TWICE for [2, N]."""
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.arange(0, BLOCK_R)
+    offset = row[:, None] * N + column[None, :]
+    base = d_gates_ptr + tl.cast(first_row, tl.int64) * N
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    for start in range(first_row, last_row, BLOCK_R):
+        mask = (row < last_row - start)[:, None] & (column < N)[None, :]
+        total += tl.sum(tl.load(base + offset, mask=mask, other=0.0).to(tl.float32), axis=0)
+        base += tl.cast(N, tl.int64) * BLOCK_R
+    tl.store(out_ptr + column, total.to(out_ptr.dtype.element_ty), mask=column < N)
+    if TWICE:
+        tl.store(out_ptr + N + column, total.to(out_ptr.dtype.element_ty), mask=column < N)
+
+
+@triton.jit
+def recurrent_weight_gradient_kernel(
+    d_gates_ptr,
+    x_ptr,
+    previous_ptr,
+    out_ptr,
+    R,
+    inputs,
+    outputs,
+    gates,
+    directions,
+    elements,
+    rows_a_split,
+    input_tiles,
+    hidden_tiles,
+    all_hidden_tiles,
+    stride_xr,
+    stride_xi,
+    PARTS: tl.constexpr,
+    EVEN_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """One tile of one gradient over one split's rows; out [SPLIT, elements].
+
+    d_gates [PARTS, R, D gates] holds d_input first and d_hidden last, x [R, inputs], previous [R, D, outputs]. Programs
+    make `input_tiles` tiles of dW_ih, then `hidden_tiles` of dW_hh a direction, then column blocks of db_ih and db_hh
+    (both at once where d_input is d_hidden); the gradients lie in that order in `out`.
+    """
+    program = tl.program_id(0)
+    split = tl.program_id(1)
+    first_row = split * rows_a_split
+    last_row = min(first_row + rows_a_split, R)
+    width = directions * gates
+    out = out_ptr + split.to(tl.int64) * elements
+    d_hidden_ptr = d_gates_ptr + tl.cast(R, tl.int64) * width * (PARTS - 1)
+    if program < input_tiles:
+        weight_tile(
+            d_gates_ptr,
+            x_ptr,
+            out,
+            program,
+            first_row,
+            last_row,
+            width,
+            inputs,
+            width,
+            stride_xr,
+            stride_xi,
+            EVEN_R,
+            PRECISION,
+            GROUP,
+            BLOCK_N,
+            BLOCK_K,
+            BLOCK_R,
+        )
+    elif program < input_tiles + all_hidden_tiles:
+        tile = program - input_tiles
+        direction = tile // hidden_tiles
+        start = tl.where(input_tiles > 0, tl.cast(width, tl.int64) * inputs, 0)
+        weight_tile(
+            d_hidden_ptr + direction * gates,
+            previous_ptr + direction * outputs,
+            out + start + direction.to(tl.int64) * gates * outputs,
+            tile % hidden_tiles,
+            first_row,
+            last_row,
+            gates,
+            outputs,
+            width,
+            directions * outputs,
+            1,
+            EVEN_R,
+            PRECISION,
+            GROUP,
+            BLOCK_N,
+            BLOCK_K,
+            BLOCK_R,
+        )
+    else:
+        tile = program - input_tiles - all_hidden_tiles
+        blocks = tl.cdiv(width, BLOCK_N)
+        part = tile // blocks
+        d_part_ptr = d_gates_ptr + tl.cast(R, tl.int64) * width * (part * (PARTS - 1))
+        bias_out = out + elements - 2 * width + part * width
+        bias_tile(d_part_ptr, bias_out, tile % blocks, first_row, last_row, width, PARTS == 1, BLOCK_N, BLOCK_R)
+
+
+@costs(recurrent_weight_gradient_kernel)
+def recurrent_weight_gradient_cost(
+    d_gates_ptr: Tensor,
+    x_ptr: Tensor,
+    previous_ptr: Tensor,
+    out_ptr: Tensor,
+    R: int,
+    **_: Any,
+) -> Cost:
+    """Two operations a row and gradient; operands read once, every split's gradients written."""
+    return Cost(2 * R * out_ptr.shape[1], size_in_bytes(d_gates_ptr, x_ptr, previous_ptr, out_ptr))
+
+
+def recurrent_weight_gradients(
+    d_gates: Tensor,
+    x: Tensor,
+    previous: Tensor,
+    *,
+    want_input: bool,
+    want_hidden: bool,
+    want_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(dW_ih [D gates, I], dW_hh [D, gates, P], db_ih [D gates], db_hh [D gates]) in x's dtype, None where not wanted.
+
+    They are parts of one buffer.
+
+    Args:
+        d_gates: [parts, R, D gates], contiguous: d_input first and d_hidden last, one part where both are the same.
+        x: [R, I], any strides.
+        previous: h before each step [R, D, P], contiguous.
+        want_input: whether to make dW_ih.
+        want_hidden: whether to make dW_hh.
+        want_bias: whether to make db_ih and db_hh.
+    """
+    parts, R, width = d_gates.shape
+    inputs = x.shape[1]
+    _, directions, outputs = previous.shape
+    gates = width // directions
+    sizes = [
+        width * inputs if want_input else 0,
+        width * outputs if want_hidden else 0,
+        width if want_bias else 0,
+        width if want_bias else 0,
+    ]
+    elements = sum(sizes)
+    target = current_target()
+    tile = gemm_tile_rule(gates, max(inputs, outputs), R, x.dtype, target)
+    input_tiles = ceil_div(width, tile.block_m) * ceil_div(inputs, tile.block_n) if want_input else 0
+    hidden_tiles = ceil_div(gates, tile.block_m) * ceil_div(outputs, tile.block_n) if want_hidden else 1
+    all_hidden_tiles = directions * hidden_tiles if want_hidden else 0
+    tiles = input_tiles + all_hidden_tiles + (parts * ceil_div(width, tile.block_m) if want_bias else 0)
+    steps = ceil_div(R, tile.block_k)
+    rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
+    splits = ceil_div(R, rows_a_split)
+    partial = torch.empty((splits, elements), dtype=x.dtype if splits == 1 else torch.float32, device=x.device)
+    launch(
+        recurrent_weight_gradient_kernel,
+        (tiles, splits),
+        d_gates,
+        x,
+        previous,
+        partial,
+        R,
+        inputs,
+        outputs,
+        gates,
+        directions,
+        elements,
+        rows_a_split,
+        input_tiles,
+        hidden_tiles,
+        all_hidden_tiles,
+        *x.stride(),
+        PARTS=parts,
+        EVEN_R=R % tile.block_k == 0,
+        PRECISION=dot_precision(x.dtype, target, matmul_precision()),
+        GROUP=GROUP,
+        BLOCK_N=tile.block_m,
+        BLOCK_K=tile.block_n,
+        BLOCK_R=tile.block_k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    made = partial[0] if splits == 1 else sum_partials(partial, x.dtype)
+    weight_ih, weight_hh, bias_ih, bias_hh = made.split(sizes)
+    return (
+        weight_ih.view(width, inputs) if want_input else None,
+        weight_hh.view(directions, gates, outputs) if want_hidden else None,
+        bias_ih if want_bias else None,
+        bias_hh if want_bias else None,
+    )

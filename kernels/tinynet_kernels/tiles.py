@@ -339,7 +339,7 @@ class RecurrentTile(NamedTuple):
 
 
 # Beyond the weights a persistent kernel holds the operand of its product and what layout changes need.
-_RECURRENT_MARGIN = 8 << 10
+_RECURRENT_MARGIN = 24 << 10
 
 
 @lru_cache(maxsize=4096)

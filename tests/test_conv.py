@@ -160,9 +160,11 @@ def test_channels_last_runs_without_conversions(device: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16])
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_output_and_gradients_have_the_layout_that_came(channels: int, channels_last: bool, device: str) -> None:
-    x, weight, bias = make((2, channels, 6, 5), 8, device=device, channels_last=channels_last)
+@pytest.mark.parametrize("orders", [(True, True), (False, False), (False, True), (True, False)])
+def test_layouts_are_pytorchs(channels: int, orders: tuple[bool, bool], device: str) -> None:
+    """The output is channels_last where input or weight is; gradients lie as what they belong to."""
+    x, _, bias = make((2, channels, 6, 5), 8, device=device, channels_last=orders[0])
+    _, weight, _ = make((2, channels, 6, 5), 8, device=device, channels_last=orders[1])
     for activation in (None, "gelu"):
         y = conv2d(x, weight, bias, padding=1, activation=activation)
         expected = torch.nn.functional.conv2d(x.detach(), weight.detach(), padding=1)

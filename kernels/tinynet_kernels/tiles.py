@@ -240,7 +240,7 @@ def convolution_tile(
     divisor = min(tile.block_k, channels_in & -channels_in)
     if divisor < (16 if dtype is torch.float32 else 32):
         divisor = min(tile.block_k, max(16, power_of_2_at_least(channels_in)))
-    return tile._replace(block_k=divisor)
+    return tile._replace(block_n=min(tile.block_n, max(16, power_of_2_at_least(channels_out))), block_k=divisor)
 
 
 @lru_cache(maxsize=4096)

@@ -15,10 +15,10 @@ from tinynet_kernels.activation_spec import Activation
 
 
 class Conv2d(torch.nn.Conv2d):
-    """y = act(x * W + b), x [N, C, H, W] or [C, H, W], in one kernel; y has x's memory order.
+    """y = act(x * W + b), x [N, C, H, W] or [C, H, W], in one kernel.
 
-    Arguments, parameters, initialization and state_dict are torch.nn.Conv2d's. Fastest in channels_last
-    (`model.to(memory_format=torch.channels_last)` and the same for the images); other inputs are converted.
+    Arguments, parameters, initialization and state_dict are torch.nn.Conv2d's. Fastest in channels_last:
+    `model.to(memory_format=torch.channels_last)`, and the same for the images; other inputs are converted.
 
     Args:
         in_channels: C.

@@ -32,7 +32,7 @@ def conv2d_reference(
 
 
 class Conv2dFunction(torch.autograd.Function):
-    """act(x * W + b) of x [N, C, H, W] through the kernels, in x's memory order."""
+    """act(x * W + b) of x [N, C, H, W] through the kernels."""
 
     @staticmethod
     def forward(
@@ -47,7 +47,7 @@ class Conv2dFunction(torch.autograd.Function):
         ctx.save_for_backward(images, packed, saved)
         ctx.spec, ctx.activation = spec, activation
         ctx.channels_last = is_channels_last(x), is_channels_last(weight)
-        return _in_order(y, ctx.channels_last[0])
+        return _in_order(y, any(ctx.channels_last))
 
     @staticmethod
     @once_differentiable
@@ -122,7 +122,7 @@ def conv2d_operator(
 ) -> tuple[Tensor, Tensor]:
     """`conv2d` of x [N, C, H, W] for captured graphs: y, and z where the backward needs it (else empty).
 
-    y has x's memory order; z is channels_last.
+    y has the memory order of `conv2d`; z is channels_last.
     """
     from tinynet_kernels.conv import convolution_forward
     from tinynet_kernels.layout import is_channels_last, to_channels_last
@@ -136,7 +136,8 @@ def conv2d_operator(
         activation,
         save=save and not activation.reads_output,
     )
-    return _in_order(y, is_channels_last(x)), y.new_empty(0) if saved is None else saved
+    y = _in_order(y, is_channels_last(x) or is_channels_last(weight))
+    return y, y.new_empty(0) if saved is None else saved
 
 
 @conv2d_operator.register_fake
@@ -152,16 +153,16 @@ def _(
     R, S = weight.shape[2:]
     P, Q = ConvolutionSpec.from_values(spec).output_size((x.shape[2], x.shape[3]), (R, S))
     shape = (x.shape[0], weight.shape[0], P, Q)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x, weight))
     keeps_input = save and name != "identity" and not Activation.from_values(name, parameters).reads_output
     return y, torch.empty_like(y, memory_format=torch.channels_last) if keeps_input else y.new_empty(0)
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """The memory order of what answers to x."""
+def _memory_format(*tensors: Tensor) -> torch.memory_format:
+    """channels_last if any of the tensors is."""
     from tinynet_kernels.layout import is_channels_last
 
-    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return torch.channels_last if any(map(is_channels_last, tensors)) else torch.contiguous_format
 
 
 @torch.library.custom_op("tinynet::conv2d_backward", mutates_args=())
@@ -254,7 +255,8 @@ def conv2d(
         activation: a name, an `Activation`, or None for identity.
 
     Returns:
-        [N, K, P, Q] or [K, P, Q], x's dtype (autocast's under autocast), channels_last where x is, else contiguous.
+        [N, K, P, Q] or [K, P, Q], x's dtype (autocast's under autocast). As in PyTorch, it is channels_last where x or
+        weight is, else contiguous.
 
     Raises:
         ValueError: shapes, numbers or devices that don't fit together, or an unknown activation.
@@ -284,7 +286,7 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpe
     from tinynet_kernels.layout import is_channels_last, to_channels_last
 
     y, _ = convolution_forward(to_channels_last(x), to_channels_last(weight), bias, spec, activation, save=False)
-    return _in_order(y, is_channels_last(x))
+    return _in_order(y, is_channels_last(x) or is_channels_last(weight))
 
 
 def convolution_spec(

@@ -171,9 +171,7 @@ def test_test_batches_keep_their_order():
     assert torch.equal(images, batches.normalize(batches.test_images))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"), [({"batch_size": 0}, "batch_size"), ({"shift": -1}, "shift")]
-)
+@pytest.mark.parametrize(("arguments", "message"), [({"batch_size": 0}, "batch_size"), ({"shift": -1}, "shift")])
 def test_bad_batch_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ImageBatches(tiny_data(), **{"batch_size": 2, **arguments})

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportCallIssue=false
 """Compiled kernels against PyTorch: numerics, every kind of operation, and what once went wrong silently."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Launch plans: the same results as Triton's own path, and every case that must leave it to that path."""
 
 from __future__ import annotations
@@ -65,6 +66,14 @@ def test_overlapping_arguments_take_the_other_way() -> None:
     assert torch.equal(memory[:64], x)
     cpu.launch(scale_kernel, (1,), (memory[:64], memory[1:], 64, 0.5, None), {"BLOCK": 64, "HAS_EXTRA": False})
     torch.testing.assert_close(memory[1:], x * 64)
+
+
+def test_neighbors_in_memory_do_not_overlap() -> None:
+    """The plan was made for tensors that reach further than these do."""
+    assert run(torch.randn(400), torch.zeros(400), 48, 0.5)
+    memory = torch.randn(96)
+    assert run(memory[:48], memory[48:], 48, 0.5)
+    torch.testing.assert_close(memory[48:], memory[:48] * 48)
 
 
 def test_hooks_debugging_and_changed_globals_take_tritons_path(monkeypatch: pytest.MonkeyPatch) -> None:

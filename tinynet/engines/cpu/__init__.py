@@ -60,10 +60,10 @@ def activate() -> None:
     reason = unavailable_reason()
     if reason is not None:
         raise RuntimeError(reason)
+    from triton import runtime as triton_runtime
     from triton.backends import Backend, backends  # type: ignore[attr-defined]
-    from triton.runtime import driver
 
-    active = driver._active or driver._default  # type: ignore[attr-defined]
+    active = triton_runtime.driver._active or triton_runtime.driver._default
     if active is not None:
         raise RuntimeError(
             f"Triton already has an active driver, {type(active).__name__}: the CPU engine never replaces one"
@@ -73,11 +73,11 @@ def activate() -> None:
         raise RuntimeError(
             f"Triton can use {', '.join(rivals)} here: the CPU engine serves machines without a GPU driver"
         )
+    from . import driver as cpu_driver
     from .compiler import TARGET, CPUBackend
-    from .driver import CPUDriver
 
-    backends[TARGET] = Backend(CPUBackend, CPUDriver)
-    driver.set_active(CPUDriver())
+    backends[TARGET] = Backend(CPUBackend, cpu_driver.CPUDriver)
+    triton_runtime.driver.set_active(cpu_driver.CPUDriver())
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ whose key holds the CPU (``toolchain``). A cache directory shared by different m
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -71,7 +70,6 @@ class CPUBackend(BaseBackend):
     def supports_target(target: GPUTarget) -> bool:
         return target.backend == TARGET
 
-    @functools.lru_cache
     def hash(self) -> str:
         return toolchain.sources_digest()
 

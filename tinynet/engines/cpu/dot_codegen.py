@@ -177,8 +177,8 @@ class DotWriter:
         lines = self.allocate_persistent("f32", (k + 1) * _LARGEST_LANES)
         operand = f"{{{form.name}, {{{n}, 1}}, 0, 0, {{{k}, {n}}}}}"
         self.preheaders[form.depth].append(
-            f"{{ struct dot_product product = {{{m}, {n}, {k}, {_KINDS[kind]}, {operand}, {operand}, 0, 0, 0, {lines}}}; "
-            f"program->services->pack_b(&product, {packed}); }}"
+            f"{{ struct dot_product product = {{{m}, {n}, {k}, {_KINDS[kind]}, {operand}, {operand}, "
+            f"0, 0, 0, {lines}}}; program->services->pack_b(&product, {packed}); }}"
         )
         return packed
 
@@ -208,7 +208,7 @@ class DotWriter:
         return _buffer_operand(self._as_buffer(value, kind), value.type.shape, [0, 1])
 
     def _wrapped_operand(self, value: Value, kind: str, load: Operation, permutation: list[int]) -> str | None:
-        """A load with offsets ``arange % bound``: in place where nothing wraps, computed into a buffer where it does."""
+        """A load with offsets ``arange % bound``: in place where nothing wraps, else computed into a buffer."""
         pointer = load.operands[0]
         wraps: list[tuple[Expression, int]] = []
         if any(self.analysis.step(pointer, dimension, wraps) is None for dimension in (0, 1)) or not wraps:

@@ -151,7 +151,8 @@ def _shift(operation: Operation, a: Sequence[str], source: str, target: str) -> 
 
 
 _INTEGER_PREDICATES = {
-    "eq": "==", "ne": "!=", "slt": "<", "sle": "<=", "sgt": ">", "sge": ">=", "ult": "<", "ule": "<=", "ugt": ">", "uge": ">=",
+    "eq": "==", "ne": "!=", "slt": "<", "sle": "<=", "sgt": ">", "sge": ">=",
+    "ult": "<", "ule": "<=", "ugt": ">", "uge": ">=",
 }  # fmt: skip
 
 

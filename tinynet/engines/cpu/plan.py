@@ -2,8 +2,8 @@
 
 Triton's own path binds arguments, computes a key and calls the launcher in about 15 us. A plan keeps what is the same
 from launch to launch: the compiled kernel, the grid, the layout of the argument block. Its key holds everything that
-matters: the kernel, the types of its arguments, dtypes, integers, constants, the number of threads. (Alignment does not:
-the engine compiles one kernel for aligned and misaligned pointers.) Plans hold no tensors, and they are made by
+matters: the kernel, the types of its arguments, dtypes, integers, constants, the number of threads. (Alignment does
+not: the engine compiles one kernel for aligned and misaligned pointers.) Plans hold no tensors, and they are made by
 compiling (``warmup``), never by a launch.
 """
 
@@ -32,7 +32,7 @@ _WATCHED = (
 class Plan:
     """One compiled kernel for one grid, number of threads and list of integers."""
 
-    __slots__ = ("globals", "head", "pack", "pair_count", "pairs", "send", "written")
+    __slots__ = ("exact", "globals", "head", "pack", "pair_count", "pairs", "send", "written")
 
     def __init__(self, compiled: Any, grid: tuple[int, ...], flat: list[tuple[str, Any]], used_globals: list[tuple]):
         kernel: driver.Kernel = compiled.function
@@ -41,14 +41,14 @@ class Plan:
         self.globals = used_globals
         # A kernel that relies on its arguments not to overlap: how far apart they must lie. What a kernel touches
         # follows from its integers and its grid, unless it loads addresses; then every launch looks at the tensors.
-        exact = kernel.overlap_matters and kernel.data_dependent
-        self.written = kernel.written if exact else []
+        self.written = kernel.written
+        self.exact = kernel.overlap_matters and kernel.data_dependent
         spans = [driver.memory_span(value) if kind[0] == "*" else None for kind, value in flat]
         pairs = [
             struct.pack("=4q", target, other, _length(spans[target]), _length(span))
             for target in kernel.written
             for other, span in enumerate(spans)
-            if kernel.overlap_matters and not exact and span is not None and other != target
+            if kernel.overlap_matters and not self.exact and span is not None and other != target
         ]
         self.pairs, self.pair_count = b"".join(pairs), len(pairs)
 
@@ -139,12 +139,18 @@ class CallSite:
         if passed not in self.senders:
             values = ", ".join(f"{name}.data_ptr()" if name in self.tensors else name for name in passed)
             tensors = ", ".join(name if name in self.tensors else "None" for name in passed)
-            scope = {"run": driver.runtime().launch_apart, "finish": _finish, "share_memory": _share_memory}
+            scope = {"run": driver.runtime().launch_apart, "share_memory": _share_memory}
             self.senders[passed] = _define(
                 f"def send({', '.join(['plan', *self.names])}):\n"
-                f"    if plan.written and share_memory(plan.written, ({tensors},)): return False\n"
-                f"    failure = run(plan.head + plan.pack({values}), plan.pairs, plan.pair_count)\n"
-                f"    return True if failure is None else finish(failure)\n",
+                f"    if plan.exact and share_memory(plan.written, ({tensors},)): return False\n"
+                f"    block = plan.head + plan.pack({values})\n"
+                f"    failure = run(block, plan.pairs, plan.pair_count)\n"
+                f"    if failure is None: return True\n"
+                f"    if failure == b'overlap':  # closer than the plan's own tensors were: look at these\n"
+                f"        if share_memory(plan.written, ({tensors},)): return False\n"
+                f"        failure = run(block, b'', 0)\n"
+                f"    if failure is not None: raise RuntimeError(failure.decode())\n"
+                f"    return True\n",
                 "send",
                 scope,
             )
@@ -166,13 +172,6 @@ def _globals_unchanged(used: list[tuple]) -> bool:
 
 def _share_memory(written: list[int], arguments: Sequence[Any]) -> bool:
     return driver.overlaps(written, [None if a is None else driver.memory_span(a) for a in arguments])
-
-
-def _finish(failure: bytes) -> bool:
-    """A launch refused because its arguments overlap goes Triton's way; anything else that failed is an error."""
-    if failure == b"overlap":
-        return False
-    raise RuntimeError(failure.decode())
 
 
 _sites: dict[tuple, CallSite] = {}

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-SIZE = 4096  # elements of every buffer
+SIZE = 1 << 15  # elements of every buffer: more than any offset reaches
 ROOT = Path(__file__).resolve().parents[3]
 
 

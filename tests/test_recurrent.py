@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import tinynet
 from tinynet.nn import recurrent as layers
 from tinynet.ops.recurrent import recurrent, recurrent_backward_operator, recurrent_operator
+from tinynet_kernels import launch
 from tinynet_kernels import recurrent as kernels
 from tinynet_kernels.tiles import current_target
 
@@ -324,6 +325,27 @@ def test_long_reduction_is_split_within_the_launches_allowed(device: str) -> Non
     if current_target().kind == "interpreter":
         assert "sum_partials_kernel" in launches
     assert len(launches) <= 2 + 6
+
+
+def test_every_launch_has_a_cost(monkeypatch: pytest.MonkeyPatch, regime: str, device: str) -> None:
+    """An LSTM's recurrence takes 2 R (4 H P + H P) operations in either regime and direction of time."""
+    operations: list[int] = []
+
+    def planner(kernel: Any, grid: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> bool:
+        cost = launch.cost_of(kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | constants)
+        assert cost is not None and cost.bytes > 0, kernel.__name__
+        operations.append(cost.flops if kernel.__name__.startswith(("lstm", "step")) else 0)
+        return False
+
+    monkeypatch.setattr(launch, "planner", planner)
+    ours, _ = build("LSTM", torch.float32, device, proj_size=5)
+    x = torch.randn(4, 3, INPUTS, device=device)
+    y, _ = ours(x)
+    rows, hidden, outputs = 12, 12, 5
+    assert sum(operations) == 2 * rows * (4 * hidden + hidden) * outputs
+    operations.clear()
+    y.sum().backward()
+    assert sum(operations) == 2 * rows * (4 * hidden + hidden) * outputs
 
 
 def test_only_the_wanted_gradients(device: str) -> None:

@@ -14,9 +14,13 @@ Layouts are those of `recurrent_persistent.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.launch import Cost, costs, size_in_bytes
 from tinynet_kernels.recurrent_cells import (
     first_row_of,
     gru_cell,
@@ -809,3 +813,26 @@ def step_state_gradient_kernel(
     tl.store(
         dh_out_ptr + state + index[:, None] * P + unit[None, :], dh.to(dh_out_ptr.dtype.element_ty), mask=state_mask
     )
+
+
+_STATES = ("h_in_ptr", "c_in_ptr", "h_out_ptr", "c_out_ptr", "dh_in_ptr", "dc_in_ptr", "dh_out_ptr", "dc_out_ptr")
+_WEIGHTS = ("weight_hh_ptr", "weight_hr_ptr", "bias_hh_ptr")
+_TABLES = ("offsets_ptr", "lengths_ptr")
+
+
+@costs(rnn_step_forward_kernel)
+@costs(rnn_step_backward_kernel)
+@costs(lstm_step_forward_kernel)
+@costs(lstm_step_projection_kernel)
+@costs(lstm_step_backward_kernel)
+@costs(gru_step_forward_kernel)
+@costs(gru_step_backward_kernel)
+@costs(step_state_gradient_kernel)
+def recurrent_step_cost(T: int, B: int, **arguments: Any) -> Cost:
+    """Two operations a weight and sequence; weight and states moved once, and one step's share of the packed rows."""
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    weight = tensors.get("weight_hr_ptr", tensors.get("weight_hh_ptr"))  # a projected backward reads W_hr alone
+    assert weight is not None
+    states = size_in_bytes(*(tensors.get(name) for name in _STATES))
+    rows = size_in_bytes(*(value for name, value in tensors.items() if name not in (*_STATES, *_WEIGHTS, *_TABLES)))
+    return Cost(2 * B * weight.numel(), size_in_bytes(weight) + states + rows // T)

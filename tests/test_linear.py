@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,13 +24,14 @@ def make(M: int, N: int, K: int, dtype: torch.dtype, device: str, bias: bool = T
     return x, weight, b
 
 
-def check(x: Any, weight: Any, bias: Any, activation: str | Activation | None = None) -> list[str]:
+def check(*tensors: Any, activation: str | Activation | None = None) -> list[str]:
+    x, weight, bias = tensors
     M, K = x.reshape(-1, x.shape[-1]).shape
     N = weight.shape[0]
     function = as_activation(activation)
     return check_against_reference(
-        lambda *a: linear(*a, activation=activation),
-        lambda *a: linear_reference(*a, function),
+        partial(linear, activation=activation),
+        partial(linear_reference, activation=function),
         x,
         weight,
         bias,
@@ -47,19 +49,19 @@ def test_sizes(M: int, N: int, K: int, dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh", Activation("leaky_relu", negative_slope=-0.5)])
 def test_fused_activation(activation: str | Activation, dtype: torch.dtype, device: str) -> None:
-    launches = check(*make(33, 20, 40, dtype, device), activation)
+    launches = check(*make(33, 20, 40, dtype, device), activation=activation)
     assert launches.count("linear_forward_kernel") == 1
     assert launches.count("activation_backward_kernel") == 1
 
 
 def test_without_bias(device: str) -> None:
-    check(*make(20, 24, 16, torch.float32, device, bias=False), "relu")
+    check(*make(20, 24, 16, torch.float32, device, bias=False), activation="relu")
 
 
 def test_leading_shape_and_strides(device: str) -> None:
     x, weight, bias = make(30, 12, 18, torch.float32, device)
     check(non_contiguous(x), weight, bias)
-    check(x.detach().view(2, 3, 5, 18).requires_grad_(), weight, bias, "relu")
+    check(x.detach().view(2, 3, 5, 18).requires_grad_(), weight, bias, activation="relu")
     transposed = torch.randn(18, 30, device=device).t().requires_grad_()
     check(transposed, torch.randn(18, 12, device=device).t().requires_grad_(), bias)
     check(torch.randn(18, device=device).requires_grad_(), weight, bias)
@@ -73,7 +75,7 @@ def test_only_the_wanted_gradients(wanted: tuple[bool, ...], device: str) -> Non
     for tensor, want in zip(tensors, wanted, strict=True):
         assert tensor is not None
         tensor.requires_grad_(want)
-    launches = check(*tensors, "relu")
+    launches = check(*tensors, activation="relu")
     assert ("linear_input_gradient_kernel" in launches) == wanted[0]
     assert ("linear_weight_gradient_kernel" in launches) == wanted[1]
 
@@ -135,7 +137,7 @@ def test_registered_backward_operator(device: str) -> None:
 def test_compiled_fullgraph(device: str) -> None:
     x, weight, bias = make(12, 8, 16, torch.float32, device)
     expected = linear(x, weight, bias, "gelu")
-    compiled = torch.compile(lambda *a: linear(*a, activation="gelu"), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(partial(linear, activation="gelu"), fullgraph=True, backend="aot_eager")
     with counted_launches() as launches:
         actual = compiled(x, weight, bias)
         actual.sum().backward()

@@ -61,6 +61,15 @@ class Window(NamedTuple):
         """Those of the maximum alone."""
         return {"DILATION_H": self.dilation[0], "DILATION_W": self.dilation[1]}
 
+    def always_inside(self, size: tuple[int, int], out_size: tuple[int, int]) -> bool:
+        """Whether every tap of every window lies in an image of `size`."""
+        return self.padding == (0, 0) and all(
+            (out - 1) * stride + (kernel - 1) * dilation < length
+            for length, out, kernel, stride, dilation in zip(
+                size, out_size, self.kernel, self.stride, self.dilation, strict=True
+            )
+        )
+
     def overlap(self, axis: int, size: int, out_size: int) -> int:
         """How many windows at most hold one element, along one axis."""
         if self.adaptive:
@@ -81,15 +90,16 @@ def tile_indices(
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     block = tl.program_id(0) // channel_blocks
     channel = (tl.program_id(0) % channel_blocks) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    start = block.to(tl.int64) * BLOCK_POSITIONS
+    position = tl.arange(0, BLOCK_POSITIONS)
     if CHANNELS_LAST:
-        position = block.to(tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
-        image = position // area
-        pixel = (position % area).to(tl.int32)
+        pixel = (start % area).to(tl.int32) + position  # counted from the tile's first image: 32 bits divide faster
+        image = start // area + pixel // area
+        pixel %= area
     else:
-        position = block * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
         image = tl.zeros((BLOCK_POSITIONS,), tl.int64)
-        pixel = position
-    mask = (position < positions)[:, None] & (channel < channels)[None, :]
+        pixel = start.to(tl.int32) + position
+    mask = (position < positions - start)[:, None] & (channel < channels)[None, :]
     return image, pixel, channel, mask
 
 
@@ -140,12 +150,16 @@ def max_pool2d_forward_kernel(
     DILATION_W: tl.constexpr,
     WANT_WINNER: tl.constexpr,
     WANT_INDEX: tl.constexpr,
+    ALWAYS_INSIDE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """y = the largest tap, winner = its number kh KERNEL_W + kw, index = its pixel ih W + iw."""
+    """y = the largest tap, winner = its number kh KERNEL_W + kw, index = its pixel ih W + iw.
+
+    ALWAYS_INSIDE says that every tap of every window lies in the image.
+    """
     image, pixel, channel, mask = tile_indices(
         OH * OW, positions, channels, CHANNELS_LAST, BLOCK_POSITIONS, BLOCK_CHANNELS
     )
@@ -155,16 +169,20 @@ def max_pool2d_forward_kernel(
         image, first_row, first_column, channel, C, stride_xn, stride_xc, stride_xh, stride_xw, CHANNELS_LAST
     )
     y = tl.full((BLOCK_POSITIONS, BLOCK_CHANNELS), float("-inf"), tl.float32)
-    winner = tl.full((BLOCK_POSITIONS, BLOCK_CHANNELS), -1, tl.int32)
+    winner = tl.full((BLOCK_POSITIONS, BLOCK_CHANNELS), 0 if ALWAYS_INSIDE else -1, tl.int32)
     for tap in tl.range(0, KERNEL_H * KERNEL_W, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
         down = (tap // KERNEL_W) * DILATION_H
         right = (tap % KERNEL_W) * DILATION_W
-        row = first_row + down
-        column = first_column + right
-        inside = ((row >= 0) & (row < H) & (column >= 0) & (column < W))[:, None]
         tap_ptr = x_ptr + (down * stride_xh + right * stride_xw)
-        x = tl.load(tap_ptr + x_offset, mask=mask & inside, other=0.0).to(tl.float32)
-        wins = inside & ((x > y) | (x != x) | (winner < 0))
+        if ALWAYS_INSIDE:
+            x = tl.load(tap_ptr + x_offset, mask=mask, other=0.0).to(tl.float32)
+            wins = (x > y) | (x != x)
+        else:
+            row = first_row + down
+            column = first_column + right
+            inside = ((row >= 0) & (row < H) & (column >= 0) & (column < W))[:, None]
+            x = tl.load(tap_ptr + x_offset, mask=mask & inside, other=0.0).to(tl.float32)
+            wins = inside & ((x > y) | (x != x) | (winner < 0))
         y = tl.where(wins, x, y)
         winner = tl.where(wins, tap, winner)
     offset = dense_offset(image, pixel, channel, OH * OW, C, CHANNELS_LAST)
@@ -499,6 +517,7 @@ def max_pool2d_forward(
         **window.dilation_constants(),
         WANT_WINNER=want_winner,
         WANT_INDEX=want_index,
+        ALWAYS_INSIDE=window.always_inside((H, W), out_size),
         UNROLL=_unroll(window.kernel[0] * window.kernel[1]),
         **constants,
     )

@@ -122,13 +122,14 @@ class _Call:
         self.tables = (reset, sequences.offsets, sequences.lengths)
         target = current_target()
         precision = dot_precision(x.dtype, target, matmul_precision())
+        packed = sequences.offsets is not None
         self.tile: RecurrentTile | None = recurrent_tile(
-            sequences.batch, self.gates, self.hidden, self.outputs, x.dtype, precision, target
+            sequences.batch, packed, self.gates, self.hidden, self.outputs, x.dtype, precision, target
         )
         self.constants: dict[str, Any] = {
             "H": self.hidden,
             "HAS_RESET": reset is not None,
-            "PACKED": sequences.offsets is not None,
+            "PACKED": packed,
             "PRECISION": precision,
         }
         if mode == "lstm":

@@ -344,12 +344,13 @@ _RECURRENT_MARGIN = 24 << 10
 
 @lru_cache(maxsize=4096)
 def recurrent_tile(
-    batch: int, gates: int, hidden: int, output: int, dtype: torch.dtype, precision: str, target: Target
+    batch: int, packed: bool, gates: int, hidden: int, output: int, dtype: torch.dtype, precision: str, target: Target
 ) -> RecurrentTile | None:
     """The tile of a persistent kernel, or None where the recurrent weight does not fit the chip.
 
     Args:
         batch: sequences.
+        packed: whether their lengths differ; a program works as long as its longest sequence.
         gates: 1, 3 or 4 blocks of the recurrent weight.
         hidden: units.
         output: units after the projection; `hidden` without one.
@@ -357,7 +358,6 @@ def recurrent_tile(
         precision: of the product (`dot_precision`); three tf32 products hold the weight twice.
         target: where it runs.
     """
-    least = 8 if dtype is torch.float32 else 16
     block_hidden = max(16, power_of_2_at_least(hidden))
     block_output = max(16, power_of_2_at_least(output))
     blocks = gates + (output != hidden)
@@ -366,7 +366,7 @@ def recurrent_tile(
         return RecurrentTile(min(64, max(16, power_of_2_at_least(batch))), block_hidden, block_output, 4)
     if target.kind == "cpu":
         share = ceil_div(batch, target.processors)
-        block_batch = min(32, max(least, power_of_2_at_least(share)))
+        block_batch = min(8 if packed else 32, max(8, power_of_2_at_least(share)))
         return RecurrentTile(block_batch, block_hidden, block_output, 4) if block_hidden <= 512 else None
     if held + _RECURRENT_MARGIN > target.shared_memory:
         return None

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 import tinynet
 from tinynet import nn, optim
 from tinynet.data import IMAGE_DATA, ImageBatches, load_images
-from tinynet.engines.dispatch import describe
 from tinynet.models import build
 from tinynet.train import DTYPES, Trainer, accuracy, make_deterministic, warm_up_and_cosine
 from tinynet.train.options import RunParser
 from tinynet.train.report import write_image_report
-from tinynet.train.trainer import CHECKPOINT_NAME, METRICS_NAME
+from tinynet.train.run import run_training
 
 LABEL_SMOOTHING = 0.05
 WEIGHT_DECAY = 5e-4
@@ -49,25 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             unit="images",
             config=parser.config(options),
         )
-        if options.resume is not None:
-            trainer.resume(options.resume)
-            if trainer.progress.step >= total_steps:
-                parser.error(f"{options.resume} has done its {trainer.progress.step} steps: give more with --epochs")
-        trainer.folder = parser.make_folder(options.out, f"{options.model}-{options.data}", options.resume)
-
-        weights = sum(parameter.numel() for parameter in model.parameters())
-        print(f"{options.model} with {weights:,} weights on {data}")
-        print(describe(options.device), flush=True)
-        is_complete = trainer.fit(total_steps)
-        files = [METRICS_NAME, CHECKPOINT_NAME, *write_image_report(trainer.folder, trainer, data)]
-
-    percent, steps = 100 * trainer.rows[-1]["test_accuracy"], trainer.progress.step
-    print(f"test accuracy {percent:.2f} % after {steps:,} steps, {trainer.progress.seconds:.1f} s of training")
-    print(f"{trainer.folder}: {', '.join(files)}")
-    if not is_complete:
-        print(f"stopped at step {steps:,} of {total_steps:,}: --resume {trainer.folder} goes on from there")
-        return 130
-    return 0
+        return run_training(
+            parser,
+            options,
+            trainer,
+            total_steps,
+            model=options.model,
+            data=data,
+            folder_name=f"{options.model}-{options.data}",
+            report=lambda folder: write_image_report(folder, trainer, data),
+            summary=lambda: f"test accuracy {100 * trainer.rows[-1]['test_accuracy']:.2f} %",
+        )
 
 
 if __name__ == "__main__":

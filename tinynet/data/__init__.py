@@ -1,7 +1,27 @@
 """Data sets that come with tinynet or through torchvision, and their batches."""
 
 from tinynet.data.archive import DataError
-from tinynet.data.batches import ImageBatches, shift_images
+from tinynet.data.batches import ImageBatches, ShuffledBatches, shift_images
 from tinynet.data.images import IMAGE_DATA, ImageData, load_images
+from tinynet.data.names import NameBatches, NameData, load_names
+from tinynet.data.sunspots import SunspotBatches, SunspotData, load_sunspots
+from tinynet.data.text import TextBatches, TextData, load_text
 
-__all__ = ["IMAGE_DATA", "DataError", "ImageBatches", "ImageData", "load_images", "shift_images"]
+__all__ = [
+    "IMAGE_DATA",
+    "DataError",
+    "ImageBatches",
+    "ImageData",
+    "NameBatches",
+    "NameData",
+    "ShuffledBatches",
+    "SunspotBatches",
+    "SunspotData",
+    "TextBatches",
+    "TextData",
+    "load_images",
+    "load_names",
+    "load_sunspots",
+    "load_text",
+    "shift_images",
+]

@@ -11,6 +11,9 @@ SHIPPED = Path(__file__).parent / "shipped"
 FINGERPRINTS = {
     "digits": "f3414dfe4a5a24219dd0b37eed958eba904c8d9be48d45a63579df12b17ddb58",
     "mnist5k": "394451ef2fd036552c263b7c4de8fb628f4e90572a52801cd6a2b2650d9eecde",
+    "names": "5cddfadac217226a398bc641f52521ec43bbcdc673c6995ff49b0e26f96302e5",
+    "sunspots": "84372312ca75b190b15cd2c81ea9d92ee9784f9386560f07c6dcc0d7d08ed9e5",
+    "text": "1c00fd36db8fd210c9e447a128c12b9f7f975f811706b7cf3733fddd32965c6f",
 }
 
 

@@ -1,12 +1,57 @@
-"""Shuffled, shifted, normalised batches of images, made with tensor operations on any device."""
+"""Shuffled batches, and those of images: shifted and normalised with tensor operations on any device."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from tinynet.data.images import ImageData
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """A generator on the CPU, so that an epoch's draws are the same on every device."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+class ShuffledBatches(ABC):
+    """The batches of a data set whose every epoch has an order of its own.
+
+    The order is a function of the seed and the epoch alone, so that a run that goes on from the middle of an
+    epoch sees what an uninterrupted one would have seen.
+
+    Args:
+        train_count: train samples in an epoch, at least 1.
+        batch_size: samples a batch, at least 1; the last batch of an epoch may be smaller.
+        seed: of the order.
+    """
+
+    def __init__(self, train_count: int, batch_size: int, seed: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.train_count = train_count
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """The number of train batches in an epoch."""
+        return -(-self.train_count // self.batch_size)
+
+    def train(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Tensor]]:
+        """Yields an epoch's train batches (inputs, targets) from `start` on."""
+        order = torch.randperm(self.train_count, generator=epoch_generator(self.seed, epoch))
+        for batch in range(start, len(self)):
+            yield self._train_batch(order[batch * self.batch_size : (batch + 1) * self.batch_size], epoch)
+
+    @abstractmethod
+    def test(self) -> Iterator[tuple[Any, Tensor]]:
+        """Yields the test set in its own order: (inputs, targets)."""
+
+    @abstractmethod
+    def _train_batch(self, chosen: Tensor, epoch: int) -> tuple[Any, Tensor]:
+        """The batch of the train samples with the indices `chosen`, [B] on the CPU."""
 
 
 def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
@@ -97,7 +142,7 @@ class ImageBatches:
 
     def _draw(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The order [N] and shifts [N, 2] of an epoch, drawn on the CPU: the same on every device."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = epoch_generator(self.seed, epoch)
         count = len(self.train_labels)
         order = torch.randperm(count, generator=generator)
         shifts = torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator)

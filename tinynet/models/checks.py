@@ -1,4 +1,4 @@
-"""What every image model demands of its sizes."""
+"""What the models demand of their sizes."""
 
 
 def check_image_shape(image_shape: tuple[int, int, int], smallest_side: int) -> None:
@@ -14,3 +14,10 @@ def check_classes(classes: int) -> None:
     """Raises a ValueError unless there is at least one class."""
     if classes < 1:
         raise ValueError(f"classes must be at least 1, got {classes}")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises a ValueError that names the first size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")

@@ -23,15 +23,16 @@ def can_draw() -> bool:
 
 
 def draw_curve(path: Path, steps: Sequence[Sequence[float]], rows: Sequence[dict[str, float]]) -> None:
-    """Draws loss and accuracy over the optimizer steps.
+    """Draws the loss, and beside it each measure, over the optimizer steps.
 
     Args:
         path: the picture to write.
         steps: of each step, the number of samples and the sum of the loss, as `Progress.steps`.
-        rows: the lines of metrics.csv.
+        rows: the lines of metrics.csv; what a measure is called there, it is called here.
     """
-    figure = _figure(11, 4.2)
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    measures = [name.removeprefix("train_") for name in rows[-1] if name.startswith("train_") and name != "train_loss"]
+    figure = _figure(5.5 * (1 + len(measures)), 4.2)
+    loss_axes, *measure_axes = figure.subplots(1, 1 + len(measures), squeeze=False)[0]
     each_step = range(1, len(steps) + 1)
     marks = [row["step"] for row in rows]
 
@@ -41,12 +42,14 @@ def draw_curve(path: Path, steps: Sequence[Sequence[float]], rows: Sequence[dict
     loss_axes.plot(marks, [row["test_loss"] for row in rows], color=TEST_COLOR, marker=".", label="test")
     loss_axes.set(title="loss", xlabel="optimizer step", yscale="log")
 
-    for part, color in (("train", TRAIN_COLOR), ("test", TEST_COLOR)):
-        percent = [100 * row[f"{part}_accuracy"] for row in rows]
-        accuracy_axes.plot(marks, percent, color=color, marker=".", label=f"{part}, {percent[-1]:.1f} % at the end")
-    accuracy_axes.set(title="accuracy (%)", xlabel="optimizer step")
+    for axes, measure in zip(measure_axes, measures, strict=True):
+        scale, unit = (100, " %") if measure == "accuracy" else (1, "")
+        for part, color in (("train", TRAIN_COLOR), ("test", TEST_COLOR)):
+            values = [scale * row[f"{part}_{measure}"] for row in rows]
+            axes.plot(marks, values, color=color, marker=".", label=f"{part}, {values[-1]:.1f}{unit} at the end")
+        axes.set(title=measure.replace("_", " ") + (" (%)" if unit else ""), xlabel="optimizer step")
 
-    for axes in (loss_axes, accuracy_axes):
+    for axes in (loss_axes, *measure_axes):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
@@ -58,8 +61,15 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tenso
     return torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
 
 
-def draw_confusion(path: Path, matrix: Tensor, class_names: Sequence[str]) -> None:
-    """Draws the counts [true class, prediction]; mistakes are colored, so that the many hits don't hide them."""
+def draw_confusion(path: Path, matrix: Tensor, class_names: Sequence[str], unit: str = "images") -> None:
+    """Draws the counts [true class, prediction]; mistakes are colored, so that the many hits don't hide them.
+
+    Args:
+        path: the picture to write.
+        matrix: the counts, as `confusion_matrix` makes them.
+        class_names: one name a class.
+        unit: what a sample is called.
+    """
     classes = len(class_names)
     figure = _figure(2.2 + 0.55 * classes, 1.8 + 0.5 * classes)
     axes = figure.subplots()
@@ -75,7 +85,7 @@ def draw_confusion(path: Path, matrix: Tensor, class_names: Sequence[str]) -> No
                 weight = "bold" if is_hit else "normal"
                 axes.text(predicted, true, str(count), ha="center", va="center", color=color, fontweight=weight)
     hits, total = int(matrix.trace()), int(matrix.sum())
-    axes.set(title=f"{hits} of {total} test images right ({100 * hits / total:.2f} %)")
+    axes.set(title=f"{hits} of {total} test {unit} right ({100 * hits / total:.2f} %)")
     axes.set(xlabel="prediction", ylabel="true class")
     rotation = 0 if max(map(len, class_names)) <= 2 else 45
     axes.set_xticks(range(classes), class_names, rotation=rotation, ha="center" if rotation == 0 else "right")
@@ -168,6 +178,37 @@ def draw_samples(path: Path, images: Tensor, labels: Tensor, probabilities: Tens
             ha="right" if is_long else "left",
             color="white" if is_long else "black",
         )
+    figure.savefig(path)
+
+
+def draw_forecast(path: Path, years: Tensor, truth: Tensor, forecast: Tensor, persistence: Tensor) -> None:
+    """Draws a series, its forecast, and the forecast that says the value of the year before.
+
+    Args:
+        path: the picture to write.
+        years: [N], of the whole series.
+        truth: [N], the series.
+        forecast: [M], of its last M years, each made from the years before it.
+        persistence: [M], the same years' values one year late.
+    """
+    figure = _figure(11, 7)
+    whole_axes, axes = figure.subplots(2, 1, height_ratios=[1, 2])
+    held_out = years[-len(forecast) :]
+    truth_color = "black"
+    whole_axes.plot(years, truth, color=truth_color, linewidth=0.8)
+    whole_axes.axvspan(float(held_out[0]), float(held_out[-1]), color=TEST_COLOR, alpha=0.2, label="held out")
+    axes.plot(held_out, truth[-len(forecast) :], color=truth_color, label="truth")
+    for values, color, style, name in (
+        (forecast, TEST_COLOR, "-", "forecast from the years before"),
+        (persistence, TRAIN_COLOR, ":", "as many as the year before"),
+    ):
+        error = float((values - truth[-len(forecast) :]).square().mean().sqrt())
+        axes.plot(held_out, values, style, color=color, marker=".", label=f"{name}, RMSE {error:.1f}")
+    for each in (whole_axes, axes):
+        each.grid(alpha=0.3)
+        each.spines[["top", "right"]].set_visible(False)
+        each.legend(frameon=False)
+        each.set(ylabel="sunspots")
     figure.savefig(path)
 
 

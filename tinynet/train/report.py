@@ -1,18 +1,20 @@
-"""What is left of an image classifier's run besides its checkpoint: pictures for a person."""
+"""What is left of a run besides its checkpoint: pictures for a person."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tinynet import nn
-from tinynet.data import ImageData
+from tinynet.data import ImageData, SunspotData
 from tinynet.train.pictures import (
     can_draw,
     confusion_matrix,
     draw_confusion,
     draw_curve,
     draw_filters,
+    draw_forecast,
     draw_samples,
 )
 from tinynet.train.trainer import Trainer
@@ -26,8 +28,7 @@ def write_image_report(folder: Path, trainer: Trainer, data: ImageData) -> list[
     Returns:
         The names of the files written; none where matplotlib is not installed, which is said in one line.
     """
-    if not can_draw():
-        print("no pictures: matplotlib is not installed (pip install 'tinynet-triton[viz]')")
+    if not _can_draw_or_says_so():
         return []
     outputs, targets = zip(*trainer.predict(), strict=True)
     probabilities = torch.cat(outputs).float().softmax(dim=1).cpu()
@@ -43,6 +44,43 @@ def write_image_report(folder: Path, trainer: Trainer, data: ImageData) -> list[
     chosen = choose_samples(labels, predictions, probabilities)
     draw_samples(folder / "samples.png", images[chosen], labels[chosen], probabilities[chosen], data.class_names)
     return ["curve.png", "confusion.png", "filters.png", "samples.png"]
+
+
+def write_classifier_report(folder: Path, trainer: Trainer, class_names: Sequence[str]) -> list[str]:
+    """Writes curve.png and confusion.png; returns as `write_image_report` does."""
+    if not _can_draw_or_says_so():
+        return []
+    outputs, targets = zip(*trainer.predict(), strict=True)
+    matrix = confusion_matrix(torch.cat(targets).cpu(), torch.cat(outputs).argmax(dim=1).cpu(), len(class_names))
+    draw_curve(folder / "curve.png", trainer.progress.steps, trainer.rows)
+    draw_confusion(folder / "confusion.png", matrix, class_names, trainer.unit)
+    return ["curve.png", "confusion.png"]
+
+
+def write_curve_report(folder: Path, trainer: Trainer) -> list[str]:
+    """Writes curve.png; returns as `write_image_report` does."""
+    if not _can_draw_or_says_so():
+        return []
+    draw_curve(folder / "curve.png", trainer.progress.steps, trainer.rows)
+    return ["curve.png"]
+
+
+def write_forecast_report(folder: Path, trainer: Trainer, data: SunspotData, forecast: Tensor) -> list[str]:
+    """Writes curve.png and forecast.png, with the forecast [test_years] of the held-out years.
+
+    Returns as `write_image_report` does.
+    """
+    names = write_curve_report(folder, trainer)
+    if not names:
+        return []
+    draw_forecast(folder / "forecast.png", data.years, data.sunspots, forecast, data.persistence)
+    return [*names, "forecast.png"]
+
+
+def _can_draw_or_says_so() -> bool:
+    if not can_draw():
+        print("no pictures: matplotlib is not installed (pip install 'tinynet-triton[viz]')")
+    return can_draw()
 
 
 def choose_samples(labels: Tensor, predictions: Tensor, probabilities: Tensor) -> Tensor:

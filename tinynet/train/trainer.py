@@ -23,12 +23,15 @@ METRICS_NAME = "metrics.csv"
 SECONDS_BETWEEN_UPDATES = 0.2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Tensor]
 Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 class Batches(Protocol):
-    """What a trainer trains on. A batch is (inputs, targets), and its size is the length of the targets."""
+    """What a trainer trains on.
+
+    A batch is (inputs, targets): what the model takes, and a tensor whose length is the batch's size.
+    """
 
     @property
     def train_count(self) -> int:
@@ -140,7 +143,7 @@ class Trainer:
         self._unfinished_row: dict[str, float] | None = None
         self._pending: list[tuple[int, Tensor]] = []
 
-    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def step(self, inputs: Any, targets: Tensor) -> Tensor:
         """Takes one optimizer step on a batch and returns its loss, a scalar, detached."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)

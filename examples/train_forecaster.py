@@ -1,0 +1,81 @@
+"""Trains a recurrent network to forecast next year's sunspots.
+
+    python examples/train_forecaster.py                            # 251 years to learn from, 58 held out
+    python examples/train_forecaster.py --resume runs/lstm-sunspots
+
+Writes metrics.csv, checkpoint.pt, curve.png and forecast.png into runs/NAME/.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import tinynet
+from tinynet import nn, optim
+from tinynet.data import SunspotBatches, load_sunspots
+from tinynet.models import Forecaster
+from tinynet.train import DTYPES, Trainer, make_deterministic, warm_up_and_cosine
+from tinynet.train.options import RunParser
+from tinynet.train.report import write_forecast_report
+from tinynet.train.run import run_training
+
+WEIGHT_DECAY = 0.01
+WARM_UP = 0.1  # of all steps
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = RunParser("train_forecaster", "Train a forecaster of sunspots.", epochs=60, batch_size=16, lr=5e-3)
+    options = parser.parse_run(arguments)
+    make_deterministic(options.seed)
+
+    with parser.sentences(), tinynet.engine(options.engine):
+        data = load_sunspots()
+        batches = SunspotBatches(data, options.batch_size, seed=options.seed, device=options.device)
+        model = Forecaster().to(options.device)
+        total_steps = options.steps or options.epochs * len(batches)
+        optimizer = optim.AdamW(model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY)
+
+        def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
+            return batches.scale * (outputs - targets).abs().sum()
+
+        trainer = Trainer(
+            model,
+            batches,
+            nn.MSELoss(),
+            optimizer,
+            warm_up_and_cosine(optimizer, total_steps, round(WARM_UP * total_steps)),
+            measures={"absolute_error": absolute_error},
+            dtype=DTYPES[options.dtype],
+            unit="years",
+            config=parser.config(options),
+        )
+
+        def forecast() -> Tensor:
+            return batches.scale * torch.cat([outputs for outputs, _ in trainer.predict()]).float().cpu()[:, 0]
+
+        def report(folder: Path) -> list[str]:
+            return write_forecast_report(folder, trainer, data, forecast())
+
+        def summary() -> str:
+            truth = data.sunspots[-data.test_years :]
+            errors = [float((each - truth).square().mean().sqrt()) for each in (forecast(), data.persistence)]
+            return f"RMSE {errors[0]:.2f} sunspots ({errors[1]:.2f} for as many as the year before)"
+
+        return run_training(
+            parser,
+            options,
+            trainer,
+            total_steps,
+            model="lstm",
+            data=data,
+            folder_name="lstm-sunspots",
+            report=report,
+            summary=summary,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

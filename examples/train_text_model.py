@@ -1,0 +1,103 @@
+"""Trains a recurrent network to continue a text, character by character, and lets it write.
+
+    python examples/train_text_model.py                            # Python's documentation, 500 steps
+    python examples/train_text_model.py --prompt "The for statement"
+    python examples/train_text_model.py --resume runs/lstm-text --epochs 10
+
+Writes metrics.csv, checkpoint.pt, curve.png and samples.txt into runs/NAME/.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import tinynet
+from tinynet import functional, optim
+from tinynet.data import TextBatches, TextData, load_text
+from tinynet.models import CharLanguageModel
+from tinynet.train import DTYPES, Trainer, make_deterministic, warm_up_and_cosine
+from tinynet.train.options import RunParser
+from tinynet.train.report import write_curve_report
+from tinynet.train.run import run_training
+
+WEIGHT_DECAY = 0.01
+WARM_UP = 0.1  # of all steps
+TEMPERATURES = (0.3, 0.7, 1.0)
+SAMPLE_LENGTH = 300
+SAMPLES_NAME = "samples.txt"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = RunParser("train_text_model", "Train a model of a text.", epochs=5, batch_size=32, lr=6e-3)
+    parser.add_argument("--prompt", default='The "', help="what the samples go on from")
+    options = parser.parse_run(arguments)
+    make_deterministic(options.seed)
+
+    with parser.sentences(), tinynet.engine(options.engine):
+        data = load_text()
+        prompt = encode_prompt(parser, options, data)
+        batches = TextBatches(data, options.batch_size, seed=options.seed, device=options.device)
+        model = CharLanguageModel(len(data.characters)).to(options.device)
+        total_steps = options.steps or options.epochs * len(batches)
+        optimizer = optim.AdamW(model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY)
+        trainer = Trainer(
+            model,
+            batches,
+            next_character_loss,
+            optimizer,
+            warm_up_and_cosine(optimizer, total_steps, round(WARM_UP * total_steps)),
+            measures={},
+            dtype=DTYPES[options.dtype],
+            unit="windows",
+            config=parser.config(options),
+        )
+
+        def report(folder: Path) -> list[str]:
+            samples = write_samples(model, data, prompt, options.seed)
+            print(samples)
+            (folder / SAMPLES_NAME).write_text(samples + "\n", encoding="utf-8")
+            return [*write_curve_report(folder, trainer), SAMPLES_NAME]
+
+        return run_training(
+            parser,
+            options,
+            trainer,
+            total_steps,
+            model="lstm",
+            data=data,
+            folder_name="lstm-text",
+            report=report,
+            summary=lambda: f"held-out text: {trainer.rows[-1]['test_loss']:.3f} nats a character",
+        )
+
+
+def encode_prompt(parser: RunParser, options: argparse.Namespace, data: TextData) -> Tensor:
+    """The prompt as the model takes it, [1, length]; one that the text cannot spell is refused."""
+    if not options.prompt:
+        parser.error("--prompt must have at least one character")
+    try:
+        return data.encode(options.prompt)[None].to(options.device)
+    except ValueError as error:
+        parser.error(f"--prompt {options.prompt!r}: {error}")
+
+
+def next_character_loss(logits: Tensor, characters: Tensor) -> Tensor:
+    """The mean cross-entropy in nats a character: logits [B, T, vocabulary], characters [B, T] -> scalar."""
+    return functional.cross_entropy(logits.flatten(0, 1), characters.flatten())
+
+
+def write_samples(model: CharLanguageModel, data: TextData, prompt: Tensor, seed: int) -> str:
+    """What the model writes at each temperature, from the same random numbers."""
+    samples = []
+    for temperature in TEMPERATURES:
+        drawn = model.sample(prompt, SAMPLE_LENGTH, temperature, torch.Generator().manual_seed(seed))
+        samples.append(f"--- temperature {temperature} ---\n{data.decode(torch.cat([prompt, drawn], dim=1)[0])}")
+    return "\n".join(samples)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

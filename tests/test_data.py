@@ -7,7 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from tinynet.data import DataError, ImageBatches, ImageData, load_images, shift_images
+from tinynet.data import (
+    DataError,
+    ImageBatches,
+    ImageData,
+    NameBatches,
+    ShuffledBatches,
+    SunspotBatches,
+    TextBatches,
+    TextData,
+    load_images,
+    load_names,
+    load_sunspots,
+    load_text,
+    shift_images,
+)
 from tinynet.data.archive import FINGERPRINTS, SHIPPED, fingerprint, read_archive
 
 
@@ -43,6 +57,43 @@ def test_digits_is_what_it_says():
     assert data.train_labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
 
 
+def test_names_are_what_they_say():
+    data = load_names()
+    assert len(data.train_names) == len(data.train_labels) == 3974
+    assert len(data.test_names) == len(data.test_labels) == 993
+    assert len(data.languages) == 13 and not set(data.train_names) & set(data.test_names)
+    counts = torch.bincount(torch.cat([data.train_labels, data.test_labels]), minlength=13).tolist()
+    assert max(counts) == 480 and sum(counts) == 4967 and min(torch.bincount(data.test_labels).tolist()) >= 11
+    assert data.majority == pytest.approx(0.097, abs=5e-4)
+    languages = dict(zip(data.train_names, data.train_labels.tolist(), strict=True))
+    assert data.languages[languages["Abba"]] == "Italian" and data.languages[languages["Aas"]] == "Estonian"
+    assert str(data) == "names, 3,974 train and 993 test names of 106 different characters, 13 languages"
+
+
+def test_a_character_that_no_train_name_has_is_number_0():
+    data = load_names()
+    assert data.encode(data.characters[0] + "𝄞" + data.characters[-1]).tolist() == [1, 0, len(data.characters)]
+    assert data.vocabulary_size == len(data.characters) + 1
+
+
+def test_sunspots_are_what_they_say():
+    data = load_sunspots()
+    assert data.years.tolist() == list(range(1700, 2009))
+    assert data.sunspots[:5].tolist() == [5.0, 11.0, 16.0, 23.0, 36.0]
+    assert float(data.sunspots.max()) == pytest.approx(190.2)  # of 1957
+    error = (data.persistence - data.sunspots[-58:]).square().mean().sqrt()
+    assert float(error) == pytest.approx(32.79, abs=0.005)
+
+
+def test_text_is_what_it_says():
+    data = load_text()
+    assert len(data.train) == 465_048 - 55_200 and len(data.test) == 55_200 and len(data.characters) == 103
+    assert data.decode(data.train[:22]) == 'The "assert" statement'
+    assert data.encode("assert").tolist() == data.train[5:11].tolist()
+    with pytest.raises(ValueError, match="the text has no character '𝄞'"):
+        data.encode("clef: 𝄞")
+
+
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_each_shipped_file_has_its_provenance_and_license_beside_it(name):
     text = (SHIPPED / f"{name}.md").read_text()
@@ -54,22 +105,32 @@ def test_unknown_name_is_refused():
         load_images("mnist6k")
 
 
-@pytest.mark.parametrize("kept", [0, 1, 100, 20_000, 45_000])
-def test_truncated_file_is_refused(tmp_path, kept):
-    path = tmp_path / "digits.npz"
-    path.write_bytes((SHIPPED / "digits.npz").read_bytes()[:kept])
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_truncated_file_is_refused(tmp_path, name, kept):
+    path = tmp_path / f"{name}.npz"
+    content = (SHIPPED / f"{name}.npz").read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(DataError, match="cannot be read"):
-        read_archive("digits", path)
+        read_archive(name, path)
 
 
-@pytest.mark.parametrize("position", range(5_000, 45_000, 8_000))
-def test_damaged_file_is_refused(tmp_path, position):
-    content = bytearray((SHIPPED / "digits.npz").read_bytes())
-    content[position] ^= 0x10
-    path = tmp_path / "digits.npz"
+@pytest.mark.parametrize("position", [0.15, 0.3, 0.45, 0.6])
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_damaged_file_is_refused(tmp_path, name, position):
+    content = bytearray((SHIPPED / f"{name}.npz").read_bytes())
+    content[int(position * len(content))] ^= 0x10
+    path = tmp_path / f"{name}.npz"
     path.write_bytes(content)
     with pytest.raises(DataError):
-        read_archive("digits", path)
+        read_archive(name, path)
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_another_set_is_refused(name):
+    other = "text" if name != "text" else "names"
+    with pytest.raises(DataError, match=f"is not the {name} data that tinynet ships"):
+        read_archive(name, SHIPPED / f"{other}.npz")
 
 
 def test_foreign_files_are_refused(tmp_path):
@@ -213,3 +274,105 @@ def test_failed_download_is_said_in_a_sentence(monkeypatch, tmp_path):
     put_torchvision(monkeypatch, MNIST=fail)
     with pytest.raises(DataError, match="mnist could not be downloaded to .*: no network"):
         load_images("mnist", tmp_path)
+
+
+# Batches of sequences
+
+
+class Numbers(ShuffledBatches):
+    def test(self):
+        return iter(())
+
+    def _train_batch(self, chosen, epoch):
+        return epoch, chosen
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 16])
+def test_shuffled_batches_are_an_order_that_is_a_function_of_seed_and_epoch(batch_size):
+    batches = Numbers(10, batch_size, seed=3)
+    epochs = [torch.cat([chosen for _, chosen in batches.train(epoch)]).tolist() for epoch in (0, 1, 0)]
+    assert len(batches) == len(list(batches.train(0))) == -(-10 // batch_size)
+    assert sorted(epochs[0]) == list(range(10)) and epochs[0] == epochs[2] != epochs[1]
+    rest = [index for _, chosen in batches.train(0, start=1) for index in chosen.tolist()]
+    assert rest == epochs[0][batch_size:]
+    assert next(Numbers(10, 10, seed=4).train(0))[1].tolist() != epochs[0]
+
+
+@pytest.mark.parametrize("make", [NameBatches, TextBatches, SunspotBatches])
+def test_a_batch_size_below_1_is_refused(make):
+    data = {NameBatches: load_names, TextBatches: load_text, SunspotBatches: load_sunspots}[make]()
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        make(data, 0)
+
+
+def test_name_batches_spell_the_names_and_keep_their_labels():
+    data = load_names()
+    labels = dict(zip(data.train_names, data.train_labels.tolist(), strict=True))
+    packed, targets = next(NameBatches(data, 7, seed=2).train(0))
+    padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed)
+    for column, length, target in zip(padded.T, lengths.tolist(), targets.tolist(), strict=True):
+        assert labels["".join(data.characters[number - 1] for number in column[:length].tolist())] == target
+
+
+def test_name_test_batches_keep_their_order():
+    data = load_names()
+    batches = list(NameBatches(data, 7).test(batch_size=500))
+    assert torch.equal(torch.cat([labels for _, labels in batches]), data.test_labels)
+    padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(batches[1][0])
+    assert torch.equal(padded[: lengths[3], 3], data.encode(data.test_names[503]))
+
+
+def tiny_text(train: int = 50, test: int = 23) -> TextData:
+    return TextData(torch.arange(train), torch.arange(100, 100 + test), tuple(map(chr, range(200))))
+
+
+def test_text_windows_lie_side_by_side_and_are_followed_by_their_targets():
+    batches = TextBatches(tiny_text(), 4, length=7)
+    offsets = set()
+    for epoch in range(30):
+        windows = list(batches.train(epoch))
+        characters, targets = (torch.cat(each) for each in zip(*windows, strict=True))
+        assert characters.shape == (6, 7) and torch.equal(targets, characters + 1)
+        starts = sorted(characters[:, 0].tolist())
+        assert starts == list(range(starts[0], 50 - 7, 7))[:6]
+        offsets.add(starts[0])
+    assert offsets == set(range(7))
+
+
+def test_text_test_windows_are_longer_and_never_of_the_train_text():
+    batches = TextBatches(tiny_text(), 4, length=2)
+    characters, targets = (torch.cat(each) for each in zip(*batches.test(), strict=True))
+    assert characters.tolist() == [list(range(100, 108)), list(range(108, 116))]
+    assert torch.equal(targets, characters + 1)
+
+
+@pytest.mark.parametrize("length", [0, -1, 12])
+def test_a_length_that_the_text_cannot_have_is_refused(length):
+    with pytest.raises(ValueError, match=f"length must be from 1 to 11, got {length}"):
+        TextBatches(tiny_text(), 2, length=length)
+
+
+def test_sunspot_windows_are_followed_by_their_targets_and_the_test_years_are_held_out():
+    data = load_sunspots()
+    batches = SunspotBatches(data, 16, context=5)
+    assert batches.scale == float(data.sunspots[:-58].max())
+    contexts, targets = (torch.cat(each) for each in zip(*batches.train(0), strict=True))
+    assert contexts.shape == (251 - 5, 5, 1) and targets.shape == (251 - 5, 1)
+    series = torch.cat([contexts[..., 0], targets], dim=1)
+    expected = (data.sunspots[:251] / batches.scale).unfold(0, 6, 1)
+    order = batches_order(batches)
+    assert torch.equal(series, expected[order])
+    ((contexts, targets),) = batches.test()
+    assert torch.allclose(targets[:, 0] * batches.scale, data.sunspots[-58:])
+    assert torch.equal(contexts[1:, -1], targets[:-1])
+
+
+def batches_order(batches: SunspotBatches) -> torch.Tensor:
+    """The order of epoch 0, as any batches of as many samples and this seed have it."""
+    return torch.cat([chosen for _, chosen in Numbers(batches.train_count, 16, seed=batches.seed).train(0)])
+
+
+@pytest.mark.parametrize("context", [0, 251])
+def test_a_context_that_the_years_cannot_have_is_refused(context):
+    with pytest.raises(ValueError, match=f"context must be from 1 to 250, got {context}"):
+        SunspotBatches(load_sunspots(), 2, context=context)

@@ -33,6 +33,8 @@ _FLAGS = [
     "-O3", "-std=gnu11", "-fPIC", "-shared", "-w", "-fwrapv", "-fno-strict-aliasing", "-fno-math-errno",
     "-fno-trapping-math", "-fopenmp-simd", "-fno-semantic-interposition", "-fno-stack-protector",
 ]  # fmt: skip
+# Both passes specialize what follows a masked load for its zero. What they leave gcc can no longer vectorize.
+_GCC_FLAGS = ["-fno-tree-pre", "-fno-thread-jumps"]
 
 
 class ToolchainError(RuntimeError):
@@ -112,7 +114,9 @@ def instruction_set() -> str:
 
 def flags(fp_fusion: bool = True) -> list[str]:
     """Compiler flags for a kernel. ``fp_fusion``: whether a * b + c may be rounded once."""
-    return [*_FLAGS, f"-ffp-contract={'fast' if fp_fusion else 'off'}", *_ISA_FLAGS[instruction_set()]]
+    compiler = find_compiler()
+    own = [] if compiler is None or compiler.is_clang else _GCC_FLAGS
+    return [*_FLAGS, *own, f"-ffp-contract={'fast' if fp_fusion else 'off'}", *_ISA_FLAGS[instruction_set()]]
 
 
 @functools.lru_cache

@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 import torch
 from helpers import DTYPES, check_against_reference, counted_launches, non_contiguous, tolerance
+from triton import knobs
 
+import tinynet
 from tinynet.ops.activation import as_activation
-from tinynet.ops.linear import linear, linear_reference
+from tinynet.ops.linear import linear, linear_gradients, linear_reference
 from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.gemm import in_units
+from tinynet_kernels.linear import linear_forward
+from tinynet_kernels.tiles import Target
 
 pytestmark = pytest.mark.kernels
 
@@ -143,6 +148,30 @@ def test_compiled_fullgraph(device: str) -> None:
         actual.sum().backward()
     assert "linear_forward_kernel" in launches and "linear_weight_gradient_kernel" in launches
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("activation", ["identity", "gelu", "mish"])
+def test_rows_of_multiples_of_8_are_loaded_16_bytes_at_a_time_and_nothing_spills(activation: str) -> None:
+    if knobs.runtime.interpret:
+        pytest.skip("nothing is compiled in interpreter mode")
+    x, weight = (torch.empty(4096, 1000, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    with tinynet.inspect("sm_80") as report:
+        y, _ = linear_forward(x, weight, None, Activation(activation), save=True)
+        linear_gradients(y, x, weight, y, Activation("identity"), (True, True, False))
+    for launch in report.launches:
+        code = launch.kernel.code
+        assert code.spill_bytes == 0
+        if code.matrix_instruction:
+            assert set(code.loop_load_bits) == {128}
+            assert code.asynchronous_copies > 0
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_units_multiply_back(kind: str) -> None:
+    numbers = (1, 7, 8, 16, 24, 72, 4096)
+    values, units = in_units(Target(kind, 80, 1, 1), *numbers)
+    assert tuple(value * unit for value, unit in zip(values, units, strict=True)) == numbers
+    assert units == ((1,) * 7 if kind == "cpu" else (1, 1, 8, 1, 8, 8, 1))
 
 
 def test_refuses_what_does_not_fit(device: str) -> None:

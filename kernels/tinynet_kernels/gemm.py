@@ -4,12 +4,20 @@ One program makes a [BLOCK_M, BLOCK_N] tile and walks the reduction in steps of 
 hoisted; an int64 scalar base advances. Rows and columns past the edge wrap round to valid ones, so the loop needs no
 mask for them and what they compute is never stored: on sm_90 that is 80 instructions a step against 99 with masks.
 Only a reduction that BLOCK_K does not divide is masked.
+
+Triton compiles for integers that 16 divides, and calls all others odd. `in_units` lets a kernel know of 8: a row of 72
+16-bit values still begins at a multiple of 16 bytes, and is loaded 16 bytes at a time.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+from tinynet_kernels.tiles import Target
+
+UNIT = 8  # 16-bit elements of the widest load
 
 
 @triton.jit
@@ -68,3 +76,20 @@ def grouped_tile(program, row_tiles, column_tiles, GROUP: tl.constexpr):
     first_row = program // group_size * GROUP
     rows = min(row_tiles - first_row, GROUP)
     return first_row + program % group_size % rows, program % group_size // rows
+
+
+def in_units(target: Target, *numbers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes and strides divided by their units, and the units: 8 where only that divides, else 1.
+
+    The kernel multiplies each by its constexpr unit again.
+    """
+    if target.kind == "cpu":  # its code is the same for all
+        return numbers, (1,) * len(numbers)
+    units = tuple([UNIT if number % (2 * UNIT) == UNIT else 1 for number in numbers])
+    return tuple([number // unit for number, unit in zip(numbers, units, strict=True)]), units
+
+
+def has_wide_rows(matrix: torch.Tensor) -> bool:
+    """Whether rows, or columns, are contiguous and begin at multiples of 8 elements: else each element is a load."""
+    one, other = matrix.stride()
+    return (one == 1 and other % UNIT == 0) or (other == 1 and one % UNIT == 0)

@@ -21,11 +21,10 @@ import triton.language as tl
 
 from tinynet_kernels.activation import activate
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.gemm import gemm_tile, grouped_tile
+from tinynet_kernels.gemm import gemm_tile, grouped_tile, has_wide_rows, in_units
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, matmul_precision, split_count
-from tinynet_kernels.tiles import gemm_tile as gemm_tile_rule
+from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, linear_tile, matmul_precision, split_count
 
 GROUP = 8  # row tiles that share a column tile in the second-level cache
 
@@ -44,6 +43,7 @@ def linear_forward_kernel(
     stride_xk,
     stride_wn,
     stride_wk,
+    UNITS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PARAMETER_A: tl.constexpr,
     PARAMETER_B: tl.constexpr,
@@ -56,7 +56,17 @@ def linear_forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = act(x W^T + b); SAVE_INPUT also stores z = x W^T + b. One [BLOCK_M, BLOCK_N] tile a program."""
+    """y = act(x W^T + b); SAVE_INPUT also stores z = x W^T + b. One [BLOCK_M, BLOCK_N] tile a program.
+
+    Sizes and strides come in UNITS (`gemm.in_units`).
+    """
+    M *= UNITS[0]
+    N *= UNITS[1]
+    K *= UNITS[2]
+    stride_xm *= UNITS[3]
+    stride_xk *= UNITS[4]
+    stride_wn *= UNITS[5]
+    stride_wk *= UNITS[6]
     row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
     row_start = row_tile * BLOCK_M
     column_start = column_tile * BLOCK_N
@@ -105,6 +115,7 @@ def linear_input_gradient_kernel(
     stride_dzm,
     stride_wn,
     stride_wk,
+    UNITS: tl.constexpr,
     EVEN_N: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
@@ -112,7 +123,16 @@ def linear_input_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """dX = dZ W. One [BLOCK_M, BLOCK_K] tile of dX a program; the loop walks N in steps of BLOCK_N."""
+    """dX = dZ W. One [BLOCK_M, BLOCK_K] tile of dX a program; the loop walks N in steps of BLOCK_N.
+
+    Sizes and strides come in UNITS (`gemm.in_units`).
+    """
+    M *= UNITS[0]
+    N *= UNITS[1]
+    K *= UNITS[2]
+    stride_dzm *= UNITS[3]
+    stride_wn *= UNITS[4]
+    stride_wk *= UNITS[5]
     row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP)
     row_start = row_tile * BLOCK_M
     column_start = column_tile * BLOCK_K
@@ -150,10 +170,11 @@ def linear_weight_gradient_kernel(
     M,
     N,
     K,
-    rows_a_split,
     stride_dzm,
     stride_xm,
     stride_xk,
+    rows_a_split,
+    UNITS: tl.constexpr,
     EVEN_M: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
@@ -164,7 +185,14 @@ def linear_weight_gradient_kernel(
     """dW[split] = dZ^T x over the split's rows, fp32 or the weight's dtype; [SPLIT, N, K].
 
     One [BLOCK_N, BLOCK_K] tile of one split a program; the loop walks `rows_a_split` rows in steps of BLOCK_M.
+    Sizes and strides come in UNITS (`gemm.in_units`).
     """
+    M *= UNITS[0]
+    N *= UNITS[1]
+    K *= UNITS[2]
+    stride_dzm *= UNITS[3]
+    stride_xm *= UNITS[4]
+    stride_xk *= UNITS[5]
     row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP)
     split = tl.program_id(1)
     row_start = row_tile * BLOCK_N
@@ -203,29 +231,22 @@ def linear_forward_cost(
     bias_ptr: torch.Tensor | None,
     y_ptr: torch.Tensor,
     z_ptr: torch.Tensor | None,
-    M: int,
-    N: int,
-    K: int,
     **_: Any,
 ) -> Cost:
     """2 M N K operations; x, W and b read, y (and z) written."""
-    return Cost(2 * M * N * K, size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr))
+    return Cost(2 * x_ptr.shape[0] * weight_ptr.numel(), size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr))
 
 
 @costs(linear_input_gradient_kernel)
-def linear_input_gradient_cost(
-    dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, dx_ptr: torch.Tensor, M: int, N: int, K: int, **_: Any
-) -> Cost:
+def linear_input_gradient_cost(dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, dx_ptr: torch.Tensor, **_: Any) -> Cost:
     """2 M N K operations; dZ and W read, dX written."""
-    return Cost(2 * M * N * K, size_in_bytes(dz_ptr, weight_ptr, dx_ptr))
+    return Cost(2 * dz_ptr.shape[0] * weight_ptr.numel(), size_in_bytes(dz_ptr, weight_ptr, dx_ptr))
 
 
 @costs(linear_weight_gradient_kernel)
-def linear_weight_gradient_cost(
-    dz_ptr: torch.Tensor, x_ptr: torch.Tensor, dw_ptr: torch.Tensor, M: int, N: int, K: int, **_: Any
-) -> Cost:
+def linear_weight_gradient_cost(dz_ptr: torch.Tensor, x_ptr: torch.Tensor, dw_ptr: torch.Tensor, **_: Any) -> Cost:
     """2 M N K operations; dZ and x read, every split of dW written."""
-    return Cost(2 * M * N * K, size_in_bytes(dz_ptr, x_ptr, dw_ptr))
+    return Cost(2 * dz_ptr.numel() * x_ptr.shape[1], size_in_bytes(dz_ptr, x_ptr, dw_ptr))
 
 
 def linear_forward(
@@ -254,7 +275,10 @@ def linear_forward(
     save_input = save and not activation.reads_output and activation.name != "identity"
     z = torch.empty_like(y) if save_input else None
     target = current_target()
-    tile = gemm_tile_rule(M, N, K, x.dtype, target)
+    precision = dot_precision(x.dtype, target, matmul_precision())
+    aligned = has_wide_rows(x) and has_wide_rows(weight)
+    tile = linear_tile(M, N, K, x.dtype, precision, aligned, activation.name, target)
+    arguments, units = in_units(target, M, N, K, *x.stride(), *weight.stride())
     launch(
         linear_forward_kernel,
         (ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n),),
@@ -263,16 +287,13 @@ def linear_forward(
         bias,
         y,
         z,
-        M,
-        N,
-        K,
-        *x.stride(),
-        *weight.stride(),
+        *arguments,
+        UNITS=units,
         **activation.constants,
         HAS_BIAS=bias is not None,
         SAVE_INPUT=save_input,
         EVEN_K=K % tile.block_k == 0,
-        PRECISION=dot_precision(x.dtype, target, matmul_precision()),
+        PRECISION=precision,
         GROUP=GROUP,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
@@ -291,20 +312,20 @@ def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     K = weight.shape[1]
     dx = torch.empty((M, K), dtype=dz.dtype, device=dz.device)
     target = current_target()
-    tile = gemm_tile_rule(M, K, N, dz.dtype, target)
+    precision = dot_precision(dz.dtype, target, matmul_precision())
+    aligned = has_wide_rows(dz) and has_wide_rows(weight)
+    tile = linear_tile(M, K, N, dz.dtype, precision, aligned, "identity", target)
+    arguments, units = in_units(target, M, N, K, dz.stride(0), *weight.stride())
     launch(
         linear_input_gradient_kernel,
         (ceil_div(M, tile.block_m) * ceil_div(K, tile.block_n),),
         dz,
         weight,
         dx,
-        M,
-        N,
-        K,
-        dz.stride(0),
-        *weight.stride(),
+        *arguments,
+        UNITS=units,
         EVEN_N=N % tile.block_k == 0,
-        PRECISION=dot_precision(dz.dtype, target, matmul_precision()),
+        PRECISION=precision,
         GROUP=GROUP,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_k,
@@ -320,7 +341,10 @@ def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     M, N = dz.shape
     K = x.shape[1]
     target = current_target()
-    tile = gemm_tile_rule(N, K, M, dz.dtype, target)
+    precision = dot_precision(dz.dtype, target, matmul_precision())
+    aligned = has_wide_rows(dz) and has_wide_rows(x)
+    tile = linear_tile(N, K, M, dz.dtype, precision, aligned, "identity", target)
+    arguments, units = in_units(target, M, N, K, dz.stride(0), *x.stride())
     tiles = ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n)
     steps = ceil_div(M, tile.block_k)
     rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
@@ -333,14 +357,11 @@ def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         dz,
         x,
         dw,
-        M,
-        N,
-        K,
+        *arguments,
         rows_a_split,
-        dz.stride(0),
-        *x.stride(),
+        UNITS=units,
         EVEN_M=M % tile.block_k == 0,
-        PRECISION=dot_precision(dz.dtype, target, matmul_precision()),
+        PRECISION=precision,
         GROUP=GROUP,
         BLOCK_M=tile.block_k,
         BLOCK_N=tile.block_m,

@@ -151,6 +151,34 @@ def gemm_tile(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Gem
     return candidates[-1]
 
 
+# Epilogues that need hardly a register beside the accumulator, and those that need most: a logarithm.
+_LIGHT_ACTIVATIONS = frozenset({"identity", "relu", "leaky_relu", "relu6", "hardtanh"})
+_HEAVY_ACTIVATIONS = frozenset({"mish", "softplus", "log_sigmoid"})
+
+
+@lru_cache(maxsize=4096)
+def linear_tile(
+    M: int, N: int, K: int, dtype: torch.dtype, precision: str, aligned: bool, activation: str, target: Target
+) -> GemmTile:
+    """The tile for a product of a linear layer: that of `gemm_tile`, or a smaller one where its registers would spill.
+
+    Args:
+        M, N, K, dtype, target: as in `gemm_tile`.
+        precision: of the product; see `dot_precision`.
+        aligned: whether operands are loaded 16 bytes at a time; single elements fill registers.
+        activation: name of the one fused into the epilogue, which may keep its input too.
+    """
+    tile = gemm_tile(M, N, K, dtype, target)
+    if target.kind not in ("cuda", "hip"):
+        return tile
+    smaller = _GPU_TILES_32_BIT if dtype is torch.float32 else _GPU_TILES_16_BIT[1:]
+    if not aligned or activation in _HEAVY_ACTIVATIONS or _keeps_operands_in_registers(precision, target):
+        smaller = smaller[-1:]
+    elif activation in _LIGHT_ACTIVATIONS:
+        return tile
+    return min(tile, fit_stages(smaller[0], dtype, target), key=lambda each: each.block_m * each.block_n)
+
+
 def fit_stages(tile: GemmTile, dtype: torch.dtype, target: Target) -> GemmTile:
     """The same tile with as many pipeline stages, at most its own, as the chip's shared memory holds."""
     stage = (tile.block_m + tile.block_n) * tile.block_k * dtype.itemsize
@@ -205,6 +233,7 @@ class ConvolutionWeightTile(NamedTuple):
         block_columns: input channels of one tap or, where `flat`, (tap, channel) pairs.
         box: (images, rows, columns) of output pixels in one step of the reduction, each a power of two.
         flat: whether a tile's columns run over all taps.
+        consecutive: whether a box is as many pixels in memory order instead, whatever its sides.
         num_warps: warps of a program.
         num_stages: stages of its pipeline.
     """
@@ -213,8 +242,13 @@ class ConvolutionWeightTile(NamedTuple):
     block_columns: int
     box: tuple[int, int, int]
     flat: bool
+    consecutive: bool
     num_warps: int
     num_stages: int
+
+
+# Half of a small second-level cache: the other half is for the tiles themselves.
+_CACHED_BYTES = 512 << 10
 
 
 @lru_cache(maxsize=4096)
@@ -287,7 +321,26 @@ def convolution_weight_tile(
         warps = 8 if rows == 128 and width == 128 else 4
         tile = fit_stages(GemmTile(rows, width, 32 if dtype is torch.float32 else 64, warps, 3), dtype, target)
     box = _box(tile.block_k, output)
-    return ConvolutionWeightTile(tile.block_m, tile.block_n, box, flat, tile.num_warps, tile.num_stages)
+    consecutive = target.kind == "cpu"
+    return ConvolutionWeightTile(tile.block_m, tile.block_n, box, flat, consecutive, tile.num_warps, tile.num_stages)
+
+
+@lru_cache(maxsize=4096)
+def convolution_weight_splits(tiles: int, boxes: int, box_bytes: int, target: Target) -> int:
+    """How many ways to split the reduction of a convolution's weight gradient.
+
+    On a CPU the programs of one split follow each other: they find the split's pixels in the second-level cache.
+
+    Args:
+        tiles: output tiles, that is programs of one split.
+        boxes: steps of the reduction without a split.
+        box_bytes: what all tiles together read in one step.
+        target: where it runs.
+    """
+    splits = split_count(tiles, boxes, target)
+    if target.kind == "cpu" and tiles > 1:
+        return max(splits, min(boxes * box_bytes // _CACHED_BYTES, boxes // 8))
+    return splits
 
 
 def _keeps_operands_in_registers(precision: str, target: Target) -> bool:

@@ -9,8 +9,9 @@ over its common divisor with the dilation. Phases are a grid axis and none multi
 taps would do stride^2 times the products.
 
 Weight gradient: a matrix product whose reduction runs over all pixels. One step is a box of pixels (images, rows,
-columns), so that only the box's corner moves and nothing is divided in the loop. The reduction is split over programs
-into an fp32 workspace, added in a fixed order.
+columns), so that only the box's corner moves and nothing is divided in the loop. On a CPU, where a division costs
+little beside a product and far apart pixels cost cache, it is a run of pixels in memory. The reduction is split over
+programs into an fp32 workspace, added in a fixed order.
 
 All tensors are channels_last. Depthwise convolutions are in `depthwise.py`.
 """
@@ -43,10 +44,10 @@ from tinynet_kernels.tiles import (
     ceil_div,
     convolution_precision,
     convolution_tile,
+    convolution_weight_splits,
     convolution_weight_tile,
     current_target,
     dot_precision,
-    split_count,
 )
 
 
@@ -206,6 +207,15 @@ def convolution_input_gradient_kernel(
 
 
 @triton.jit
+def in_image(h, w, H, W, tap_h, tap_w, FLAT: tl.constexpr):
+    """Whether (h + tap_h, w + tap_w) is a pixel, [PIXELS, 1] for one tap or, FLAT, [PIXELS, COLUMNS] for many."""
+    if FLAT:
+        return inside(h[:, None] + tap_h[None, :], H) & inside(w[:, None] + tap_w[None, :], W)
+    else:
+        return (inside(h + tap_h, H) & inside(w + tap_w, W))[:, None]
+
+
+@triton.jit
 def convolution_weight_gradient_kernel(
     x_ptr,
     dz_ptr,
@@ -232,6 +242,7 @@ def convolution_weight_gradient_kernel(
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     FLAT: tl.constexpr,
+    CONSECUTIVE: tl.constexpr,
     EVEN_BOXES: tl.constexpr,
     WIDE_OFFSETS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -245,7 +256,8 @@ def convolution_weight_gradient_kernel(
     """dW[split] over the split's boxes of output pixels; grid axes are tiles, splits, groups.
 
     One [BLOCK_K, BLOCK_COLUMNS] tile a program. Columns are the channels of one tap or, FLAT, (tap, channel) pairs: few
-    channels fill a tile together. EVEN_BOXES says that boxes tile the output exactly.
+    channels fill a tile together. EVEN_BOXES says that boxes tile the output exactly. CONSECUTIVE: a box is that many
+    pixels one after the other in memory, across rows and images; their positions are divided in the loop.
     """
     TAPS: tl.constexpr = R * S
     if FLAT:
@@ -271,43 +283,60 @@ def convolution_weight_gradient_kernel(
     tap_h = tap // S * DILATION_H
     tap_w = tap % S * DILATION_W
 
-    BLOCK_PIXELS: tl.constexpr = BOX_N * BOX_P * BOX_Q
-    image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), BOX_P, BOX_Q)
-    far_image = image
-    if WIDE_OFFSETS:
-        far_image = image.to(tl.int64)
-    dz_offset = k[:, None] + (((far_image * P + row) * Q + along) * K)[None, :]
-    x_offset = (((far_image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None]
-    x_offset += ((tap_h * W + tap_w) * C + channel)[None, :]
     dz_group = dz_ptr + group * group_outputs + row_start
     x_group = x_ptr + group * group_inputs
-
+    BLOCK_PIXELS: tl.constexpr = BOX_N * BOX_P * BOX_Q
     first_box = split * boxes_a_split
-    n, p, q = pixel_position(first_box, tl.cdiv(P, BOX_P), tl.cdiv(Q, BOX_Q))
-    n *= BOX_N
-    p *= BOX_P
-    q *= BOX_Q
+    last_box = min(first_box + boxes_a_split, boxes)
     dw = tl.zeros((BLOCK_K, BLOCK_COLUMNS), tl.float32)
-    for _ in range(first_box, min(first_box + boxes_a_split, boxes)):
-        h = p * STRIDE_H - PADDING_H
-        w = q * STRIDE_W - PADDING_W
+    if CONSECUTIVE:
+        pixels = N * P * Q
+        x_offset = ((tap_h - PADDING_H) * W + tap_w - PADDING_W) * C + channel
+        pixel_offset = tl.arange(0, BLOCK_PIXELS)
+        transposed = tl.zeros((BLOCK_COLUMNS, BLOCK_K), tl.float32)  # the wider side of few channels along the vectors
+        for start in range(first_box * BLOCK_PIXELS, last_box * BLOCK_PIXELS, BLOCK_PIXELS):
+            image, row, along = pixel_position(start + pixel_offset, P, Q)
+            h = row * STRIDE_H - PADDING_H
+            w = along * STRIDE_W - PADDING_W
+            in_output = pixel_offset < pixels - start
+            valid = in_output[:, None] & in_image(h, w, H, W, tap_h, tap_w, FLAT)
+            pixel_in_x = (image.to(tl.int64) * H + row * STRIDE_H) * W + along * STRIDE_W
+            dz_base = dz_group + start.to(tl.int64) * K
+            a = tl.load(dz_base + k[:, None] + (pixel_offset * K)[None, :], mask=in_output[None, :], other=0.0)
+            b = tl.load(x_group + (pixel_in_x * C)[:, None] + x_offset[None, :], mask=valid, other=0.0)
+            if FLAT:
+                transposed = tl.dot(tl.trans(b), tl.trans(a), transposed, input_precision=PRECISION)
+            else:
+                dw = tl.dot(a, b, dw, input_precision=PRECISION)
         if FLAT:
-            valid = inside((h + row * STRIDE_H)[:, None] + tap_h[None, :], H)
-            valid = valid & inside((w + along * STRIDE_W)[:, None] + tap_w[None, :], W)
-        else:
-            valid = inside(h + tap_h + row * STRIDE_H, H) & inside(w + tap_w + along * STRIDE_W, W)
-            valid = valid[:, None]
-        dz_base = dz_group + ((n.to(tl.int64) * P + p) * Q + q) * K
-        x_base = x_group + ((n.to(tl.int64) * H + h) * W + w) * C
-        if EVEN_BOXES:
-            a = tl.load(dz_base + dz_offset)  # in bounds: k < group_outputs, every box lies in the output
-        else:
-            in_output = (image < N - n) & (row < P - p) & (along < Q - q)
-            valid = valid & in_output[:, None]
-            a = tl.load(dz_base + dz_offset, mask=in_output[None, :], other=0.0)
-        b = tl.load(x_base + x_offset, mask=valid, other=0.0)
-        dw = tl.dot(a, b, dw, input_precision=PRECISION)
-        n, p, q = next_box(n, p, q, P, Q, BOX_N, BOX_P, BOX_Q)
+            dw = tl.trans(transposed)
+    else:
+        image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), BOX_P, BOX_Q)
+        far_image = image
+        if WIDE_OFFSETS:
+            far_image = image.to(tl.int64)
+        dz_offset = k[:, None] + (((far_image * P + row) * Q + along) * K)[None, :]
+        x_offset = (((far_image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None]
+        x_offset += ((tap_h * W + tap_w) * C + channel)[None, :]
+        n, p, q = pixel_position(first_box, tl.cdiv(P, BOX_P), tl.cdiv(Q, BOX_Q))
+        n *= BOX_N
+        p *= BOX_P
+        q *= BOX_Q
+        for _ in range(first_box, last_box):
+            h = p * STRIDE_H - PADDING_H
+            w = q * STRIDE_W - PADDING_W
+            valid = in_image(h + row * STRIDE_H, w + along * STRIDE_W, H, W, tap_h, tap_w, FLAT)
+            dz_base = dz_group + ((n.to(tl.int64) * P + p) * Q + q) * K
+            x_base = x_group + ((n.to(tl.int64) * H + h) * W + w) * C
+            if EVEN_BOXES:
+                a = tl.load(dz_base + dz_offset)  # in bounds: k < group_outputs, every box lies in the output
+            else:
+                in_output = (image < N - n) & (row < P - p) & (along < Q - q)
+                valid = valid & in_output[:, None]
+                a = tl.load(dz_base + dz_offset, mask=in_output[None, :], other=0.0)
+            b = tl.load(x_base + x_offset, mask=valid, other=0.0)
+            dw = tl.dot(a, b, dw, input_precision=PRECISION)
+            n, p, q = next_box(n, p, q, P, Q, BOX_N, BOX_P, BOX_Q)
 
     base = (split.to(tl.int64) * K + group * group_outputs + row_start) * TAPS * group_inputs
     offset = tl.arange(0, BLOCK_K)[:, None] * (TAPS * group_inputs)
@@ -423,14 +452,18 @@ def convolution_weight_gradient(
     target = current_target()
     precision = dot_precision(x.dtype, target, convolution_precision())
     tile = convolution_weight_tile(group_outputs, group_inputs, R * S, (N, P, Q), x.dtype, precision, target)
-    counts = [ceil_div(size, side) for size, side in zip((N, P, Q), tile.box, strict=True)]
-    boxes = counts[0] * counts[1] * counts[2]
+    box_pixels = tile.box[0] * tile.box[1] * tile.box[2]
+    if tile.consecutive:
+        boxes = ceil_div(N * P * Q, box_pixels)
+    else:
+        boxes = ceil_div(N, tile.box[0]) * ceil_div(P, tile.box[1]) * ceil_div(Q, tile.box[2])
     if tile.flat:
         column_tiles = ceil_div(R * S * group_inputs, tile.block_columns)
     else:
         column_tiles = R * S * ceil_div(group_inputs, tile.block_columns)
     tiles = ceil_div(group_outputs, tile.block_rows) * column_tiles
-    boxes_a_split = ceil_div(boxes, split_count(tiles * spec.groups, boxes, target))
+    box_bytes = box_pixels * (group_inputs + group_outputs) * x.element_size()
+    boxes_a_split = ceil_div(boxes, convolution_weight_splits(tiles * spec.groups, boxes, box_bytes, target))
     splits = ceil_div(boxes, boxes_a_split)
     dtype = x.dtype if splits == 1 else torch.float32
     shape = (splits, K, R, S, group_inputs) if channels_last else (splits, K, group_inputs, R, S)
@@ -455,6 +488,7 @@ def convolution_weight_gradient(
         *((1, group_inputs) if channels_last else (R * S, 1)),
         **window_constants(spec, kernel_size),
         FLAT=tile.flat,
+        CONSECUTIVE=tile.consecutive,
         EVEN_BOXES=N % tile.box[0] == P % tile.box[1] == Q % tile.box[2] == 0,
         WIDE_OFFSETS=tile.box[0] * max(C * H * W, K * P * Q) > LARGEST_OFFSET,
         PRECISION=precision,

@@ -116,7 +116,7 @@ def some_sequences(device: str = "cpu") -> PackedSequence:
     """Four sequences of different lengths, in no sorted order."""
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(0, 11, (length,), generator=generator) for length in (3, 7, 1, 4)]
-    return pack_sequence(sequences, enforce_sorted=False).to(device)
+    return pack_sequence(sequences, enforce_sorted=False).to(device)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.kernels

@@ -101,4 +101,4 @@ class NameBatches(ShuffledBatches):
         return self._pack(names), self.train_labels[chosen].to(self.device)
 
     def _pack(self, names: list[Tensor]) -> PackedSequence:
-        return pack_sequence(names, enforce_sorted=False).to(self.device)
+        return pack_sequence(names, enforce_sorted=False).to(self.device)  # pyright: ignore[reportArgumentType]

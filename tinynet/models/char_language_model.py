@@ -44,8 +44,8 @@ class CharLanguageModel(nn.Module):
         Returns:
             The logits [B, T, vocabulary] and the states after the last character.
         """
-        outputs, states = self.lstm(self.embedding(characters), states)
-        return self.head(self.dropout(outputs)), states
+        outputs, last_states = self.lstm(self.embedding(characters), states)
+        return self.head(self.dropout(outputs)), last_states
 
     @torch.no_grad()
     def sample(

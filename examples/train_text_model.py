@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measures={},
             dtype=DTYPES[options.dtype],
             unit="windows",
-            config=parser.config(options),
+            config=parser.config(options, without=["prompt"]),
         )
 
         def report(folder: Path) -> list[str]:

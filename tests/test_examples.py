@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLASSIFIER = EXAMPLES / "train_image_classifier.py"
+NAMES, FORECASTER, TEXT = (EXAMPLES / f"train_{each}.py" for each in ("name_classifier", "forecaster", "text_model"))
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -21,10 +23,10 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
-def run(folder: Path, *flags: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Runs the classifier in a folder."""
+def run(folder: Path, *flags: str, script: Path = CLASSIFIER, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Runs the image classifier, or another example, in a folder."""
     return subprocess.run(
-        [sys.executable, str(CLASSIFIER), *flags],
+        [sys.executable, str(script), *flags],
         cwd=folder,
         env=environment(**changes),
         capture_output=True,
@@ -61,6 +63,30 @@ def test_mnist5k_reaches_its_bar_from_the_default_seed_in_two_minutes(tmp_path, 
     assert {path.name for path in folder.iterdir()} == files
 
 
+@pytest.mark.parametrize(
+    ("script", "name", "value", "is_reached", "own_file"),
+    [
+        (NAMES, "gru-names", r"test accuracy ([\d.]+) % \(9\.7 % for", lambda percent: percent >= 68, "confusion.png"),
+        (FORECASTER, "lstm-sunspots", r"RMSE ([\d.]+) sunspots \(32\.79 for", lambda rmse: rmse <= 27, "forecast.png"),
+        (TEXT, "lstm-text", r"([\d.]+) nats a character after 500 steps", lambda nats: nats <= 1.45, "samples.txt"),
+    ],
+)
+def test_sequence_examples_reach_their_bars_in_three_minutes(tmp_path, script, name, value, is_reached, own_file):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = run(tmp_path, script=script)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr
+    found = re.search(value, result.stdout)
+    assert found is not None and is_reached(float(found[1])), result.stdout
+    # Two cores, three minutes.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 360
+    files = {"metrics.csv", "checkpoint.pt", "curve.png", own_file}
+    assert {path.name for path in (tmp_path / "runs" / name).iterdir()} == files
+    if script == TEXT:
+        samples = (tmp_path / "runs" / name / own_file).read_text(encoding="utf-8")
+        assert samples in result.stdout and samples.count("--- temperature ") >= 3
+
+
 def test_a_run_says_what_it_trains_and_on_which_engine(tmp_path):
     result = run(tmp_path, "--data", "digits", "--model", "mlp", "--steps", "2", "--engine", "reference")
     lines = result.stdout.splitlines()
@@ -70,19 +96,37 @@ def test_a_run_says_what_it_trains_and_on_which_engine(tmp_path):
     assert lines[-2].startswith("test accuracy ") and lines[-1].startswith("runs/mlp-digits: metrics.csv")
 
 
-def test_same_seed_gives_the_same_numbers_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        (CLASSIFIER, ["--data", "digits", "--steps", "30"]),
+        (NAMES, ["--steps", "10"]),
+        (FORECASTER, ["--steps", "10"]),
+        (TEXT, ["--steps", "3", "--batch-size", "4"]),
+    ],
+)
+def test_same_seed_gives_the_same_numbers_bit_for_bit(tmp_path, script, flags):
     for name, seed in (("first", "7"), ("second", "7"), ("third", "8")):
-        assert run(tmp_path, "--data", "digits", "--steps", "30", "--seed", seed, "--out", name).returncode == 0
+        assert run(tmp_path, *flags, "--seed", seed, "--out", name, script=script).returncode == 0
     assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
     assert_same_weights(tmp_path / "first", tmp_path / "second")
     assert metrics(tmp_path / "first") != metrics(tmp_path / "third")
 
 
-def test_control_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(tmp_path):
-    flags = ["--data", "digits", "--epochs", "40"]
-    assert run(tmp_path, *flags, "--out", "whole").returncode == 0
+@pytest.mark.parametrize(
+    ("script", "flags", "steps", "picture"),
+    [
+        (CLASSIFIER, ["--data", "digits", "--epochs", "40"], 960, "confusion.png"),
+        (NAMES, ["--epochs", "12", "--batch-size", "128"], 384, "confusion.png"),
+        (FORECASTER, ["--epochs", "30"], 390, "forecast.png"),
+    ],
+)
+def test_control_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(
+    tmp_path, script, flags, steps, picture
+):
+    assert run(tmp_path, *flags, "--out", "whole", script=script).returncode == 0
     process = subprocess.Popen(
-        [sys.executable, str(CLASSIFIER), *flags, "--out", "cut"],
+        [sys.executable, str(script), *flags, "--out", "cut"],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -96,13 +140,13 @@ def test_control_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(
     rest = process.stdout.read()
     assert process.wait() == 130
     assert "--resume cut goes on from there" in rest
-    assert (tmp_path / "cut" / "confusion.png").exists()
-    resumed = run(tmp_path, "--resume", "cut")
+    assert (tmp_path / "cut" / picture).exists()
+    resumed = run(tmp_path, "--resume", "cut", script=script)
     assert resumed.returncode == 0, resumed.stderr
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     assert_same_weights(tmp_path / "cut", tmp_path / "whole")
-    again = run(tmp_path, "--resume", "cut")
-    assert again.returncode == 2 and "has done its 960 steps: give more with --epochs" in again.stderr
+    again = run(tmp_path, "--resume", "cut", script=script)
+    assert again.returncode == 2 and f"has done its {steps} steps: give more with --epochs" in again.stderr
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -112,13 +156,50 @@ def test_16_bit_training_learns(tmp_path, dtype):
     assert float(metrics(tmp_path / "out")[-1]["test_accuracy"]) > 0.85
 
 
+@pytest.mark.parametrize("script", [NAMES, FORECASTER, TEXT])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_16_bit_training_of_sequences_lowers_the_loss(tmp_path, script, dtype):
+    result = run(tmp_path, "--steps", "12", "--lr", "0.01", "--dtype", dtype, "--out", "out", script=script)
+    assert result.returncode == 0, result.stderr
+    first, *_, last = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["progress"]["steps"]
+    assert last[1] / last[0] < first[1] / first[0]
+
+
 @pytest.mark.kernels
 def test_training_runs_through_the_kernels(tmp_path, request):
     interpreted = {"TRITON_INTERPRET": "1"} if os.environ.get("TRITON_INTERPRET") == "1" else {}
     flags = ["--data", "digits", "--engine", "kernels", "--steps", "3", "--batch-size", "16"]
-    result = run(tmp_path, *flags, "--model", "mlp", "--out", "out", **interpreted)
+    result = run(tmp_path, *flags, "--model", "mlp", "--out", "out", script=CLASSIFIER, **interpreted)
     assert result.returncode == 0, result.stderr
     assert "engine: Triton kernels on" in result.stdout
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("script", [NAMES, FORECASTER, TEXT])
+def test_sequence_examples_run_through_the_kernels(tmp_path, script):
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("the interpreter would take minutes for the test set")
+    result = run(tmp_path, "--engine", "kernels", "--steps", "2", "--batch-size", "8", "--out", "out", script=script)
+    assert result.returncode == 0, result.stderr
+    assert "engine: Triton kernels on" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "sentence"),
+    [
+        (NAMES, ["--cell", "rnn"], "--cell: invalid choice: 'rnn'"),
+        (TEXT, ["--prompt", ""], "--prompt must have at least one character"),
+        (TEXT, ["--prompt", "𝄞"], "--prompt '𝄞': the text has no character '𝄞'"),
+        (FORECASTER, ["--out", "file"], "--out file is a file"),
+        (FORECASTER, ["--resume", "file"], "file cannot be read as a checkpoint"),
+    ],
+)
+def test_bad_input_to_sequence_examples_gets_a_sentence(tmp_path, script, flags, sentence):
+    (tmp_path / "file").write_text("mine")
+    result = run(tmp_path, *flags, script=script)
+    assert result.returncode == 2
+    assert sentence in result.stderr and result.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

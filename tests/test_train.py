@@ -16,9 +16,9 @@ from torch import Tensor
 
 import tinynet
 from tinynet import nn, optim
-from tinynet.data import ImageBatches, ImageData, load_images
+from tinynet.data import ImageBatches, ImageData, NameBatches, load_images, load_names, load_sunspots
 from tinynet.engines import dispatch
-from tinynet.models import CNN, MLP
+from tinynet.models import CNN, MLP, SequenceClassifier
 from tinynet.train import (
     CheckpointError,
     Trainer,
@@ -32,7 +32,14 @@ from tinynet.train import (
 )
 from tinynet.train.interrupt import Interrupt
 from tinynet.train.options import RunParser
-from tinynet.train.report import choose_samples, first_layer, write_image_report
+from tinynet.train.report import (
+    choose_samples,
+    first_layer,
+    write_classifier_report,
+    write_curve_report,
+    write_forecast_report,
+    write_image_report,
+)
 
 TOTAL_STEPS = 9  # of batches of 8 out of 20 images: three epochs of three
 
@@ -176,6 +183,20 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_epoch(tmp_path
     with pytest.raises(TrainingError, match="the loss is nan after .* steps: try a smaller learning rate"):
         trainer.fit(TOTAL_STEPS)
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+def test_packed_sequences_are_trained_on_as_tensors_are(on_reference):
+    data = load_names()
+    torch.manual_seed(0)
+    model = SequenceClassifier(data.vocabulary_size, len(data.languages), 8, 8)
+    optimizer = optim.AdamW(model.parameters(), lr=0.05)
+    scheduler = warm_up_and_cosine(optimizer, 10, 1)
+    batches = NameBatches(data, 64)
+    trainer = Trainer(model, batches, nn.CrossEntropyLoss(), optimizer, scheduler, measures={"accuracy": accuracy})
+    assert not trainer.rows and trainer.fit(5)
+    (row,) = trainer.rows
+    assert sum(count for count, *_ in trainer.progress.steps) == 5 * 64
+    assert row["test_loss"] < trainer.progress.steps[0][1] / 64
 
 
 # Ctrl-C
@@ -328,6 +349,33 @@ def test_without_matplotlib_pictures_are_skipped_with_one_line(tmp_path, on_refe
     assert not list(tmp_path.iterdir())
 
 
+def test_reports_of_other_models_draw_their_pictures(tmp_path, on_reference):
+    trainer = make_trainer(tmp_path)
+    trainer.fit(TOTAL_STEPS)
+    data = load_sunspots()
+    for make, names in (
+        (lambda: write_curve_report(tmp_path, trainer), ["curve.png"]),
+        (lambda: write_classifier_report(tmp_path, trainer, "abc"), ["curve.png", "confusion.png"]),
+        (lambda: write_forecast_report(tmp_path, trainer, data, data.persistence), ["curve.png", "forecast.png"]),
+    ):
+        assert make() == names
+        for name in names:
+            assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+            (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("measures", [[], ["accuracy"], ["accuracy", "absolute_error"]])
+def test_a_curve_has_a_panel_for_the_loss_and_each_measure(tmp_path, monkeypatch, measures):
+    drawn = []
+    make_figure = pictures._figure
+    monkeypatch.setattr(pictures, "_figure", lambda *size: drawn.append(make_figure(*size)) or drawn[-1])
+    names = [f"{part}_{name}" for part in ("train", "test") for name in ("loss", *measures)]
+    rows = [{"epoch": 1, "step": 2, **dict.fromkeys(names, 0.5), "seconds": 1.0}]
+    pictures.draw_curve(tmp_path / "curve.png", [[4, 2.0], [4, 2.0]], rows)
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles == ["loss", "accuracy (%)", "absolute error"][: 1 + len(measures)]
+
+
 def test_confusion_matrix_counts_true_classes_by_predictions():
     matrix = pictures.confusion_matrix(torch.tensor([0, 0, 2, 1, 2]), torch.tensor([0, 1, 2, 1, 0]), 3)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
@@ -447,6 +495,19 @@ def test_resume_takes_over_the_flags_of_the_run(tmp_path):
     longer = make_parser().parse_run(["--resume", str(folder), "--epochs", "9", "--lr", "0.25"])
     assert (longer.steps, longer.epochs) == (None, 9)
     assert make_parser().parse_run(["--resume", str(folder), "--steps", "8"]).steps == 8
+
+
+def test_flags_that_change_nothing_in_the_training_are_free_when_it_goes_on(tmp_path):
+    def parser_with_prompt() -> RunParser:
+        parser = make_parser()
+        parser.add_argument("--prompt", default="The")
+        return parser
+
+    parser = parser_with_prompt()
+    config = parser.config(parser.parse_run(["--prompt", "A", "--lr", "0.25"]), without=["prompt"])
+    save_checkpoint(tmp_path / "checkpoint.pt", {"config": config})
+    options = parser_with_prompt().parse_run(["--resume", str(tmp_path), "--prompt", "B"])
+    assert (options.prompt, options.lr) == ("B", 0.25)
 
 
 def test_resume_refuses_flags_of_another_run(tmp_path, capsys):

@@ -70,9 +70,15 @@ class RunParser(argparse.ArgumentParser):
                 self.error(f"--engine kernels: {reason}")
         return options
 
-    def config(self, options: argparse.Namespace) -> dict[str, Any]:
-        """What a checkpoint says about its run: the program and the flags that a resumed run takes over."""
-        flags = {name: value for name, value in vars(options).items() if name not in NOT_OF_THE_RUN}
+    def config(self, options: argparse.Namespace, without: Sequence[str] = ()) -> dict[str, Any]:
+        """What a checkpoint says about its run: the program and the flags that a resumed run takes over.
+
+        Args:
+            options: the flags of the run.
+            without: names of the program's own flags that change nothing in the training.
+        """
+        left_out = {*NOT_OF_THE_RUN, *without}
+        flags = {name: value for name, value in vars(options).items() if name not in left_out}
         return {"program": self.prog, **flags}
 
     def make_folder(self, out: Path | None, default_name: str, resumed: Path | None) -> Path:

@@ -7,6 +7,7 @@ the inner loops stands outside them; the C compiler vectorizes the innermost loo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -334,12 +335,16 @@ class KernelWriter(DotWriter):
             return self.element(
                 operation.operands[0], tuple(ZERO if size == 1 else next(kept) for size in source), nest
             )
-        level = max(position.level for position in index)
-        linear, remaining, positions = self.linear(index, target), value.type.count, []
-        for size in source:
+        same = 0  # trailing dimensions that both shapes have: their indices stay
+        while source[len(source) - same - 1] == target[len(target) - same - 1]:
+            same += 1
+        split, folded = len(target) - same, source[: len(source) - same]
+        level = max((position.level for position in index[:split]), default=0)
+        linear, remaining, positions = self.linear(index[:split], target[:split]), math.prod(folded), []
+        for size in folded:
             remaining //= size
-            positions.append(Index(f"(({linear}) / {remaining} % {size})", level))
-        return self.element(operation.operands[0], tuple(positions), nest)
+            positions.append(Index(f"(({linear}) / {remaining} % {size})" if len(folded) > 1 else f"({linear})", level))
+        return self.element(operation.operands[0], (*positions, *index[split:]), nest)
 
     def _view_tt_join(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
         left, right = (self.element(operand, index[:-1], nest) for operand in operation.operands)

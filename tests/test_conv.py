@@ -15,6 +15,7 @@ from helpers import DTYPES, assert_close, check_against_reference, counted_launc
 from tinynet.nn.conv import Conv2d
 from tinynet.ops.activation import as_activation
 from tinynet.ops.conv import conv2d, conv2d_reference, convolution_spec
+from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
 
 pytestmark = pytest.mark.kernels
@@ -145,6 +146,68 @@ def test_tf32_where_pytorch_allows_it(setting: str, expected: str, device: str) 
         assert tiles.dot_precision(x.dtype, chip, tiles.convolution_precision()) == expected
         y = conv2d(x, weight, bias)
     assert_close(y, torch.nn.functional.conv2d(x.double(), weight.double(), bias.double()), 2e-3)
+
+
+POOLED = ["3x3", "3x3 stride 2", "5x5 of 3 channels", "one channel", "2 groups", "depthwise", "1x1"]
+
+
+@pytest.mark.parametrize("case", POOLED)
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_fused_pooling(activation: str, case: str, device: str) -> None:
+    shape, channels_out, kernel_size, sliding = CASES[case]
+    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
+    tensors = make(shape, channels_out, kernel_size, arguments["groups"], device=device)
+    spec = convolution_spec(*tensors, **arguments)
+
+    def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.max_pool2d(conv2d_reference(x, weight, bias, spec, as_activation(activation)), 2)
+
+    window = tensors[1][0].numel()
+    launches = check_against_reference(
+        lambda x, weight, bias: conv2d(x, weight, bias, **arguments, activation=activation, pool=2),
+        reference,
+        *tensors,
+        error=2 * tolerance(torch.float32, window),
+        gradient_errors=4 * tolerance(torch.float32, max(window, tensors[0][:, 0].numel())),
+    )
+    assert "max_pool2d_forward_kernel" not in launches
+    assert launches.count("max_pool2d_backward_kernel") == launches.count("activation_backward_kernel") == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 16])
+def test_fused_pooling_is_that_of_separate_layers(channels: int, dtype: torch.dtype, device: str) -> None:
+    """To the bit, ties and NaN included; also where a larger z has a smaller act(z), and in NCHW."""
+    x, weight, bias = make((2, channels, 7, 6), 5, dtype=dtype, device=device, channels_last=False)
+    with torch.no_grad():
+        x[0, 0, 0, 1] = float("nan")
+        x[1, :, :4] = 0.0
+    for activation in ("relu", None, Activation("leaky_relu", negative_slope=-0.5)):
+        y = conv2d(x, weight, bias, padding=1, activation=activation, pool=2)
+        expected = max_pool2d(conv2d(x, weight, bias, padding=1, activation=activation), 2)
+        assert isinstance(expected, torch.Tensor) and y.stride() == expected.stride() and y.isnan().any()
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+        with torch.no_grad():
+            plain = conv2d(x, weight, bias, padding=1, activation=activation, pool=2)
+        torch.testing.assert_close(plain, y, rtol=0, atol=0, equal_nan=True)
+        upstream = torch.randn_like(y)
+        pairs = zip(*(torch.autograd.grad(out, (x, weight, bias), upstream) for out in (y, expected)), strict=True)
+        for actual, exact in pairs:
+            torch.testing.assert_close(actual, exact, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_fused_pooling_under_capture_and_as_a_module(device: str) -> None:
+    x, weight, bias = make((1, 16, 5, 4), 8, device=device)
+    function = lambda *a: conv2d(*a, activation="relu", pool=2)  # noqa: E731
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weight, bias), function(x, weight, bias))
+    layer = Conv2d(16, 8, 3, activation="relu", pool=2, device=device)
+    assert list(layer.state_dict()) == ["weight", "bias"] and layer.extra_repr().endswith(", pool=2")
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), layer(x))
+    assert_close(layer(x), torch.nn.functional.max_pool2d(torch.nn.Conv2d.forward(layer, x).relu(), 2), 1e-5)
+    with pytest.raises(ValueError, match="pool must be 1 or 2"):
+        Conv2d(16, 8, 3, pool=4)
 
 
 def test_without_bias(device: str) -> None:
@@ -356,8 +419,8 @@ def test_costs(device: str) -> None:
 
     x, weight, bias = make((2, 32, 6, 7), 34, groups=2, device=device, grad=False)
     y = torch.empty(2, 34, 6, 7, device=device)
-    arguments = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "z_ptr": None, "pixels": 84}
-    cost = cost_of(convolution_forward_kernel, arguments)
+    arguments = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "z_ptr": None, "winner_ptr": None}
+    cost = cost_of(convolution_forward_kernel, {**arguments, "pixels": 84})
     assert cost == (2 * 84 * 34 * 16 * 9, 4 * (x.numel() + weight.numel() + 34 + y.numel()))
 
 
@@ -386,6 +449,8 @@ def test_refuses_what_does_not_fit(device: str) -> None:
         (TypeError, "weight has dtype", {"weight": weight.half()}),
         (ValueError, "meta", {"weight": weight.to("meta")}),
         (ValueError, "activation: got 'rleu'", {"activation": "rleu"}),
+        (ValueError, "pool must be 1 or 2", {"pool": 3}),
+        (ValueError, "pool=2 needs an output", {"pool": 2, "stride": 5}),
     ]
     for error, message, arguments in wrong:
         with pytest.raises(error, match=message):

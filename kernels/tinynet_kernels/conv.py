@@ -53,6 +53,40 @@ def pixel_position(pixel, P, Q):
 
 
 @triton.jit
+def output_position(pixel, P, Q, POOL: tl.constexpr):
+    """(image, row, column) of output pixels: in memory order or, for POOL, the four of each 2 x 2 window in turn."""
+    if POOL:
+        tap = pixel % 4
+        image, p, q = pixel_position(pixel // 4, P // 2, Q // 2)
+        return image, 2 * p + tap // 2, 2 * q + tap % 2
+    else:
+        return pixel_position(pixel, P, Q)
+
+
+@triton.jit
+def first_image_of(pixel, P, Q, POOL: tl.constexpr):
+    """The image of one output pixel, in the order of `output_position`."""
+    if POOL:
+        return pixel // (4 * (P // 2) * (Q // 2))
+    else:
+        return pixel // (P * Q)
+
+
+@triton.jit
+def largest_of_window(y):
+    """The largest of y [ROWS, TAPS, COLUMNS] along the taps, and which it was: NaN before numbers, of NaN the last.
+
+    Of equal numbers the first wins; all as in torch.nn.functional.max_pool2d.
+    """
+    tap = tl.broadcast_to(tl.arange(0, y.shape[1])[None, :, None], y.shape)
+    largest = tl.max(y, axis=1)
+    claim = tl.where(y == tl.expand_dims(largest, 1), tap, y.shape[1])  # pyright: ignore
+    winner = tl.min(tl.where(y != y, -1 - tap, claim), axis=1)  # the last NaN is the lowest
+    is_nan = winner < 0  # pyright: ignore
+    return tl.where(is_nan, float("nan"), largest), tl.where(is_nan, -1 - winner, winner)  # pyright: ignore
+
+
+@triton.jit
 def inside(position, size):
     """Whether positions lie in [0, size)."""
     return (position >= 0) & (position < size)
@@ -104,6 +138,7 @@ def store_activated(
     bias_ptr,
     y_ptr,
     z_ptr,
+    winner_ptr,
     pixel_start,
     pixels,
     column_start,
@@ -115,26 +150,40 @@ def store_activated(
     PARAMETER_B: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE_INPUT: tl.constexpr,
+    POOL: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """The epilogue: y = act(z + b), and z + b itself for SAVE_INPUT, for a [BLOCK_PIXELS, BLOCK_COLUMNS] tile.
 
-    Columns are output channels of the group that begins at `first_channel` of K.
+    Columns are output channels of the group that begins at `first_channel` of K. For POOL four rows make one window:
+    stored are the largest y, z + b there, and which tap it was, 2 row + column, unless winner_ptr is None.
     """
-    pixel = tl.arange(0, BLOCK_PIXELS)
     column = tl.arange(0, BLOCK_COLUMNS)
     column_mask = column < columns - column_start
     if HAS_BIAS:
         bias = tl.load(bias_ptr + first_channel + column_start + column, mask=column_mask, other=0.0)
         z += bias.to(tl.float32)[None, :]
-    mask = (pixel < pixels - pixel_start)[:, None] & column_mask[None, :]
-    base = pixel_start.to(tl.int64) * K + first_channel + column_start
-    offset = pixel[:, None] * K + column[None, :]
+    y = activate(z, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    WINDOW: tl.constexpr = 4 if POOL else 1  # pyright: ignore
+    ROWS: tl.constexpr = BLOCK_PIXELS // WINDOW
+    if POOL:
+        y = y.to(y_ptr.dtype.element_ty).to(tl.float32)  # rounded first, as where pooling is a layer of its own
+        shape: tl.constexpr = (ROWS, WINDOW, BLOCK_COLUMNS)  # pyright: ignore
+        y, winner = largest_of_window(tl.reshape(y, shape))
+        if SAVE_INPUT:
+            wins = tl.arange(0, WINDOW)[None, :, None] == winner[:, None, :]
+            z = tl.sum(tl.where(wins, tl.reshape(z, shape), 0.0), axis=1)
+    row = tl.arange(0, ROWS)
+    row_start = pixel_start // WINDOW
+    mask = (row < pixels // WINDOW - row_start)[:, None] & column_mask[None, :]
+    base = row_start.to(tl.int64) * K + first_channel + column_start
+    offset = row[:, None] * K + column[None, :]
     if SAVE_INPUT:
         tl.store(z_ptr + base + offset, z.to(z_ptr.dtype.element_ty), mask=mask)
-    y = activate(z, ACTIVATION, PARAMETER_A, PARAMETER_B)
     tl.store(y_ptr + base + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+    if winner_ptr is not None:  # for POOL alone
+        tl.store(winner_ptr + base + offset, winner.to(tl.int8), mask=mask)
 
 
 @triton.jit
@@ -144,6 +193,7 @@ def convolution_forward_kernel(
     bias_ptr,
     y_ptr,
     z_ptr,
+    winner_ptr,
     pixels,
     H,
     W,
@@ -166,6 +216,7 @@ def convolution_forward_kernel(
     PARAMETER_B: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE_INPUT: tl.constexpr,
+    POOL: tl.constexpr,
     EVEN_C: tl.constexpr,
     WIDE_OFFSETS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -176,6 +227,7 @@ def convolution_forward_kernel(
 ):
     """y = act(x * W + b), one [BLOCK_PIXELS, BLOCK_K] tile a program; the second grid axis is the group.
 
+    For POOL, `pixels` counts those that a 2 x 2 window holds, and y is the largest of each window.
     Input offsets are relative to the tile's first image: int32, or int64 for WIDE_OFFSETS (huge images of few output
     pixels). EVEN_C says that BLOCK_C divides the group's input channels.
     """
@@ -189,8 +241,8 @@ def convolution_forward_kernel(
     column = tl.arange(0, BLOCK_K) % (group_outputs - column_start)  # past the end: copies, never stored
     channel = tl.arange(0, BLOCK_C)
 
-    image, p, q = pixel_position(pixel, P, Q)
-    first_image = pixel_start // (P * Q)
+    image, p, q = output_position(pixel, P, Q, POOL)
+    first_image = first_image_of(pixel_start, P, Q, POOL)
     h = p * STRIDE_H - PADDING_H
     w = q * STRIDE_W - PADDING_W
     image -= first_image
@@ -249,6 +301,7 @@ def convolution_forward_kernel(
         bias_ptr,
         y_ptr,
         z_ptr,
+        winner_ptr,
         pixel_start,
         pixels,
         column_start,
@@ -260,6 +313,7 @@ def convolution_forward_kernel(
         PARAMETER_B,
         HAS_BIAS,
         SAVE_INPUT,
+        POOL,
         BLOCK_PIXELS,
         BLOCK_K,
     )
@@ -272,6 +326,7 @@ def convolution_few_channels_kernel(
     bias_ptr,
     y_ptr,
     z_ptr,
+    winner_ptr,
     pixels,
     H,
     W,
@@ -294,6 +349,7 @@ def convolution_few_channels_kernel(
     PARAMETER_B: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE_INPUT: tl.constexpr,
+    POOL: tl.constexpr,
     WIDE_OFFSETS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
@@ -308,8 +364,8 @@ def convolution_few_channels_kernel(
     pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
     column = tl.arange(0, BLOCK_K) % (group_outputs - column_start)  # past the end: copies, never stored
 
-    image, p, q = pixel_position(pixel, P, Q)
-    first_image = pixel_start // (P * Q)
+    image, p, q = output_position(pixel, P, Q, POOL)
+    first_image = first_image_of(pixel_start, P, Q, POOL)
     h = p * STRIDE_H - PADDING_H
     w = q * STRIDE_W - PADDING_W
     image -= first_image
@@ -348,6 +404,7 @@ def convolution_few_channels_kernel(
         bias_ptr,
         y_ptr,
         z_ptr,
+        winner_ptr,
         pixel_start,
         pixels,
         column_start,
@@ -359,6 +416,7 @@ def convolution_few_channels_kernel(
         PARAMETER_B,
         HAS_BIAS,
         SAVE_INPUT,
+        POOL,
         BLOCK_PIXELS,
         BLOCK_K,
     )
@@ -372,11 +430,13 @@ def convolution_forward_cost(
     bias_ptr: torch.Tensor | None,
     y_ptr: torch.Tensor,
     z_ptr: torch.Tensor | None,
+    winner_ptr: torch.Tensor | None,
     pixels: int,
     **_: Any,
 ) -> Cost:
-    """2 N P Q K R S C / groups operations; x, W and b read, y (and z) written."""
-    return Cost(2 * pixels * weight_ptr.numel(), size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr))
+    """2 N P Q K R S C / groups operations; x, W and b read, y (and z, and winners) written."""
+    moved = size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr, winner_ptr)
+    return Cost(2 * pixels * weight_ptr.numel(), moved)
 
 
 def window_constants(spec: ConvolutionSpec, kernel_size: tuple[int, int]) -> dict[str, int]:
@@ -413,8 +473,9 @@ def convolution_forward(
     activation: Activation,
     *,
     save: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """y = act(x * W + b) and what the derivative of `activation` reads, all channels_last.
+    pool: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """y = act(x * W + b), what the derivative of `activation` reads, and who won, all channels_last.
 
     Args:
         x: [N, C, H, W], channels_last.
@@ -423,56 +484,65 @@ def convolution_forward(
         spec: stride, padding, dilation, groups.
         activation: fused into the epilogue.
         save: whether a backward will follow.
+        pool: whether y is the largest of each 2 x 2 window, [N, K, P // 2, Q // 2]; P and Q are at least 2.
 
     Returns:
-        y [N, K, P, Q], and y itself, z [N, K, P, Q] or None (identity, or nothing to save).
+        y [N, K, P, Q]; y itself, z [N, K, P, Q] or None (identity, or nothing to save); for `pool` and `save` the
+        winning tap of each window as of `pool.max_pool2d_forward`, else None.
     """
     from tinynet_kernels.depthwise import single_channel_forward
 
     K, group_inputs, R, S = weight.shape
-    if spec.is_pointwise((R, S)):
+    if spec.is_pointwise((R, S)) and not pool:
         y, saved = linear_forward(as_rows(x), weight.view(K, -1), bias, activation, save=save)
-        return as_images(y, x), None if saved is None else as_images(saved, x)
+        return as_images(y, x), None if saved is None else as_images(saved, x), None
     P, Q = spec.output_size((x.shape[2], x.shape[3]), (R, S))
-    y = empty_channels_last(x, x.shape[0], K, P, Q)
+    y = empty_channels_last(x, x.shape[0], K, *((P // 2, Q // 2) if pool else (P, Q)))
     save_input = save and not activation.reads_output and activation.name != "identity"
     z = torch.empty_like(y) if save_input else None
+    winner = torch.empty_like(y, dtype=torch.int8) if pool and save else None
     if group_inputs == 1:
-        single_channel_forward(x, weight, bias, y, z, spec, activation)
+        forward = single_channel_forward
     elif group_inputs < FEW_CHANNELS:
-        _few_channels_forward(x, weight, bias, y, z, spec, activation)
+        forward = _few_channels_forward
     else:
-        _many_channels_forward(x, weight, bias, y, z, spec, activation)
+        forward = _many_channels_forward
+    forward(x, weight, bias, (y, z, winner), spec, activation, pool)
     if not save or activation.name == "identity":
-        return y, None
-    return y, y if activation.reads_output else z
+        return y, None, winner
+    return y, y if activation.reads_output else z, winner
+
+
+def output_pixels(x: torch.Tensor, spec: ConvolutionSpec, kernel_size: tuple[int, int], pool: bool) -> tuple[int, ...]:
+    """(how many output pixels to make, P, Q): all, or those that 2 x 2 windows hold."""
+    P, Q = spec.output_size((x.shape[2], x.shape[3]), kernel_size)
+    return x.shape[0] * ((P // 2) * (Q // 2) * 4 if pool else P * Q), P, Q
 
 
 def _many_channels_forward(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    y: torch.Tensor,
-    z: torch.Tensor | None,
+    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     spec: ConvolutionSpec,
     activation: Activation,
+    pool: bool,
 ) -> None:
-    N, C, H, W = x.shape
+    _, C, H, W = x.shape
     K, group_inputs, R, S = weight.shape
-    P, Q = y.shape[2:]
+    pixels, P, Q = output_pixels(x, spec, (R, S), pool)
     group_outputs = K // spec.groups
     target = current_target()
     precision = dot_precision(x.dtype, target, convolution_precision())
-    tile = convolution_tile(N * P * Q, group_outputs, group_inputs, x.dtype, precision, target)
+    tile = convolution_tile(pixels, group_outputs, group_inputs, x.dtype, precision, target)
     launch(
         convolution_forward_kernel,
-        _grid(tile, N * P * Q, group_outputs, spec.groups),
+        _grid(tile, pixels, group_outputs, spec.groups),
         x,
         weight,
         bias,
-        y,
-        z,
-        N * P * Q,
+        *results,
+        pixels,
         H,
         W,
         C,
@@ -484,9 +554,10 @@ def _many_channels_forward(
         **window_constants(spec, (R, S)),
         **activation.constants,
         HAS_BIAS=bias is not None,
-        SAVE_INPUT=z is not None,
+        SAVE_INPUT=results[1] is not None,
+        POOL=pool,
         EVEN_C=group_inputs % tile.block_k == 0,
-        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, P * Q, C * H * W),
+        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, pixels // x.shape[0], C * H * W),
         PRECISION=precision,
         GROUP=GROUP,
         BLOCK_PIXELS=tile.block_m,
@@ -501,26 +572,25 @@ def _few_channels_forward(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    y: torch.Tensor,
-    z: torch.Tensor | None,
+    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     spec: ConvolutionSpec,
     activation: Activation,
+    pool: bool,
 ) -> None:
-    N, C, H, W = x.shape
+    _, C, H, W = x.shape
     K, group_inputs, R, S = weight.shape
-    P, Q = y.shape[2:]
+    pixels, P, Q = output_pixels(x, spec, (R, S), pool)
     group_outputs = K // spec.groups
     target = current_target()
-    tile = convolution_few_channels_tile(N * P * Q, group_outputs, R * S * group_inputs, x.dtype, target)
+    tile = convolution_few_channels_tile(pixels, group_outputs, R * S * group_inputs, x.dtype, target)
     launch(
         convolution_few_channels_kernel,
-        _grid(tile, N * P * Q, group_outputs, spec.groups),
+        _grid(tile, pixels, group_outputs, spec.groups),
         x,
         weight,
         bias,
-        y,
-        z,
-        N * P * Q,
+        *results,
+        pixels,
         H,
         W,
         C,
@@ -532,8 +602,9 @@ def _few_channels_forward(
         **window_constants(spec, (R, S)),
         **activation.constants,
         HAS_BIAS=bias is not None,
-        SAVE_INPUT=z is not None,
-        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, P * Q, C * H * W),
+        SAVE_INPUT=results[1] is not None,
+        POOL=pool,
+        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, pixels // x.shape[0], C * H * W),
         PRECISION=dot_precision(x.dtype, target, convolution_precision()),
         BLOCK_PIXELS=tile.block_m,
         BLOCK_K=tile.block_n,

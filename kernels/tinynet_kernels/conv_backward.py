@@ -301,7 +301,7 @@ def convolution_weight_gradient_kernel(
             in_output = pixel_offset < pixels - start
             valid = in_output[:, None] & in_image(h, w, H, W, tap_h, tap_w, FLAT)
             pixel_in_x = (image.to(tl.int64) * H + row * STRIDE_H) * W + along * STRIDE_W
-            dz_base = dz_group + start.to(tl.int64) * K
+            dz_base = dz_group + tl.cast(start, tl.int64) * K
             a = tl.load(dz_base + k[:, None] + (pixel_offset * K)[None, :], mask=in_output[None, :], other=0.0)
             b = tl.load(x_group + (pixel_in_x * C)[:, None] + x_offset[None, :], mask=valid, other=0.0)
             if FLAT:

@@ -22,9 +22,12 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv import (
     LARGEST_OFFSET,
+    first_image_of,
     inside,
     needs_wide_offsets,
     next_box,
+    output_pixels,
+    output_position,
     pixel_position,
     store_activated,
     window_constants,
@@ -43,6 +46,7 @@ def single_channel_forward_kernel(
     bias_ptr,
     y_ptr,
     z_ptr,
+    winner_ptr,
     pixels,
     H,
     W,
@@ -65,19 +69,23 @@ def single_channel_forward_kernel(
     PARAMETER_B: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE_INPUT: tl.constexpr,
+    POOL: tl.constexpr,
     WIDE_OFFSETS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """y = act(x * W + b), one [BLOCK_PIXELS, BLOCK_CHANNELS] tile a program; ONE_CHANNEL says that C = 1."""
+    """y = act(x * W + b), one [BLOCK_PIXELS, BLOCK_CHANNELS] tile a program; ONE_CHANNEL says that C = 1.
+
+    POOL as in `convolution_forward_kernel`.
+    """
     pixel_start = tl.program_id(0) * BLOCK_PIXELS
     column_start = tl.program_id(1) * BLOCK_CHANNELS
     pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
     column = column_start + tl.arange(0, BLOCK_CHANNELS)
     in_pixels = pixel < pixels
     in_columns = column < K
-    image, p, q = pixel_position(pixel, P, Q)
-    first_image = pixel_start // (P * Q)
+    image, p, q = output_position(pixel, P, Q, POOL)
+    first_image = first_image_of(pixel_start, P, Q, POOL)
     h = p * STRIDE_H - PADDING_H
     w = q * STRIDE_W - PADDING_W
     image -= first_image
@@ -105,6 +113,7 @@ def single_channel_forward_kernel(
         bias_ptr,
         y_ptr,
         z_ptr,
+        winner_ptr,
         pixel_start,
         pixels,
         column_start,
@@ -116,6 +125,7 @@ def single_channel_forward_kernel(
         PARAMETER_B,
         HAS_BIAS,
         SAVE_INPUT,
+        POOL,
         BLOCK_PIXELS,
         BLOCK_CHANNELS,
     )
@@ -261,11 +271,13 @@ def single_channel_forward_cost(
     bias_ptr: torch.Tensor | None,
     y_ptr: torch.Tensor,
     z_ptr: torch.Tensor | None,
-    **constants: Any,
+    winner_ptr: torch.Tensor | None,
+    pixels: int,
+    **_: Any,
 ) -> Cost:
-    """2 N P Q K R S operations; x, W and b read, y (and z) written."""
-    flops = 2 * y_ptr.numel() * constants["R"] * constants["S"]
-    return Cost(flops, size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr))
+    """2 N P Q K R S operations; x, W and b read, y (and z, and winners) written."""
+    moved = size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr, winner_ptr)
+    return Cost(2 * pixels * weight_ptr.numel(), moved)
 
 
 @costs(depthwise_input_gradient_kernel)
@@ -298,25 +310,25 @@ def single_channel_forward(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    y: torch.Tensor,
-    z: torch.Tensor | None,
+    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     spec: ConvolutionSpec,
     activation: Activation,
+    pool: bool,
 ) -> None:
-    """Writes y (and z, unless None); see `conv.convolution_forward`. W is [K, 1, R, S]."""
-    N, C, H, W = x.shape
+    """Writes `results`: y, and unless None z and winners; see `conv.convolution_forward`. W is [K, 1, R, S]."""
+    _, C, H, W = x.shape
     K, _, R, S = weight.shape
-    P, Q = y.shape[2:]
-    block_pixels, block_channels, num_warps = rows_and_columns(N * P * Q, K, current_target())
+    pixels, P, Q = output_pixels(x, spec, (R, S), pool)
+    block_pixels, block_channels, num_warps = rows_and_columns(pixels, K, current_target())
+    block_pixels = max(block_pixels, 4)  # of one window
     launch(
         single_channel_forward_kernel,
-        (ceil_div(N * P * Q, block_pixels), ceil_div(K, block_channels)),
+        (ceil_div(pixels, block_pixels), ceil_div(K, block_channels)),
         x,
         _taps_first(weight),
         bias,
-        y,
-        z,
-        N * P * Q,
+        *results,
+        pixels,
         H,
         W,
         C,
@@ -328,8 +340,9 @@ def single_channel_forward(
         **window_constants(spec, (R, S)),
         **activation.constants,
         HAS_BIAS=bias is not None,
-        SAVE_INPUT=z is not None,
-        WIDE_OFFSETS=needs_wide_offsets(block_pixels, P * Q, C * H * W),
+        SAVE_INPUT=results[1] is not None,
+        POOL=pool,
+        WIDE_OFFSETS=needs_wide_offsets(block_pixels, pixels // x.shape[0], C * H * W),
         BLOCK_PIXELS=block_pixels,
         BLOCK_CHANNELS=block_channels,
         num_warps=num_warps,

@@ -15,7 +15,7 @@ from tinynet_kernels.activation_spec import Activation
 
 
 class Conv2d(torch.nn.Conv2d):
-    """y = act(x * W + b), x [N, C, H, W] or [C, H, W], in one kernel.
+    """y = act(x * W + b), x [N, C, H, W] or [C, H, W], and for `pool` its 2 x 2 max-pooling, in one kernel.
 
     Arguments, parameters, initialization and state_dict are torch.nn.Conv2d's. Fastest in channels_last:
     `model.to(memory_format=torch.channels_last)`, and the same for the images; other inputs are converted.
@@ -33,6 +33,7 @@ class Conv2d(torch.nn.Conv2d):
         device: where the parameters are made.
         dtype: theirs.
         activation: fused after the bias: a name, an `Activation`, or None.
+        pool: 2 for a MaxPool2d(2) fused after the activation; 1 for none.
 
     Raises:
         ValueError, TypeError: see `tinynet.functional.conv2d`.
@@ -53,6 +54,7 @@ class Conv2d(torch.nn.Conv2d):
         dtype: torch.dtype | None = None,
         *,
         activation: str | Activation | None = None,
+        pool: int = 1,
     ) -> None:
         super().__init__(
             in_channels,
@@ -68,6 +70,9 @@ class Conv2d(torch.nn.Conv2d):
             dtype,
         )
         self.activation = as_activation(activation)
+        if pool not in (1, 2):
+            raise ValueError(f"Conv2d: pool must be 1 or 2, got {pool!r}")
+        self.pool = pool
 
     def forward(self, input: Tensor) -> Tensor:
         padding: Any = self.padding
@@ -75,7 +80,9 @@ class Conv2d(torch.nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         weight, bias = self.weight, self.bias
-        return ops.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, self.activation)
+        window = self.stride, padding, self.dilation, self.groups
+        return ops.conv2d(input, weight, bias, *window, self.activation, self.pool)
 
     def extra_repr(self) -> str:
-        return with_activation(super().extra_repr(), self.activation)
+        text = with_activation(super().extra_repr(), self.activation)
+        return text if self.pool == 1 else f"{text}, pool={self.pool}"

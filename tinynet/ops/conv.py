@@ -1,4 +1,4 @@
-"""Two-dimensional convolution with a fused activation: y = act(x * W + b)."""
+"""Two-dimensional convolution with a fused activation and 2 x 2 max-pooling: y = act(x * W + b)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.arguments import autocast, check_floating, needs_gradient
+from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
 
@@ -32,19 +33,25 @@ def conv2d_reference(
 
 
 class Conv2dFunction(torch.autograd.Function):
-    """act(x * W + b) of x [N, C, H, W] through the kernels."""
+    """act(x * W + b) of x [N, C, H, W], and for `pool` its largest of each 2 x 2 window, through the kernels."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        spec: ConvolutionSpec,
+        activation: Activation,
+        pool: bool,
     ) -> Tensor:
         from tinynet_kernels.conv import convolution_forward
         from tinynet_kernels.layout import is_channels_last, to_channels_last
 
         images, packed = to_channels_last(x), to_channels_last(weight)
-        y, saved = convolution_forward(images, packed, bias, spec, activation, save=True)
+        y, saved, winner = convolution_forward(images, packed, bias, spec, activation, save=True, pool=pool)
         # The converted tensors are kept, not their originals: backward would convert them again.
-        ctx.save_for_backward(images, packed, saved)
+        ctx.save_for_backward(images, packed, saved, winner)
         ctx.spec, ctx.activation = spec, activation
         ctx.channels_last = is_channels_last(x), is_channels_last(weight)
         return _in_order(y, any(ctx.channels_last))
@@ -52,10 +59,12 @@ class Conv2dFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, saved = ctx.saved_tensors
+        x, weight, saved, winner = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        gradients = conv2d_gradients(grad, x, weight, saved, ctx.spec, ctx.activation, ctx.channels_last, wanted)
-        return (*gradients, None, None)
+        gradients = conv2d_gradients(
+            grad, x, weight, saved, ctx.spec, ctx.activation, ctx.channels_last, wanted, winner
+        )
+        return (*gradients, None, None, None)
 
 
 def _in_order(y: Tensor, channels_last: bool) -> Tensor:
@@ -74,6 +83,7 @@ def conv2d_gradients(
     activation: Activation,
     channels_last: tuple[bool, bool],
     wanted: tuple[bool, ...] | list[bool],
+    winner: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dX, dW, db), each None where not wanted.
 
@@ -86,6 +96,8 @@ def conv2d_gradients(
         activation: the fused function.
         channels_last: whether dX and dW are to be channels_last; contiguous otherwise.
         wanted: whether dX, dW and db are needed.
+        winner: the tap that each 2 x 2 window passed on, where the convolution pooled; `grad` and `saved` are then of
+            its windows, [N, K, P // 2, Q // 2].
     """
     from tinynet_kernels.activation import activation_backward
     from tinynet_kernels.conv_backward import convolution_input_gradient, convolution_weight_gradient
@@ -100,6 +112,8 @@ def conv2d_gradients(
             as_rows(dz), rows, activation, want_dz=curved and (want_x or want_weight), want_bias=want_bias
         )
         dz = dz if made is None else as_images(made, dz)
+    if winner is not None and (want_x or want_weight):
+        dz = _to_winners(dz, winner, spec.output_size((x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])))
     dx, dw = None, None
     if want_x:
         dx = convolution_input_gradient(dz, to_channels_last(weight), spec, (x.shape[2], x.shape[3]))
@@ -108,6 +122,13 @@ def conv2d_gradients(
         kernel_size = weight.shape[2], weight.shape[3]
         dw = convolution_weight_gradient(dz, to_channels_last(x), spec, kernel_size, channels_last=channels_last[1])
     return dx, dw, None if bias_gradient is None else bias_gradient.to(weight.dtype)
+
+
+def _to_winners(grad: Tensor, winner: Tensor, size: tuple[int, int]) -> Tensor:
+    """The gradient of each 2 x 2 window, channels_last, at the pixel that won it; [N, K, *size]."""
+    from tinynet_kernels.pool import Window, max_pool2d_backward
+
+    return max_pool2d_backward(grad, winner, Window((2, 2), (2, 2), (0, 0)), size, channels_last=True)
 
 
 @torch.library.custom_op("tinynet::conv2d", mutates_args=())
@@ -128,7 +149,7 @@ def conv2d_operator(
     from tinynet_kernels.layout import is_channels_last, to_channels_last
 
     activation = Activation.from_values(name, parameters)
-    y, saved = convolution_forward(
+    y, saved, _ = convolution_forward(
         to_channels_last(x),
         to_channels_last(weight),
         bias,
@@ -238,8 +259,9 @@ def conv2d(
     dilation: IntOrPair = 1,
     groups: int = 1,
     activation: str | Activation | None = None,
+    pool: int = 1,
 ) -> Tensor:
-    """act(x * W + b), bias and activation in the convolution's own kernel.
+    """act(x * W + b), bias, activation and a 2 x 2 max-pooling in the convolution's own kernel.
 
     The kernels work on channels_last: other inputs are converted, and the result converted back.
 
@@ -253,10 +275,11 @@ def conv2d(
         dilation: pixels between taps: one number, or (height, width).
         groups: divides C and K; output channels of a group see its input channels alone.
         activation: a name, an `Activation`, or None for identity.
+        pool: 2 for max_pool2d(y, 2) of the result, whose full size is then never stored; 1 for none.
 
     Returns:
-        [N, K, P, Q] or [K, P, Q], x's dtype (autocast's under autocast). As in PyTorch, it is channels_last where x or
-        weight is, else contiguous.
+        [N, K, P, Q] or [K, P, Q] (P // 2 and Q // 2 for pool=2), x's dtype (autocast's under autocast). As in
+        PyTorch, it is channels_last where x or weight is, else contiguous.
 
     Raises:
         ValueError: shapes, numbers or devices that don't fit together, or an unknown activation.
@@ -268,24 +291,43 @@ def conv2d(
     x, weight, bias = autocast(input, weight, bias)
     check_floating("conv2d", input=x, weight=weight, bias=bias)
     spec = convolution_spec(x, weight, bias, stride, padding, dilation, groups)
+    pooled = check_pool(pool, spec.output_size((x.shape[-2], x.shape[-1]), (weight.shape[2], weight.shape[3])))
     if x.dim() == 3:
-        return _conv2d(x.unsqueeze(0), weight, bias, spec, function).squeeze(0)
-    return _conv2d(x, weight, bias, spec, function)
+        return _conv2d(x.unsqueeze(0), weight, bias, spec, function, pooled).squeeze(0)
+    return _conv2d(x, weight, bias, spec, function, pooled)
 
 
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation) -> Tensor:
+def check_pool(pool: int, size: tuple[int, int]) -> bool:
+    """Whether `pool` asks for windows of 2 x 2 on an output of `size`.
+
+    Raises:
+        ValueError: `pool` is neither 1 nor 2, or `size` holds no window.
+    """
+    if pool not in (1, 2):
+        raise ValueError(f"conv2d: pool must be 1 or 2, got {pool!r}")
+    if pool == 2 and min(size) < 2:
+        raise ValueError(f"conv2d: pool=2 needs an output of at least 2 x 2 pixels, got {size}")
+    return pool == 2
+
+
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation, pool: bool
+) -> Tensor:
     way = Route.REFERENCE if x.numel() == 0 or weight.numel() == 0 else route(x)
     if way is Route.REFERENCE:
-        return conv2d_reference(x, weight, bias, spec, activation)
+        y = conv2d_reference(x, weight, bias, spec, activation)
+        return F.max_pool2d(y, 2) if pool else y
     needs_grad = needs_gradient(x, weight, bias)
     if way is Route.OPERATOR:
-        return conv2d_operator(x, weight, bias, spec.values, activation.name, activation.values, needs_grad)[0]
+        y = conv2d_operator(x, weight, bias, spec.values, activation.name, activation.values, needs_grad)[0]
+        return max_pool2d(y, 2) if pool else y  # type: ignore[return-value]
     if needs_grad:
-        return Conv2dFunction.apply(x, weight, bias, spec, activation)  # pyright: ignore[reportReturnType]
+        return Conv2dFunction.apply(x, weight, bias, spec, activation, pool)  # pyright: ignore[reportReturnType]
     from tinynet_kernels.conv import convolution_forward
     from tinynet_kernels.layout import is_channels_last, to_channels_last
 
-    y, _ = convolution_forward(to_channels_last(x), to_channels_last(weight), bias, spec, activation, save=False)
+    images, packed = to_channels_last(x), to_channels_last(weight)
+    y, _, _ = convolution_forward(images, packed, bias, spec, activation, save=False, pool=pool)
     return _in_order(y, is_channels_last(x) or is_channels_last(weight))
 
 

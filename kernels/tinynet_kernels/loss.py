@@ -69,7 +69,8 @@ def coefficients(
         offset = target_row[:, None] + column.to(tl.int64)[None, :] * stride_tc
         q = tl.load(target_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     else:
-        q = tl.where(column[None, :] == label[:, None], 1.0, 0.0)
+        # A label past int32 is out of range: its row's loss is NaN whatever matches.
+        q = tl.where(column[None, :] == label.to(tl.int32)[:, None], 1.0, 0.0)
     if LABEL_SMOOTHING > 0:
         q = q * (1.0 - LABEL_SMOOTHING) + LABEL_SMOOTHING / C
     if HAS_WEIGHT:
@@ -150,6 +151,7 @@ def cross_entropy_forward_kernel(
         label = tl.load(target_ptr + target_row, mask=inside, other=0).to(tl.int64)
         counted = inside & (label != ignore_index) & (label >= 0) & (label < C)
 
+    ONE_CLASS: tl.constexpr = not PROBABILITIES and LABEL_SMOOTHING == 0  # a row's only coefficient is its label's
     maximum = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
     exponentials = tl.zeros((BLOCK_ROWS,), tl.float32)
     weighted = tl.zeros((BLOCK_ROWS,), tl.float32)  # sum of q_c (x_c - maximum)
@@ -160,29 +162,36 @@ def cross_entropy_forward_kernel(
         offset = logits_row[:, None] + column.to(tl.int64)[None, :] * stride_xc
         x = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         x = tl.where(mask, x, MASKED)
-        q = coefficients(
-            label,
-            target_ptr,
-            target_row,
-            weight_ptr,
-            column,
-            counted,
-            C,
-            stride_tc,
-            PROBABILITIES,
-            HAS_WEIGHT,
-            LABEL_SMOOTHING,
-        )
         higher = tl.maximum(maximum, tl.max(x, axis=1))
         shift = maximum - higher
         x -= higher[:, None]
         exponentials = exponentials * tl.exp(shift) + tl.sum(tl.exp(x), axis=1)
-        # A logit of -inf with no coefficient adds nothing: 0 log 0 = 0. The choice comes after the product: a product
-        # next to the sum would be fused into its first addition, each lane rounding its own way.
-        weighted += coefficient_sum * shift + tl.sum(tl.where(q == 0, 0.0, q * x), axis=1)
-        coefficient_sum += tl.sum(q, axis=1)
+        if not ONE_CLASS:
+            q = coefficients(
+                label,
+                target_ptr,
+                target_row,
+                weight_ptr,
+                column,
+                counted,
+                C,
+                stride_tc,
+                PROBABILITIES,
+                HAS_WEIGHT,
+                LABEL_SMOOTHING,
+            )
+            # A logit of -inf with no coefficient adds nothing: 0 log 0 = 0. The choice comes after the product: a
+            # product next to the sum would be fused into its first addition, each lane rounding its own way.
+            weighted += coefficient_sum * shift + tl.sum(tl.where(q == 0, 0.0, q * x), axis=1)
+            coefficient_sum += tl.sum(q, axis=1)
         maximum = higher
 
+    if ONE_CLASS:
+        coefficient_sum = tl.where(counted, 1.0, 0.0)
+        if HAS_WEIGHT:
+            coefficient_sum = tl.load(weight_ptr + label, mask=counted, other=0.0).to(tl.float32)
+        x = tl.load(logits_ptr + logits_row + label * stride_xc, mask=counted, other=0.0).to(tl.float32)
+        weighted = tl.where(coefficient_sum == 0, 0.0, coefficient_sum * (x - maximum))
     log_sum = tl.log(tl.where(inside, exponentials, 1.0))
     loss = coefficient_sum * log_sum - weighted
     divisor = tl.where(counted, 1.0, 0.0)
@@ -430,7 +439,8 @@ def cross_entropy_tile(rows: int, C: int, contiguous_classes: bool, target: Targ
     else:
         elements, widest = 2048, 4096 if contiguous_classes else 64
     block_classes = min(widest, power_of_2_at_least(C))
-    block_rows = min(max(1, elements // block_classes), power_of_2_at_least(rows))
+    least_rows = 2 if target.kind == "cpu" else 1  # its C compiler leaves the loop over a single row scalar
+    block_rows = max(least_rows, min(elements // block_classes, power_of_2_at_least(rows)))
     return block_rows, block_classes, 8 if block_classes > elements else 4
 
 

@@ -114,6 +114,9 @@ def _backward(
 
 
 def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    lowest, highest = torch.aminmax(target)
+    if lowest >= 0 and highest < classes:  # the usual case, in one pass
+        return
     out_of_range = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if out_of_range.any():
         label = int(target[out_of_range][0])

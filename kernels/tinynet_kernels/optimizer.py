@@ -256,13 +256,15 @@ class PointerTable:
         if self._sizes != (sizes, device, target):
             self._sizes = (sizes, device, target)
             self._rows = []
-            self.block, self.num_warps = flat_block(max(sizes), target)
+            # A block's four tensors pass through the CPU engine's scratch memory: they stay in the first-level cache.
+            block, self.num_warps = flat_block(max(sizes), target)
+            self.block = min(block, 128) if target.kind == "cpu" else block
             pairs = [(row, block) for row, size in enumerate(sizes) for block in range(ceil_div(size, self.block))]
             self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32), device)
         if self._rows != rows:
             self._rows = rows
             self.addresses = _upload(torch.tensor(rows, dtype=torch.int64), device)
-            self.aligned = target.kind in ("cuda", "hip") and _all_aligned(rows, 1 + len(columns))
+            self.aligned = target.kind != "interpreter" and _all_aligned(rows, 1 + len(columns))
 
 
 def _all_aligned(rows: list[int], width: int) -> bool:

@@ -193,9 +193,10 @@ def adam(
         raise ValueError(f"adam: got {len(state_steps)} state_steps for {len(params)} params")
     if not params:
         return
-    # A number would be made a tensor once for each step: three times as slow.
-    torch._foreach_add_(list(state_steps), torch.tensor(1.0))  # pyright: ignore[reportPrivateImportUsage]
-    for bucket in _buckets(list(columns.values()), [step.item() for step in state_steps], tables):
+    steps = [step.item() + 1.0 for step in state_steps]
+    for tensor, step in zip(state_steps, steps, strict=True):
+        tensor.fill_(step)
+    for bucket in _buckets(list(columns.values()), steps, tables):
         settings = {
             "step": bucket.phase,
             "lr": lr,

@@ -194,7 +194,9 @@ def _activate_cpu_engine() -> str | None:
     reason = cpu.unavailable_reason()
     if reason is None:
         cpu.activate()
-        launch.planner = cpu.plan_launch
+        from tinynet.engines.cpu import plan
+
+        launch.planner = plan.launch
     return reason
 
 

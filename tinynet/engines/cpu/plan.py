@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from triton import knobs
+from triton.language import constexpr
 from triton.runtime.jit import JITFunction
 
 from . import driver
@@ -109,7 +110,10 @@ class CallSite:
         by_name = dict(zip(self.kernel.arg_names, self.names, strict=False))
         if any(name not in by_name for name in passed):
             return None
-        used = [(scope, name, value) for (name, _), (value, scope) in self.kernel.used_global_vals.items()]
+        used = [
+            (scope, name, value, scope.get(name, _MISSING))
+            for (name, _), (value, scope) in self.kernel.used_global_vals.items()
+        ]
         plan = Plan(compiled, grid, flat, used)
         plan.send = self._sender(tuple(by_name[name] for name in passed))
         if len(self.plans) >= _LARGEST_CACHE:
@@ -167,7 +171,12 @@ def _specialized(value: int) -> tuple:
 
 
 def _globals_unchanged(used: list[tuple]) -> bool:
-    return all(scope.get(name, _MISSING) == value for scope, name, value in used)
+    """Whether the globals a kernel was compiled with still hold; a constexpr's own comparison takes a microsecond."""
+    for scope, name, value, seen in used:
+        now = scope.get(name, _MISSING)
+        if (now is not seen or type(now) is not constexpr) and now != value:
+            return False
+    return True
 
 
 def _share_memory(written: list[int], arguments: Sequence[Any]) -> bool:

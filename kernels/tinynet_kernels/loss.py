@@ -151,7 +151,8 @@ def cross_entropy_forward_kernel(
         label = tl.load(target_ptr + target_row, mask=inside, other=0).to(tl.int64)
         counted = inside & (label != ignore_index) & (label >= 0) & (label < C)
 
-    ONE_CLASS: tl.constexpr = not PROBABILITIES and LABEL_SMOOTHING == 0  # a row's only coefficient is its label's
+    # Whether a row's only coefficient is its label's.
+    ONE_CLASS: tl.constexpr = not PROBABILITIES and LABEL_SMOOTHING == 0  # pyright: ignore[reportAssignmentType]
     maximum = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
     exponentials = tl.zeros((BLOCK_ROWS,), tl.float32)
     weighted = tl.zeros((BLOCK_ROWS,), tl.float32)  # sum of q_c (x_c - maximum)

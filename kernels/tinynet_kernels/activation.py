@@ -21,7 +21,14 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import ceil_div, current_target, flat_block, rows_and_columns
+from tinynet_kernels.tiles import (
+    Target,
+    ceil_div,
+    current_target,
+    flat_block,
+    power_of_2_at_least,
+    rows_and_columns,
+)
 
 # selu's constants: Klambauer et al. 2017, "Self-Normalizing Neural Networks".
 SELU_ALPHA = tl.constexpr(1.6732632423543772)
@@ -321,10 +328,11 @@ def activation_backward(
     rows, columns = grad.shape
     target = current_target()
     block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target)
-    tiles = _tiles_a_program(rows, columns, block_rows, block_columns, want_bias)
+    tiles = _tiles_a_program(rows, columns, block_rows, block_columns, want_bias, target)
     row_blocks = ceil_div(rows, block_rows * tiles)
     dz = torch.empty((rows, columns), dtype=grad.dtype, device=grad.device) if want_dz else None
-    partial = torch.empty((row_blocks, columns), dtype=torch.float32, device=grad.device) if want_bias else None
+    partial_shape = (columns,) if row_blocks == 1 else (row_blocks, columns)
+    partial = torch.empty(partial_shape, dtype=torch.float32, device=grad.device) if want_bias else None
     launch(
         activation_backward_kernel,
         (row_blocks, ceil_div(columns, block_columns)),
@@ -343,14 +351,22 @@ def activation_backward(
         TILES=tiles,
         num_warps=num_warps,
     )
-    return dz, None if partial is None else sum_partials(partial)
+    return dz, partial if partial is None or row_blocks == 1 else sum_partials(partial)
 
 
-def _tiles_a_program(rows: int, columns: int, block_rows: int, block_columns: int, want_bias: bool) -> int:
-    """More tiles a program mean fewer partial sums; few enough programs are left to fill a chip."""
+def _tiles_a_program(
+    rows: int, columns: int, block_rows: int, block_columns: int, want_bias: bool, target: Target
+) -> int:
+    """More tiles a program mean fewer partial sums; few enough programs are left to fill a chip.
+
+    On a CPU a second launch costs more than the sums of a short column: one program makes them all.
+    """
     if not want_bias:
         return 1
-    programs = ceil_div(rows, block_rows) * ceil_div(columns, block_columns)
+    row_blocks = ceil_div(rows, block_rows)
+    if target.kind == "cpu" and row_blocks <= 16:
+        return power_of_2_at_least(row_blocks)
+    programs = row_blocks * ceil_div(columns, block_columns)
     tiles = 1
     while tiles < 16 and programs // (2 * tiles) >= 1024:
         tiles *= 2

@@ -24,7 +24,15 @@ from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.gemm import gemm_tile, grouped_tile, has_wide_rows, in_units
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, linear_tile, matmul_precision, split_count
+from tinynet_kernels.tiles import (
+    Target,
+    ceil_div,
+    current_target,
+    dot_precision,
+    linear_tile,
+    matmul_precision,
+    split_count,
+)
 
 GROUP = 8  # row tiles that share a column tile in the second-level cache
 
@@ -249,6 +257,11 @@ def linear_weight_gradient_cost(dz_ptr: torch.Tensor, x_ptr: torch.Tensor, dw_pt
     return Cost(2 * dz_ptr.numel() * x_ptr.shape[1], size_in_bytes(dz_ptr, x_ptr, dw_ptr))
 
 
+def _precision(dtype: torch.dtype, target: Target) -> str:
+    """`dot_precision` by PyTorch's setting, which only CUDA's fp32 heeds: asking for it takes a microsecond."""
+    return dot_precision(dtype, target, matmul_precision() if target.kind == "cuda" else "ieee")
+
+
 def linear_forward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -275,7 +288,7 @@ def linear_forward(
     save_input = save and not activation.reads_output and activation.name != "identity"
     z = torch.empty_like(y) if save_input else None
     target = current_target()
-    precision = dot_precision(x.dtype, target, matmul_precision())
+    precision = _precision(x.dtype, target)
     aligned = has_wide_rows(x) and has_wide_rows(weight)
     tile = linear_tile(M, N, K, x.dtype, precision, aligned, activation.name, target)
     arguments, units = in_units(target, M, N, K, *x.stride(), *weight.stride())
@@ -312,7 +325,7 @@ def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     K = weight.shape[1]
     dx = torch.empty((M, K), dtype=dz.dtype, device=dz.device)
     target = current_target()
-    precision = dot_precision(dz.dtype, target, matmul_precision())
+    precision = _precision(dz.dtype, target)
     aligned = has_wide_rows(dz) and has_wide_rows(weight)
     tile = linear_tile(M, K, N, dz.dtype, precision, aligned, "identity", target)
     arguments, units = in_units(target, M, N, K, dz.stride(0), *weight.stride())
@@ -341,7 +354,7 @@ def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     M, N = dz.shape
     K = x.shape[1]
     target = current_target()
-    precision = dot_precision(dz.dtype, target, matmul_precision())
+    precision = _precision(dz.dtype, target)
     aligned = has_wide_rows(dz) and has_wide_rows(x)
     tile = linear_tile(N, K, M, dz.dtype, precision, aligned, "identity", target)
     arguments, units = in_units(target, M, N, K, dz.stride(0), *x.stride())
@@ -350,7 +363,7 @@ def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
     splits = ceil_div(M, rows_a_split)
     dtype = x.dtype if splits == 1 else torch.float32
-    dw = torch.empty((splits, N, K), dtype=dtype, device=x.device)
+    dw = torch.empty((N, K) if splits == 1 else (splits, N, K), dtype=dtype, device=x.device)
     launch(
         linear_weight_gradient_kernel,
         (tiles, splits),
@@ -369,4 +382,4 @@ def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    return dw[0] if splits == 1 else sum_partials(dw, x.dtype)
+    return dw if splits == 1 else sum_partials(dw, x.dtype)

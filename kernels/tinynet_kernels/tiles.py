@@ -169,6 +169,9 @@ def linear_tile(
         activation: name of the one fused into the epilogue, which may keep its input too.
     """
     tile = gemm_tile(M, N, K, dtype, target)
+    if target.kind == "cpu":
+        while tile.block_n > 32 and ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n) < target.processors:
+            tile = tile._replace(block_n=tile.block_n // 2)
     if target.kind not in ("cuda", "hip"):
         return tile
     smaller = _GPU_TILES_32_BIT if dtype is torch.float32 else _GPU_TILES_16_BIT[1:]

@@ -67,10 +67,12 @@ def linear_gradients(
     if want_bias or (curved and (want_x or want_weight)):
         made, bias_gradient = activation_backward(grad, saved, activation, want_dz=curved, want_bias=want_bias)
         dz = grad if made is None else made
+    if bias_gradient is not None and bias_gradient.dtype is not weight.dtype:
+        bias_gradient = bias_gradient.to(weight.dtype)
     return (
         linear_input_gradient(dz, weight) if want_x else None,
         linear_weight_gradient(dz, x) if want_weight else None,
-        None if bias_gradient is None else bias_gradient.to(weight.dtype),
+        bias_gradient,
     )
 
 

@@ -49,22 +49,43 @@ def cnn(nn: Any, fused: bool) -> torch.nn.Module:
     return nn.Sequential(*layers, nn.Linear(128, 10))
 
 
+def pooling_cnn(nn: Any, fused: bool) -> torch.nn.Module:
+    """The same network; ours pools in the convolutions' own kernels."""
+    if not fused:
+        return cnn(nn, fused)
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1, activation="relu", pool=2),
+        nn.Conv2d(32, 64, 3, padding=1, activation="relu", pool=2),
+        nn.Flatten(),
+        nn.Linear(3136, 128, activation="relu"),
+        nn.Linear(128, 10),
+    )
+
+
 # Multiply-adds of one forward pass of one image, and parameters.
-WORK = {"mlp": (784 * 256 + 256 * 128 + 1280, 235_146), "cnn": (784 * 288 + 196 * 18_432 + 402_688, 421_642)}
+MLP_WORK = (784 * 256 + 256 * 128 + 1280, 235_146)
+CNN_WORK = (784 * 288 + 196 * 18_432 + 402_688, 421_642)
+LAYOUTS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
 
 
 def cases(setting: Setting) -> Iterator[Case]:
     images = torch.randn(BATCH, 1, 28, 28, device=setting.device)
     labels = torch.randint(0, 10, (BATCH,), device=setting.device)
-    for name, make in (("mlp", mlp), ("cnn", cnn)):
-        contenders = {OURS: _step(setting, make(tinynet.nn, True), tinynet.nn, tinynet.optim.AdamW, {}, images, labels)}
-        for suffix, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
+    for name, make, (multiply_adds, parameters) in (
+        ("mlp", mlp, MLP_WORK),
+        ("cnn", cnn, CNN_WORK),
+        ("cnn with pool=2", pooling_cnn, CNN_WORK),
+    ):
+        last = torch.channels_last
+        ours = make(tinynet.nn, True).to(memory_format=last)  # pyright: ignore[reportCallIssue]
+        x = images.to(memory_format=last)
+        contenders = {OURS: _step(setting, ours, tinynet.nn, tinynet.optim.AdamW, {}, x, labels)}
+        for suffix, layout in LAYOUTS.items():
             model = make(torch.nn, False).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
             x = images.to(memory_format=layout)
             contenders["eager" + suffix] = _step(
                 setting, model, torch.nn, torch.optim.AdamW, {"fused": True}, x, labels
             )
-        multiply_adds, parameters = WORK[name]
         yield Case(
             f"training step, {name}",
             f"batch {BATCH}",

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -50,15 +49,11 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize(("model", "bar"), [("cnn", 0.980), ("mlp", 0.960)])
-def test_mnist5k_reaches_its_bar_from_the_default_seed_in_two_minutes(tmp_path, model, bar):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_mnist5k_reaches_its_bar_from_the_default_seed(tmp_path, model, bar):
     result = run(tmp_path, *([] if model == "cnn" else ["--model", model]))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "runs" / f"{model}-mnist5k"
     assert float(metrics(folder)[-1]["test_accuracy"]) >= bar
-    # Time of the processors and not of the clock, which other processes of a test run share: two cores, two minutes.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 240
     files = {"metrics.csv", "checkpoint.pt", "curve.png", "confusion.png", "filters.png", "samples.png"}
     assert {path.name for path in folder.iterdir()} == files
 
@@ -71,15 +66,11 @@ def test_mnist5k_reaches_its_bar_from_the_default_seed_in_two_minutes(tmp_path, 
         (TEXT, "lstm-text", r"([\d.]+) nats a character after 500 steps", lambda nats: nats <= 1.45, "samples.txt"),
     ],
 )
-def test_sequence_examples_reach_their_bars_in_three_minutes(tmp_path, script, name, value, is_reached, own_file):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_sequence_examples_reach_their_bars(tmp_path, script, name, value, is_reached, own_file):
     result = run(tmp_path, script=script)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0, result.stderr
     found = re.search(value, result.stdout)
     assert found is not None and is_reached(float(found[1])), result.stdout
-    # Two cores, three minutes.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 360
     files = {"metrics.csv", "checkpoint.pt", "curve.png", own_file}
     assert {path.name for path in (tmp_path / "runs" / name).iterdir()} == files
     if script == TEXT:

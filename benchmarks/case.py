@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,14 +55,6 @@ class Setting:
     def random(self, *shape: int, grad: bool = False) -> Tensor:
         """Normal values in the setting's dtype."""
         return torch.randn(shape, device=self.device).to(self.dtype).requires_grad_(grad)
-
-
-class Column(Protocol):
-    """A `bench_` module: a title and its cases."""
-
-    TITLE: str
-
-    def cases(self, setting: Setting) -> Iterable[Case]: ...
 
 
 def allowed_error(dtype: torch.dtype, reduction_length: int = 1) -> float:

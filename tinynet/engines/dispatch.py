@@ -76,11 +76,6 @@ class engine:
         _engine.reset(self._token)
 
 
-def current_engine() -> str:
-    """The name of the engine in force: "auto", "kernels" or "reference"."""
-    return _engine.get()
-
-
 def route(x: torch.Tensor) -> Route:
     """The way a call on `x` takes.
 

@@ -405,10 +405,6 @@ for _name in (*_FUNCTIONS, *_LIBRARY_FUNCTIONS):
     _RULES.setdefault(f"math.{_name}", _function(_name))
 
 
-def is_elementwise(name: str) -> bool:
-    return name in _RULES
-
-
 def element_expression(operation: Operation, operands: Sequence[str]) -> str:
     """C text for one element of an operation's result.
 

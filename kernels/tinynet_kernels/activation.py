@@ -12,6 +12,7 @@ Source: the formulas of torch.nn.functional, in forms that neither overflow nor 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.launch import Cost, Problem, costs, launch, size_in_bytes
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
     Target,
@@ -326,23 +327,34 @@ def activation_backward(
         want_bias: whether to make the bias gradient, in fp32.
     """
     rows, columns = grad.shape
-    target = current_target()
+    problem = _backward_problem(rows, columns, grad.stride(0), activation, want_dz, want_bias, current_target())
+    row_blocks = problem.grid[0]
+    dz = grad.new_empty((rows, columns)) if want_dz else None
+    partial = None
+    if want_bias:
+        partial = grad.new_empty((columns,) if row_blocks == 1 else (row_blocks, columns), dtype=torch.float32)
+    problem.launch(grad, saved, dz, partial)
+    return dz, partial if partial is None or row_blocks == 1 else sum_partials(partial)
+
+
+@lru_cache(maxsize=4096)
+def _backward_problem(
+    rows: int,
+    columns: int,
+    stride_grad: int,
+    activation: Activation,
+    want_dz: bool,
+    want_bias: bool,
+    target: Target,
+) -> Problem:
     block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target)
     tiles = _tiles_a_program(rows, columns, block_rows, block_columns, want_bias, target)
-    row_blocks = ceil_div(rows, block_rows * tiles)
-    dz = torch.empty((rows, columns), dtype=grad.dtype, device=grad.device) if want_dz else None
-    partial_shape = (columns,) if row_blocks == 1 else (row_blocks, columns)
-    partial = torch.empty(partial_shape, dtype=torch.float32, device=grad.device) if want_bias else None
-    launch(
+    return Problem(
         activation_backward_kernel,
-        (row_blocks, ceil_div(columns, block_columns)),
-        grad,
-        saved,
-        dz,
-        partial,
+        (ceil_div(rows, block_rows * tiles), ceil_div(columns, block_columns)),
         rows,
         columns,
-        grad.stride(0),
+        stride_grad,
         **activation.constants,
         WANT_DZ=want_dz,
         WANT_BIAS=want_bias,
@@ -351,7 +363,6 @@ def activation_backward(
         TILES=tiles,
         num_warps=num_warps,
     )
-    return dz, partial if partial is None or row_blocks == 1 else sum_partials(partial)
 
 
 def _tiles_a_program(

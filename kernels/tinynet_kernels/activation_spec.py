@@ -56,12 +56,13 @@ class Activation:
         constants: the kernels' constexprs ACTIVATION, PARAMETER_A and PARAMETER_B.
     """
 
-    __slots__ = ("constants", "name", "parameters", "reads_output")
+    __slots__ = ("_hash", "constants", "name", "parameters", "reads_output")
 
     name: str
     parameters: dict[str, float]
     reads_output: bool
     constants: dict[str, Any]
+    _hash: int  # launchers look problems up by their activation at every call
 
     def __init__(self, name: str, **parameters: float) -> None:
         if name not in PARAMETERS:
@@ -81,6 +82,7 @@ class Activation:
         # A negative slope below zero makes the output positive on both sides.
         write(self, "reads_output", name in _FROM_OUTPUT and merged.get("negative_slope", 0.0) >= 0)
         write(self, "constants", {"ACTIVATION": name, "PARAMETER_A": values[0], "PARAMETER_B": values[1]})
+        write(self, "_hash", hash((name, *values)))
 
     @staticmethod
     def from_values(name: str, values: list[float]) -> Activation:
@@ -104,7 +106,7 @@ class Activation:
         return self.name == other.name and self.parameters == other.parameters
 
     def __hash__(self) -> int:
-        return hash((self.name, *self.parameters.values()))
+        return self._hash
 
     def __repr__(self) -> str:
         return f"Activation({', '.join([repr(self.name), *(f'{k}={v:g}' for k, v in self.parameters.items())])})"

@@ -11,7 +11,6 @@ Triton compiles for integers that 16 divides, and calls all others odd. `in_unit
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
@@ -89,7 +88,7 @@ def in_units(target: Target, *numbers: int) -> tuple[tuple[int, ...], tuple[int,
     return tuple([number // unit for number, unit in zip(numbers, units, strict=True)]), units
 
 
-def has_wide_rows(matrix: torch.Tensor) -> bool:
-    """Whether rows, or columns, are contiguous and begin at multiples of 8 elements: else each element is a load."""
-    one, other = matrix.stride()
+def has_wide_rows(stride: tuple[int, int]) -> bool:
+    """Whether a matrix's rows, or columns, are contiguous and begin at multiples of 8 elements: else each is a load."""
+    one, other = stride
     return (one == 1 and other % UNIT == 0) or (other == 1 and one % UNIT == 0)

@@ -6,7 +6,7 @@ ask what a launch must at least move and compute (`cost_of`), without a word abo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ INTERPRETED: bool = bool(knobs.runtime.interpret)
 
 Grid = tuple[int, ...]
 # planner(kernel, grid, arguments, constants) launches and returns True, or returns False and leaves it to Triton.
-planner: Callable[[Any, Grid, tuple[Any, ...], dict[str, Any]], bool] | None = None
+planner: Callable[[Any, Grid, tuple[Any, ...], Mapping[str, Any]], bool] | None = None
 # Each observer is called with (kernel, grid) before a launch.
 observers: list[Callable[[Any, Grid], None]] = []
 
@@ -31,6 +31,43 @@ def launch(kernel: Any, grid: Grid, *arguments: Any, **constants: Any) -> None:
         arguments: the kernel's run-time arguments in order; the first is a tensor, absent tensors are None.
         constants: its `tl.constexpr` arguments, and `num_warps` and `num_stages`.
     """
+    _run(kernel, grid, arguments, constants)
+
+
+class Constants(dict[str, Any]):
+    """Constants that never change: they are told apart by identity, which saves an engine comparing them."""
+
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+
+
+class Problem:
+    """What a launcher decides once for each problem it meets: all of a launch but its tensors.
+
+    Deciding takes longer than a small kernel runs, so launchers keep problems in an `lru_cache`.
+
+    Args:
+        kernel: a `triton.jit` function whose tensors come first.
+        grid: one to three positive program counts.
+        numbers: the arguments after the tensors.
+        constants: as in `launch`.
+    """
+
+    __slots__ = ("constants", "grid", "kernel", "numbers")
+
+    def __init__(self, kernel: Any, grid: Grid, *numbers: Any, **constants: Any) -> None:
+        self.kernel = kernel
+        self.grid = grid
+        self.numbers = numbers
+        self.constants = Constants(constants)
+
+    def launch(self, *tensors: torch.Tensor | None) -> None:
+        """Runs the kernel on these tensors, on the device of the first."""
+        _run(self.kernel, self.grid, tensors + self.numbers, self.constants)
+
+
+def _run(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
     for observe in observers:
         observe(kernel, grid)
     if planner is not None and planner(kernel, grid, arguments, constants):

@@ -13,6 +13,7 @@ Operands may be transposed views: the loop takes any strides (`gemm.gemm_tile`).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ import triton.language as tl
 from tinynet_kernels.activation import activate
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.gemm import gemm_tile, grouped_tile, has_wide_rows, in_units
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
     Target,
@@ -262,6 +263,42 @@ def _precision(dtype: torch.dtype, target: Target) -> str:
     return dot_precision(dtype, target, matmul_precision() if target.kind == "cuda" else "ieee")
 
 
+@lru_cache(maxsize=4096)
+def _forward_problem(
+    M: int,
+    N: int,
+    K: int,
+    stride_x: tuple[int, int],
+    stride_weight: tuple[int, int],
+    dtype: torch.dtype,
+    precision: str,
+    activation: Activation,
+    has_bias: bool,
+    save_input: bool,
+    target: Target,
+) -> Problem:
+    aligned = has_wide_rows(stride_x) and has_wide_rows(stride_weight)
+    tile = linear_tile(M, N, K, dtype, precision, aligned, activation.name, target)
+    numbers, units = in_units(target, M, N, K, *stride_x, *stride_weight)
+    return Problem(
+        linear_forward_kernel,
+        (ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n),),
+        *numbers,
+        UNITS=units,
+        **activation.constants,
+        HAS_BIAS=has_bias,
+        SAVE_INPUT=save_input,
+        EVEN_K=K % tile.block_k == 0,
+        PRECISION=precision,
+        GROUP=GROUP,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
 def linear_forward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -284,58 +321,47 @@ def linear_forward(
     """
     M, K = x.shape
     N = weight.shape[0]
-    y = torch.empty((M, N), dtype=x.dtype, device=x.device)
+    y = x.new_empty((M, N))
     save_input = save and not activation.reads_output and activation.name != "identity"
     z = torch.empty_like(y) if save_input else None
     target = current_target()
-    precision = _precision(x.dtype, target)
-    aligned = has_wide_rows(x) and has_wide_rows(weight)
-    tile = linear_tile(M, N, K, x.dtype, precision, aligned, activation.name, target)
-    arguments, units = in_units(target, M, N, K, *x.stride(), *weight.stride())
-    launch(
-        linear_forward_kernel,
-        (ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n),),
-        x,
-        weight,
-        bias,
-        y,
-        z,
-        *arguments,
-        UNITS=units,
-        **activation.constants,
-        HAS_BIAS=bias is not None,
-        SAVE_INPUT=save_input,
-        EVEN_K=K % tile.block_k == 0,
-        PRECISION=precision,
-        GROUP=GROUP,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
+    dtype = x.dtype
+    _forward_problem(
+        M,
+        N,
+        K,
+        x.stride(),
+        weight.stride(),
+        dtype,
+        _precision(dtype, target),
+        activation,
+        bias is not None,
+        save_input,
+        target,
+    ).launch(x, weight, bias, y, z)
     if not save or activation.name == "identity":
         return y, None
     return y, y if activation.reads_output else z
 
 
-def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """dX [M, K] = dZ [M, N] W [N, K]; the last dimension of dZ is contiguous."""
-    M, N = dz.shape
-    K = weight.shape[1]
-    dx = torch.empty((M, K), dtype=dz.dtype, device=dz.device)
-    target = current_target()
-    precision = _precision(dz.dtype, target)
-    aligned = has_wide_rows(dz) and has_wide_rows(weight)
-    tile = linear_tile(M, K, N, dz.dtype, precision, aligned, "identity", target)
-    arguments, units = in_units(target, M, N, K, dz.stride(0), *weight.stride())
-    launch(
+@lru_cache(maxsize=4096)
+def _input_gradient_problem(
+    M: int,
+    N: int,
+    K: int,
+    stride_dz: tuple[int, int],
+    stride_weight: tuple[int, int],
+    dtype: torch.dtype,
+    precision: str,
+    target: Target,
+) -> Problem:
+    aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_weight)
+    tile = linear_tile(M, K, N, dtype, precision, aligned, "identity", target)
+    numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_weight)
+    return Problem(
         linear_input_gradient_kernel,
         (ceil_div(M, tile.block_m) * ceil_div(K, tile.block_n),),
-        dz,
-        weight,
-        dx,
-        *arguments,
+        *numbers,
         UNITS=units,
         EVEN_N=N % tile.block_k == 0,
         PRECISION=precision,
@@ -346,31 +372,42 @@ def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
+
+
+def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """dX [M, K] = dZ [M, N] W [N, K]; the last dimension of dZ is contiguous."""
+    M, N = dz.shape
+    K = weight.shape[1]
+    dx = dz.new_empty((M, K))
+    target = current_target()
+    dtype = dz.dtype
+    precision = _precision(dtype, target)
+    problem = _input_gradient_problem(M, N, K, dz.stride(), weight.stride(), dtype, precision, target)
+    problem.launch(dz, weight, dx)
     return dx
 
 
-def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """dW [N, K] = dZ^T [N, M] x [M, K] in x's dtype; the last dimension of dZ is contiguous."""
-    M, N = dz.shape
-    K = x.shape[1]
-    target = current_target()
-    precision = _precision(dz.dtype, target)
-    aligned = has_wide_rows(dz) and has_wide_rows(x)
-    tile = linear_tile(N, K, M, dz.dtype, precision, aligned, "identity", target)
-    arguments, units = in_units(target, M, N, K, dz.stride(0), *x.stride())
+@lru_cache(maxsize=4096)
+def _weight_gradient_problem(
+    M: int,
+    N: int,
+    K: int,
+    stride_dz: tuple[int, int],
+    stride_x: tuple[int, int],
+    dtype: torch.dtype,
+    precision: str,
+    target: Target,
+) -> Problem:
+    aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_x)
+    tile = linear_tile(N, K, M, dtype, precision, aligned, "identity", target)
+    numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_x)
     tiles = ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n)
     steps = ceil_div(M, tile.block_k)
     rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
-    splits = ceil_div(M, rows_a_split)
-    dtype = x.dtype if splits == 1 else torch.float32
-    dw = torch.empty((N, K) if splits == 1 else (splits, N, K), dtype=dtype, device=x.device)
-    launch(
+    return Problem(
         linear_weight_gradient_kernel,
-        (tiles, splits),
-        dz,
-        x,
-        dw,
-        *arguments,
+        (tiles, ceil_div(M, rows_a_split)),
+        *numbers,
         rows_a_split,
         UNITS=units,
         EVEN_M=M % tile.block_k == 0,
@@ -382,4 +419,21 @@ def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    return dw if splits == 1 else sum_partials(dw, x.dtype)
+
+
+def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """dW [N, K] = dZ^T [N, M] x [M, K] in x's dtype; the last dimension of dZ is contiguous."""
+    M, N = dz.shape
+    K = x.shape[1]
+    target = current_target()
+    dtype = dz.dtype
+    precision = _precision(dtype, target)
+    problem = _weight_gradient_problem(M, N, K, dz.stride(), x.stride(), dtype, precision, target)
+    splits = problem.grid[1]
+    if splits == 1:
+        dw = x.new_empty((N, K))
+        problem.launch(dz, x, dw)
+        return dw
+    parts = x.new_empty((splits, N, K), dtype=torch.float32)
+    problem.launch(dz, x, parts)
+    return sum_partials(parts, x.dtype)

@@ -30,7 +30,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.launch import Cost, Problem, costs, launch, size_in_bytes
 from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block, power_of_2_at_least
 
 # Where the running maximum starts, and what stands for a masked logit: finite, so that no difference is NaN.
@@ -445,6 +445,44 @@ def cross_entropy_tile(rows: int, C: int, contiguous_classes: bool, target: Targ
     return block_rows, block_classes, 8 if block_classes > elements else 4
 
 
+@lru_cache(maxsize=4096)
+def _cross_entropy_forward_problem(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    target_stride: tuple[int, ...],
+    probabilities: bool,
+    has_weight: bool,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    save: bool,
+    target: Target,
+) -> Problem:
+    N, C, S = _three_dimensions(shape, 1)
+    rows = N * S
+    block_rows, block_classes, num_warps = cross_entropy_tile(rows, C, stride[1] == 1, target)
+    programs = ceil_div(rows, block_rows)
+    return Problem(
+        cross_entropy_forward_kernel,
+        (programs,),
+        rows,
+        C,
+        S,
+        ignore_index,
+        *_three_dimensions(stride, 0),
+        *_target_strides(target_stride, probabilities),
+        PROBABILITIES=probabilities,
+        HAS_WEIGHT=has_weight,
+        LABEL_SMOOTHING=label_smoothing,
+        REDUCTION=reduction,
+        ONE_PROGRAM=programs == 1,
+        SAVE=save,
+        BLOCK_ROWS=block_rows,
+        BLOCK_CLASSES=block_classes,
+        num_warps=num_warps,
+    )
+
+
 def cross_entropy_forward(
     logits: torch.Tensor,
     target: torch.Tensor,
@@ -458,8 +496,8 @@ def cross_entropy_forward(
     """The loss, and what its backward reads.
 
     Args:
-        logits: [N, C, S], any strides.
-        target: labels [N, S], or probabilities [N, C, S]; any strides.
+        logits: [N, C] or [N, C, S], any strides.
+        target: labels [N] or [N, S], or probabilities of the logits' shape; any strides.
         weight: [C], contiguous, or None.
         ignore_index: the label of rows to leave out.
         reduction: "mean", "sum" or "none".
@@ -467,45 +505,73 @@ def cross_entropy_forward(
         save: whether a backward will follow.
 
     Returns:
-        The loss, [N, S] or []; the mean's divisor, fp32 [1], else None; [3, N S] fp32 where `save`, else None.
+        The loss, [] or the logits' shape without C; the mean's divisor, fp32 [1], else None; [3, N S] fp32 where
+        `save`, else None.
     """
-    N, C, S = logits.shape
+    shape = logits.shape
+    problem = _cross_entropy_forward_problem(
+        shape,
+        logits.stride(),
+        target.stride(),
+        target.is_floating_point(),
+        weight is not None,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        save,
+        current_target(),
+    )
+    programs = problem.grid[0]
+    loss = logits.new_empty(() if reduction != "none" else (shape[0], *shape[2:]))
+    divisor = logits.new_empty(1, dtype=torch.float32) if reduction == "mean" else None
+    partial = None
+    if programs > 1 and reduction != "none":
+        partial = logits.new_empty((2, programs), dtype=torch.float32)
+    saved = logits.new_empty((3, problem.numbers[0]), dtype=torch.float32) if save else None
+    problem.launch(logits, target, weight, loss, divisor, partial, saved)
+    if partial is not None:
+        _reduce_losses(partial, loss, divisor)
+    return loss, divisor, saved
+
+
+@lru_cache(maxsize=4096)
+def _cross_entropy_backward_problem(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    target_stride: tuple[int, ...],
+    dx_stride: tuple[int, ...] | None,
+    dtarget_stride: tuple[int, ...] | None,
+    probabilities: bool,
+    has_weight: bool,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    target: Target,
+) -> Problem:
+    N, C, S = _three_dimensions(shape, 1)
     rows = N * S
-    block_rows, block_classes, num_warps = cross_entropy_tile(rows, C, logits.stride(1) == 1, current_target())
-    programs = ceil_div(rows, block_rows)
-    workspace = {"dtype": torch.float32, "device": logits.device}
-    reduced = reduction != "none"
-    loss = torch.empty(() if reduced else (N, S), dtype=logits.dtype, device=logits.device)
-    divisor = torch.empty(1, **workspace) if reduction == "mean" else None
-    partial = torch.empty((2, programs), **workspace) if reduced and programs > 1 else None
-    saved = torch.empty((3, rows), **workspace) if save else None
-    launch(
-        cross_entropy_forward_kernel,
-        (programs,),
-        logits,
-        target,
-        weight,
-        loss,
-        divisor,
-        partial,
-        saved,
+    block_rows, block_classes, num_warps = cross_entropy_tile(rows, C, stride[1] == 1, target)
+    return Problem(
+        cross_entropy_backward_kernel,
+        (ceil_div(rows, block_rows), ceil_div(C, block_classes)),
         rows,
         C,
         S,
         ignore_index,
-        *logits.stride(),
-        *_target_strides(target),
-        **_target_constants(target, weight, label_smoothing),
+        *_three_dimensions(stride, 0),
+        *_target_strides(target_stride, probabilities),
+        *_three_dimensions(dx_stride or (), 0),
+        *_three_dimensions(dtarget_stride or (), 0),
+        PROBABILITIES=probabilities,
+        HAS_WEIGHT=has_weight,
+        LABEL_SMOOTHING=label_smoothing,
         REDUCTION=reduction,
-        ONE_PROGRAM=programs == 1,
-        SAVE=save,
+        WANT_DX=dx_stride is not None,
+        WANT_DTARGET=dtarget_stride is not None,
         BLOCK_ROWS=block_rows,
         BLOCK_CLASSES=block_classes,
         num_warps=num_warps,
     )
-    if partial is not None:
-        _reduce_losses(partial, loss, divisor)
-    return loss, divisor, saved
 
 
 def cross_entropy_backward(
@@ -525,60 +591,38 @@ def cross_entropy_backward(
     """The gradients of the logits and of class probabilities, each None where not wanted.
 
     Args:
-        grad: the upstream gradient, [] or contiguous [N, S].
+        grad: the upstream gradient, [] or contiguous in the loss's shape.
         logits, target, weight, ignore_index, reduction, label_smoothing: as in the forward.
         divisor, saved: what the forward returned.
-        want_dx: whether to make dx [N, C, S].
-        want_dtarget: whether to make dp [N, C, S]; for probabilities only.
+        want_dx: whether to make dx, of the logits' shape.
+        want_dtarget: whether to make dp, of the logits' shape; for probabilities only.
     """
-    N, C, S = logits.shape
-    rows = N * S
     dx = torch.empty_like(logits) if want_dx else None
     dtarget = torch.empty_like(target) if want_dtarget else None
-    block_rows, block_classes, num_warps = cross_entropy_tile(rows, C, logits.stride(1) == 1, current_target())
-    launch(
-        cross_entropy_backward_kernel,
-        (ceil_div(rows, block_rows), ceil_div(C, block_classes)),
-        grad,
-        logits,
-        target,
-        weight,
-        divisor,
-        saved,
-        dx,
-        dtarget,
-        rows,
-        C,
-        S,
+    _cross_entropy_backward_problem(
+        logits.shape,
+        logits.stride(),
+        target.stride(),
+        None if dx is None else dx.stride(),
+        None if dtarget is None else dtarget.stride(),
+        target.is_floating_point(),
+        weight is not None,
         ignore_index,
-        *logits.stride(),
-        *_target_strides(target),
-        *((0, 0, 0) if dx is None else dx.stride()),
-        *((0, 0, 0) if dtarget is None else dtarget.stride()),
-        **_target_constants(target, weight, label_smoothing),
-        REDUCTION=reduction,
-        WANT_DX=want_dx,
-        WANT_DTARGET=want_dtarget,
-        BLOCK_ROWS=block_rows,
-        BLOCK_CLASSES=block_classes,
-        num_warps=num_warps,
-    )
+        reduction,
+        label_smoothing,
+        current_target(),
+    ).launch(grad, logits, target, weight, divisor, saved, dx, dtarget)
     return dx, dtarget
 
 
-def _target_strides(target: torch.Tensor) -> tuple[int, int, int]:
+def _three_dimensions(numbers: tuple[int, ...], absent: int) -> tuple[int, ...]:
+    """Sizes or strides of [N, C, S], with `absent` for the dimensions a tensor does not have."""
+    return (*numbers, *(absent,) * (3 - len(numbers)))
+
+
+def _target_strides(stride: tuple[int, ...], probabilities: bool) -> tuple[int, ...]:
     """The strides of N, C and S; labels have no class axis."""
-    if target.is_floating_point():
-        return target.stride(0), target.stride(1), target.stride(2)
-    return target.stride(0), 0, target.stride(1)
-
-
-def _target_constants(target: torch.Tensor, weight: torch.Tensor | None, label_smoothing: float) -> dict[str, Any]:
-    return {
-        "PROBABILITIES": target.is_floating_point(),
-        "HAS_WEIGHT": weight is not None,
-        "LABEL_SMOOTHING": label_smoothing,
-    }
+    return _three_dimensions(stride if probabilities else (stride[0], 0, *stride[1:]), 0)
 
 
 def _reduce_losses(partial: torch.Tensor, loss: torch.Tensor, divisor: torch.Tensor | None) -> None:

@@ -14,12 +14,20 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     As `torch.amp.custom_fwd(cast_inputs=...)`, but differentiable and capturable: the casts are ordinary operators.
     float64 tensors stay as they are, as in PyTorch.
     """
-    first = next(tensor for tensor in tensors if tensor is not None)
-    device_type = first.device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    device_type = _autocast_device(tensors)
+    if device_type is None:
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(_cast(tensor, dtype) for tensor in tensors)
+
+
+def _autocast_device(tensors: tuple[Tensor | None, ...]) -> str | None:
+    """The device type of the first tensor there is, where autocast is on for it."""
+    for tensor in tensors:
+        if tensor is not None:
+            device_type = "cpu" if tensor.is_cpu else tensor.device.type
+            return device_type if device_type != "meta" and torch.is_autocast_enabled(device_type) else None
+    return None
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -30,8 +38,7 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def autocast_to_float32(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in float32 where autocast is on for their device: what PyTorch does for losses and softmax."""
-    first = next(tensor for tensor in tensors if tensor is not None)
-    if first.device.type == "meta" or not torch.is_autocast_enabled(first.device.type):
+    if _autocast_device(tensors) is None:
         return tensors
     return tuple(_cast(tensor, torch.float32) for tensor in tensors)
 
@@ -43,20 +50,25 @@ def check_floating(operator: str, **tensors: Tensor | None) -> None:
         operator: named in the message.
         tensors: by argument name; absent ones (None) are skipped. The first is what the others are held against.
     """
-    first_name, first = next((name, tensor) for name, tensor in tensors.items() if tensor is not None)
+    first: Tensor | None = None
+    first_name = ""
     for name, tensor in tensors.items():
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{operator}: {name} must be a tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{operator}: {name} must be floating point, got {tensor.dtype}")
-        if tensor.dtype != first.dtype:
+        dtype = tensor.dtype
+        if not dtype.is_floating_point:
+            raise TypeError(f"{operator}: {name} must be floating point, got {dtype}")
+        if first is None:
+            first, first_name = tensor, name
+        elif dtype is not first.dtype:
             raise TypeError(
-                f"{operator}: {name} has dtype {tensor.dtype} but {first_name} has {first.dtype}; "
+                f"{operator}: {name} has dtype {dtype} but {first_name} has {first.dtype}; "
                 "they must agree (or run under torch.autocast)"
             )
-        check_device(operator, name, tensor, first_name, first)
+        else:
+            check_device(operator, name, tensor, first_name, first)
 
 
 def check_device(operator: str, name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
@@ -69,4 +81,8 @@ def check_device(operator: str, name: str, tensor: Tensor, first_name: str, firs
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd will ask for a gradient of any of them."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False

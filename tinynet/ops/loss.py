@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -38,7 +39,7 @@ def mse_loss_reference(input: Tensor, target: Tensor, reduction: str = "mean") -
 
 
 class CrossEntropyFunction(torch.autograd.Function):
-    """Cross-entropy of logits [N, C, S] through the kernels."""
+    """Cross-entropy of logits [N, C] or [N, C, S] through the kernels."""
 
     @staticmethod
     def forward(
@@ -73,13 +74,20 @@ def _forward(
     *,
     save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The launcher, after a look at the labels where that costs no wait for a device."""
+    """The launcher, and a look at the labels where the loss is NaN and looking costs no wait for a device."""
     from tinynet_kernels.loss import cross_entropy_forward
 
-    if not target.is_floating_point() and target.device.type == "cpu":
-        _check_labels(target, logits.shape[1], ignore_index)
     weight = None if weight is None else weight.contiguous()
-    return cross_entropy_forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
+    made = cross_entropy_forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
+    loss = made[0]
+    if loss.is_cpu and not target.is_floating_point() and _has_nan(loss):
+        _check_labels(target, logits.shape[1], ignore_index)
+    return made
+
+
+def _has_nan(loss: Tensor) -> bool:
+    """Whether any loss is NaN: a label out of range makes it so, among others."""
+    return bool(loss.isnan().any()) if loss.dim() else math.isnan(loss.item())
 
 
 def _backward(
@@ -114,9 +122,6 @@ def _backward(
 
 
 def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    lowest, highest = torch.aminmax(target)
-    if lowest >= 0 and highest < classes:  # the usual case, in one pass
-        return
     out_of_range = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if out_of_range.any():
         label = int(target[out_of_range][0])
@@ -133,7 +138,7 @@ def cross_entropy_operator(
     label_smoothing: float,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`cross_entropy` of logits [N, C, S] for captured graphs: the loss and what its backward reads, else empty."""
+    """`cross_entropy` of logits [N, C] or [N, C, S] for captured graphs: the loss and what its backward reads, else empty."""
     loss, divisor, saved = _forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
     empty = {"dtype": torch.float32, "device": logits.device}
     return (
@@ -153,11 +158,11 @@ def _(
     label_smoothing: float,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    N, _, S = logits.shape
+    N, _, *S = logits.shape
     return (
-        logits.new_empty((N, S) if reduction == "none" else ()),
+        logits.new_empty((N, *S) if reduction == "none" else ()),
         logits.new_empty(1 if reduction == "mean" else 0, dtype=torch.float32),
-        logits.new_empty((3, N * S) if save else (0,), dtype=torch.float32),
+        logits.new_empty((3, math.prod([N, *S])) if save else (0,), dtype=torch.float32),
     )
 
 
@@ -282,17 +287,17 @@ def cross_entropy(
         loss = CrossEntropyFunction.apply(logits, rows, weight, *options)  # pyright: ignore[reportAssignmentType]
     else:
         loss, _, _ = _forward(logits, rows, weight, *options, save=False)
-    if reduction != "none":
+    if reduction != "none" or input.dim() == 2:
         return loss
     return loss.view(() if input.dim() == 1 else (input.shape[0], *input.shape[2:]))
 
 
 def _as_rows(tensor: Tensor, classes: bool) -> Tensor:
-    """[N, C, S] from [C], [N, C] or [N, C, d1, ...]; without the class axis, [N, S] from [], [N] or [N, d1, ...]."""
+    """[N, C] as it is, [1, C] from [C], [N, C, S] from [N, C, d1, ...]; the same without the class axis."""
     lead = 2 if classes else 1
-    if tensor.dim() < lead:
-        tensor = tensor.unsqueeze(0)
-    return tensor.unsqueeze(lead) if tensor.dim() == lead else tensor.flatten(lead)
+    if tensor.dim() == lead:
+        return tensor
+    return tensor.unsqueeze(0) if tensor.dim() < lead else tensor.flatten(lead)
 
 
 def _checked_reduction(operator: str, reduction: str, size_average: bool | None, reduce: bool | None) -> str:

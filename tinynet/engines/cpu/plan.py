@@ -18,6 +18,8 @@ from triton import knobs
 from triton.language import constexpr
 from triton.runtime.jit import JITFunction
 
+from tinynet_kernels.launch import Constants
+
 from . import driver
 
 _LARGEST_CACHE = 2048
@@ -186,18 +188,25 @@ def _share_memory(written: list[int], arguments: Sequence[Any]) -> bool:
 _sites: dict[tuple, CallSite] = {}
 
 
+def _content(constants: Mapping[str, Any]) -> tuple:
+    """What makes equal constants equal: 1, 1.0 and True are not."""
+    return tuple(constants.items()), tuple(map(type, constants.values()))
+
+
 def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> bool:
     """Run a kernel by its plan; False where only Triton's own path will do."""
     types = tuple(map(type, arguments))
     # A kernel's own hash is slow; its call sites keep it alive, so that its id stays its own.
-    key = (id(kernel), types, tuple(constants.items()), tuple(map(type, constants.values())))
+    key = (id(kernel), types, constants if type(constants) is Constants else _content(constants))
     site = _sites.get(key)
     if site is None:
         if type(kernel) is not JITFunction or callable(grid):
             return False
         if len(_sites) >= _LARGEST_CACHE:
             _sites.clear()
-        site = _sites[key] = CallSite(kernel, types, constants)
+        by_content = (id(kernel), types, _content(constants))
+        site = _sites[key] = _sites.get(by_content) or CallSite(kernel, types, constants)
+        _sites[by_content] = site
     return site.launch(grid, arguments)
 
 

@@ -48,9 +48,9 @@ class Problem:
     Deciding takes longer than a small kernel runs, so launchers keep problems in an `lru_cache`.
 
     Args:
-        kernel: a `triton.jit` function whose tensors come first.
+        kernel: a `triton.jit` function.
         grid: one to three positive program counts.
-        numbers: the arguments after the tensors.
+        numbers: its last run-time arguments.
         constants: as in `launch`.
     """
 
@@ -62,9 +62,9 @@ class Problem:
         self.numbers = numbers
         self.constants = Constants(constants)
 
-    def launch(self, *tensors: torch.Tensor | None) -> None:
-        """Runs the kernel on these tensors, on the device of the first."""
-        _run(self.kernel, self.grid, tensors + self.numbers, self.constants)
+    def launch(self, *arguments: Any) -> None:
+        """Runs the kernel on the device of the first argument; these are the ones before `numbers`, tensors mostly."""
+        _run(self.kernel, self.grid, arguments + self.numbers, self.constants)
 
 
 def _run(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> None:

@@ -28,13 +28,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.launch import Cost, costs, launch
+from tinynet_kernels.launch import Cost, Problem, costs
 from tinynet_kernels.tiles import ceil_div, current_target, flat_block
 
 ALIGNMENT = 16  # bytes that the widest load of a lane takes at once
@@ -256,9 +257,8 @@ class PointerTable:
         if self._sizes != (sizes, device, target):
             self._sizes = (sizes, device, target)
             self._rows = []
-            # A block's four tensors pass through the CPU engine's scratch memory: they stay in the first-level cache.
             block, self.num_warps = flat_block(max(sizes), target)
-            self.block = min(block, 128) if target.kind == "cpu" else block
+            self.block = min(block, 1024) if target.kind == "cpu" else block
             pairs = [(row, block) for row, size in enumerate(sizes) for block in range(ceil_div(size, self.block))]
             self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32), device)
         if self._rows != rows:
@@ -330,7 +330,7 @@ def sgd_step(
     """
     columns = [parameters, gradients] if momentum_buffers is None else [parameters, gradients, momentum_buffers]
     _launch(
-        sgd_kernel,
+        "sgd",
         columns,
         table,
         float(lr),
@@ -377,7 +377,7 @@ def adam_step(
     if max_exp_avg_sqs is not None:
         columns.append(max_exp_avg_sqs)
     _launch(
-        adam_kernel,
+        "adam",
         columns,
         table,
         lr / (1.0 - beta1**step),
@@ -395,23 +395,41 @@ def adam_step(
     )
 
 
+_KERNELS = {"sgd": sgd_kernel, "adam": adam_kernel}  # a kernel's own hash is slow
+
+
 def _launch(
-    kernel: Any, columns: Sequence[Sequence[torch.Tensor]], table: PointerTable, *scalars: float, **flags: bool
+    step: str, columns: Sequence[Sequence[torch.Tensor]], table: PointerTable, *scalars: float, **flags: bool
 ) -> None:
     table.update(columns)
     programs = table.blocks.shape[0]
     if programs == 0:  # nothing but empty tensors
         return
-    launch(
-        kernel,
+    dtype = columns[0][0].dtype
+    problem = _problem(
+        step, programs, dtype, table.aligned, len(columns), table.block, table.num_warps, tuple(flags.items())
+    )
+    problem.launch(table.addresses, table.blocks, *scalars)
+
+
+@lru_cache(maxsize=4096)
+def _problem(
+    step: str,
+    programs: int,
+    dtype: torch.dtype,
+    aligned: bool,
+    columns: int,
+    block: int,
+    num_warps: int,
+    flags: tuple[tuple[str, bool], ...],
+) -> Problem:
+    return Problem(
+        _KERNELS[step],
         (programs,),
-        table.addresses,
-        table.blocks,
-        *scalars,
-        **flags,
-        DTYPE=_TRITON_DTYPES[columns[0][0].dtype],
-        ALIGNED=table.aligned,
-        COLUMNS=1 + len(columns),
-        BLOCK=table.block,
-        num_warps=table.num_warps,
+        **dict(flags),
+        DTYPE=_TRITON_DTYPES[dtype],
+        ALIGNED=aligned,
+        COLUMNS=1 + columns,
+        BLOCK=block,
+        num_warps=num_warps,
     )

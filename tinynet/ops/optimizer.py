@@ -9,8 +9,8 @@ parameter by parameter through the definition.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -241,15 +241,9 @@ def _buckets(
     columns: Sequence[Sequence[Tensor]], phases: Sequence[Any], tables: list[PointerTable] | None
 ) -> Iterator[_Bucket]:
     """Parameters by device, dtype and phase, in order of appearance."""
-    groups: dict[Any, list[tuple[Tensor, ...]]] = {}
-    for phase, row in zip(phases, zip(*columns, strict=True), strict=True):
-        parameter = row[0]
-        flat = _flat_row(row)
-        key = (phase, flat is None, parameter.dtype, parameter.device, type(parameter))
-        groups.setdefault(key, []).append(flat or row)
     tables = [] if tables is None else tables
     launches = 0
-    for (phase, scattered, *_), rows in groups.items():
+    for (phase, scattered), rows in _groups(columns, phases):
         if scattered or route(rows[0][0]) is not Route.KERNELS or _share_memory([row[0] for row in rows]):
             yield _Bucket(phase, rows, None)
             continue
@@ -260,6 +254,27 @@ def _buckets(
             tables.append(PointerTable())
         yield _Bucket(phase, rows, tables[launches])
         launches += 1
+
+
+def _groups(
+    columns: Sequence[Sequence[Tensor]], phases: Sequence[Any]
+) -> Iterable[tuple[tuple[Any, bool], list[tuple[Tensor, ...]]]]:
+    """((phase, whether the rows are scattered), rows) of each device and dtype."""
+    rows = [_flat_row(row) for row in zip(*columns, strict=True)]
+    first = columns[0][0]
+    dtype, device, kind, phase = first.dtype, first.device, type(first), phases[0]
+    if (  # the usual case: one group
+        None not in rows
+        and phases.count(phase) == len(phases)
+        and all([each.dtype is dtype and each.device == device and type(each) is kind for each in columns[0]])
+    ):
+        return [((phase, False), cast("list[tuple[Tensor, ...]]", rows))]
+    groups: dict[Any, list[tuple[Tensor, ...]]] = {}
+    for phase, flat, row in zip(phases, rows, zip(*columns, strict=True), strict=True):
+        parameter = row[0]
+        key = (phase, flat is None, parameter.dtype, parameter.device, type(parameter))
+        groups.setdefault(key, []).append(flat or row)
+    return [((phase, scattered), group) for (phase, scattered, *_), group in groups.items()]
 
 
 def _flat_row(row: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -77,6 +77,47 @@ def test_a_load_is_fused_into_a_store_only_where_arguments_cannot_overlap() -> N
     assert value in Analysis(kernel, assume_disjoint=False).materialized
 
 
+ADDRESSES = """    %x1 = tt.addptr %x, %c1 : !tt.ptr<i64>, i32
+    %a = tt.load %x : !tt.ptr<i64>
+    %b = tt.load %x1 : !tt.ptr<i64>
+    %pa = tt.int_to_ptr %a : i64 -> !tt.ptr<f32>
+    %pb = tt.int_to_ptr %b : i64 -> !tt.ptr<f32>
+    %sa = tt.splat %pa : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %sb = tt.splat %pb : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %qa = tt.addptr %sa, %r : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %qb = tt.addptr %sb, %r : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %v = tt.load %qa : tensor<16x!tt.ptr<f32>>
+    %w = tt.load %qb : tensor<16x!tt.ptr<f32>>
+"""
+BOTH = "    tt.store %qa, %w : tensor<16x!tt.ptr<f32>>\n    tt.store %qb, %v : tensor<16x!tt.ptr<f32>>\n"
+
+
+def loaded_addresses(stores: str) -> Function:
+    head = HEAD.replace("%x: !tt.ptr<f32>", "%x: !tt.ptr<i64>")
+    body = "    %c1 = arith.constant 1 : i32\n    %c0 = arith.constant 0 : i32\n" + ADDRESSES + stores
+    return parse(head + RANGE + body + "    tt.return\n  }\n}\n")
+
+
+def test_loaded_addresses_are_checked_before_the_one_loop_that_stores() -> None:
+    kernel = loaded_addresses(BOTH)
+    analysis = Analysis(kernel, assume_apart=True)
+    stores = [find(kernel, "tt.store", 0), find(kernel, "tt.store", 1)]
+    assert analysis.store_group[stores[0]] == tuple(stores) and analysis.checks_come_first()
+    assert not analysis.materialized
+    (pairs,) = analysis.apart.values()
+    assert list(pairs) == [(stores[1].operands[0], stores[0].operands[0])]
+    assert {find(kernel, "tt.load", 2).result, find(kernel, "tt.load", 3).result} == Analysis(kernel).materialized
+
+
+def test_loaded_addresses_are_not_taken_to_be_apart_after_an_effect() -> None:
+    """A program can't start again once it has stored, and no loop runs its stores once."""
+    scalar = "    tt.store %x, %a : !tt.ptr<i64>\n"
+    loop = "    scf.for %l = %c0 to %n step %c1 : i32 {\n" + BOTH + "    }\n"
+    for stores in (scalar + BOTH, BOTH + scalar, loop):
+        analysis = Analysis(loaded_addresses(stores), assume_apart=True)
+        assert not analysis.apart or not analysis.checks_come_first()
+
+
 def test_a_load_stays_before_a_write_to_its_argument() -> None:
     shifted = """    %one = arith.constant dense<1> : tensor<16xi32>
     %pz = tt.addptr %px, %one : tensor<16x!tt.ptr<f32>>, tensor<16xi32>

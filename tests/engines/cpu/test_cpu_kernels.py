@@ -114,6 +114,30 @@ def test_overlapping_arguments(shift: int) -> None:
 
 
 @triton.jit
+def table_kernel(table_ptr, n, BLOCK: tl.constexpr):
+    offset = tl.arange(0, BLOCK)
+    mask = offset < n
+    x_ptr = tl.load(table_ptr).to(tl.pointer_type(tl.float32)) + offset
+    y_ptr = tl.load(table_ptr + 1).to(tl.pointer_type(tl.float32)) + offset
+    x, y = tl.load(x_ptr, mask=mask, other=0.0), tl.load(y_ptr, mask=mask, other=0.0)
+    tl.debug_barrier()
+    tl.store(x_ptr, x + 10 * y, mask=mask)
+    tl.store(y_ptr, x - y, mask=mask)
+
+
+@pytest.mark.parametrize("shift", [-64, -63, -5, -1, 1, 17, 63, 64, 100])
+def test_overlapping_memory_behind_a_table_of_addresses(shift: int) -> None:
+    """The program runs both stores in one loop, and starts again with care where that would be wrong."""
+    memory = torch.arange(256.0)
+    x, y = memory[64:128], memory[64 + shift : 128 + shift]
+    a, b, expected = x.clone(), y.clone(), memory.clone()
+    expected[64:128] = a + 10 * b
+    expected[64 + shift : 128 + shift] = a - b
+    table_kernel[(1,)](torch.tensor([x.data_ptr(), y.data_ptr()]), 64, BLOCK=64)
+    assert torch.equal(memory, expected)
+
+
+@triton.jit
 def divide_kernel(a_ptr, b_ptr, y_ptr, BLOCK: tl.constexpr):
     offset = tl.arange(0, BLOCK)
     a, b = tl.load(a_ptr + offset), tl.load(b_ptr + offset)

@@ -61,6 +61,7 @@ ROOTS = {
     "ttg.local_barrier",
 }
 WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
+_EFFECTS = {*WRITES, "tt.print", "tt.assert", "tt.call"}
 _PER_OPERAND = {
     "scf.yield",
     "scf.condition",
@@ -123,6 +124,18 @@ def writes_memory(operation: Operation) -> bool:
     return any(inner.name in WRITES for inner in operation.walk())
 
 
+def _can_start_again(function: Function) -> bool:
+    """Whether a program has no effect before its stores, all of which stand side by side, outside loops."""
+    return len(function.blocks) == 1 and _stores_at_most_once(function.blocks[0])
+
+
+def _stores_at_most_once(block: Block) -> bool:
+    effects = [each for each in block.operations if any(inner.name in _EFFECTS for inner in each.walk())]
+    if len(effects) == 1 and effects[0].name == "scf.if":
+        return all(_stores_at_most_once(region) for region in effects[0].regions)
+    return all(effect.name == "tt.store" for effect in effects)
+
+
 def add(left: Expression, right: Expression) -> Expression:
     if isinstance(left, int) and isinstance(right, int):
         return left + right
@@ -147,12 +160,17 @@ class Analysis:
     Args:
         function: the kernel.
         assume_disjoint: whether memory of different arguments may be taken not to overlap (the launch checks it).
+        assume_apart: whether the same may be taken of addresses that the kernel loads. The program itself then checks
+            the pairs in ``apart`` before its first effect, and starts again with neither assumption where they overlap.
     """
 
-    def __init__(self, function: Function, assume_disjoint: bool = True):
+    def __init__(self, function: Function, assume_disjoint: bool = True, assume_apart: bool = False):
         self.function = function
         self.assume_disjoint = assume_disjoint
+        self.assume_apart = assume_apart and _can_start_again(function)
         self.used_disjointness = False
+        # Pairs of pointers by the block that relies on them, in order (a dict for a set that keeps it).
+        self.apart: dict[Block | None, dict[tuple[Value, Value], None]] = {}
         self.advances: dict[Value, Advance] = {}
         self.same_as: dict[Value, Value] = {}
         self.store_group: dict[Operation, tuple[Operation, ...]] = {}
@@ -418,17 +436,45 @@ class Analysis:
             return left if left is right else None
         if operation.name == "scf.for":
             return self.base(operation.regions[0].arguments[1 + operation.results.index(pointer)])
+        if operation.name == "tt.int_to_ptr" and self.assume_apart and not pointer.type.is_tensor:
+            return pointer
         return None
 
-    def disjoint(self, left: Value, right: Value) -> bool:
-        """Whether two pointers come from different arguments whose memory the launch keeps apart."""
+    def disjoint(self, left: Value, right: Value, block: Block | None) -> bool:
+        """Whether two pointers come from different memory: of arguments, which the launch keeps apart, or from loaded
+        addresses, which the program checks before the stores of ``block``."""
         if not self.assume_disjoint:
             self.used_disjointness = True
             return False
-        left_base, right_base = self.base(left), self.base(right)
-        disjoint = left_base is not None and right_base is not None and left_base is not right_base
-        self.used_disjointness |= disjoint
-        return disjoint
+        bases = self.base(left), self.base(right)
+        if None in bases or bases[0] is bases[1]:
+            return False
+        if all(base in self.function.parameters for base in bases):
+            self.used_disjointness = True
+            return True
+        if self.extent(left) is None or self.extent(right) is None:
+            return False
+        if (right, left) not in self.apart.setdefault(block, {}):
+            self.apart[block][left, right] = None
+        return True
+
+    def extent(self, pointer: Value) -> int | None:
+        """Elements from the first one that a pointer tensor points at to its last; None if the first is not lowest."""
+        extent = 1
+        for dimension, size in enumerate(pointer.type.shape):
+            step = self.step(pointer, dimension)
+            if not isinstance(step, int) or step < 0:
+                return None
+            extent += step * (size - 1)
+        return extent
+
+    def checks_come_first(self) -> bool:
+        """Whether the checks of ``apart`` stand before every effect: all stores of a block that has some, in one loop.
+
+        (``_can_start_again`` says that nothing before those has an effect.)
+        """
+        stores = [[each for each in block.operations if each.name == "tt.store"] for block in self.apart if block]
+        return all(self.store_group.get(each[0]) == tuple(each) for each in stores)
 
     def written_parameters(self) -> list[int]:
         """Positions of the pointer arguments a kernel may write to; all of them if a target is unknown."""
@@ -436,7 +482,7 @@ class Analysis:
         for operation in self.function.walk():
             if operation.name in WRITES:
                 base = self.base(operation.operands[0])
-                if base is None:
+                if base not in self.function.parameters:
                     return [i for i, parameter in enumerate(self.function.parameters) if parameter.type.is_pointer]
                 written.add(self.function.parameters.index(base))
         return sorted(written)
@@ -479,7 +525,7 @@ class Analysis:
                 for member in group:
                     self.store_group[member] = tuple(group)
             elif operation.name == "tt.load" and all(
-                self.disjoint(operation.operands[0], member.operands[0]) for member in group
+                self.disjoint(operation.operands[0], member.operands[0], block) for member in group
             ):
                 continue
             elif operation.name == "tt.load" or not is_lazy(operation):
@@ -490,7 +536,7 @@ class Analysis:
         return (
             pointer.type.shape == first.type.shape
             and self.unit_dimension(pointer) == self.unit_dimension(first)
-            and all(self.disjoint(pointer, member.operands[0]) for member in group)
+            and all(self.disjoint(pointer, member.operands[0], store.block) for member in group)
         )
 
     # --------------------------------------------------------------------------------------------- placement
@@ -634,7 +680,7 @@ class Analysis:
         pointer = load.operands[0]
         for store in group if root.name == "tt.store" else ():
             same_element = store.operands[0] is pointer and site.elementwise and self._has_distinct_elements(pointer)
-            if not same_element and not self.disjoint(pointer, store.operands[0]):
+            if not same_element and not self.disjoint(pointer, store.operands[0], store.block):
                 return False
         return not root.regions or root.name in ("tt.reduce", "tt.scan", "scf.for", "scf.while")
 

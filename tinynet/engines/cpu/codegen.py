@@ -36,6 +36,7 @@ class GeneratedKernel:
     body: str
     arena_bytes: int
     used_disjointness: bool
+    starts_again: bool
     written: list[int]
     data_dependent: bool
 
@@ -61,12 +62,12 @@ class KernelWriter(DotWriter):
 
     Args:
         function: the kernel, as the parser returned it.
-        assume_disjoint: whether memory of different arguments may be taken not to overlap.
+        analysis: what is known about it.
     """
 
-    def __init__(self, function: Function, assume_disjoint: bool = True):
+    def __init__(self, function: Function, analysis: Analysis):
         self.function = function
-        self.analysis = Analysis(function, assume_disjoint)
+        self.analysis = analysis
         self.forms: dict[Value, Scalar | Buffer] = {}
         self.offsets: dict[Value, str] = {}  # advancing loop-carried tensors -> C variable of what was added so far
         self.lines: list = []
@@ -104,6 +105,7 @@ class KernelWriter(DotWriter):
             body,
             arena_bytes,
             analysis.used_disjointness,
+            bool(analysis.apart),
             analysis.written_parameters(),
             analysis.has_data_dependent_addresses(),
         )
@@ -481,6 +483,7 @@ class KernelWriter(DotWriter):
         group = self.analysis.store_group[operation]
         if operation is not group[-1]:
             return
+        self._check_apart(operation)
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
             statements = []
@@ -493,6 +496,15 @@ class KernelWriter(DotWriter):
 
         pointer = operation.operands[0]
         self.loops(pointer.type.shape, body, self.analysis.unit_dimension(pointer))
+
+    def _check_apart(self, store: Operation) -> None:
+        """Starts the program again, in its careful variant, where memory overlaps that was taken not to."""
+        for pair in self.analysis.apart.get(store.block, ()):
+            spans = []
+            for pointer in pair:
+                size = (self.analysis.extent(pointer) or 0) * element_bytes(pointer.type.pointee)
+                spans.append(f"{self.evaluate(pointer)}, {size}")
+            self.lines.append(f"if (overlap({', '.join(spans)})) {{ careful(program); return; }}")
 
     def visit_tt_atomic_rmw(self, operation: Operation) -> None:
         kind = operation.head.split(",")[0].split()[0]
@@ -1050,9 +1062,13 @@ def generate(function: Function, assume_disjoint: bool = True) -> GeneratedKerne
 
     Args:
         function: the kernel, as :func:`parser.parse` returned it.
-        assume_disjoint: whether memory of different arguments may be taken not to overlap.
+        assume_disjoint: whether memory of different arguments, and at addresses that the kernel loads, may be taken
+            not to overlap.
 
     Raises:
         UnsupportedOperation: the kernel holds something the engine cannot compile.
     """
-    return KernelWriter(function, assume_disjoint).generate()
+    analysis = Analysis(function, assume_disjoint, assume_apart=assume_disjoint)
+    if not analysis.checks_come_first():
+        analysis = Analysis(function, assume_disjoint)
+    return KernelWriter(function, analysis).generate()

@@ -134,9 +134,9 @@ def make_c(module: Any, metadata: dict, options: CPUOptions) -> str:
     text = module.str()
     function = parse(text)
     disjoint = codegen.generate(function, assume_disjoint=True)
-    variants = {"": disjoint}
-    if disjoint.used_disjointness:
-        variants["OVERLAPPING"] = codegen.generate(parse(text), assume_disjoint=False)
+    careful = disjoint
+    if disjoint.used_disjointness or disjoint.starts_again:
+        careful = codegen.generate(parse(text), assume_disjoint=False)
     header = {
         "name": function.name,
         "fp_fusion": options.enable_fp_fusion,
@@ -144,24 +144,26 @@ def make_c(module: Any, metadata: dict, options: CPUOptions) -> str:
         "overlap_matters": disjoint.used_disjointness,
         "data_dependent": disjoint.data_dependent,
     }
-    source = "\n".join([HEADER + json.dumps(header), '#include "kernel.h"', *_functions(variants)])
+    source = "\n".join([HEADER + json.dumps(header), '#include "kernel.h"', *_functions(disjoint, careful)])
     metadata["name"] = function.name
     metadata["shared"] = 0
     _dump(function.name, text, source)
     return source
 
 
-def _functions(variants: dict[str, codegen.GeneratedKernel]) -> list[str]:
-    lines = []
-    for macro, kernel in reversed(variants.items()):
-        lines += [
-            f"#ifdef {macro}" if macro else "#else" if lines else "#if 1",
-            f"const int64_t tinynet_arena_bytes = {kernel.arena_bytes};",
-            "void tinynet_kernel(const struct program *program) {",
-            kernel.body,
-            "}",
-        ]
-    return [*lines, "#endif", ""]
+def _functions(disjoint: codegen.GeneratedKernel, careful: codegen.GeneratedKernel) -> list[str]:
+    """The kernel, and with OVERLAPPING defined its careful variant; the program that starts again needs both."""
+    lines = ["#ifdef OVERLAPPING", *_function(careful, "void tinynet_kernel", careful.arena_bytes), "#else"]
+    arena_bytes = disjoint.arena_bytes
+    if disjoint.starts_again:
+        arena_bytes = max(arena_bytes, careful.arena_bytes)
+        lines += _function(careful, "static __attribute__((noinline)) void careful", None)
+    return [*lines, *_function(disjoint, "void tinynet_kernel", arena_bytes), "#endif", ""]
+
+
+def _function(kernel: codegen.GeneratedKernel, name: str, arena_bytes: int | None) -> list[str]:
+    constant = [] if arena_bytes is None else [f"const int64_t tinynet_arena_bytes = {arena_bytes};"]
+    return [*constant, f"{name}(const struct program *program) {{", kernel.body, "}"]
 
 
 def _dump(name: str, ttir: str, source: str) -> None:

@@ -83,5 +83,8 @@ INLINE int64_t float_to_i64(double x) {
 INLINE uint32_t float_to_u32(double x) { return x >= 4294967296.0 ? UINT32_MAX : x > 0.0 ? (uint32_t)(int64_t)x : 0; }
 INLINE uint64_t float_to_u64(double x) { return x >= 0x1p64 ? UINT64_MAX : x > 0.0 ? (uint64_t)x : 0; }
 
+INLINE int overlap(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes) {
+  return (const char *)a < (const char *)b + b_bytes && (const char *)b < (const char *)a + a_bytes;
+}
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t clip_count(int64_t count, int64_t limit) { return count < 0 ? 0 : count > limit ? limit : count; }

@@ -138,7 +138,7 @@ def cross_entropy_operator(
     label_smoothing: float,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`cross_entropy` of logits [N, C] or [N, C, S] for captured graphs: the loss and what its backward reads, else empty."""
+    """`cross_entropy` of logits [N, C] or [N, C, S] for captured graphs: the loss, and what its backward reads."""
     loss, divisor, saved = _forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
     empty = {"dtype": torch.float32, "device": logits.device}
     return (

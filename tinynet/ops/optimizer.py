@@ -266,7 +266,7 @@ def _groups(
     if (  # the usual case: one group
         None not in rows
         and phases.count(phase) == len(phases)
-        and all([each.dtype is dtype and each.device == device and type(each) is kind for each in columns[0]])
+        and all(each.dtype is dtype and each.device == device and type(each) is kind for each in columns[0])
     ):
         return [((phase, False), cast("list[tuple[Tensor, ...]]", rows))]
     groups: dict[Any, list[tuple[Tensor, ...]]] = {}

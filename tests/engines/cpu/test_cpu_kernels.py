@@ -158,6 +158,30 @@ def test_integer_division_truncates_and_survives_zero(dtype: torch.dtype) -> Non
 
 
 @triton.jit
+def divide_by_one_kernel(a_ptr, y_ptr, n, divisor, BLOCK: tl.constexpr):
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    a = tl.load(a_ptr + offset, mask=offset < n, other=0)
+    tl.store(y_ptr + offset, a // divisor, mask=offset < n)
+    tl.store(y_ptr + n + offset, a % divisor, mask=offset < n)
+    tl.store(y_ptr + 2 * n + offset, a // 7, mask=offset < n)
+
+
+def test_division_of_many_by_one_is_exact() -> None:
+    """It multiplies with the inverse: quotients next to whole numbers tell whether that is right."""
+    for divisor in (1, 2, 3, 7, 49, 641, 65535, 65536, 2**30 - 1, 2**31 - 1, -1, -3, -(2**31)):
+        near = torch.randint(-(2**31), 2**31, (3000,)) // divisor * divisor
+        a = torch.cat([near - 1, near, near + 1, torch.tensor([0, 1, -1, 2**31 - 1, -(2**31)])])
+        a = a.clamp(-(2**31), 2**31 - 1).int()
+        y = torch.zeros(3, a.numel(), dtype=torch.int32)
+        divide_by_one_kernel[(triton.cdiv(a.numel(), 256),)](a, y, a.numel(), divisor, BLOCK=256)
+        wide = a.long()
+        quotient = torch.div(wide, divisor, rounding_mode="trunc")
+        assert torch.equal(y[0], quotient.int()), divisor
+        assert torch.equal(y[1], (wide - quotient * divisor).int()), divisor
+        assert torch.equal(y[2], torch.div(wide, 7, rounding_mode="trunc").int())
+
+
+@triton.jit
 def matmul_kernel(
     a_ptr, b_ptr, c_ptr, M, N, K, stride_am, stride_ak, stride_bk, stride_bn,
     WRAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -194,7 +218,7 @@ def matmul_kernel(
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
 def test_matmul(dtype: torch.dtype, wrap: bool, layout: str) -> None:
-    for M, N, K in ((70, 45, 131), (64, 128, 64), (1, 17, 1)):
+    for M, N, K in ((70, 45, 131), (64, 128, 64), (1, 17, 1), (40, 48, 611)):  # the last fills a queue twice
         a = torch.randn(M, K).to(dtype) if layout[0] == "n" else torch.randn(K, M).to(dtype).T
         b = torch.randn(K, N).to(dtype) if layout[1] == "n" else torch.randn(N, K).to(dtype).T
         c = torch.full((M, N), math.nan)

@@ -76,6 +76,7 @@ class KernelWriter(DotWriter):
         self.arena_top = 0
         self.arena_bytes = 0
         self.persistent_bytes = 0
+        self.queues: dict[Operation, str] = {}
         self._pending_scalars: list[str] = []
 
     # ---------------------------------------------------------------------------------------------- the whole
@@ -265,7 +266,29 @@ class KernelWriter(DotWriter):
         if operation.name == "tt.load":
             return self.emit(nest, level, value.type.element, self._load(operation, index, nest))
         texts = [self.element(operand, index, nest) for operand in operation.operands]
+        if operation.name in ("arith.divsi", "arith.remsi") and value.type.element == "i32":
+            divided = self._divided(operation, texts, nest, level)
+            if divided is not None:
+                return divided
         return self.emit(nest, level, value.type.element, element_expression(operation, texts))
+
+    def _divided(self, operation: Operation, texts: list[str], nest: Nest, level: int) -> str | None:
+        """A quotient or remainder of many elements by one number: products with its inverse; None for many divisors."""
+        divisor = self.analysis.uniform(operation.operands[1])
+        if divisor is None or isinstance(divisor, tuple):
+            return None
+        number = f"({divisor})" if isinstance(divisor, int) else self.scalar(divisor)
+        if ("inverse", number) not in nest.known:
+            name = nest.known["inverse", number] = self.name("e")
+            nest.levels[0].append(f"double const {name} = inverse_i32({number});")
+        key = ("quotient", texts[0], number)
+        if key not in nest.known:
+            inverse = nest.known["inverse", number]
+            nest.known[key] = self.emit(nest, level, "i32", f"divide_by_i32({texts[0]}, {inverse})")
+        if operation.name == "arith.divsi":
+            return nest.known[key]
+        product = f"(uint32_t){nest.known[key]} * (uint32_t){number}"
+        return self.emit(nest, level, "i32", f"(int32_t)((uint32_t){texts[0]} - {product})")
 
     def _affine_part(self, pointer: Value, index: tuple[Index, ...]) -> list[tuple[Index, Expression]]:
         """(index, step) along the dimensions in which a pointer tensor moves by a constant step."""
@@ -850,6 +873,7 @@ class KernelWriter(DotWriter):
         cast = "(int64_t)"
         if operation.attributes["unsigned"]:
             cast = "(int64_t)(uint32_t)" if variable.type.element == "i32" else "(int64_t)"
+        queue = self.open_queue(operation)
         self.preheaders.append([])
         self.lines.append(self.preheaders[-1])
         self.lines += [
@@ -870,6 +894,8 @@ class KernelWriter(DotWriter):
                 self._commit_scalars()
         self.lines.append("}")
         self.preheaders.pop()
+        if queue:
+            self.close_queue(queue)
 
     def _start_carried(self, argument: Value, initial: Value) -> None:
         """The variable or buffer of a loop-carried value, holding its initial value."""

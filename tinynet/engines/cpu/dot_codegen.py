@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from .analysis import Analysis, Expression
+from .analysis import Analysis, Expression, writes_memory
 from .forms import ZERO, Buffer, Index, Nest, Scalar
 from .ir import Operation, UnsupportedOperation, Value
 from .operations import compute_type, from_memory, predicate_of, to_memory
@@ -17,6 +17,10 @@ from .operations import compute_type, from_memory, predicate_of, to_memory
 _KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}
 _LARGEST_PANEL = 32
 _LARGEST_LANES = 16
+_LARGEST_QUEUE = 16  # LARGEST_QUEUE of services.h
+# Products of this depth in all are computed together: a tile of the accumulator then leaves the registers so much less
+# often, and their operands still fit the second-level cache.
+_QUEUED_DEPTH = 288
 
 
 @dataclass
@@ -43,6 +47,7 @@ class DotWriter:
     lines: list
     preheaders: list[list]
     needed: list[list[Expression]]
+    queues: dict[Operation, str]  # products that a loop puts off -> C name of their queue
 
     # What the kernel writer provides:
     name: ...
@@ -138,13 +143,46 @@ class DotWriter:
         packed = self._pack_invariant(right, m, kind)
         a = self._operand(left, kind, self.needed[0], 0)
         b = self._operand(right, kind, self.needed[1], 1)
-        width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
-        scratch = 4 * (k + 1) * (width + _LARGEST_LANES) + max(4 * m * (k + 1), 12 * max(m, k)) + 512
-        memory = self.allocate("i8", scratch, "scratch")
+        queue = self.queues.get(operation)
+        scratch = _scratch_bytes(m, n, k)
+        memory = "0" if queue else self.allocate("i8", scratch, "scratch")
+        call = f"put_off(&product, &{queue})" if queue else "dot(&product)"
         self.lines.append(
             f"{{ struct dot_product product = {{{m}, {n}, {k}, {_KINDS[kind]}, {a}, {b}, {packed or '0'}, "
-            f"{total.name}, {n}, {memory}}}; program->services->dot(&product); }}"
+            f"{total.name}, {n}, {memory}, {scratch}}}; program->services->{call}; }}"
         )
+
+    def open_queue(self, loop: Operation) -> str | None:
+        """Before a loop that does nothing but add products to one accumulator: a queue in which it puts them off."""
+        products = [each for each in loop.regions[0].operations if each.name == "tt.dot"]
+        if len(products) != 1 or not self._only_accumulates(loop, products[0]):
+            return None
+        left, right, _ = products[0].operands
+        (m, k), n = left.type.shape, right.type.shape[1]
+        capacity = min(_QUEUED_DEPTH // k, _LARGEST_QUEUE)
+        if capacity < 2:
+            return None
+        queue = self.queues[products[0]] = self.name("queue")
+        memory = self.allocate("i8", capacity * _scratch_bytes(m, n, k), "scratch")
+        self.lines.append(
+            f"struct product_queue {queue}; {queue}.capacity = {capacity}; {queue}.count = 0; "
+            f"{queue}.memory = {queue}.free = (char *){memory};"
+        )
+        return queue
+
+    def close_queue(self, queue: str) -> None:
+        self.lines.append(f"program->services->finish(&{queue});")
+
+    def _only_accumulates(self, loop: Operation, product: Operation) -> bool:
+        """Whether a loop has no effect but a product of matrices, which nothing in it reads, so that it may come late."""
+        left, right, total = product.operands
+        body = loop.regions[0]
+        if writes_memory(loop) or not left.type.is_float or len(left.type.shape) != 2 or total.type.element != "f32":
+            return False
+        if total not in body.arguments or total.users != [product] or product.result.users != [body.terminator]:
+            return False
+        position = body.arguments.index(total) - 1
+        return body.terminator.name == "scf.yield" and body.terminator.operands[position] is product.result
 
     def _batched_dot(self, operation: Operation, total: Buffer) -> None:
         left, right, _ = operation.operands
@@ -153,8 +191,7 @@ class DotWriter:
         kind = left.type.element if left.type.element in _KINDS else "f32"
         with self.arena_scope():
             tables = [self._as_buffer(value, kind) for value in (left, right)]
-            width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
-            scratch = 4 * (k + 1) * (width + _LARGEST_LANES) + max(4 * m * (k + 1), 12 * max(m, k)) + 512
+            scratch = _scratch_bytes(m, n, k)
             memory = self.allocate("i8", scratch, "scratch")
             a, b = (
                 f"{{{table.name} + (int64_t)z * {rows * columns}, {{{columns}, 1}}, 0, 0, {{{rows}, {columns}}}}}"
@@ -162,7 +199,7 @@ class DotWriter:
             )
             self.lines.append(
                 f"for (int32_t z = 0; z < {batch}; z++) {{ struct dot_product product = {{{m}, {n}, {k}, "
-                f"{_KINDS[kind]}, {a}, {b}, 0, {total.name} + (int64_t)z * {m * n}, {n}, {memory}}}; "
+                f"{_KINDS[kind]}, {a}, {b}, 0, {total.name} + (int64_t)z * {m * n}, {n}, {memory}, {scratch}}}; "
                 f"program->services->dot(&product); }}"
             )
 
@@ -402,7 +439,13 @@ def _buffer_operand(buffer: Buffer, shape: tuple[int, ...], permutation: list[in
     """C initializer of an operand that lies row-major in the arena."""
     strides = (shape[1], 1)
     first, second = permutation
-    return f"{{{buffer.name}, {{{strides[first]}, {strides[second]}}}, 0, 0, {{{shape[first]}, {shape[second]}}}}}"
+    return f"{{{buffer.name}, {{{strides[first]}, {strides[second]}}}, 0, 0, {{{shape[first]}, {shape[second]}}}, 1}}"
+
+
+def _scratch_bytes(m: int, n: int, k: int) -> int:
+    """Memory for B in panels, and for lines of B or for A, whichever is more, with every start aligned."""
+    width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
+    return (4 * (k + 1) * (width + _LARGEST_LANES) + max(4 * m * (k + 1), 12 * max(m, k)) + 512 + 63) // 64 * 64
 
 
 def _valid(bounds: list[str], size: int) -> str:

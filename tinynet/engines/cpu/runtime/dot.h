@@ -19,7 +19,11 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 // -------------------------------------------------------------------------------------------------- micro-kernels
 
-enum a_layout { A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE };
+// How the micro-kernel reads A, and B: packed in panels but for the last, which reads both where they lie.
+enum form { A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE, A_COLUMN_MAJOR_B_ROWS };
+
+// Packing B costs as much as a few of its rows' products: with fewer rows of A than this it is not worth it.
+enum { MOST_ROWS_OF_UNPACKED_B = 128 };
 
 // One A operand as the micro-kernel reads it, in elements (fp32) or in pairs of bf16.
 struct a_view {
@@ -35,31 +39,38 @@ INLINE vector multiply_add(vector sum, uint32_t a, vector b, int pairs) {
   return sum + float_from_bits(a) * b;
 }
 
-// c[rows][columns] += a[rows][depth] b[depth][columns], columns = vectors * LANES
-INLINE void micro_kernel(int rows, int vectors, enum a_layout layout, int pairs, int depth, struct a_view a, int64_t row,
-                         const float *b, float *c, int64_t c_stride) {
+// c[rows][columns] += sum over parts of a[rows][depth] b[depth][columns], columns = vectors * LANES of panel `panel`
+INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const struct product_queue *queue,
+                         int64_t row, int64_t panel, float *c, int64_t c_stride) {
   vector sum[TILE_ROWS][2];
-  const uint32_t *line[TILE_ROWS];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {
-    line[i] = layout == A_ROW_MAJOR ? a.data + (row + i) * a.stride : layout == A_ROW_TABLE ? a.table[row + i] : 0;
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; j++) sum[i][j] = *(const vector *)(c + i * c_stride + j * LANES);
   }
-  const uint32_t *column = a.data + row;
-  for (int k = 0; k < depth; k++, b += PANEL) {
-    vector right[2];
-#pragma GCC unroll 2
-    for (int j = 0; j < vectors; j++) right[j] = *(const vector *)(b + j * LANES);
-    if (layout == A_COLUMN_TABLE) column = a.table[k] + row;
+  for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
+    const uint32_t *data = part->a, *const *table = part->a_table, *line[TILE_ROWS];
+    int64_t stride = part->a_stride, depth = part->depth;
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-      uint32_t left;
-      memcpy(&left, layout == A_ROW_MAJOR || layout == A_ROW_TABLE ? line[i] + k : column + i, 4);
+    for (int i = 0; i < rows; i++)
+      line[i] = (form == A_ROW_MAJOR ? data + (row + i) * stride : form == A_ROW_TABLE ? table[row + i] : data) + depth;
+    const uint32_t *column = data + row;
+    const float *b = part->b + panel * part->panel_depth * PANEL;
+    for (int64_t k = -depth; k != 0; k++, b += PANEL) {  // from the ends of lines: the count is the index
+      vector right[2];
+      if (form == A_COLUMN_MAJOR_B_ROWS) b = (const float *)part->b_table[depth + k] + panel * PANEL;
 #pragma GCC unroll 2
-      for (int j = 0; j < vectors; j++) sum[i][j] = multiply_add(sum[i][j], left, right[j], pairs);
+      for (int j = 0; j < vectors; j++) right[j] = *(const vector *)(b + j * LANES);
+      if (form == A_COLUMN_TABLE) column = table[depth + k] + row;
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; i++) {
+        uint32_t left;
+        memcpy(&left, form == A_ROW_MAJOR || form == A_ROW_TABLE ? line[i] + k : column + i, 4);
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) sum[i][j] = multiply_add(sum[i][j], left, right[j], pairs);
+      }
+      if (form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) column += stride;
     }
-    if (layout == A_COLUMN_MAJOR) column += a.stride;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {
@@ -68,12 +79,13 @@ INLINE void micro_kernel(int rows, int vectors, enum a_layout layout, int pairs,
   }
 }
 
-INLINE void panel_rows(int vectors, enum a_layout layout, int pairs, int rows, int depth, struct a_view a, const float *b,
-                       float *c, int64_t c_stride) {
-  int row = 0;
-#define STRIP(HEIGHT)                                                                                        \
-  for (; row + HEIGHT <= rows; row += HEIGHT)                                                                \
-    micro_kernel(HEIGHT, vectors, layout, pairs, depth, a, row, b, c + row * c_stride, c_stride);
+INLINE void panel_rows(int vectors, enum form form, int pairs, const struct product_queue *queue, int64_t panel,
+                       float *c) {
+  int row = 0, rows = queue->rows;
+  int64_t c_stride = queue->c_stride;
+#define STRIP(HEIGHT)                                                                              \
+  for (; row + HEIGHT <= rows; row += HEIGHT)                                                      \
+    micro_kernel(HEIGHT, vectors, form, pairs, queue, row, panel, c + row * c_stride, c_stride);
   STRIP(TILE_ROWS)
 #if defined(__AVX512F__)
   STRIP(8)
@@ -84,40 +96,33 @@ INLINE void panel_rows(int vectors, enum a_layout layout, int pairs, int rows, i
 #undef STRIP
 }
 
-#define DEFINE_PRODUCT(NAME, LAYOUT, PAIRS)                                                                          \
-  static __attribute__((noinline)) void NAME(int rows, int columns, int width, int depth, int panel_depth,           \
-                                             struct a_view a, const float *b, float *c, int64_t c_stride) {          \
-    for (int n = 0; n < columns; n += PANEL, b += (int64_t)panel_depth * PANEL) {                                    \
-      if (width - n >= PANEL && columns - n > LANES) panel_rows(2, LAYOUT, PAIRS, rows, depth, a, b, c + n, c_stride); \
-      else if (width - n >= LANES && columns - n <= LANES)                                                           \
-        panel_rows(1, LAYOUT, PAIRS, rows, depth, a, b, c + n, c_stride);                                            \
-      else narrow_panel(LAYOUT, PAIRS, rows, width - n, depth, a, b, c + n, c_stride);                               \
-    }                                                                                                                \
-  }
-
 // fewer columns than a vector holds: through a copy
-static __attribute__((noinline)) void narrow_panel(enum a_layout layout, int pairs, int rows, int width, int depth,
-                                                   struct a_view a, const float *b, float *c, int64_t c_stride) {
-  for (int row = 0; row < rows; row++) {
+INLINE void narrow_panel(enum form form, int pairs, const struct product_queue *queue, int64_t panel, float *c,
+                         int width) {
+  for (int row = 0; row < queue->rows; row++) {
     float line[PANEL] __attribute__((aligned(64))) = {0};
-    memcpy(line, c + row * c_stride, sizeof(float) * (size_t)width);
-    switch (layout) {
-#define CASE(LAYOUT)                                                                   \
-  case LAYOUT:                                                                         \
-    if (pairs) micro_kernel(1, 2, LAYOUT, 1, depth, a, row, b, line, PANEL);           \
-    else micro_kernel(1, 2, LAYOUT, 0, depth, a, row, b, line, PANEL);                 \
-    break;
-      CASE(A_ROW_MAJOR) CASE(A_COLUMN_MAJOR) CASE(A_ROW_TABLE) CASE(A_COLUMN_TABLE)
-#undef CASE
-    }
-    memcpy(c + row * c_stride, line, sizeof(float) * (size_t)width);
+    memcpy(line, c + row * queue->c_stride, sizeof(float) * (size_t)width);
+    micro_kernel(1, 2, form, pairs, queue, row, panel, line, PANEL);
+    memcpy(c + row * queue->c_stride, line, sizeof(float) * (size_t)width);
   }
 }
+
+#define DEFINE_PRODUCT(NAME, FORM, PAIRS)                                                                   \
+  static __attribute__((noinline)) void NAME(const struct product_queue *queue) {                             \
+    int columns = queue->columns, width = queue->width;                                                       \
+    float *c = queue->c;                                                                                      \
+    for (int n = 0; n < columns; n += PANEL) {                                                                \
+      if (width - n >= PANEL && columns - n > LANES) panel_rows(2, FORM, PAIRS, queue, n / PANEL, c + n);    \
+      else if (width - n >= LANES && columns - n <= LANES) panel_rows(1, FORM, PAIRS, queue, n / PANEL, c + n); \
+      else narrow_panel(FORM, PAIRS, queue, n / PANEL, c + n, width - n);                                    \
+    }                                                                                                         \
+  }
 
 DEFINE_PRODUCT(product_row_major, A_ROW_MAJOR, 0)
 DEFINE_PRODUCT(product_column_major, A_COLUMN_MAJOR, 0)
 DEFINE_PRODUCT(product_row_table, A_ROW_TABLE, 0)
 DEFINE_PRODUCT(product_column_table, A_COLUMN_TABLE, 0)
+DEFINE_PRODUCT(product_column_major_b_rows, A_COLUMN_MAJOR_B_ROWS, 0)
 #if defined(__AVX512BF16__)
 DEFINE_PRODUCT(product_row_major_pairs, A_ROW_MAJOR, 1)
 DEFINE_PRODUCT(product_column_major_pairs, A_COLUMN_MAJOR, 1)
@@ -129,6 +134,15 @@ enum { HAS_PAIRS = 1 };
 #define product_row_table_pairs product_row_table
 enum { HAS_PAIRS = 0 };
 #endif
+
+// by form, then by whether elements come in pairs of bf16, which the last two never do
+static void (*const products[][2])(const struct product_queue *) = {
+    [A_ROW_MAJOR] = {product_row_major, product_row_major_pairs},
+    [A_COLUMN_MAJOR] = {product_column_major, product_column_major_pairs},
+    [A_ROW_TABLE] = {product_row_table, product_row_table_pairs},
+    [A_COLUMN_TABLE] = {product_column_table, NULL},
+    [A_COLUMN_MAJOR_B_ROWS] = {product_column_major_b_rows, NULL},
+};
 
 // ------------------------------------------------------------------------------------------------------- operands
 
@@ -381,64 +395,103 @@ static struct a_view pack_a(const struct dot_product *d, int along_k, int depth,
   return (struct a_view){(const uint32_t *)out, count, 0};
 }
 
-// Row table without NULLs: missing rows point at zeros. `zero_line` is used where a row is longer than the shared one.
-static const uint32_t *const *complete_table(const struct operand *a, int entries, int64_t line_bytes, const void **table,
-                                             char *zero_line) {
-  const void *nothing = zeros;
-  if (line_bytes > (int64_t)sizeof zeros) nothing = memset(zero_line, 0, (size_t)line_bytes);
-  for (int i = 0; i < entries; i++) table[i] = a->rows[i] ? a->rows[i] : nothing;
-  return (const uint32_t *const *)table;
-}
-
 INLINE char *take(char **memory, int64_t bytes) {
   char *start = *memory;
   *memory += (bytes + 63) & ~(int64_t)63;
   return start;
 }
 
-static void dot(const struct dot_product *d) {
-  int depth = product_depth(d), rows = (int)least(d->m, d->a.valid[0]), columns = (int)least(d->n, d->b.valid[1]);
-  if (depth <= 0 || rows <= 0 || columns <= 0) return;
-  int pairs = d->kind == ELEMENT_BF16 && HAS_PAIRS;
-  char *memory = d->scratch;
-  const float *b = d->packed_b;
-  int panel_depth = pairs ? (d->k + 1) / 2 : d->k;
-  if (!b) {
-    int64_t width = (columns + LARGEST_PANEL - 1) / LARGEST_PANEL * LARGEST_PANEL;
-    float *panels = (float *)take(&memory, sizeof(float) * (size_t)(depth + 1) * (size_t)width);
-    pack_b(d, depth, panels, (float *)take(&memory, sizeof(float) * (size_t)(depth + 1) * LANES));
-    b = panels;
-    panel_depth = pairs ? (depth + 1) / 2 : depth;
-  }
+// Row table without NULLs: missing rows point at zeros, in `memory` where a row is longer than the shared ones.
+static const void *complete_table(const struct operand *a, int entries, int64_t line_bytes, const void **table, char **memory) {
+  const void *nothing = zeros;
+  if (line_bytes > (int64_t)sizeof zeros) nothing = memset(take(memory, line_bytes), 0, (size_t)line_bytes);
+  for (int i = 0; i < entries; i++) table[i] = a->rows[i] ? a->rows[i] : nothing;
+  return table;
+}
+
+// Rows of B where they lie, as a table; NULL unless they are contiguous and whole vectors long.
+static const void *const *rows_of_b(const struct dot_product *d, int depth, int columns, char **memory) {
+  const struct operand *b = &d->b;
+  if (d->packed_b || b->transient || d->kind != ELEMENT_F32 || columns % LANES != 0) return NULL;
+  if (b->rows ? b->table_axis != 0 : b->stride[1] != 1) return NULL;
+  const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * depth);
+  if (b->rows) return complete_table(b, depth, (int64_t)sizeof(float) * columns, table, memory);
+  for (int k = 0; k < depth; k++) table[k] = (const float *)b->data + k * b->stride[0];
+  return table;
+}
+
+// The part of a queue that stands for a product; *memory is where what cannot be read in place is packed.
+static struct product_part prepare(const struct dot_product *d, int depth, int rows, int columns, int pairs, char **memory,
+                                   enum form *form) {
+  struct product_part part = {.b = d->packed_b, .depth = pairs ? (depth + 1) / 2 : depth};
+  part.panel_depth = pairs ? (d->k + 1) / 2 : d->k;
   int axis = contiguous_axis(&d->a);  // 1: contiguous along k, 0: along m
   // Columns far apart are copied if several panels read them: at strides of a power of two they evict each other.
   int direct = d->kind == ELEMENT_F32 ? axis == 1 || (axis == 0 && (d->a.rows || columns <= PANEL))
                                       : pairs && axis == 1 && depth % 2 == 0;
-  int steps = pairs ? (depth + 1) / 2 : depth;
-  struct a_view a;
+  *form = axis == 0 ? A_COLUMN_MAJOR : A_ROW_MAJOR;
+  if (axis == 0 && !d->a.rows && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);
+  if (part.b_table) *form = A_COLUMN_MAJOR_B_ROWS;
+  else if (!part.b) {
+    int64_t width = (columns + LARGEST_PANEL - 1) / LARGEST_PANEL * LARGEST_PANEL;
+    float *panels = (float *)take(memory, sizeof(float) * (size_t)(depth + 1) * (size_t)width);
+    pack_b(d, depth, panels, (float *)*memory);
+    part.b = panels;
+    part.panel_depth = part.depth;
+  }
   if (direct && d->a.rows) {
     int entries = axis == 1 ? rows : depth;
-    const void **table = (const void **)take(&memory, (int64_t)sizeof(void *) * entries);
+    const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * entries);
     int64_t line_bytes = (int64_t)(axis == 1 ? depth : rows) * element_bytes(d->kind);
-    a = (struct a_view){0, 0, complete_table(&d->a, entries, line_bytes, table, memory)};
-    if (axis == 0) product_column_table(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
-    else if (pairs) product_row_table_pairs(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
-    else product_row_table(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
-    return;
-  }
-  if (direct) a = (struct a_view){d->a.data, d->a.stride[1 - axis], 0};
-  else if (pairs) a = pack_a_pairs(&d->a, axis != 0, depth, (uint32_t *)memory);
-  else a = pack_a(d, axis != 0, depth, (float *)memory);
-  if (axis == 0) (pairs ? product_column_major_pairs : product_column_major)(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
-  else if (pairs && direct && a.stride % 2) {  // rows at odd offsets: pairs are still readable, one table entry each
-    const void **table = (const void **)take(&memory, (int64_t)sizeof(void *) * rows);
-    for (int m = 0; m < rows; m++) table[m] = (const uint16_t *)d->a.data + m * d->a.stride[0];
-    a.table = (const uint32_t *const *)table;
-    product_row_table_pairs(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
+    part.a_table = complete_table(&d->a, entries, line_bytes, table, memory);
+    *form = axis == 0 ? A_COLUMN_TABLE : A_ROW_TABLE;
+  } else if (direct) {
+    part.a = d->a.data;
+    part.a_stride = d->a.stride[1 - axis];
+    if (pairs && part.a_stride % 2) {  // rows at odd offsets: pairs are still readable, one table entry each
+      const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * rows);
+      for (int m = 0; m < rows; m++) table[m] = (const uint16_t *)d->a.data + m * part.a_stride;
+      part.a_table = table;
+      *form = A_ROW_TABLE;
+    } else if (pairs) part.a_stride /= 2;
   } else {
-    if (pairs && direct) a.stride /= 2;
-    (pairs ? product_row_major_pairs : product_row_major)(rows, columns, d->n, steps, panel_depth, a, b, d->c, d->c_stride);
+    int64_t values = pairs ? (int64_t)rows * part.depth : (int64_t)rows * depth;
+    float *packed = (float *)take(memory, (int64_t)sizeof(float) * values);
+    struct a_view a = pairs ? pack_a_pairs(&d->a, axis != 0, depth, (uint32_t *)packed) : pack_a(d, axis != 0, depth, packed);
+    part.a = a.data;
+    part.a_stride = a.stride;
   }
+  return part;
+}
+
+static void finish(struct product_queue *queue) {
+  if (queue->count) products[queue->form / 2][queue->form % 2](queue);
+  queue->count = 0;
+  queue->free = queue->memory;
+}
+
+static void put_off(const struct dot_product *d, struct product_queue *queue) {
+  int depth = product_depth(d), rows = (int)least(d->m, d->a.valid[0]), columns = (int)least(d->n, d->b.valid[1]);
+  if (depth <= 0 || rows <= 0 || columns <= 0) return;
+  int pairs = d->kind == ELEMENT_BF16 && HAS_PAIRS;
+  enum form kind;
+  struct product_part part = prepare(d, depth, rows, columns, pairs, &queue->free, &kind);
+  int form = 2 * (int)kind + pairs;
+  if (queue->count && (rows != queue->rows || columns != queue->columns || form != queue->form)) {
+    char *used = queue->free;
+    finish(queue);
+    queue->free = used;  // this part's memory lies behind that of the others
+  }
+  queue->rows = rows, queue->columns = columns, queue->width = d->n, queue->form = form;
+  queue->c = d->c, queue->c_stride = d->c_stride;
+  queue->parts[queue->count++] = part;
+  if (d->a.transient || queue->count == queue->capacity || queue->free > queue->memory + d->scratch_bytes * (queue->capacity - 1))
+    finish(queue);
+}
+
+static void dot(const struct dot_product *d) {
+  struct product_queue queue = {.capacity = 1, .memory = d->scratch, .free = d->scratch};
+  put_off(d, &queue);
 }
 
 static void pack_b_for_later(const struct dot_product *d, void *out) {

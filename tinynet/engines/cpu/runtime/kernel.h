@@ -66,6 +66,12 @@ INLINE uint32_t remainder_u32(uint32_t a, uint32_t b) { return a - divide_u32(a,
 INLINE int64_t remainder_i64(int64_t a, int64_t b) { return (int64_t)((uint64_t)a - (uint64_t)divide_i64(a, b) * (uint64_t)b); }
 INLINE uint64_t remainder_u64(uint64_t a, uint64_t b) { return a - divide_u64(a, b) * b; }
 
+// Division of many by one: the half keeps every quotient away from whole numbers by more than the product is inexact.
+INLINE double inverse_i32(int32_t b) { return 1.0 / (double)(b == 0 ? 1 : b); }
+INLINE int32_t divide_by_i32(int32_t a, double inverse) {
+  return (int32_t)(int64_t)(((double)a + (a < 0 ? -0.5 : 0.5)) * inverse);
+}
+
 INLINE int32_t mulhi_i32(int32_t a, int32_t b) { return (int32_t)(((int64_t)a * b) >> 32); }
 INLINE uint32_t mulhi_u32(uint32_t a, uint32_t b) { return (uint32_t)(((uint64_t)a * b) >> 32); }
 INLINE int64_t mulhi_i64(int64_t a, int64_t b) { return (int64_t)(((__int128)a * b) >> 64); }

@@ -12,11 +12,12 @@ struct operand {
   const void *const *rows;
   int32_t table_axis;
   int32_t valid[2];
+  int32_t transient;  // whether the memory is used again before a queue of products is finished
 };
 
 enum element_kind { ELEMENT_F32, ELEMENT_BF16, ELEMENT_F16 };
 
-// c[m][n] += sum over k of a[m][k] b[k][n], in fp32. `scratch` must hold dot_scratch bytes.
+// c[m][n] += sum over k of a[m][k] b[k][n], in fp32. `scratch` holds `scratch_bytes`, what one product needs at most.
 struct dot_product {
   int32_t m, n, k;
   int32_t kind;
@@ -25,12 +26,35 @@ struct dot_product {
   float *c;
   int64_t c_stride;
   void *scratch;
+  int64_t scratch_bytes;
+};
+
+// Products that are added to one accumulator, put off until they can be computed together: a tile of the accumulator
+// then stays in registers over all of them. `capacity` products at most, `memory` holds their scratch_bytes.
+struct product_part {
+  const void *a;  // see struct a_view
+  int64_t a_stride;
+  const void *a_table;
+  const float *b;              // panels, or NULL:
+  const void *const *b_table;  // rows of B where they lie
+  int32_t depth, panel_depth;
+};
+enum { LARGEST_QUEUE = 16 };
+struct product_queue {
+  int32_t capacity, count;
+  int32_t rows, columns, width, form;
+  float *c;
+  int64_t c_stride;
+  char *memory, *free;
+  struct product_part parts[LARGEST_QUEUE];
 };
 
 struct program;
 
 struct services {
   void (*dot)(const struct dot_product *);
+  void (*put_off)(const struct dot_product *, struct product_queue *);
+  void (*finish)(struct product_queue *);
   void (*pack_b)(const struct dot_product *, void *out);
   void (*print)(const struct program *, const char *prefix, const int64_t *index, int rank, int kind, double value, int64_t integer);
   void (*fail)(const struct program *, const char *message);

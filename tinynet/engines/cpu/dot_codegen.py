@@ -174,8 +174,8 @@ class DotWriter:
         self.lines.append(f"program->services->finish(&{queue});")
 
     def _only_accumulates(self, loop: Operation, product: Operation) -> bool:
-        """Whether a loop has no effect but a product of matrices, which nothing in it reads, so that it may come late."""
-        left, right, total = product.operands
+        """Whether a loop has no effect but a product of matrices, which nothing in it reads: it may come late."""
+        left, _, total = product.operands
         body = loop.regions[0]
         if writes_memory(loop) or not left.type.is_float or len(left.type.shape) != 2 or total.type.element != "f32":
             return False

@@ -210,6 +210,57 @@ def test_fused_pooling_under_capture_and_as_a_module(device: str) -> None:
         Conv2d(16, 8, 3, pool=4)
 
 
+FEW_CHANNELS = ["one channel", "5x5 of 3 channels", "4 thin groups", "3x5 of 2 channels"]
+
+
+@pytest.mark.parametrize("case", FEW_CHANNELS)
+@pytest.mark.parametrize("activation", ["relu", "gelu", None])
+@pytest.mark.parametrize("pool", [1, 2])
+def test_first_layer_makes_its_gradients_in_one_pass(
+    pool: int, activation: str | None, case: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few channels that want no gradient: dW and db straight from dY. Chosen on a CPU, right on every engine."""
+    from tinynet_kernels import conv_backward
+    from tinynet_kernels.tiles import convolution_weight_tile
+
+    monkeypatch.setattr(conv_backward, "takes_output_gradient", lambda x, spec: True)
+    monkeypatch.setattr(
+        conv_backward, "convolution_weight_tile", lambda *a: convolution_weight_tile(*a)._replace(consecutive=True)
+    )
+    shape, channels_out, kernel_size, sliding = CASES[case]
+    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
+    function = as_activation(activation)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight, bias = make(shape, channels_out, kernel_size, arguments["groups"], dtype, device)
+        spec = convolution_spec(x, weight, bias, **arguments)
+
+        def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, spec: Any = spec) -> torch.Tensor:
+            y = conv2d_reference(x, weight, bias, spec, function)
+            return torch.nn.functional.max_pool2d(y, 2) if pool == 2 else y
+
+        launches = check_against_reference(
+            lambda x, weight, bias: conv2d(x, weight, bias, **arguments, activation=activation, pool=pool),
+            reference,
+            x.detach(),
+            weight,
+            bias,
+            error=2 * tolerance(dtype, weight[0].numel()),
+            # Pooling in 16 bits may choose another of two values that round to one.
+            gradient_errors=4 * tolerance(dtype, x[:, 0].numel()) * (1 if pool == 1 or dtype.itemsize == 4 else 25),
+        )
+        assert launches.count("convolution_weight_gradient_kernel") == 1
+        assert not {"activation_backward_kernel", "max_pool2d_backward_kernel"} & set(launches)
+
+
+def test_first_layer_on_the_cpu(device: str) -> None:
+    """Which path runs where: on a CPU a first layer's backward is one pass and its second stages."""
+    from tinynet_kernels.tiles import current_target
+
+    x, weight, bias = make((2, 1, 8, 8), 16, device=device)
+    launches = check((x.detach(), weight, bias), "relu", padding=1)
+    assert ("activation_backward_kernel" not in launches) == (current_target().kind == "cpu")
+
+
 def test_without_bias(device: str) -> None:
     check(make((1, 16, 5, 4), 8, device=device, bias=False), "relu", padding=1)
 

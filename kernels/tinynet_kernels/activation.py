@@ -239,14 +239,15 @@ def activation_backward_kernel(
 ):
     """dZ = dY act'(saved) and, per program, the partial sum of dZ over its rows.
 
-    A program walks TILES tiles of [BLOCK_ROWS, BLOCK_COLUMNS] downwards. `saved` and dZ are contiguous [rows, columns];
+    A program walks at most TILES tiles of [BLOCK_ROWS, BLOCK_COLUMNS] downwards. `saved` and dZ are contiguous [rows, columns];
     dY's rows are `stride_grad` apart.
     """
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     row = tl.arange(0, BLOCK_ROWS)
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for tile in range(TILES):
-        first = (tl.program_id(0).to(tl.int64) * TILES + tile) * BLOCK_ROWS
+    first_tile = tl.program_id(0).to(tl.int64) * TILES
+    for tile in range(tl.minimum(TILES, tl.cdiv(rows, BLOCK_ROWS) - first_tile).to(tl.int32)):
+        first = (first_tile + tile) * BLOCK_ROWS
         mask = (row < rows - first)[:, None] & (column < columns)[None, :]
         grad_offset = row[:, None] * stride_grad + column[None, :]
         offset = row[:, None] * columns + column[None, :]
@@ -375,8 +376,8 @@ def _tiles_a_program(
     if not want_bias:
         return 1
     row_blocks = ceil_div(rows, block_rows)
-    if target.kind == "cpu" and row_blocks <= 16:
-        return power_of_2_at_least(row_blocks)
+    if target.kind == "cpu":
+        return power_of_2_at_least(row_blocks if rows <= 512 else ceil_div(row_blocks, 8 * target.processors))
     programs = row_blocks * ceil_div(columns, block_columns)
     tiles = 1
     while tiles < 16 and programs // (2 * tiles) >= 1024:

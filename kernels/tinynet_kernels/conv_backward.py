@@ -25,11 +25,15 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.activation import activation_derivative
+from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.conv import (
+    FEW_CHANNELS,
     LARGEST_OFFSET,
     inside,
     needs_wide_offsets,
     next_box,
+    output_position,
     pixel_position,
     window_constants,
 )
@@ -216,10 +220,37 @@ def in_image(h, w, H, W, tap_h, tap_w, FLAT: tl.constexpr):
 
 
 @triton.jit
+def pixel_gradients(
+    dy_ptr,
+    saved_ptr,
+    winner_ptr,
+    base,
+    offset,
+    mask,
+    tap,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+):
+    """dZ = dY act'(saved) of [PIXELS, CHANNELS], fp32; with winners of 2 x 2 windows 0 where another tap won."""
+    dz = tl.load(dy_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+    if ACTIVATION != "identity":
+        saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+        dz *= activation_derivative(saved, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    if winner_ptr is not None:
+        winner = tl.load(winner_ptr + base + offset, mask=mask, other=-1).to(tl.int32)
+        dz = tl.where(winner == tap[:, None], dz, 0.0)
+    return dz
+
+
+@triton.jit
 def convolution_weight_gradient_kernel(
     x_ptr,
     dz_ptr,
+    saved_ptr,
+    winner_ptr,
     dw_ptr,
+    db_ptr,
     N,
     H,
     W,
@@ -241,6 +272,9 @@ def convolution_weight_gradient_kernel(
     PADDING_W: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
     FLAT: tl.constexpr,
     CONSECUTIVE: tl.constexpr,
     EVEN_BOXES: tl.constexpr,
@@ -258,6 +292,8 @@ def convolution_weight_gradient_kernel(
     One [BLOCK_K, BLOCK_COLUMNS] tile a program. Columns are the channels of one tap or, FLAT, (tap, channel) pairs: few
     channels fill a tile together. EVEN_BOXES says that boxes tile the output exactly. CONSECUTIVE: a box is that many
     pixels one after the other in memory, across rows and images; their positions are divided in the loop.
+    FLAT and CONSECUTIVE boxes may be of dY: dZ then takes ACTIVATION's derivative at `saved`; with winners dY, `saved` and
+    they are of 2 x 2 windows, whose pixels come one after the other. The sums of dZ go to db[split] if there is one.
     """
     TAPS: tl.constexpr = R * S
     if FLAT:
@@ -291,23 +327,49 @@ def convolution_weight_gradient_kernel(
     dw = tl.zeros((BLOCK_K, BLOCK_COLUMNS), tl.float32)
     if CONSECUTIVE:
         pixels = N * P * Q
+        POOL: tl.constexpr = winner_ptr is not None  # pyright: ignore[reportAssignmentType]
+        WINDOW: tl.constexpr = 4 if POOL else 1  # pyright: ignore[reportAssignmentType]
+        if POOL:
+            pixels = N * (P // 2) * (Q // 2) * 4
         x_offset = ((tap_h - PADDING_H) * W + tap_w - PADDING_W) * C + channel
         pixel_offset = tl.arange(0, BLOCK_PIXELS)
         transposed = tl.zeros((BLOCK_COLUMNS, BLOCK_K), tl.float32)  # the wider side of few channels along the vectors
+        db = tl.zeros((BLOCK_K,), tl.float32)
         for start in range(first_box * BLOCK_PIXELS, last_box * BLOCK_PIXELS, BLOCK_PIXELS):
-            image, row, along = pixel_position(start + pixel_offset, P, Q)
+            image, row, along = output_position(start + pixel_offset, P, Q, POOL)
             h = row * STRIDE_H - PADDING_H
             w = along * STRIDE_W - PADDING_W
             in_output = pixel_offset < pixels - start
             valid = in_output[:, None] & in_image(h, w, H, W, tap_h, tap_w, FLAT)
             pixel_in_x = (image.to(tl.int64) * H + row * STRIDE_H) * W + along * STRIDE_W
-            dz_base = dz_group + tl.cast(start, tl.int64) * K
-            a = tl.load(dz_base + k[:, None] + (pixel_offset * K)[None, :], mask=in_output[None, :], other=0.0)
             b = tl.load(x_group + (pixel_in_x * C)[:, None] + x_offset[None, :], mask=valid, other=0.0)
+            base = tl.cast(start // WINDOW, tl.int64) * K + group * group_outputs + row_start
             if FLAT:
-                transposed = tl.dot(tl.trans(b), tl.trans(a), transposed, input_precision=PRECISION)
+                dz = pixel_gradients(
+                    dz_ptr,
+                    saved_ptr,
+                    winner_ptr,
+                    base,
+                    (pixel_offset // WINDOW * K)[:, None] + tl.arange(0, BLOCK_K)[None, :],
+                    in_output[:, None] & (tl.arange(0, BLOCK_K) < group_outputs - row_start)[None, :],
+                    pixel_offset % WINDOW,
+                    ACTIVATION,
+                    PARAMETER_A,
+                    PARAMETER_B,
+                )
+                if db_ptr is not None:
+                    db += tl.sum(dz, axis=0)
+                transposed = tl.dot(
+                    tl.trans(b), dz.to(dz_ptr.dtype.element_ty), transposed, input_precision=PRECISION
+                )
             else:
+                a_offset = k[:, None] + (pixel_offset * K)[None, :]
+                a = tl.load(dz_ptr + base + a_offset, mask=in_output[None, :], other=0.0)
                 dw = tl.dot(a, b, dw, input_precision=PRECISION)
+        if db_ptr is not None:
+            db_row = db_ptr + split.to(tl.int64) * K + group * group_outputs + row_start
+            is_first = (column_tile == 0) & (tl.arange(0, BLOCK_K) < group_outputs - row_start)
+            tl.store(db_row + tl.arange(0, BLOCK_K), db, mask=is_first)
         if FLAT:
             dw = tl.trans(transposed)
     else:
@@ -356,10 +418,20 @@ def convolution_input_gradient_cost(
 
 @costs(convolution_weight_gradient_kernel)
 def convolution_weight_gradient_cost(
-    x_ptr: torch.Tensor, dz_ptr: torch.Tensor, dw_ptr: torch.Tensor, N: int, P: int, Q: int, **_: Any
+    x_ptr: torch.Tensor,
+    dz_ptr: torch.Tensor,
+    saved_ptr: torch.Tensor | None,
+    winner_ptr: torch.Tensor | None,
+    dw_ptr: torch.Tensor,
+    db_ptr: torch.Tensor | None,
+    N: int,
+    P: int,
+    Q: int,
+    **_: Any,
 ) -> Cost:
-    """2 N P Q K R S C / groups operations; x and dZ read, every split of dW written."""
-    return Cost(2 * N * P * Q * dw_ptr[0].numel(), size_in_bytes(x_ptr, dz_ptr, dw_ptr))
+    """2 N P Q K R S C / groups operations; x, dZ and what makes it read, every split of dW and db written."""
+    moved = size_in_bytes(x_ptr, dz_ptr, saved_ptr, winner_ptr, dw_ptr, db_ptr)
+    return Cost(2 * N * P * Q * dw_ptr[0].numel(), moved)
 
 
 def convolution_input_gradient(
@@ -422,6 +494,13 @@ def convolution_input_gradient(
     return dx
 
 
+def takes_output_gradient(x: torch.Tensor, spec: ConvolutionSpec) -> bool:
+    """Whether `convolution_weight_gradient` makes dZ from dY itself: where x has few channels, on a CPU."""
+    group_inputs = x.shape[1] // spec.groups
+    is_depthwise = group_inputs == 1 and spec.groups > 1
+    return current_target().kind == "cpu" and group_inputs < FEW_CHANNELS and not is_depthwise
+
+
 def convolution_weight_gradient(
     dz: torch.Tensor,
     x: torch.Tensor,
@@ -439,22 +518,69 @@ def convolution_weight_gradient(
         kernel_size: (R, S).
         channels_last: whether dW is; contiguous otherwise.
     """
-    N, K, P, Q = dz.shape
-    _, C, H, W = x.shape
-    R, S = kernel_size
-    group_inputs, group_outputs = C // spec.groups, K // spec.groups
+    K, C = dz.shape[1], x.shape[1]
     if spec.is_pointwise(kernel_size):
         dw = linear_weight_gradient(as_rows(dz), as_rows(x))
         return dw.view(K, 1, 1, C).permute(0, 3, 1, 2) if channels_last else dw.view(K, C, 1, 1)
-    if group_inputs == 1 and spec.groups > 1:
+    if C == spec.groups > 1:
         dw = depthwise_weight_gradient(dz, x, spec, kernel_size)
-        return dw.view(K, R, S, 1).permute(0, 3, 1, 2) if channels_last else dw
+        return dw.view(K, *kernel_size, 1).permute(0, 3, 1, 2) if channels_last else dw
+    return _weight_gradient(
+        dz, None, None, x, spec, kernel_size, IDENTITY, channels_last=channels_last, want_bias=False
+    )[0]
+
+
+def convolution_weight_and_bias_gradient(
+    dy: torch.Tensor,
+    saved: torch.Tensor | None,
+    winner: torch.Tensor | None,
+    x: torch.Tensor,
+    spec: ConvolutionSpec,
+    kernel_size: tuple[int, int],
+    activation: Activation,
+    *,
+    channels_last: bool,
+    want_bias: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(dW, and db [K] in fp32 where wanted) straight from dY, where `takes_output_gradient` says so.
+
+    Args:
+        dy: [N, K, P, Q], channels_last; with `winner` of its windows, [N, K, P // 2, Q // 2].
+        saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for identity.
+        winner: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
+        x, spec, kernel_size, channels_last: as in `convolution_weight_gradient`.
+        activation: the fused function.
+        want_bias: whether to make db.
+    """
+    return _weight_gradient(
+        dy, saved, winner, x, spec, kernel_size, activation, channels_last=channels_last, want_bias=want_bias
+    )
+
+
+def _weight_gradient(
+    dz: torch.Tensor,
+    saved: torch.Tensor | None,
+    winner: torch.Tensor | None,
+    x: torch.Tensor,
+    spec: ConvolutionSpec,
+    kernel_size: tuple[int, int],
+    activation: Activation,
+    *,
+    channels_last: bool,
+    want_bias: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    N, K = dz.shape[:2]
+    _, C, H, W = x.shape
+    R, S = kernel_size
+    P, Q = spec.output_size((H, W), kernel_size)
+    group_inputs, group_outputs = C // spec.groups, K // spec.groups
     target = current_target()
     precision = dot_precision(x.dtype, target, convolution_precision())
     tile = convolution_weight_tile(group_outputs, group_inputs, R * S, (N, P, Q), x.dtype, precision, target)
     box_pixels = tile.box[0] * tile.box[1] * tile.box[2]
     if tile.consecutive:
-        boxes = ceil_div(N * P * Q, box_pixels)
+        pixels = N * P * Q if winner is None else 4 * winner.numel() // K
+        boxes = ceil_div(pixels, box_pixels)
     else:
         boxes = ceil_div(N, tile.box[0]) * ceil_div(P, tile.box[1]) * ceil_div(Q, tile.box[2])
     if tile.flat:
@@ -468,12 +594,16 @@ def convolution_weight_gradient(
     dtype = x.dtype if splits == 1 else torch.float32
     shape = (splits, K, R, S, group_inputs) if channels_last else (splits, K, group_inputs, R, S)
     dw = torch.empty(shape, dtype=dtype, device=x.device)
+    db = torch.empty((splits, K), dtype=torch.float32, device=x.device) if want_bias else None
     launch(
         convolution_weight_gradient_kernel,
         (tiles, splits, spec.groups),
         x,
         dz,
+        saved,
+        winner,
         dw,
+        db,
         N,
         H,
         W,
@@ -487,6 +617,7 @@ def convolution_weight_gradient(
         boxes_a_split,
         *((1, group_inputs) if channels_last else (R * S, 1)),
         **window_constants(spec, kernel_size),
+        **activation.constants,
         FLAT=tile.flat,
         CONSECUTIVE=tile.consecutive,
         EVEN_BOXES=N % tile.box[0] == P % tile.box[1] == Q % tile.box[2] == 0,
@@ -502,4 +633,4 @@ def convolution_weight_gradient(
         num_stages=tile.num_stages,
     )
     summed = dw[0] if splits == 1 else sum_partials(dw, x.dtype)
-    return summed.permute(0, 3, 1, 2) if channels_last else summed
+    return summed.permute(0, 3, 1, 2) if channels_last else summed, None if db is None else sum_partials(db)

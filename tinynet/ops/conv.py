@@ -100,12 +100,30 @@ def conv2d_gradients(
             its windows, [N, K, P // 2, Q // 2].
     """
     from tinynet_kernels.activation import activation_backward
-    from tinynet_kernels.conv_backward import convolution_input_gradient, convolution_weight_gradient
+    from tinynet_kernels.conv_backward import (
+        convolution_input_gradient,
+        convolution_weight_and_bias_gradient,
+        convolution_weight_gradient,
+        takes_output_gradient,
+    )
     from tinynet_kernels.layout import as_images, as_rows, to_channels_last
 
     want_x, want_weight, want_bias = wanted
     dz, bias_gradient = to_channels_last(grad), None
     curved = activation.name != "identity"
+    if want_weight and not want_x and takes_output_gradient(x, spec):
+        dw, bias_gradient = convolution_weight_and_bias_gradient(
+            dz,
+            None if saved is None else to_channels_last(saved),
+            winner,
+            to_channels_last(x),
+            spec,
+            (weight.shape[2], weight.shape[3]),
+            activation,
+            channels_last=channels_last[1],
+            want_bias=want_bias,
+        )
+        return None, dw, None if bias_gradient is None else bias_gradient.to(weight.dtype)
     if want_bias or (curved and (want_x or want_weight)):
         rows = as_rows(to_channels_last(saved)) if curved and saved is not None else None
         made, bias_gradient = activation_backward(

@@ -377,6 +377,9 @@ class Analysis:
             if after is None or inside is None:
                 return inside if after is None else after
             return [bound for bound in after if bound in inside]
+        if user.name == "tt.trans":
+            order: list[int] = user.attributes["order"]  # type: ignore[assignment]
+            return self._needed_below(user.result, order.index(dimension), seen)
         accumulates = user.name == "tt.dot" and user.operands[2] is value and user.operands.count(value) == 1
         elementwise = is_lazy(user) and user.name not in VIEWS and user.name != "tt.load"
         if (accumulates or elementwise) and user.result.type.shape == value.type.shape:

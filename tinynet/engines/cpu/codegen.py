@@ -275,6 +275,9 @@ class KernelWriter(DotWriter):
     def _divided(self, operation: Operation, texts: list[str], nest: Nest, level: int) -> str | None:
         """A quotient or remainder of many elements by one number: products with its inverse; None for many divisors."""
         divisor = self.analysis.uniform(operation.operands[1])
+        if isinstance(divisor, int) and divisor > 0 and divisor & (divisor - 1) == 0:  # shifts
+            symbol = "/" if operation.name == "arith.divsi" else "%"
+            return self.emit(nest, level, "i32", f"({texts[0]} {symbol} ({divisor}))")
         if divisor is None or isinstance(divisor, tuple):
             return None
         number = f"({divisor})" if isinstance(divisor, int) else self.scalar(divisor)
@@ -856,6 +859,9 @@ class KernelWriter(DotWriter):
         variable, *arguments = body.arguments
         initials = operation.operands[3:]
         carried: list[Value] = []
+        product = self.queued_product(operation)
+        total = product.operands[2] if product else None
+        fresh = False
         for argument, initial, result in zip(arguments, initials, operation.results, strict=False):
             if argument in self.analysis.same_as:
                 continue
@@ -864,7 +870,13 @@ class KernelWriter(DotWriter):
                 self.offsets[argument] = self.name("offset")
                 self.lines.append(f"{kind} {self.offsets[argument]} = 0;")
                 continue
-            self._start_carried(argument, initial)
+            if argument is total and self.is_zero(initial):
+                fresh = True
+                self.forms[argument] = replace(
+                    self.new_buffer(argument, "v"), depth=len(self.preheaders) + 1, carried=True
+                )
+            else:
+                self._start_carried(argument, initial)
             form = self.forms[argument]
             self.forms[result] = replace(form, depth=len(self.preheaders)) if isinstance(form, Buffer) else form
             carried.append(argument)
@@ -873,7 +885,8 @@ class KernelWriter(DotWriter):
         cast = "(int64_t)"
         if operation.attributes["unsigned"]:
             cast = "(int64_t)(uint32_t)" if variable.type.element == "i32" else "(int64_t)"
-        queue = self.open_queue(operation)
+        accumulator = self.forms.get(total) if total else None
+        queue = self.open_queue(product, accumulator, fresh) if product and isinstance(accumulator, Buffer) else None
         self.preheaders.append([])
         self.lines.append(self.preheaders[-1])
         self.lines += [

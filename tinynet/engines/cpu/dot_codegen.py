@@ -143,31 +143,39 @@ class DotWriter:
         packed = self._pack_invariant(right, m, kind)
         a = self._operand(left, kind, self.needed[0], 0)
         b = self._operand(right, kind, self.needed[1], 1)
+        bounds = [self.expression(bound) for bound in self.needed[0] if self._is_known(bound)]
+        rows = _valid(bounds, m)  # those past a bound are never used
         queue = self.queues.get(operation)
         scratch = _scratch_bytes(m, n, k)
         memory = "0" if queue else self.allocate("i8", scratch, "scratch")
         call = f"put_off(&product, &{queue})" if queue else "dot(&product)"
         self.lines.append(
-            f"{{ struct dot_product product = {{{m}, {n}, {k}, {_KINDS[kind]}, {a}, {b}, {packed or '0'}, "
+            f"{{ struct dot_product product = {{{rows}, {n}, {k}, {_KINDS[kind]}, {a}, {b}, {packed or '0'}, "
             f"{total.name}, {n}, {memory}, {scratch}}}; program->services->{call}; }}"
         )
 
-    def open_queue(self, loop: Operation) -> str | None:
-        """Before a loop that does nothing but add products to one accumulator: a queue in which it puts them off."""
+    def _is_known(self, expression: Expression) -> bool:
+        """Whether every scalar in an expression has been computed before this place."""
+        if isinstance(expression, tuple):
+            return all(map(self._is_known, expression[1:]))
+        return isinstance(expression, int) or self.analysis.resolve(expression) in self.forms
+
+    def queued_product(self, loop: Operation) -> Operation | None:
+        """The product of a loop that has no effect but to add products of matrices to one accumulator."""
         products = [each for each in loop.regions[0].operations if each.name == "tt.dot"]
-        if len(products) != 1 or not self._only_accumulates(loop, products[0]):
-            return None
-        left, right, _ = products[0].operands
+        return products[0] if len(products) == 1 and self._only_accumulates(loop, products[0]) else None
+
+    def open_queue(self, product: Operation, total: Buffer, fresh: bool) -> str:
+        """Before the loop of a product: a queue in which it puts them off. ``fresh``: the accumulator is not filled."""
+        left, right, _ = product.operands
         (m, k), n = left.type.shape, right.type.shape[1]
-        capacity = min(_QUEUED_DEPTH // k, _LARGEST_QUEUE)
-        if capacity < 2:
-            return None
-        queue = self.queues[products[0]] = self.name("queue")
+        capacity = max(1, min(_QUEUED_DEPTH // k, _LARGEST_QUEUE))
+        queue = self.queues[product] = self.name("queue")
         memory = self.allocate("i8", capacity * _scratch_bytes(m, n, k), "scratch")
-        self.lines.append(
-            f"struct product_queue {queue}; {queue}.capacity = {capacity}; {queue}.count = 0; "
-            f"{queue}.memory = {queue}.free = (char *){memory};"
-        )
+        fields = {"capacity": capacity, "count": 0, "fresh": int(fresh), "height": m, "width": n, "columns": 0}
+        fields |= {"c": total.name, "c_stride": n, "memory": f"(char *){memory}", "free": f"(char *){memory}"}
+        assignments = " ".join(f"{queue}.{field} = {value};" for field, value in fields.items())
+        self.lines.append(f"struct product_queue {queue}; {assignments}")
         return queue
 
     def close_queue(self, queue: str) -> None:
@@ -343,7 +351,7 @@ class DotWriter:
         mask = Mask()
         if not optional:
             return mask
-        if len(optional) > 1 and not self._is_zero(optional[1]):
+        if len(optional) > 1 and not self.is_zero(optional[1]):
             return None
         leaves = self._leaves(optional[0], [0, 1])
         for leaf in leaves:
@@ -364,7 +372,7 @@ class DotWriter:
                 return None
         return mask
 
-    def _is_zero(self, value: Value) -> bool:
+    def is_zero(self, value: Value) -> bool:
         owner = self.analysis.resolve(value).owner
         while owner is not None and owner.name in ("tt.splat", "tt.broadcast"):
             owner = owner.operands[0].owner

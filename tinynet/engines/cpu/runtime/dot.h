@@ -19,8 +19,8 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 // -------------------------------------------------------------------------------------------------- micro-kernels
 
-// How the micro-kernel reads A, and B: packed in panels but for the last, which reads both where they lie.
-enum form { A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE, A_COLUMN_MAJOR_B_ROWS };
+// How the micro-kernel reads A, and B: packed in panels but for the last two, which read its rows where they lie.
+enum form { A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE, A_ROW_MAJOR_B_ROWS, A_COLUMN_MAJOR_B_ROWS };
 
 // Packing B costs as much as a few of its rows' products: with fewer rows of A than this it is not worth it.
 enum { MOST_ROWS_OF_UNPACKED_B = 128 };
@@ -46,26 +46,28 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 2
-    for (int j = 0; j < vectors; j++) sum[i][j] = *(const vector *)(c + i * c_stride + j * LANES);
+    for (int j = 0; j < vectors; j++) sum[i][j] = queue->fresh ? (vector){0} : *(const vector *)(c + i * c_stride + j * LANES);
   }
+  int a_has_rows = form == A_ROW_MAJOR || form == A_ROW_MAJOR_B_ROWS || form == A_ROW_TABLE;
+  int b_has_rows = form == A_ROW_MAJOR_B_ROWS || form == A_COLUMN_MAJOR_B_ROWS;
   for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
     const uint32_t *data = part->a, *const *table = part->a_table, *line[TILE_ROWS];
     int64_t stride = part->a_stride, depth = part->depth;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
-      line[i] = (form == A_ROW_MAJOR ? data + (row + i) * stride : form == A_ROW_TABLE ? table[row + i] : data) + depth;
+      line[i] = (form == A_ROW_TABLE ? table[row + i] : a_has_rows ? data + (row + i) * stride : data) + depth;
     const uint32_t *column = data + row;
     const float *b = part->b + panel * part->panel_depth * PANEL;
     for (int64_t k = -depth; k != 0; k++, b += PANEL) {  // from the ends of lines: the count is the index
       vector right[2];
-      if (form == A_COLUMN_MAJOR_B_ROWS) b = (const float *)part->b_table[depth + k] + panel * PANEL;
+      if (b_has_rows) b = (const float *)part->b_table[depth + k] + panel * PANEL;
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; j++) right[j] = *(const vector *)(b + j * LANES);
       if (form == A_COLUMN_TABLE) column = table[depth + k] + row;
 #pragma GCC unroll 16
       for (int i = 0; i < rows; i++) {
         uint32_t left;
-        memcpy(&left, form == A_ROW_MAJOR || form == A_ROW_TABLE ? line[i] + k : column + i, 4);
+        memcpy(&left, a_has_rows ? line[i] + k : column + i, 4);
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++) sum[i][j] = multiply_add(sum[i][j], left, right[j], pairs);
       }
@@ -97,14 +99,19 @@ INLINE void panel_rows(int vectors, enum form form, int pairs, const struct prod
 }
 
 // fewer columns than a vector holds: through a copy
-INLINE void narrow_panel(enum form form, int pairs, const struct product_queue *queue, int64_t panel, float *c,
-                         int width) {
-  for (int row = 0; row < queue->rows; row++) {
-    float line[PANEL] __attribute__((aligned(64))) = {0};
-    memcpy(line, c + row * queue->c_stride, sizeof(float) * (size_t)width);
-    micro_kernel(1, 2, form, pairs, queue, row, panel, line, PANEL);
-    memcpy(c + row * queue->c_stride, line, sizeof(float) * (size_t)width);
-  }
+INLINE void narrow_rows(int rows, enum form form, int pairs, const struct product_queue *queue, int64_t row, int64_t panel,
+                        float *c, int width) {
+  float tile[TILE_ROWS * PANEL] __attribute__((aligned(64))) = {0};
+  int64_t c_stride = queue->c_stride;
+  for (int i = 0; i < rows && !queue->fresh; i++) memcpy(tile + i * PANEL, c + (row + i) * c_stride, sizeof(float) * (size_t)width);
+  micro_kernel(rows, 2, form, pairs, queue, row, panel, tile, PANEL);
+  for (int i = 0; i < rows; i++) memcpy(c + (row + i) * c_stride, tile + i * PANEL, sizeof(float) * (size_t)width);
+}
+
+INLINE void narrow_panel(enum form form, int pairs, const struct product_queue *queue, int64_t panel, float *c, int width) {
+  int row = 0;
+  for (; row + TILE_ROWS <= queue->rows; row += TILE_ROWS) narrow_rows(TILE_ROWS, form, pairs, queue, row, panel, c, width);
+  for (; row < queue->rows; row++) narrow_rows(1, form, pairs, queue, row, panel, c, width);
 }
 
 #define DEFINE_PRODUCT(NAME, FORM, PAIRS)                                                                   \
@@ -122,6 +129,7 @@ DEFINE_PRODUCT(product_row_major, A_ROW_MAJOR, 0)
 DEFINE_PRODUCT(product_column_major, A_COLUMN_MAJOR, 0)
 DEFINE_PRODUCT(product_row_table, A_ROW_TABLE, 0)
 DEFINE_PRODUCT(product_column_table, A_COLUMN_TABLE, 0)
+DEFINE_PRODUCT(product_row_major_b_rows, A_ROW_MAJOR_B_ROWS, 0)
 DEFINE_PRODUCT(product_column_major_b_rows, A_COLUMN_MAJOR_B_ROWS, 0)
 #if defined(__AVX512BF16__)
 DEFINE_PRODUCT(product_row_major_pairs, A_ROW_MAJOR, 1)
@@ -135,12 +143,13 @@ enum { HAS_PAIRS = 1 };
 enum { HAS_PAIRS = 0 };
 #endif
 
-// by form, then by whether elements come in pairs of bf16, which the last two never do
+// by form, then by whether elements come in pairs of bf16, which the last three never do
 static void (*const products[][2])(const struct product_queue *) = {
     [A_ROW_MAJOR] = {product_row_major, product_row_major_pairs},
     [A_COLUMN_MAJOR] = {product_column_major, product_column_major_pairs},
     [A_ROW_TABLE] = {product_row_table, product_row_table_pairs},
     [A_COLUMN_TABLE] = {product_column_table, NULL},
+    [A_ROW_MAJOR_B_ROWS] = {product_row_major_b_rows, NULL},
     [A_COLUMN_MAJOR_B_ROWS] = {product_column_major_b_rows, NULL},
 };
 
@@ -409,11 +418,13 @@ static const void *complete_table(const struct operand *a, int entries, int64_t 
   return table;
 }
 
+INLINE int far_apart(int64_t stride, int64_t floats) { return stride >= floats || stride <= -floats; }
+
 // Rows of B where they lie, as a table; NULL unless they are contiguous and whole vectors long.
 static const void *const *rows_of_b(const struct dot_product *d, int depth, int columns, char **memory) {
   const struct operand *b = &d->b;
-  if (d->packed_b || b->transient || d->kind != ELEMENT_F32 || columns % LANES != 0) return NULL;
-  if (b->rows ? b->table_axis != 0 : b->stride[1] != 1) return NULL;
+  if (d->packed_b || (b->transient && !d->a.transient) || d->kind != ELEMENT_F32 || columns % LANES != 0) return NULL;
+  if (b->rows ? b->table_axis != 0 : b->stride[1] != 1 || far_apart(b->stride[0], 1024)) return NULL;
   const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * depth);
   if (b->rows) return complete_table(b, depth, (int64_t)sizeof(float) * columns, table, memory);
   for (int k = 0; k < depth; k++) table[k] = (const float *)b->data + k * b->stride[0];
@@ -426,12 +437,13 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   struct product_part part = {.b = d->packed_b, .depth = pairs ? (depth + 1) / 2 : depth};
   part.panel_depth = pairs ? (d->k + 1) / 2 : d->k;
   int axis = contiguous_axis(&d->a);  // 1: contiguous along k, 0: along m
-  // Columns far apart are copied if several panels read them: at strides of a power of two they evict each other.
-  int direct = d->kind == ELEMENT_F32 ? axis == 1 || (axis == 0 && (d->a.rows || columns <= PANEL))
+  // Lines half a page apart are copied if they are read several times: what prefetches does not cross pages.
+  int scattered = axis == 0 && !d->a.rows && columns > PANEL && far_apart(d->a.stride[1], 512);
+  int direct = d->kind == ELEMENT_F32 ? axis >= 0 && !scattered
                                       : pairs && axis == 1 && depth % 2 == 0;
   *form = axis == 0 ? A_COLUMN_MAJOR : A_ROW_MAJOR;
-  if (axis == 0 && !d->a.rows && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);
-  if (part.b_table) *form = A_COLUMN_MAJOR_B_ROWS;
+  if (axis >= 0 && !d->a.rows && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);
+  if (part.b_table) *form = axis == 0 ? A_COLUMN_MAJOR_B_ROWS : A_ROW_MAJOR_B_ROWS;
   else if (!part.b) {
     int64_t width = (columns + LARGEST_PANEL - 1) / LARGEST_PANEL * LARGEST_PANEL;
     float *panels = (float *)take(memory, sizeof(float) * (size_t)(depth + 1) * (size_t)width);
@@ -464,9 +476,19 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   return part;
 }
 
+// Zeros for what the first products leave out of c.
+static void clear_rest(const struct product_queue *queue) {
+  int rows = queue->count ? queue->rows : 0, columns = queue->columns;
+  for (int row = 0; row < queue->height; row++) {
+    int done = row < rows ? columns : 0;
+    memset(queue->c + row * queue->c_stride + done, 0, sizeof(float) * (size_t)(queue->width - done));
+  }
+}
+
 static void finish(struct product_queue *queue) {
+  if (queue->fresh) clear_rest(queue);
   if (queue->count) products[queue->form / 2][queue->form % 2](queue);
-  queue->count = 0;
+  queue->count = queue->fresh = 0;
   queue->free = queue->memory;
 }
 
@@ -482,15 +504,15 @@ static void put_off(const struct dot_product *d, struct product_queue *queue) {
     finish(queue);
     queue->free = used;  // this part's memory lies behind that of the others
   }
-  queue->rows = rows, queue->columns = columns, queue->width = d->n, queue->form = form;
-  queue->c = d->c, queue->c_stride = d->c_stride;
+  queue->rows = rows, queue->columns = columns, queue->form = form;
   queue->parts[queue->count++] = part;
   if (d->a.transient || queue->count == queue->capacity || queue->free > queue->memory + d->scratch_bytes * (queue->capacity - 1))
     finish(queue);
 }
 
 static void dot(const struct dot_product *d) {
-  struct product_queue queue = {.capacity = 1, .memory = d->scratch, .free = d->scratch};
+  struct product_queue queue = {.capacity = 1, .height = d->m, .width = d->n, .c = d->c, .c_stride = d->c_stride,
+                                .memory = d->scratch, .free = d->scratch};
   put_off(d, &queue);
 }
 

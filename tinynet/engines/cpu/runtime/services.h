@@ -42,7 +42,9 @@ struct product_part {
 enum { LARGEST_QUEUE = 16 };
 struct product_queue {
   int32_t capacity, count;
-  int32_t rows, columns, width, form;
+  int32_t fresh;  // whether c holds nothing yet: the first products are stored instead of added
+  int32_t height, width;        // of c
+  int32_t rows, columns, form;  // of the products in the queue
   float *c;
   int64_t c_stride;
   char *memory, *free;

@@ -239,8 +239,8 @@ def activation_backward_kernel(
 ):
     """dZ = dY act'(saved) and, per program, the partial sum of dZ over its rows.
 
-    A program walks at most TILES tiles of [BLOCK_ROWS, BLOCK_COLUMNS] downwards. `saved` and dZ are contiguous [rows, columns];
-    dY's rows are `stride_grad` apart.
+    A program walks at most TILES tiles of [BLOCK_ROWS, BLOCK_COLUMNS] downwards. `saved` and dZ are contiguous
+    [rows, columns]; dY's rows are `stride_grad` apart.
     """
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     row = tl.arange(0, BLOCK_ROWS)

@@ -292,8 +292,8 @@ def convolution_weight_gradient_kernel(
     One [BLOCK_K, BLOCK_COLUMNS] tile a program. Columns are the channels of one tap or, FLAT, (tap, channel) pairs: few
     channels fill a tile together. EVEN_BOXES says that boxes tile the output exactly. CONSECUTIVE: a box is that many
     pixels one after the other in memory, across rows and images; their positions are divided in the loop.
-    FLAT and CONSECUTIVE boxes may be of dY: dZ then takes ACTIVATION's derivative at `saved`; with winners dY, `saved` and
-    they are of 2 x 2 windows, whose pixels come one after the other. The sums of dZ go to db[split] if there is one.
+    FLAT and CONSECUTIVE boxes may be of dY: dZ then takes ACTIVATION's derivative at `saved`; with winners dY, `saved`
+    and they are of 2 x 2 windows, whose pixels come one after the other. The sums of dZ go to db[split], if given.
     """
     TAPS: tl.constexpr = R * S
     if FLAT:
@@ -359,9 +359,7 @@ def convolution_weight_gradient_kernel(
                 )
                 if db_ptr is not None:
                     db += tl.sum(dz, axis=0)
-                transposed = tl.dot(
-                    tl.trans(b), dz.to(dz_ptr.dtype.element_ty), transposed, input_precision=PRECISION
-                )
+                transposed = tl.dot(tl.trans(b), dz.to(dz_ptr.dtype.element_ty), transposed, input_precision=PRECISION)
             else:
                 a_offset = k[:, None] + (pixel_offset * K)[None, :]
                 a = tl.load(dz_ptr + base + a_offset, mask=in_output[None, :], other=0.0)

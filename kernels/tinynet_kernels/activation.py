@@ -242,13 +242,15 @@ def activation_backward_kernel(
     A program walks at most TILES tiles of [BLOCK_ROWS, BLOCK_COLUMNS] downwards. `saved` and dZ are contiguous
     [rows, columns]; dY's rows are `stride_grad` apart.
     """
-    column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    first_column = tl.program_id(1) * BLOCK_COLUMNS
+    column = first_column + tl.arange(0, BLOCK_COLUMNS)
+    in_columns = tl.arange(0, BLOCK_COLUMNS) < columns - first_column
     row = tl.arange(0, BLOCK_ROWS)
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     first_tile = tl.program_id(0).to(tl.int64) * TILES
     for tile in range(tl.minimum(TILES, tl.cdiv(rows, BLOCK_ROWS) - first_tile).to(tl.int32)):
         first = (first_tile + tile) * BLOCK_ROWS
-        mask = (row < rows - first)[:, None] & (column < columns)[None, :]
+        mask = (row < rows - first)[:, None] & in_columns[None, :]
         grad_offset = row[:, None] * stride_grad + column[None, :]
         offset = row[:, None] * columns + column[None, :]
         dz = tl.load(grad_ptr + first * stride_grad + grad_offset, mask=mask, other=0.0).to(tl.float32)
@@ -260,7 +262,7 @@ def activation_backward_kernel(
         total += dz  # masked lanes add 0 * act'(0) = 0: every act'(0) is finite
     if WANT_BIAS:
         partial = partial_ptr + tl.program_id(0).to(tl.int64) * columns
-        tl.store(partial + column, tl.sum(total, axis=0), mask=column < columns)
+        tl.store(partial + column, tl.sum(total, axis=0), mask=in_columns)
 
 
 @costs(activation_forward_kernel)

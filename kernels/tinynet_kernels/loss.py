@@ -142,7 +142,7 @@ def cross_entropy_forward_kernel(
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
-    inside = row < rows
+    inside = tl.arange(0, BLOCK_ROWS) < rows - first
     logits_row = row_offset(first, S, stride_xn, stride_xs, BLOCK_ROWS)
     target_row = row_offset(first, S, stride_tn, stride_ts, BLOCK_ROWS)
     label = tl.zeros((BLOCK_ROWS,), tl.int64)
@@ -256,10 +256,11 @@ def cross_entropy_backward_kernel(
     """dx and dp, times the upstream gradient: one [BLOCK_ROWS, BLOCK_CLASSES] tile a program."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
-    inside = row < rows
-    column = tl.program_id(1) * BLOCK_CLASSES + tl.arange(0, BLOCK_CLASSES)
+    inside = tl.arange(0, BLOCK_ROWS) < rows - first
+    first_column = tl.program_id(1) * BLOCK_CLASSES
+    column = first_column + tl.arange(0, BLOCK_CLASSES)
     wide_column = column.to(tl.int64)[None, :]
-    mask = inside[:, None] & (column < C)[None, :]
+    mask = inside[:, None] & (tl.arange(0, BLOCK_CLASSES) < C - first_column)[None, :]
     target_row = row_offset(first, S, stride_tn, stride_ts, BLOCK_ROWS)
     label = tl.zeros((BLOCK_ROWS,), tl.int64)
     counted = inside

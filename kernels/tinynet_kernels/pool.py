@@ -89,7 +89,8 @@ def tile_indices(
     """(image, pixel, channel, mask) of this program's tile; in NCHW the image is part of the channel, and here 0."""
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     block = tl.program_id(0) // channel_blocks
-    channel = (tl.program_id(0) % channel_blocks) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    first_channel = (tl.program_id(0) % channel_blocks) * BLOCK_CHANNELS
+    channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
     start = block.to(tl.int64) * BLOCK_POSITIONS
     position = tl.arange(0, BLOCK_POSITIONS)
     if CHANNELS_LAST:
@@ -99,7 +100,8 @@ def tile_indices(
     else:
         image = tl.zeros((BLOCK_POSITIONS,), tl.int64)
         pixel = start.to(tl.int32) + position
-    mask = (position < positions - start)[:, None] & (channel < channels)[None, :]
+    in_channels = tl.arange(0, BLOCK_CHANNELS) < channels - first_channel
+    mask = (position < positions - start)[:, None] & in_channels[None, :]
     return image, pixel, channel, mask
 
 

@@ -138,6 +138,35 @@ def test_overlapping_memory_behind_a_table_of_addresses(shift: int) -> None:
 
 
 @triton.jit
+def bounded_kernel(x_ptr, y_ptr, z_ptr, rows, columns, shift, BLOCK: tl.constexpr):
+    index = tl.arange(0, BLOCK)
+    in_rows, in_columns = index < rows, index < columns
+    offset = index[:, None] * BLOCK + index[None, :]
+    mask = in_rows[:, None] & in_columns[None, :]
+    # The condition on rows, asked of columns too, is not what the loop over columns ends at.
+    value = tl.where(in_rows[None, :], tl.load(x_ptr + offset), -1.0)
+    tl.store(y_ptr + offset, value, mask=mask)
+    wrapped = index + shift < rows  # true again where the sum has passed the largest integer
+    tl.store(z_ptr + offset, value, mask=wrapped[:, None] & in_columns[None, :])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 16, 40, -3])
+def test_masks_that_end_loops(rows: int) -> None:
+    x = torch.randn(16, 16)
+    index = torch.arange(16)
+    for columns, shift in ((16, 0), (7, 3), (9, 2**31 - 8), (0, 1)):
+        y, z = torch.zeros(2, 16, 16)
+        bounded_kernel[(1,)](x, y, z, rows, columns, shift, BLOCK=16)
+        value = torch.where((index < rows)[None, :], x, -1.0)
+        in_columns = (index < columns)[None, :]
+        assert torch.equal(y, torch.where((index < rows)[:, None] & in_columns, value, 0.0))
+        wrapped = (
+            (index.int() + shift).int() < rows if shift < 2**30 else (index + shift + 2**31) % 2**32 - 2**31 < rows
+        )
+        assert torch.equal(z, torch.where(wrapped[:, None] & in_columns, value, 0.0))
+
+
+@triton.jit
 def divide_kernel(a_ptr, b_ptr, y_ptr, BLOCK: tl.constexpr):
     offset = tl.arange(0, BLOCK)
     a, b = tl.load(a_ptr + offset), tl.load(b_ptr + offset)

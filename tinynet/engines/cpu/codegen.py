@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from .analysis import Analysis, Expression, is_lazy
-from .dot_codegen import DotWriter
+from .dot_codegen import DotWriter, Leaf, valid_count
 from .forms import ZERO, Buffer, Index, Nest, Scalar
 from .ir import Block, Function, Operation, UnsupportedOperation, Value
 from .operations import (
@@ -390,8 +390,12 @@ class KernelWriter(DotWriter):
         body: Callable[[tuple[Index, ...], Nest], list[str]],
         inner: int | None = None,
         vectorize: bool = True,
+        ends: dict[int, str] | None = None,
     ) -> None:
-        """Loops over a shape with dimension ``inner`` innermost; ``body`` returns the innermost statements."""
+        """Loops over a shape with dimension ``inner`` innermost; ``body`` returns the innermost statements.
+
+        ``ends``: C text of where the loop along a dimension ends, if before the shape's.
+        """
         order = list(range(len(shape)))
         if inner is not None:
             order.remove(inner)
@@ -407,7 +411,8 @@ class KernelWriter(DotWriter):
             variable = index[dimension].text
             if level == len(order) - 1 and vectorize:
                 self.lines.append("#pragma GCC ivdep")
-            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
+            end = (ends or {}).get(dimension, shape[dimension])
+            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {end}; {variable}++) {{")
             self.lines += nest.levels[level + 1]
         self.lines += statements
         self.lines.append("}" * (len(order) + 1))
@@ -510,8 +515,12 @@ class KernelWriter(DotWriter):
         if operation is not group[-1]:
             return
         self._check_apart(operation)
+        bounds = self._common_bounds([store.operands[2] if len(store.operands) > 2 else None for store in group])
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            for leaf, _ in bounds.values():  # what the loops' ends say need not be asked again
+                position = [ZERO if dimension is None else index[dimension] for dimension in leaf.dimensions]
+                nest.known[(leaf.condition, *(each.text for each in position))] = "1"
             statements = []
             for store in group:
                 pointer, value, *mask = store.operands
@@ -521,7 +530,33 @@ class KernelWriter(DotWriter):
             return statements
 
         pointer = operation.operands[0]
-        self.loops(pointer.type.shape, body, self.analysis.unit_dimension(pointer))
+        ends = {dimension: end for dimension, (_, end) in bounds.items()}
+        self.loops(pointer.type.shape, body, self.analysis.unit_dimension(pointer), ends=ends)
+
+    def _common_bounds(self, masks: list[Value | None]) -> dict[int, tuple[Leaf, str]]:
+        """By dimension: a condition ``arange < bound`` that is part of every mask, and how many indices it lets pass.
+
+        A loop up to there needs no mask for it: masked stores cost the C compiler a branch each.
+        """
+        found: dict[int, tuple[Leaf, str]] = {}
+        if masks[0] is None:
+            return found
+        for leaf in self._leaves(masks[0], list(range(len(masks[0].type.shape)))):
+            everywhere = all(
+                mask is not None
+                and any(
+                    other.condition is leaf.condition and other.dimensions == leaf.dimensions
+                    for other in self._leaves(mask, list(range(len(mask.type.shape))))
+                )
+                for mask in masks
+            )
+            bound = self.range_bound(leaf) if everywhere else None
+            if bound is not None and masks[0].type.shape[bound[0]] > 1 and bound[0] not in found:
+                dimension, text = bound
+                end = self.name("end")
+                self.lines.append(f"int32_t const {end} = {valid_count([text], masks[0].type.shape[dimension])};")
+                found[dimension] = (leaf, end)
+        return found
 
     def _check_apart(self, store: Operation) -> None:
         """Starts the program again, in its careful variant, where memory overlaps that was taken not to."""

@@ -144,7 +144,7 @@ class DotWriter:
         a = self._operand(left, kind, self.needed[0], 0)
         b = self._operand(right, kind, self.needed[1], 1)
         bounds = [self.expression(bound) for bound in self.needed[0] if self._is_known(bound)]
-        rows = _valid(bounds, m)  # those past a bound are never used
+        rows = valid_count(bounds, m)  # those past a bound are never used
         queue = self.queues.get(operation)
         scratch = _scratch_bytes(m, n, k)
         memory = "0" if queue else self.allocate("i8", scratch, "scratch")
@@ -276,7 +276,7 @@ class DotWriter:
         """C initializer of an operand whose pointer moves by a constant step along both dimensions."""
         first, second = permutation
         steps = [self.expression(self.analysis.step(pointer, dimension, wraps) or 0) for dimension in (0, 1)]
-        valid = [_valid(bounds, size) for bounds, size in zip(mask.valid, pointer.type.shape, strict=True)]
+        valid = [valid_count(bounds, size) for bounds, size in zip(mask.valid, pointer.type.shape, strict=True)]
         origin = self.evaluate(pointer)
         return f"{{{origin}, {{{steps[first]}, {steps[second]}}}, 0, 0, {{{valid[first]}, {valid[second]}}}}}"
 
@@ -318,7 +318,7 @@ class DotWriter:
         if unit is None:
             return None
         table = self._line_table(pointer, mask, 1 - unit)
-        first, second = (_valid(mask.valid[dimension], shape[dimension]) for dimension in permutation)
+        first, second = (valid_count(mask.valid[dimension], shape[dimension]) for dimension in permutation)
         return f"{{0, {{0, 0}}, {table}, {permutation.index(1 - unit)}, {{{first}, {second}}}}}"
 
     def _line_table(self, pointer: Value, mask: Mask, along: int) -> str:
@@ -421,6 +421,17 @@ class DotWriter:
         extra = " + 1" if predicate in ("sle", "sge") else ""
         return dimension, f"((int64_t){self.evaluate(bound)} - (int64_t){self.evaluate(moving)}{extra})"
 
+    def range_bound(self, leaf: Leaf) -> tuple[int, str] | None:
+        """As :meth:`_bound`, for a condition that no wrapped integer can meet: ``arange < bound`` as it stands."""
+        comparison = leaf.condition.owner
+        if comparison is None or comparison.name != "arith.cmpi" or predicate_of(comparison) != "slt":
+            return None
+        source = comparison.operands[0]
+        while source.owner is not None and source.owner.name in ("tt.expand_dims", "arith.extsi"):
+            source = source.owner.operands[0]
+        plain = source.owner is not None and source.owner.name == "tt.make_range"
+        return self._bound(leaf) if plain else None
+
     # --------------------------------------------------------------------------------------------- without it
 
     def _plain_dot(self, operation: Operation, total: Buffer) -> None:
@@ -456,7 +467,7 @@ def _scratch_bytes(m: int, n: int, k: int) -> int:
     return (4 * (k + 1) * (width + _LARGEST_LANES) + max(4 * m * (k + 1), 12 * max(m, k)) + 512 + 63) // 64 * 64
 
 
-def _valid(bounds: list[str], size: int) -> str:
+def valid_count(bounds: list[str], size: int) -> str:
     """C text of how many of ``size`` elements satisfy every bound."""
     text = str(size)
     for bound in bounds:

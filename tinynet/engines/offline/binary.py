@@ -1,33 +1,20 @@
 """What a compiled kernel holds: registers, spills, the main loop, its matrix instructions and the width of its loads.
 
-A cubin is read with the two disassemblers that every Triton wheel ships (`cuobjdump`, `nvdisasm`); for AMD the
-assembly text that Triton keeps beside the code object says the same. Both become one list of instructions with labels,
-from which the loops are found as backward branches.
+A cubin is read with the two tools that every Triton wheel ships (`cuobjdump`, `nvdisasm`); for AMD the assembly text
+that Triton keeps beside the code object says the same. Both become one list of instructions with labels, from which
+the loops are found as backward branches.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import triton
-
+from tinynet.engines.offline.disassembly import Instruction, disassemble, run_tool
 from tinynet.engines.offline.targets import Target
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One line of a disassembly: an instruction, or (with an empty `opcode`) a label named by `operands`."""
-
-    opcode: str
-    operands: str
 
 
 @dataclass(frozen=True)
@@ -121,17 +108,21 @@ AMDGCN = Dialect(
 )
 
 
-def read_cubin(cubin: bytes, target: Target) -> Code:
-    """The facts of an NVIDIA binary."""
-    usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
+def read_cubins(cubins: Sequence[bytes], target: Target) -> list[Code]:
+    """The facts of NVIDIA binaries. All are disassembled at once: the disassembler's start costs more than its work."""
+    listings = disassemble(cubins, target)
+    return [_read_cubin(cubin, listing, target) for cubin, listing in zip(cubins, listings, strict=True)]
+
+
+def _read_cubin(cubin: bytes, listing: Sequence[Instruction], target: Target) -> Code:
+    usage = run_tool("cuobjdump", "--dump-resource-usage", data=cubin)
     match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     if match is None:
         raise RuntimeError(f"cuobjdump reported no resource usage; it said: {usage.strip()[:200]!r}")
     registers, stack, shared, local = map(int, match.groups())
     if int(target.architecture) >= 90:
         shared -= target.shared_reserved_per_block  # the driver's own block, counted from Hopper on
-    instructions = list(_sass_instructions(_tool("nvdisasm", "-c", cubin)))
-    return _summary(SASS, instructions, registers, stack + local, max(0, shared))
+    return _summary(SASS, listing, registers, stack + local, max(0, shared))
 
 
 def read_amdgcn(assembly: str) -> Code:
@@ -148,30 +139,6 @@ def read_amdgcn(assembly: str) -> Code:
     static_shared = metadata("group_segment_fixed_size")
     instructions = list(_amdgcn_instructions(assembly))
     return _summary(AMDGCN, instructions, metadata("vgpr_count"), spill_bytes, static_shared)
-
-
-@cache
-def _tool_path(name: str) -> str:
-    path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
-    if not os.path.exists(path):
-        raise RuntimeError(f"this Triton installation ships no {name} (expected {path})")
-    return path
-
-
-def _tool(name: str, option: str, cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        finished = subprocess.run([_tool_path(name), option, file.name], capture_output=True, text=True, check=True)
-    return finished.stdout
-
-
-def _sass_instructions(text: str) -> Iterable[Instruction]:
-    for line in text.splitlines():
-        if label := re.match(r"\s*(\.L_\w+):", line):
-            yield Instruction("", label[1])
-        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", line):
-            yield Instruction(match[1], match[2])
 
 
 def _amdgcn_instructions(text: str) -> Iterable[Instruction]:
@@ -229,7 +196,7 @@ def _main_loop(dialect: Dialect, listing: Sequence[Instruction]) -> list[Instruc
     for index, instruction in enumerate(listing):
         if not dialect.branch.match(instruction.opcode):
             continue
-        label = re.search(r"\.L\w+", instruction.operands)
+        label = re.search(r"\.L\w+|0x[0-9a-f]+", instruction.operands)
         start = position.get(label[0], index) if label else index
         if start < index - 1:  # a branch to itself is the trap after the last instruction
             loops.append((start, index))

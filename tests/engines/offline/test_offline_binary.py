@@ -39,6 +39,14 @@ def test_the_innermost_loop_with_matrix_instructions_is_the_main_loop():
     assert code.asynchronous_copies == 1
     assert code.compare_and_swap == 1
     assert code.full_waits == 1
+    assert code.loop_spills == 0
+
+
+def test_local_memory_counts_inside_of_loops_and_outside():
+    text = LISTING.replace("/*0000*/                   LDG.E.U16 R1, desc[UR4][R2.64]", "/*0000*/   STL [R1], R0")
+    assert _summary(SASS, _labelled(_parse(text)), 168, 8, 0).loop_spills == 0
+    text = LISTING.replace("/*0020*/                   DEPBAR.LE SB0, 0x1", "/*0020*/   LDL.LU R28, [R1]")
+    assert _summary(SASS, _labelled(_parse(text)), 168, 8, 0).loop_spills == 1
 
 
 def test_the_trap_after_the_last_instruction_is_no_loop():

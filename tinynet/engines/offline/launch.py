@@ -363,7 +363,8 @@ def _code_findings(launch: Launch) -> Iterator[Finding]:
     """What makes the compiled code slow."""
     code = launch.kernel.code
     if code.spill_bytes:
-        yield Finding("spill", f"{code.spill_bytes} bytes a lane spilled ({code.registers} registers in use)")
+        place = "" if code.loop_spills else " outside of loops"
+        yield Finding("spill", f"{code.spill_bytes} bytes a lane spilled{place} ({code.registers} registers in use)")
     for tensor in launch.tensors:
         if not tensor.aligned:
             yield Finding("misaligned", f"{tensor.name}: its address is no multiple of {ALIGNMENT} bytes")

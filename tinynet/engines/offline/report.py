@@ -146,6 +146,7 @@ def _launch_dict(launch: Launch) -> dict[str, Any]:
         "num_stages": kernel.num_stages,
         "registers": code.registers,
         "spill_bytes": code.spill_bytes,
+        "loop_spills": code.loop_spills,
         "shared_bytes": kernel.shared_bytes,
         "shared_limit": launch.target.shared_per_block,
         "resident_programs": launch.resident[0],

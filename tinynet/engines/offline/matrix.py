@@ -46,10 +46,19 @@ class AllowedSpill(NamedTuple):
     reason: str
 
 
-PARKED = AllowedSpill(16, 0, "up to four values wait in memory while the main loop runs, once a program")
+# NVIDIA's assembler spills a value or two where that lets one more program live on a multiprocessor. Told a limit of
+# 128 or 255 registers it spills nothing here, and takes up to twice as many.
+PARKED = AllowedSpill(16, 0, "values that wait while the main loop runs: a store and a load a program")
 
-# (kernel, target, operand type) -> its spill; "*" stands for every target.
-SPILLS_ALLOWED: dict[tuple[str, str, str], AllowedSpill] = {}
+# (kernel, target) -> its spill; "*" stands for every target.
+SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
+    ("avg_pool2d_backward_kernel", "*"): PARKED,
+    ("convolution_input_gradient_kernel", "*"): PARKED,
+    ("cross_entropy_forward_kernel", "*"): PARKED,
+    ("activation_backward_kernel", "sm_100"): AllowedSpill(
+        8, 1, "a constant, loaded again a trip; the loop waits for HBM"
+    ),
+}
 
 Costs = dict[str, dict[str, float]]
 
@@ -149,7 +158,7 @@ def check(launch: Launch, aligned: bool) -> list[str]:
 def is_spill_allowed(launch: Launch) -> bool:
     """Whether the spill of a launch is listed, and no larger than listed."""
     code = launch.kernel.code
-    listed = [SPILLS_ALLOWED.get((launch.name, name, launch.operand_type)) for name in (launch.target.name, "*")]
+    listed = [SPILLS_ALLOWED.get((launch.name, name)) for name in (launch.target.name, "*")]
     return any(spill and code.spill_bytes <= spill.bytes and code.loop_spills <= spill.in_loops for spill in listed)
 
 

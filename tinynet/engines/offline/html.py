@@ -218,16 +218,10 @@ def _bars(report: Report) -> str:
 
 
 def _findings(report: Report) -> str:
-    """Each finding once, with the number of launches that it is true of."""
-    counts: dict[tuple[bool, str, str, str], int] = {}
-    for launch, count in report.groups():
-        for finding in launch.findings:
-            key = (not finding.fatal, finding.kind.replace("_", " "), launch.name, finding.message)
-            counts[key] = counts.get(key, 0) + count
     items = [
-        f'<li class="{"warning" if harmless else "error"}"><b>{kind}</b> '
-        f"{escape(name)}{f' ({count} launches)' if count > 1 else ''}: {escape(message)}</li>"
-        for (harmless, kind, name, message), count in sorted(counts.items())
+        f'<li class="{"error" if finding.fatal else "warning"}"><b>{finding.kind.replace("_", " ")}</b> '
+        f"{escape(name)}{f' ({count} launches)' if count > 1 else ''}: {escape(finding.message)}</li>"
+        for name, finding, count in report.distinct_findings()
     ]
     found = f"<ul>{''.join(items)}</ul>" if items else '<p class="dim">None.</p>'
     return f"<h3>Errors and warnings</h3>{found}"

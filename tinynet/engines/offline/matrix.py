@@ -59,6 +59,10 @@ SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
     ("activation_backward_kernel", "sm_100"): RELOADED,
     ("linear_weight_gradient_kernel", "sm_100"): RELOADED,
     ("max_pool2d_backward_kernel", "sm_100"): RELOADED,
+    ("avg_pool2d_forward_kernel", "sm_120"): PARKED._replace(bytes=32),
+    ("linear_forward_kernel", "sm_120"): PARKED,
+    ("linear_input_gradient_kernel", "sm_120"): RELOADED,
+    ("linear_weight_gradient_kernel", "sm_120"): RELOADED,
 }
 
 Costs = dict[str, dict[str, float]]

@@ -31,7 +31,7 @@ test-driver: $(SET_UP) ## all tests on the GPU, or on the CPU engine; ARGS='-k l
 	@$(PYTEST) $(ARGS)
 
 test-interpreter: $(SET_UP) ## the columns in Triton's interpreter; ARGS='-k linear' adds flags
-	@$(PYTEST) --engine interpreter tests/engines/interpreter $(INTERPRETED:%=tests/test_%.py) $(ARGS)
+	@$(PYTEST) --engine interpreter tests/engines/interpreter tests/engines/test_planted_faults.py $(INTERPRETED:%=tests/test_%.py) $(ARGS)
 
 lint: $(SET_UP) ## ruff and pyright
 	@$(PYTHON) -m ruff check .

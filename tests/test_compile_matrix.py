@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,21 +94,25 @@ def test_unaligned_rows_fail_only_where_the_case_claims_alignment():
     assert not run_case("sm_90", case._replace(aligned=False)).failures
 
 
-def test_a_spill_fails_unless_it_is_listed(monkeypatch: pytest.MonkeyPatch):
+def test_a_spill_fails_unless_it_is_listed_and_no_larger(monkeypatch: pytest.MonkeyPatch):
     import tinynet
 
     with tinynet.inspect("sm_90") as report:
         product_case().run()
     (launch,) = report.launches
     assert check(launch, aligned=True) == []
-    object.__setattr__(launch.kernel.code, "spill_bytes", 16)
-    try:
-        assert "spills 16 bytes" in check(launch, aligned=True)[0]
-        monkeypatch.setitem(matrix.SPILLS_ALLOWED, ("linear_forward_kernel", "sm_90", "bf16"), "planted")
-        assert check(launch, aligned=True) == []
-    finally:
-        object.__setattr__(launch.kernel.code, "spill_bytes", 0)
     assert cost_key(launch).startswith("linear_forward_kernel bf16 BLOCK_M=")
+    sound = launch.kernel.code
+
+    def failures(**facts: int) -> list[str]:
+        monkeypatch.setitem(launch.kernel.__dict__, "code", replace(sound, **facts))
+        return check(launch, aligned=True)
+
+    assert "spills 16 bytes a lane, 0 accesses in loops" in failures(spill_bytes=16)[0]
+    monkeypatch.setitem(matrix.SPILLS_ALLOWED, ("linear_forward_kernel", "sm_90"), matrix.PARKED)
+    assert failures(spill_bytes=16) == []
+    assert "2 accesses in loops" in failures(spill_bytes=16, loop_spills=2)[0]
+    assert "spills 20 bytes" in failures(spill_bytes=20)[0]
 
 
 def test_a_figure_above_its_record_is_named(tmp_path: Path):

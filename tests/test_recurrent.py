@@ -496,3 +496,11 @@ def test_refuses_what_does_not_fit(device: str) -> None:
         recurrent("elman", x, None, None, lstm.all_weights)
     with pytest.raises(ValueError, match="as many dimensions as input"):
         layers.GRUCell(5, 4, device=device)(x[0], h)
+
+
+def test_packed_sequences_under_another_default_device():
+    from tinynet_kernels.recurrent_spec import packed_sequences
+
+    with torch.device("meta"):
+        sequences = packed_sequences(torch.tensor([3, 2, 2], device="cpu"), torch.device("cpu"))
+    assert sequences.lengths is not None and sequences.lengths.tolist() == [3, 3, 1]

@@ -6,6 +6,7 @@ import argparse
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 DTYPES = ("fp32", "bf16", "fp16")
@@ -31,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
         "Times are lower bounds from published peaks, not measurements.",
     )
     inspect.add_argument("script", nargs="?", help="a Python script to run; its arguments follow after --")
-    inspect.add_argument("--model", help="a model of tinynet.models, such as cnn or mlp: one training step of it")
+    inspect.add_argument(
+        "--model", help="a model of tinynet.models, such as cnn or forecaster: one training step of it"
+    )
     inspect.add_argument("--batch-size", type=_positive, default=256)
     inspect.add_argument("--dtype", choices=DTYPES, default="bf16")
     inspect.add_argument("--target", default="sm_90", help="one or more, separated by commas (default: sm_90)")
@@ -104,19 +107,9 @@ def _training_step(options: argparse.Namespace, parser: argparse.ArgumentParser)
     """One training step of a model on tensors without memory: forward, loss, backward, optimizer."""
     import torch
 
-    from tinynet import functional, models, optim
+    from tinynet.models.steps import STEPS, training_step
 
-    if options.model not in models.MODELS:
-        parser.error(f"--model: expected one of {', '.join(models.MODELS)}, got {options.model!r}")
+    if options.model not in STEPS:
+        parser.error(f"--model: expected one of {', '.join(STEPS)}, got {options.model!r}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
-
-    def step() -> None:
-        with torch.device("meta"):
-            model = models.build(options.model).to(dtype)
-            images = torch.empty(options.batch_size, 1, 28, 28, dtype=dtype)
-            labels = torch.empty(options.batch_size, dtype=torch.int64)
-        optimizer = optim.AdamW(model.parameters())
-        functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return step
+    return partial(training_step, options.model, options.batch_size, dtype)

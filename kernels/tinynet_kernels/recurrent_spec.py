@@ -91,5 +91,5 @@ def packed_sequences(batch_sizes: Tensor, device: torch.device) -> Sequences:
     """The `Sequences` of a `PackedSequence`'s batch_sizes (on the CPU), its tables on `device`."""
     batch = int(batch_sizes[0])
     offsets = batch_sizes.cumsum(0) - batch_sizes
-    lengths = (batch_sizes[None, :] > torch.arange(batch)[:, None]).sum(1, dtype=torch.int32)
+    lengths = (batch_sizes[None, :] > torch.arange(batch, device="cpu")[:, None]).sum(1, dtype=torch.int32)
     return Sequences(len(batch_sizes), batch, batch_sizes, offsets.to(device), lengths.to(device))

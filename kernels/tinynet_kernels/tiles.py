@@ -426,7 +426,9 @@ def recurrent_tile(
         share = ceil_div(batch, target.processors)
         block_batch = min(8 if packed else 32, max(8, power_of_2_at_least(share)))
         return RecurrentTile(block_batch, block_hidden, block_output, 4) if block_hidden <= 512 else None
-    if held + _RECURRENT_MARGIN > target.shared_memory:
+    # CDNA holds the weight in registers, which spill past this, however much shared memory there is.
+    room = min(target.shared_memory, 64 << 10) if target.kind == "hip" else target.shared_memory
+    if held + _RECURRENT_MARGIN > room:
         return None
     # Four warps spill where a unit row of the block passes 128 bytes.
     return RecurrentTile(16, block_hidden, block_output, 4 if block_hidden * dtype.itemsize <= 128 else 8)

@@ -233,6 +233,26 @@ def test_poison_is_reported_where_it_reaches_a_result(operation: str, poison: st
         torch.testing.assert_close(y[:1], expected, equal_nan=True)
 
 
+@triton.jit
+def one_element_kernel(x_ptr, y_ptr, size, HAS_OTHER: tl.constexpr):
+    offsets = tl.arange(0, 1)
+    if HAS_OTHER:
+        x = tl.load(x_ptr + offsets, mask=offsets < size, other=0.0)
+    else:
+        x = tl.load(x_ptr + offsets, mask=offsets < size)
+    tl.store(y_ptr + offsets, x)
+
+
+def test_a_zero_for_a_block_of_one_element_is_an_other() -> None:
+    x, y = torch.randn(1), torch.full((1,), float("nan"))
+    with guard():
+        one_element_kernel[(1,)](x, y, 0, HAS_OTHER=True)
+    assert y.item() == 0
+    with guard(strict=False) as watch:
+        one_element_kernel[(1,)](x, y, 0, HAS_OTHER=False)
+    assert [report.kind for report in watch.reports] == ["poison"]
+
+
 def test_no_poison_leaves_zeros() -> None:
     x, y = torch.ones(20), torch.zeros(20)
     with guard(poison=None) as watch:

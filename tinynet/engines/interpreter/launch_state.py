@@ -56,6 +56,7 @@ class LaunchState:
         self.poison = poison
         self.silent = silent
         self.poisoned_lines: dict[str, None] = {}  # an ordered set
+        self.other_is_given = False  # in the load under way
         self.program: tuple[int, ...] = (0, 0, 0)
         self.phase = 0  # barriers and programs so far
         self._linear_program = 0

@@ -1,33 +1,20 @@
 """What a compiled kernel holds: registers, spills, the main loop, its matrix instructions and the width of its loads.
 
-A cubin is read with the two disassemblers that every Triton wheel ships (`cuobjdump`, `nvdisasm`); for AMD the
-assembly text that Triton keeps beside the code object says the same. Both become one list of instructions with labels,
-from which the loops are found as backward branches.
+A cubin is read with the two tools that every Triton wheel ships (`cuobjdump`, `nvdisasm`); for AMD the assembly text
+that Triton keeps beside the code object says the same. Both become one list of instructions with labels, from which
+the loops are found as backward branches.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import triton
-
+from tinynet.engines.offline.disassembly import Instruction, disassemble, run_tool
 from tinynet.engines.offline.targets import Target
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One line of a disassembly: an instruction, or (with an empty `opcode`) a label named by `operands`."""
-
-    opcode: str
-    operands: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +23,9 @@ class Code:
 
     Attributes:
         registers: 32-bit registers a lane (on CDNA vector and accumulation registers together).
-        spill_bytes: bytes of local memory a lane, which Triton's kernels need only for spilled registers.
+        spill_bytes: bytes of local memory a lane, which Triton's kernels need only for spilled registers; 0 where the
+            binary reserves some and never touches it.
+        loop_spills: loads and stores of local memory inside of loops; those outside happen once a program.
         static_shared_bytes: shared memory that the binary itself declares, beside Triton's dynamic block.
         instructions: instructions of the whole kernel.
         loop_instructions: instructions of one trip through the main loop; 0 where there is no loop.
@@ -51,6 +40,7 @@ class Code:
 
     registers: int
     spill_bytes: int
+    loop_spills: int
     static_shared_bytes: int
     instructions: int
     loop_instructions: int
@@ -85,6 +75,7 @@ class Dialect:
 
     matrix: re.Pattern[str]
     global_load: re.Pattern[str]
+    local_memory: re.Pattern[str]
     asynchronous_copy: re.Pattern[str]
     compare_and_swap: re.Pattern[str]
     branch: re.Pattern[str]
@@ -106,6 +97,7 @@ class Dialect:
 SASS = Dialect(
     matrix=re.compile(r"HGMMA|QGMMA|IGMMA|HMMA|QMMA|IMMA|OMMA|DMMA|BMMA|UTC[A-Z]*MMA"),
     global_load=re.compile(r"LDG\b|LDGSTS\b|LD\b"),
+    local_memory=re.compile(r"LDL|STL"),
     asynchronous_copy=re.compile(r"LDGSTS|UTMALDG|UBLKCP"),
     compare_and_swap=re.compile(r"ATOMG?\.(\w+\.)*CAS"),
     branch=re.compile(r"BRA\b"),
@@ -114,6 +106,7 @@ SASS = Dialect(
 AMDGCN = Dialect(
     matrix=re.compile(r"v_mfma|v_smfmac|v_wmma"),
     global_load=re.compile(r"(buffer|global|flat)_load"),
+    local_memory=re.compile(r"scratch_(load|store)|buffer_(load|store)_dword\w* \S+, off, s\[0:3\]"),
     asynchronous_copy=re.compile(r"(buffer|global)_load\w* .*\blds\b|global_load_lds"),
     compare_and_swap=re.compile(r"(buffer|global|flat)_atomic_cmpswap"),
     branch=re.compile(r"s_c?branch"),
@@ -121,17 +114,22 @@ AMDGCN = Dialect(
 )
 
 
-def read_cubin(cubin: bytes, target: Target) -> Code:
-    """The facts of an NVIDIA binary."""
-    usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
+def read_cubins(cubins: Sequence[bytes], target: Target) -> list[Code]:
+    """The facts of NVIDIA binaries. All are disassembled at once: the disassembler's start costs more than its work."""
+    listings = disassemble(cubins, target)
+    return [_read_cubin(cubin, listing, target) for cubin, listing in zip(cubins, listings, strict=True)]
+
+
+def _read_cubin(cubin: bytes, listing: Sequence[Instruction], target: Target) -> Code:
+    usage = run_tool("cuobjdump", "--dump-resource-usage", data=cubin)
     match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     if match is None:
         raise RuntimeError(f"cuobjdump reported no resource usage; it said: {usage.strip()[:200]!r}")
     registers, stack, shared, local = map(int, match.groups())
     if int(target.architecture) >= 90:
         shared -= target.shared_reserved_per_block  # the driver's own block, counted from Hopper on
-    instructions = list(_sass_instructions(_tool("nvdisasm", "-c", cubin)))
-    return _summary(SASS, instructions, registers, stack + local, max(0, shared))
+    touched = _select(SASS.local_memory, listing)
+    return _summary(SASS, listing, registers, stack + local if touched else 0, max(0, shared))
 
 
 def read_amdgcn(assembly: str) -> Code:
@@ -150,30 +148,6 @@ def read_amdgcn(assembly: str) -> Code:
     return _summary(AMDGCN, instructions, metadata("vgpr_count"), spill_bytes, static_shared)
 
 
-@cache
-def _tool_path(name: str) -> str:
-    path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
-    if not os.path.exists(path):
-        raise RuntimeError(f"this Triton installation ships no {name} (expected {path})")
-    return path
-
-
-def _tool(name: str, option: str, cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        finished = subprocess.run([_tool_path(name), option, file.name], capture_output=True, text=True, check=True)
-    return finished.stdout
-
-
-def _sass_instructions(text: str) -> Iterable[Instruction]:
-    for line in text.splitlines():
-        if label := re.match(r"\s*(\.L_\w+):", line):
-            yield Instruction("", label[1])
-        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", line):
-            yield Instruction(match[1], match[2])
-
-
 def _amdgcn_instructions(text: str) -> Iterable[Instruction]:
     for line in text.splitlines():
         line = line.split(";", 1)[0]
@@ -189,12 +163,15 @@ def _summary(
     dialect: Dialect, listing: Sequence[Instruction], registers: int, spill_bytes: int, static_shared_bytes: int
 ) -> Code:
     whole = [instruction for instruction in listing if instruction.opcode]
-    loop = _main_loop(dialect, listing)
+    loops = _loops(dialect, listing)
+    loop = _main_loop(dialect, listing, loops)
+    in_loops = {index for start, stop in loops for index in range(start, stop)}
     in_loop = _select(dialect.matrix, loop)
     names = Counter(_matrix_name(instruction.opcode) for instruction in in_loop or _select(dialect.matrix, whole))
     return Code(
         registers=registers,
         spill_bytes=spill_bytes,
+        loop_spills=len(_select(dialect.local_memory, [listing[index] for index in sorted(in_loops)])),
         static_shared_bytes=static_shared_bytes,
         instructions=len(whole),
         loop_instructions=len(loop),
@@ -222,20 +199,25 @@ def _load_bits(dialect: Dialect, instructions: Iterable[Instruction]) -> dict[in
     return dict(sorted(Counter(dialect.load_bits(load.opcode) for load in loads).items()))
 
 
-def _main_loop(dialect: Dialect, listing: Sequence[Instruction]) -> list[Instruction]:
-    """The innermost loop with the most matrix instructions, else the one with the most global loads."""
+def _loops(dialect: Dialect, listing: Sequence[Instruction]) -> list[tuple[int, int]]:
+    """(first, one past the last) position of each loop: what lies between a branch back and its label."""
     position = {each.operands: index for index, each in enumerate(listing) if not each.opcode}
     loops: list[tuple[int, int]] = []
     for index, instruction in enumerate(listing):
         if not dialect.branch.match(instruction.opcode):
             continue
-        label = re.search(r"\.L\w+", instruction.operands)
+        label = re.search(r"\.L\w+|0x[0-9a-f]+", instruction.operands)
         start = position.get(label[0], index) if label else index
         if start < index - 1:  # a branch to itself is the trap after the last instruction
-            loops.append((start, index))
+            loops.append((start, index + 1))
+    return loops
+
+
+def _main_loop(dialect: Dialect, listing: Sequence[Instruction], loops: Sequence[tuple[int, int]]) -> list[Instruction]:
+    """The innermost loop with the most matrix instructions, else the one with the most global loads."""
 
     def body(loop: tuple[int, int]) -> list[Instruction]:
-        return [each for each in listing[loop[0] : loop[1] + 1] if each.opcode]
+        return [each for each in listing[loop[0] : loop[1]] if each.opcode]
 
     for pattern in (dialect.matrix, dialect.global_load):
         holding = [loop for loop in loops if _select(pattern, body(loop))]

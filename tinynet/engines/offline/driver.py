@@ -12,9 +12,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -22,11 +22,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.autotuner import Autotuner
-from triton.runtime.cache import get_cache_manager
+from triton.runtime.cache import CacheManager, get_cache_manager
 from triton.runtime.errors import OutOfResources
 
 from tinynet.engines.offline import binary as binary_reader
-from tinynet.engines.offline.binary import Code, read_amdgcn, read_cubin
+from tinynet.engines.offline import disassembly
+from tinynet.engines.offline.binary import Code, read_amdgcn, read_cubins
 from tinynet.engines.offline.launch import CompiledKernel, record_launch
 from tinynet.engines.offline.report import Report
 from tinynet.engines.offline.targets import Target
@@ -161,10 +162,11 @@ _kernels: dict[str, CompiledKernel] = {}
 
 
 def _compiled_kernel(src: Any, metadata: Any, binary: bytes, target: Target) -> CompiledKernel:
-    """The facts of a compiled kernel, read once a process for each distinct binary."""
+    """The facts of a compiled kernel, made once a process for each distinct binary."""
     if metadata.hash not in _kernels:
         files = get_cache_manager(metadata.hash).get_group(f"{metadata.name}.json") or {}
         by_stage = {name.rsplit(".", 1)[-1]: path for name, path in files.items()}
+        _await_reading(metadata.hash, binary if target.backend == "cuda" else _stage(by_stage, "amdgcn"), target)
         _kernels[metadata.hash] = CompiledKernel(
             function=src.fn,
             signature=dict(src.signature),
@@ -173,27 +175,52 @@ def _compiled_kernel(src: Any, metadata: Any, binary: bytes, target: Target) -> 
             num_stages=metadata.num_stages,
             dynamic_shared_bytes=metadata.shared,
             scratch_bytes=getattr(metadata, "global_scratch_size", 0) or 0,
-            code=_code(metadata, binary, by_stage, target),
             ir=_stage(by_stage, "ttir"),
+            read_code=partial(_read, metadata.hash),
         )
     return _kernels[metadata.hash]
 
 
-def _code(metadata: Any, binary: bytes, files: dict[str, str], target: Target) -> Code:
-    """What the binary holds, kept beside it in Triton's cache: disassembling takes as long as a small compilation."""
-    store = get_cache_manager(metadata.hash)
-    name = f"tinynet_code_{_reader_version()}.json"
-    if path := store.get_file(name):
-        return Code.from_dict(json.loads(Path(path).read_text()))
-    code = read_cubin(binary, target) if target.backend == "cuda" else read_amdgcn(_stage(files, "amdgcn"))
-    store.put(json.dumps(asdict(code)), name, binary=False)
-    return code
+class _Unread(NamedTuple):
+    """A binary that nobody has asked about yet, and where in Triton's cache its reading is kept."""
+
+    binary: bytes | str
+    target: Target
+    store: CacheManager
+
+
+_unread: dict[str, _Unread] = {}
+_codes: dict[str, Code] = {}
+
+
+def _await_reading(key: str, binary: bytes | str, target: Target) -> None:
+    """Takes the reading from Triton's cache, or leaves the binary for later: reading takes as long as compiling."""
+    store = get_cache_manager(key)
+    if path := store.get_file(f"tinynet_code_{_reader_version()}.json"):
+        _codes[key] = Code.from_dict(json.loads(Path(path).read_text()))
+    else:
+        _unread[key] = _Unread(binary, target, store)
+
+
+def _read(key: str) -> Code:
+    """What a binary holds. The first question reads all that wait for the same target."""
+    if key not in _codes:
+        target = _unread[key].target
+        keys = [each for each, waiting in _unread.items() if waiting.target is target]
+        binaries: list[Any] = [_unread[each].binary for each in keys]
+        codes = read_cubins(binaries, target) if target.backend == "cuda" else map(read_amdgcn, binaries)
+        for each, code in zip(keys, codes, strict=True):
+            _codes[each] = code
+            store = _unread.pop(each).store
+            store.put(json.dumps(asdict(code)), f"tinynet_code_{_reader_version()}.json", binary=False)
+    return _codes[key]
 
 
 @cache
 def _reader_version() -> str:
     """Changes with the source that reads binaries, so that no older reading is taken for a new one."""
-    return hashlib.sha256(Path(binary_reader.__file__).read_bytes()).hexdigest()[:16]
+    sources = [Path(module.__file__ or "").read_bytes() for module in (binary_reader, disassembly)]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
 def _stage(files: dict[str, str], extension: str) -> str:

@@ -20,7 +20,7 @@ body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 1180px; background:
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.3rem; margin: 3rem 0 .2rem }
 h3 { font-size: 1rem; margin: 2rem 0 .4rem }
-p { margin: .3rem 0 } .dim { color: var(--dim) } nav a { margin-right: 1rem; color: var(--memory) }
+p { margin: .3rem 0 } .dim { color: var(--dim) }
 .note { border-left: 4px solid var(--arithmetic); padding: .4rem .8rem; background: var(--card); margin: 1rem 0 }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0 }
 .card { background: var(--card); border-radius: 8px; padding: .6rem 1rem; min-width: 8.5rem }
@@ -30,9 +30,9 @@ svg text { fill: var(--ink) } svg .dim { fill: var(--dim) } svg .grid { stroke: 
 svg .roof { stroke: var(--ink); fill: none; stroke-width: 2 }
 .memory { fill: var(--memory) } .arithmetic { fill: var(--arithmetic) } .unknown { fill: var(--unknown) }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin: 0 .3em 0 1em }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .84rem; white-space: nowrap }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line) }
-th { color: var(--dim) }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .8rem; white-space: nowrap }
+th, td { text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--line) }
+th { color: var(--dim) } summary { cursor: pointer; font-weight: 600; margin: 1.6rem 0 .4rem }
 li.error b { color: var(--error) } li.warning b { color: var(--warning) }
 """
 
@@ -50,14 +50,32 @@ def write_html(reports: Sequence[Report], path: str | Path, title: str) -> None:
 
 def page(reports: Sequence[Report], title: str) -> str:
     """The whole HTML document."""
-    links = "".join(f'<a href="#{report.target.name}">{report.target.name}</a>' for report in reports)
     sections = "".join(_section(report) for report in reports)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
         f'<h1>{escape(title)}</h1><p class="dim">What these GPUs would run, compiled and recorded without one.</p>'
-        f'<p class="note">{DISCLAIMER}</p><nav>{links}</nav>{sections}</body></html>\n'
+        f'<p class="note">{DISCLAIMER}</p>{_overview(reports) if len(reports) > 1 else ""}'
+        f"{sections}</body></html>\n"
     )
+
+
+def _overview(reports: Sequence[Report]) -> str:
+    """A bar a target, shortest time first, each a link to its section."""
+    order = sorted(reports, key=lambda report: report.total.bound_seconds)
+    longest = order[-1].total.bound_seconds or 1.0
+    row, label, room = 24, 250, _WIDTH - 250 - 330
+    marks = [f'<svg viewBox="0 0 {_WIDTH} {row * len(order) + 6}" role="img" aria-label="least time by target">']
+    for index, report in enumerate(order):
+        target, seconds, top = report.target, report.total.bound_seconds, index * row + 3
+        width, errors = room * seconds / longest, len(report.errors)
+        text = f"{format_time(seconds)}, {errors} errors, {len(report.findings) - errors} warnings"
+        marks.append(
+            f'<a href="#{target.name}"><text x="{label - 8}" y="{top + 15}" text-anchor="end">{target.name}, '
+            f'{escape(target.chip)}</text><rect class="memory" x="{label}" y="{top}" width="{width:.1f}" '
+            f'height="{row - 7}" rx="2"/><text class="dim" x="{label + width + 6:.1f}" y="{top + 15}">{text}</text></a>'
+        )
+    return f"<h3>Least time by target</h3>{''.join(marks)}</svg>"
 
 
 def _section(report: Report) -> str:
@@ -140,6 +158,7 @@ def _roofline(report: Report) -> str:
         start = f"M{x(low_x):.1f} {y(low_x * target.bandwidth):.1f}"
         marks.append(f'<path class="roof" d="{start} L{x(ridge):.1f} {y(peak):.1f} L{x(high_x):.1f} {y(peak):.1f}"/>')
         marks.append(f'<text x="{x(high_x) + 8:.1f}" y="{y(peak) + 4:.1f}">{name} {peak / 1e12:.0f} TFLOP/s</text>')
+    named: list[tuple[float, float]] = []  # where names stand: those of the largest dots, as long as there is room
     for launch, count in sorted(points, key=lambda point: -_group_seconds(*point)):
         intensity = launch.arithmetic_intensity or 1.0
         rate = min(target.peak(launch.operand_type), intensity * target.bandwidth)
@@ -148,6 +167,10 @@ def _roofline(report: Report) -> str:
             f'<circle class="{launch.bound_by}" fill-opacity="0.6" cx="{x(intensity):.1f}" cy="{y(rate):.1f}" '
             f'r="{radius:.1f}"><title>{escape(_tooltip(launch, count))}</title></circle>'
         )
+        left, middle = x(intensity) + radius + 5, y(rate) + 4
+        if len(named) < 6 and all(abs(left - at) > 260 or abs(middle - height) > 15 for at, height in named):
+            named.append((left, middle))
+            marks.append(f'<text x="{left:.1f}" y="{middle:.1f}">{escape(launch.name.removesuffix("_kernel"))}</text>')
     return "".join(marks) + "</svg>"
 
 
@@ -197,9 +220,8 @@ def _bars(report: Report) -> str:
 def _findings(report: Report) -> str:
     items = [
         f'<li class="{"error" if finding.fatal else "warning"}"><b>{finding.kind.replace("_", " ")}</b> '
-        f"{escape(launch.name)}{f' ({count} launches)' if count > 1 else ''}: {escape(finding.message)}</li>"
-        for launch, count in report.groups()
-        for finding in launch.findings
+        f"{escape(name)}{f' ({count} launches)' if count > 1 else ''}: {escape(finding.message)}</li>"
+        for name, finding, count in report.distinct_findings()
     ]
     found = f"<ul>{''.join(items)}</ul>" if items else '<p class="dim">None.</p>'
     return f"<h3>Errors and warnings</h3>{found}"
@@ -211,5 +233,6 @@ def _facts(report: Report) -> str:
         head, *body = rows
         cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
         lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-        parts.append(f'<h3>{escape(title)}</h3><div class="wide"><table><tr>{cells}</tr>{lines}</table></div>')
+        table = f'<div class="wide"><table><tr>{cells}</tr>{lines}</table></div>'
+        parts.append(f"<details><summary>{escape(title)}</summary>{table}</details>")
     return "".join(parts)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -29,8 +29,8 @@ class CompiledKernel:
         num_warps, num_stages: the compiler options of that name.
         dynamic_shared_bytes: shared memory of a program beside what the binary declares.
         scratch_bytes: device memory that a program needs beside its arguments (device-side tensor descriptors).
-        code: what the binary holds.
         ir: Triton IR, from which reads, writes, dots and overflows are found.
+        read_code: reads what the binary holds.
     """
 
     function: Any
@@ -40,8 +40,13 @@ class CompiledKernel:
     num_stages: int
     dynamic_shared_bytes: int
     scratch_bytes: int
-    code: Code
     ir: str
+    read_code: Callable[[], Code]
+
+    @cached_property
+    def code(self) -> Code:
+        """What the binary holds; read late, so that many are disassembled at once."""
+        return self.read_code()
 
     @property
     def name(self) -> str:
@@ -102,7 +107,7 @@ class Launch:
         operand_type: type of the operands of its dots, which chooses the peak; `fp32` without dots.
         dot_rows: fewest rows of the left operand of its dots; None without dots.
         cost_source: `launcher` where the kernel states its cost, else `arguments`.
-        findings: warnings and errors.
+        argument_findings: errors that the arguments alone make.
     """
 
     target: Target
@@ -116,7 +121,7 @@ class Launch:
     operand_type: str
     dot_rows: int | None
     cost_source: str
-    findings: Sequence[Finding] = field(default_factory=tuple)
+    argument_findings: Sequence[Finding]
 
     @property
     def name(self) -> str:
@@ -140,6 +145,11 @@ class Launch:
     def bytes_written(self) -> int:
         """Bytes of the tensors that the kernel writes, each counted once."""
         return sum(tensor.bytes for tensor in self.tensors if tensor.written)
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """Warnings and errors."""
+        return (*_limit_findings(self), *self.argument_findings, *_code_findings(self))
 
     @cached_property
     def resident(self) -> tuple[int, str]:
@@ -238,7 +248,7 @@ def record_launch(
     cost = cost_of(kernel.function, values)
     if cost is not None:
         flops, byte_count = cost.flops, cost.bytes
-    launch = Launch(
+    return Launch(
         target=target,
         kernel=kernel,
         grid=grid,
@@ -250,10 +260,12 @@ def record_launch(
         operand_type=effects.operand_type,
         dot_rows=effects.dot_rows,
         cost_source="arguments" if cost is None else "launcher",
+        argument_findings=(
+            *_grid_findings(grid),
+            *_allocator_findings(kernel),
+            *_index_findings(tensors, effects, spans),
+        ),
     )
-    findings = [*_limit_findings(launch), *_index_findings(launch, effects, spans), *_code_findings(launch)]
-    object.__setattr__(launch, "findings", tuple(findings))
-    return launch
 
 
 def _run_time_leaves(signature: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -308,8 +320,6 @@ def _limit_findings(launch: Launch) -> Iterator[Finding]:
             "shared_memory", f"{kernel.shared_bytes} bytes of shared memory, {target.name} has "
             f"{target.shared_per_block} for a program", fatal=True,
         )  # fmt: skip
-    if launch.grid[0] >= 2**31 or launch.grid[1] > 65535 or launch.grid[2] > 65535:
-        yield Finding("grid", f"grid {launch.grid} exceeds the limits (2147483647, 65535, 65535)", fatal=True)
     if kernel.num_warps * target.warp_size > 1024:
         yield Finding(
             "threads", f"{kernel.num_warps} warps of {target.warp_size} are more than 1024 threads", fatal=True
@@ -319,17 +329,27 @@ def _limit_findings(launch: Launch) -> Iterator[Finding]:
             "registers", f"{kernel.code.registers} registers in each of {kernel.num_warps} warps fit no "
             f"multiprocessor of {target.name}", fatal=True,
         )  # fmt: skip
+
+
+def _grid_findings(grid: tuple[int, int, int]) -> Iterator[Finding]:
+    if grid[0] >= 2**31 or grid[1] > 65535 or grid[2] > 65535:
+        yield Finding("grid", f"grid {grid} exceeds the limits (2147483647, 65535, 65535)", fatal=True)
+
+
+def _allocator_findings(kernel: CompiledKernel) -> Iterator[Finding]:
     if kernel.scratch_bytes and isinstance(_allocation._allocator.get(), _allocation.NullAllocator):
         yield Finding("allocator", "device-side descriptors need scratch memory: call triton.set_allocator", fatal=True)
 
 
-def _index_findings(launch: Launch, effects: ir.Effects, names: Mapping[int, str]) -> Iterator[Finding]:
+def _index_findings(
+    tensors: Sequence[TensorArgument], effects: ir.Effects, names: Mapping[int, str]
+) -> Iterator[Finding]:
     """Addresses that 32 bits can't hold.
 
     Only tensors that span more than 2^31 elements have any: integers wrap, so an offset that fits is right whatever its
     terms were.
     """
-    spans = {tensor.name: tensor.span for tensor in launch.tensors}
+    spans = {tensor.name: tensor.span for tensor in tensors}
     for position in sorted(effects.unbounded | set(effects.overflows)):
         name = names.get(position, "")
         if spans.get(name, 0) <= 2**31:
@@ -343,7 +363,8 @@ def _code_findings(launch: Launch) -> Iterator[Finding]:
     """What makes the compiled code slow."""
     code = launch.kernel.code
     if code.spill_bytes:
-        yield Finding("spill", f"{code.spill_bytes} bytes a lane spilled ({code.registers} registers in use)")
+        place = "" if code.loop_spills else " outside of loops"
+        yield Finding("spill", f"{code.spill_bytes} bytes a lane spilled{place} ({code.registers} registers in use)")
     for tensor in launch.tensors:
         if not tensor.aligned:
             yield Finding("misaligned", f"{tensor.name}: its address is no multiple of {ALIGNMENT} bytes")

@@ -34,11 +34,36 @@ from tinynet.engines.offline.targets import TARGETS, find_target
 from tinynet.engines.offline.workers import WorkerError, run_in_workers
 
 COSTS_FILE = Path(__file__).parents[3] / "tests" / "compile_matrix_costs.json"
-CASES_A_TASK = 8
+CASES_A_TASK = 16  # their binaries are read together
 TOLERANCE = 1.02  # of a recorded figure: the assembler's own noise
 
-# (kernel, target, operand type) -> why its spill is accepted; "*" stands for every target.
-SPILLS_ALLOWED: dict[tuple[str, str, str], str] = {}
+
+class AllowedSpill(NamedTuple):
+    """A spill that is accepted: at most so many bytes a lane, so many accesses inside of loops, and why."""
+
+    bytes: int
+    in_loops: int
+    reason: str
+
+
+# NVIDIA's assembler spills a value or two where that lets one more program live on a multiprocessor. Told a limit of
+# 128 or 255 registers it spills nothing here, and takes up to twice as many.
+PARKED = AllowedSpill(16, 0, "values that wait while the main loop runs: a store and a load a program")
+RELOADED = AllowedSpill(24, 3, "constants, loaded again in each trip of a loop of more than a hundred instructions")
+
+# (kernel, target) -> its spill; "*" stands for every target.
+SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
+    ("avg_pool2d_backward_kernel", "*"): PARKED,
+    ("convolution_input_gradient_kernel", "*"): PARKED,
+    ("cross_entropy_forward_kernel", "*"): PARKED,
+    ("activation_backward_kernel", "sm_100"): RELOADED,
+    ("linear_weight_gradient_kernel", "sm_100"): RELOADED,
+    ("max_pool2d_backward_kernel", "sm_100"): RELOADED,
+    ("avg_pool2d_forward_kernel", "sm_120"): PARKED._replace(bytes=32),
+    ("linear_forward_kernel", "sm_120"): PARKED,
+    ("linear_input_gradient_kernel", "sm_120"): RELOADED,
+    ("linear_weight_gradient_kernel", "sm_120"): RELOADED,
+}
 
 Costs = dict[str, dict[str, float]]
 
@@ -69,28 +94,41 @@ class Outcome(NamedTuple):
 
 
 def run_task(task: Task) -> list[Outcome]:
-    """Compile and check the cases of a task, in this process."""
+    """Compile the cases of a task and then check them, in this process: binaries are read fastest together."""
     chosen = cases(find_target(task.target))[task.column][task.start : task.stop]
-    return [run_case(task.target, case) for case in chosen]
+    compiled = [compile_case(task.target, case) for case in chosen]
+    return [judge(case, result) for case, result in zip(chosen, compiled, strict=True)]
 
 
 def run_case(target: str, case: Case) -> Outcome:
     """Compile and check one case."""
+    return judge(case, compile_case(target, case))
+
+
+def compile_case(target: str, case: Case) -> Sequence[Launch] | Exception:
+    """The launches that a case makes, or what the compiler raised."""
     try:
         with inspect(target) as report:
             case.run()
     except Exception as error:  # whatever the compiler raises is the case's result
-        message = str(error).strip().splitlines() or [""]
-        return Outcome(case.name, 0, [f"{type(error).__name__}: {message[-1]}"], {})
-    failures = [failure for launch in report.launches for failure in check(launch, case.aligned)]
-    if not report.launches:
+        return error
+    return report.launches
+
+
+def judge(case: Case, compiled: Sequence[Launch] | Exception) -> Outcome:
+    """Check what was compiled for a case."""
+    if isinstance(compiled, Exception):
+        message = str(compiled).strip().splitlines() or [""]
+        return Outcome(case.name, 0, [f"{type(compiled).__name__}: {message[-1]}"], {})
+    failures = [failure for launch in compiled for failure in check(launch, case.aligned)]
+    if not compiled:
         failures.append("made no launch")
     costs: dict[str, float] = {}
-    for launch in report.launches:
+    for launch in compiled:
         figure = launch.kernel.code.instructions_per_matrix_instruction
         if figure is not None and case.aligned:
             keep_worst(costs, {cost_key(launch): figure})
-    return Outcome(case.name, len(report.launches), failures, costs)
+    return Outcome(case.name, len(compiled), failures, costs)
 
 
 def cost_key(launch: Launch) -> str:
@@ -103,9 +141,9 @@ def check(launch: Launch, aligned: bool) -> list[str]:
     """What is wrong with a launch's code, a sentence each."""
     code, target = launch.kernel.code, launch.target
     wrong = [finding.message for finding in launch.findings if finding.fatal]
-    keys = [(launch.name, name, launch.operand_type) for name in (target.name, "*")]
-    if code.spill_bytes and not any(key in SPILLS_ALLOWED for key in keys):
-        wrong.append(f"spills {code.spill_bytes} bytes a lane, {code.registers} registers in use")
+    if code.spill_bytes and not is_spill_allowed(launch):
+        accesses = f"{code.loop_spills} accesses in loops, {code.registers} registers in use"
+        wrong.append(f"spills {code.spill_bytes} bytes a lane, {accesses}")
     if code.compare_and_swap:
         wrong.append("makes a compare-and-swap loop of an atomic")
     deserves_matrix = launch.operand_type in ("bf16", "fp16") and aligned and (launch.dot_rows or 0) >= 64
@@ -120,6 +158,13 @@ def check(launch: Launch, aligned: bool) -> list[str]:
                 f"uses {code.matrix_instruction or 'no matrix instruction'}, not {target.matrix_instructions[0]}"
             )
     return [f"{launch.name} ({launch.tile}): {reason}" for reason in wrong]
+
+
+def is_spill_allowed(launch: Launch) -> bool:
+    """Whether the spill of a launch is listed, and no larger than listed."""
+    code = launch.kernel.code
+    listed = [SPILLS_ALLOWED.get((launch.name, name)) for name in (launch.target.name, "*")]
+    return any(spill and code.spill_bytes <= spill.bytes and code.loop_spills <= spill.in_loops for spill in listed)
 
 
 def tasks(targets: Iterable[str], columns: Iterable[str]) -> list[Task]:
@@ -201,7 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{done} cases, {launches} launches, {failed} failed, {time.monotonic() - began:.0f} s")
     if options.record:
         kept = load_costs() if COSTS_FILE.exists() else {}
-        save_costs({**kept, **{target: {**kept.get(target, {}), **measured[target]} for target in measured}})
+        if set(options.column) < set(COLUMNS):  # the figures of other columns stay
+            measured = {target: {**kept.get(target, {}), **figures} for target, figures in measured.items()}
+        save_costs({**kept, **measured})
     return 1 if failed else 0
 
 

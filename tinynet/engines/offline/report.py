@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,12 @@ class Report:
             counts[key] = counts.get(key, 0) + 1
         return [(first[key], count) for key, count in counts.items()]
 
+    def distinct_findings(self) -> list[tuple[str, Finding, int]]:
+        """(kernel, finding, launches that it is true of), each once, errors first."""
+        counts = Counter((launch.name, finding) for launch, finding in self.findings)
+        listed = [(name, finding, count) for (name, finding), count in counts.items()]
+        return sorted(listed, key=lambda each: (not each[1].fatal, each[1].kind, each[0], each[1].message))
+
     def table(self) -> str:
         """The report as text for a terminal."""
         lines = self._head()
@@ -104,11 +111,10 @@ class Report:
             f"total: {total.launches} launches of {total.kernels} kernels, {format_quantity(total.bytes, 'B')}, "
             f"{format_quantity(total.flops, 'FLOP')}, at least {format_time(total.bound_seconds)}{unknown}",
         ]
-        for launch, count in self.groups():
-            for finding in launch.findings:
-                severity = "error" if finding.fatal else "warning"
-                times = f" ({count} launches)" if count > 1 else ""
-                lines.append(f"{severity}: {launch.name}: {finding.kind}: {finding.message}{times}")
+        for name, finding, count in self.distinct_findings():
+            severity = "error" if finding.fatal else "warning"
+            times = f" ({count} launches)" if count > 1 else ""
+            lines.append(f"{severity}: {name}: {finding.kind}: {finding.message}{times}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,6 +152,7 @@ def _launch_dict(launch: Launch) -> dict[str, Any]:
         "num_stages": kernel.num_stages,
         "registers": code.registers,
         "spill_bytes": code.spill_bytes,
+        "loop_spills": code.loop_spills,
         "shared_bytes": kernel.shared_bytes,
         "shared_limit": launch.target.shared_per_block,
         "resident_programs": launch.resident[0],

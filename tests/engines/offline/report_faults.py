@@ -1,15 +1,8 @@
-"""Planted faults that the launch report must catch, each beside its sound twin that must pass without a finding.
+"""Faults that the launch report must catch, each beside its sound twin; `test_planted_faults.py` lists them."""
 
-The faults that show in values or accesses instead (a removed mask, a missing `other`, a swapped stride, a race) are
-planted in the tests of the interpreter's guard.
-"""
-
-from collections.abc import Callable
-
-import pytest
 import torch
 import triton
-from offline_kernels import (
+from engines.offline.offline_kernels import (
     atomic_sum_kernel,
     carried_offset_kernel,
     copy_kernel,
@@ -129,41 +122,15 @@ def scratch_memory_without_an_allocator(faulty: bool) -> Report:
     return launch("sm_90", described_copy_kernel, (2,), x, x, 128, 128, BLOCK=64)
 
 
-FAULTS: list[tuple[Callable[[bool], Report], str, bool]] = [
-    (shared_memory_of_one_chip, "shared_memory", True),
-    (shared_memory_of_every_chip, "shared_memory", True),
-    (shared_memory_on_amd, "shared_memory", True),
-    (element_index_over_31_bits, "index_overflow", True),
-    (row_offset_over_31_bits, "index_overflow", True),
-    (carried_offset_over_31_bits, "index_overflow", True),
-    (grid_over_its_limit, "grid", True),
-    (scratch_memory_without_an_allocator, "allocator", True),
-    (spilled_registers, "spill", False),
-    (odd_stride_loses_vectorization, "vectorization", False),
-    (gather_of_single_elements, "vectorization", False),
-    (misaligned_argument, "misaligned", False),
-    (serialized_matrix_products, "serialized_wait", False),
-    (atomic_that_the_chip_lacks, "compare_and_swap", False),
-]
+def product_of_vectors(faulty: bool) -> Report:
+    kernel = mismatched_product_kernel if faulty else copy_kernel
+    return launch("sm_90", kernel, (1,), empty(64), empty(64), *(() if faulty else (64,)), BLOCK=64)
 
 
-@pytest.mark.parametrize("plant, kind, fatal", FAULTS, ids=[plant.__name__ for plant, _, _ in FAULTS])
-def test_a_planted_fault_is_caught(plant: Callable[[bool], Report], kind: str, fatal: bool):
-    found = {(finding.kind, finding.fatal) for _, finding in plant(True).findings}
-    assert (kind, fatal) in found
-    sound = [finding.kind for _, finding in plant(False).findings]
-    assert kind not in sound
+def name_reused_by_a_run_time_loop(faulty: bool) -> Report:
+    kernel = reused_name_kernel if faulty else copy_kernel
+    return launch("sm_90", kernel, (1,), empty(64), empty(64), 4, BLOCK=64)
 
 
-@pytest.mark.parametrize("kernel, arguments", [
-    (mismatched_product_kernel, ()),
-    (reused_name_kernel, (4,)),
-])  # fmt: skip
-def test_a_fault_of_compilation_is_raised(kernel: object, arguments: tuple[int, ...]):
-    with pytest.raises(triton.CompilationError):
-        launch("sm_90", kernel, (1,), empty(64), empty(64), *arguments, BLOCK=64)
-
-
-def test_a_product_too_shallow_for_the_matrix_unit_is_raised():
-    with pytest.raises(triton.CompilationError, match="K >= 16"):
-        product("sm_80", BLOCK_K=8)
+def product_too_shallow_for_the_matrix_unit(faulty: bool) -> Report:
+    return product("sm_80", BLOCK_K=8 if faulty else 16)

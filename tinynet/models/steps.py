@@ -1,0 +1,74 @@
+"""One training step of each model: what `tinynet inspect --model` runs, on tensors without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from tinynet import functional, nn, optim
+from tinynet.models import MODELS, CharLanguageModel, Forecaster, SequenceClassifier, build
+
+# Each makes a model and the loss of one batch of it, on PyTorch's default device.
+Step = Callable[[int, torch.dtype], tuple[nn.Module, Tensor]]
+
+
+def _of_images(name: str) -> Step:
+    def step(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+        model = build(name).to(dtype)
+        logits = model(torch.empty(batch_size, 1, 28, 28, dtype=dtype))
+        return model, functional.cross_entropy(logits, torch.empty(batch_size, dtype=torch.int64))
+
+    return step
+
+
+def _sequence_classifier(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """Surnames of 4 to 12 letters, packed."""
+    model = SequenceClassifier(vocabulary_size=64, classes=13).to(dtype)
+    batch_sizes = torch.tensor([max(1, batch_size * (12 - step) // 8) for step in range(4, 12)], device="cpu")
+    batch_sizes = torch.cat([torch.full((4,), batch_size, device="cpu"), batch_sizes])
+    letters = torch.empty(int(batch_sizes.sum()), dtype=torch.int64)
+    logits = model(PackedSequence(letters, batch_sizes))
+    return model, functional.cross_entropy(logits, torch.empty(batch_size, dtype=torch.int64))
+
+
+def _char_language_model(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """Text of 100 characters, 128 of them different."""
+    vocabulary, length = 128, 100
+    model = CharLanguageModel(vocabulary).to(dtype)
+    logits = model(torch.empty(batch_size, length, dtype=torch.int64))
+    following = torch.empty(batch_size * length, dtype=torch.int64)
+    return model, functional.cross_entropy(logits.reshape(-1, vocabulary), following)
+
+
+def _forecaster(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """The 40 values before the one to forecast."""
+    model = Forecaster().to(dtype)
+    forecast = model(torch.empty(batch_size, 40, 1, dtype=dtype))
+    return model, functional.mse_loss(forecast, torch.empty_like(forecast))
+
+
+STEPS: dict[str, Step] = {
+    **{name: _of_images(name) for name in MODELS},
+    "sequence-classifier": _sequence_classifier,
+    "char-language-model": _char_language_model,
+    "forecaster": _forecaster,
+}
+
+
+def training_step(name: str, batch_size: int, dtype: torch.dtype, device: str = "meta") -> None:
+    """Forward, loss, backward and optimizer step of a new model on a batch of whatever its memory held.
+
+    Args:
+        name: a key of `STEPS`.
+        batch_size: images or sequences.
+        dtype: of the parameters and the input.
+        device: of all tensors; "meta" holds nothing.
+    """
+    with torch.device(device):
+        model, loss = STEPS[name](batch_size, dtype)
+    optimizer = optim.AdamW(model.parameters())
+    loss.backward()
+    optimizer.step()

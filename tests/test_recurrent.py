@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import tinynet
 from tinynet.nn import recurrent as layers
 from tinynet.ops.recurrent import recurrent, recurrent_backward_operator, recurrent_operator
-from tinynet_kernels import launch
+from tinynet_kernels import launch, recurrent_weights
 from tinynet_kernels import recurrent as kernels
 from tinynet_kernels.tiles import current_target
 
@@ -302,21 +303,39 @@ def test_gradient_through_the_last_state_alone(regime: str, device: str) -> None
         assert_close(a.grad, b.grad, 1e-5, name)
 
 
-@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
-def test_launches(kind: str, regime: str, device: str) -> None:
-    """Persistent: 2 forward, at most 6 backward. Per step: T + 1 and at most T + 5."""
-    ours, _ = build(kind, torch.float32, device)
-    steps = 4
-    x = torch.randn(steps, 3, INPUTS, device=device, requires_grad=True)
-    hx = tuple(state.requires_grad_() for state in states(ours, 3))
-    with counted_launches() as forward:
-        y, last = ours(x, hx if kind == "LSTM" else hx[0])
-    with counted_launches() as backward:
-        (y.sum() + sum(state.sum() for state in (last if kind == "LSTM" else (last,)))).backward()
-    assert len(forward) == (2 if regime == "persistent" else steps + 1)
-    assert len(backward) <= (6 if regime == "persistent" else steps + 5)
-    assert forward.count("linear_forward_kernel") == 1
-    assert backward.count(WEIGHT_GRADIENT) == 1
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "LSTM projected", "GRU"])
+def test_launches(
+    kind: str, packed: bool, recompute: bool, regime: str, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """A layer's: persistent 2 forward, at most 6 backward; per step T + 1 and at most T + 5, 2 T where projected.
+
+    Launches are counted, not made, and the reduction over the rows is split in two.
+    """
+    monkeypatch.setattr(launch, "planner", lambda *_: True)
+    monkeypatch.setattr(recurrent_weights, "split_count", lambda *_: 2)
+    kind, *projected = kind.split()
+    T, B, H = 4, 100, 12
+    lengths = torch.arange(B) % T + 1 if packed else None
+    own = {"proj_size": 5} if projected else {}
+    for layers_, bidirectional, bias, reset in itertools.product((1, 3), (False, True), (True, False), (False, True)):
+        options = {"num_layers": layers_, "bidirectional": bidirectional, "bias": bias, **own}
+        layer = getattr(layers, kind)(INPUTS, H, device=device, recompute=recompute, **options)
+        x = torch.randn(T, B, INPUTS, device=device, requires_grad=True)
+        given = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
+        hx = tuple(state.requires_grad_() for state in states(layer, B))
+        mask = torch.zeros(T, B, dtype=torch.bool, device=device) if reset else None
+        with counted_launches() as forward:
+            outputs = _flat(layer(given, hx if kind == "LSTM" else hx[0], reset=mask))
+        with counted_launches() as backward:
+            leaves = [x, *hx, *layer.parameters()]
+            torch.autograd.grad(outputs, leaves, [torch.ones_like(output) for output in outputs])
+        steps = (2 * T if projected else T) if regime == "step" else 1
+        assert len(forward) == layers_ * (steps + 1), options
+        assert len(backward) <= layers_ * (steps + 5), options
+        assert forward.count("linear_forward_kernel") == layers_
+        assert backward.count(WEIGHT_GRADIENT) == backward.count("sum_partials_kernel") == layers_
 
 
 def test_long_reduction_is_split_within_the_launches_allowed(device: str) -> None:

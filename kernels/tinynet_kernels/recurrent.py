@@ -52,6 +52,7 @@ from tinynet_kernels.tiles import (
     ceil_div,
     current_target,
     dot_precision,
+    every_register,
     matmul_precision,
     recurrent_step_tile,
     recurrent_tile,
@@ -156,6 +157,7 @@ class _Call:
             BLOCK_HIDDEN=tile.block_hidden,
             num_warps=tile.num_warps,
             num_stages=1,
+            **every_register(current_target()),
         )
 
     def launch_step(

@@ -21,7 +21,7 @@ from torch import Tensor
 from tinynet_kernels.gemm import gemm_tile, grouped_tile
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, matmul_precision, split_count
+from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, every_register, matmul_precision, split_count
 from tinynet_kernels.tiles import gemm_tile as gemm_tile_rule
 
 GROUP = 8  # row tiles that share a column tile in the second-level cache
@@ -348,6 +348,7 @@ def recurrent_weight_gradients(
         BLOCK_R=tile.block_k,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **every_register(target),
     )
     made = partial[0] if splits == 1 else sum_partials(partial, x.dtype)
     wanted = (want_input, want_hidden, want_projection, want_bias, want_bias)

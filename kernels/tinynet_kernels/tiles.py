@@ -385,6 +385,14 @@ def convolution_transpose_tile(batch: int, rows: int, columns: int, target: Targ
     return block_batch, block_rows, block_columns, 4
 
 
+def every_register(target: Target) -> dict[str, int]:
+    """Launch options that let a program use as many registers as there are.
+
+    NVIDIA's assembler else aims at more programs a multiprocessor than shared memory lets in, and spills for them.
+    """
+    return {"maxnreg": 255} if target.kind == "cuda" else {}
+
+
 class RecurrentTile(NamedTuple):
     """The tile of a persistent recurrent kernel: sequences a program, and the units it holds, all of them."""
 

@@ -157,8 +157,7 @@ class _Call:
             BLOCK_HIDDEN=tile.block_hidden,
             num_warps=tile.num_warps,
             num_stages=1,
-            # Three tf32 products fill any limit that is set, and spill at it.
-            **(every_register(current_target()) if self.weights.hidden.dtype.itemsize == 2 else {}),
+            **every_register(tile.block_batch, self.constants["PRECISION"], current_target()),
         )
 
     def launch_step(

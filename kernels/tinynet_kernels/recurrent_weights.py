@@ -18,11 +18,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tinynet_kernels.gemm import gemm_tile, grouped_tile
+from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, every_register, matmul_precision, split_count
-from tinynet_kernels.tiles import gemm_tile as gemm_tile_rule
+from tinynet_kernels.tiles import (
+    ceil_div,
+    current_target,
+    dot_precision,
+    every_register,
+    linear_tile,
+    matmul_precision,
+    split_count,
+)
 
 GROUP = 8  # row tiles that share a column tile in the second-level cache
 
@@ -288,7 +295,7 @@ def recurrent_weight_gradients(
     parts, R, width = d_gates.shape
     inputs = x.shape[1]
     _, D, outputs = previous.shape
-    gates, hidden = width // D, 1 if unprojected is None else unprojected.shape[2]
+    gates, hidden = width // D, 0 if unprojected is None else unprojected.shape[2]
     shapes = (
         (width, inputs) if want_input else (0,),
         (D, gates, outputs) if want_hidden else (0,),
@@ -298,7 +305,9 @@ def recurrent_weight_gradients(
     )
     sizes = [math.prod(shape) for shape in shapes]
     target = current_target()
-    tile = gemm_tile_rule(gates, max(inputs, outputs), R, x.dtype, target)
+    precision = dot_precision(x.dtype, target, matmul_precision())
+    aligned = has_wide_rows(x) and all(size % UNIT == 0 for size in (gates, outputs, hidden))
+    tile = linear_tile(gates, max(inputs, outputs), R, x.dtype, precision, aligned, "identity", target)
 
     def tiles_of(wanted: bool, rows: int, columns: int) -> int:
         return ceil_div(rows, tile.block_m) * ceil_div(columns, tile.block_n) if wanted else 0
@@ -341,14 +350,14 @@ def recurrent_weight_gradients(
         PARTS=parts,
         PROJECTED=want_projection,
         EVEN_R=R % tile.block_k == 0,
-        PRECISION=dot_precision(x.dtype, target, matmul_precision()),
+        PRECISION=precision,
         GROUP=GROUP,
         BLOCK_N=tile.block_m,
         BLOCK_K=tile.block_n,
         BLOCK_R=tile.block_k,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        **every_register(target),
+        **every_register(tile.block_m, precision, target),
     )
     made = partial[0] if splits == 1 else sum_partials(partial, x.dtype)
     wanted = (want_input, want_hidden, want_projection, want_bias, want_bias)

@@ -385,12 +385,14 @@ def convolution_transpose_tile(batch: int, rows: int, columns: int, target: Targ
     return block_batch, block_rows, block_columns, 4
 
 
-def every_register(target: Target) -> dict[str, int]:
-    """Launch options that let a program use as many registers as there are.
+def every_register(rows: int, precision: str, target: Target) -> dict[str, int]:
+    """Launch options that let a program with a product of `rows` rows use as many registers as there are.
 
-    NVIDIA's assembler else aims at more programs a multiprocessor than shared memory lets in, and spills for them.
+    NVIDIA's assembler else aims at more programs a multiprocessor than shared memory lets in, and spills for them. But
+    where a product splits its operands in registers it fills any limit that is set, and spills at that.
     """
-    return {"maxnreg": 255} if target.kind == "cuda" else {}
+    split = precision == "tf32x3" and (rows < 64 or _keeps_operands_in_registers(precision, target))
+    return {"maxnreg": 255} if target.kind == "cuda" and not split else {}
 
 
 class RecurrentTile(NamedTuple):

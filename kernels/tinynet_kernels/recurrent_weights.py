@@ -26,6 +26,7 @@ from tinynet_kernels.tiles import (
     current_target,
     dot_precision,
     every_register,
+    fit_stages,
     linear_tile,
     matmul_precision,
     split_count,
@@ -307,7 +308,11 @@ def recurrent_weight_gradients(
     target = current_target()
     precision = dot_precision(x.dtype, target, matmul_precision())
     aligned = has_wide_rows(x) and all(size % UNIT == 0 for size in (gates, outputs, hidden))
-    tile = linear_tile(gates, max(inputs, outputs), R, x.dtype, precision, aligned, "identity", target)
+    # Several products in one kernel need as many registers beside the accumulator as an activation does.
+    tile = linear_tile(gates, max(inputs, outputs), R, x.dtype, precision, aligned, "gelu", target)
+    if want_projection and target.kind == "cuda":  # the third product gets a stage of shared memory of its own
+        stage = (tile.block_m + tile.block_n) * tile.block_k * x.element_size()
+        tile = fit_stages(tile, x.dtype, target._replace(shared_memory=target.shared_memory - stage))
 
     def tiles_of(wanted: bool, rows: int, columns: int) -> int:
         return ceil_div(rows, tile.block_m) * ceil_div(columns, tile.block_n) if wanted else 0

@@ -145,6 +145,9 @@ class _Call:
         assert tile is not None
         if self.mode == "lstm":
             constants["BLOCK_OUTPUT"] = tile.block_output
+        registers = every_register(tile.block_batch, self.constants["PRECISION"], current_target())
+        if self.gates == 1:  # needs few
+            registers = {}
         launch(
             kernel,
             (ceil_div(self.sequences.batch, tile.block_batch), self.directions),
@@ -157,7 +160,7 @@ class _Call:
             BLOCK_HIDDEN=tile.block_hidden,
             num_warps=tile.num_warps,
             num_stages=1,
-            **every_register(tile.block_batch, self.constants["PRECISION"], current_target()),
+            **registers,
         )
 
     def launch_step(

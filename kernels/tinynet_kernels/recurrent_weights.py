@@ -362,7 +362,7 @@ def recurrent_weight_gradients(
         BLOCK_R=tile.block_k,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        **every_register(tile.block_m, precision, target),
+        **(every_register(tile.block_m, precision, target) if target.architecture in (100, 103, 120) else {}),
     )
     made = partial[0] if splits == 1 else sum_partials(partial, x.dtype)
     wanted = (want_input, want_hidden, want_projection, want_bias, want_bias)

@@ -146,8 +146,6 @@ class _Call:
         if self.mode == "lstm":
             constants["BLOCK_OUTPUT"] = tile.block_output
         registers = every_register(tile.block_batch, self.constants["PRECISION"], current_target())
-        if self.gates == 1:  # needs few
-            registers = {}
         launch(
             kernel,
             (ceil_div(self.sequences.batch, tile.block_batch), self.directions),

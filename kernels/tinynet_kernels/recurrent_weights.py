@@ -325,6 +325,7 @@ def recurrent_weight_gradients(
     steps = ceil_div(R, tile.block_k)
     rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
     splits = ceil_div(R, rows_a_split)
+    blackwell = target.architecture in (100, 103, 120)  # where this kernel spilled; elsewhere a limit costs the loop
     dtype = x.dtype if splits == 1 else torch.float32
     partial = torch.empty((splits, sum(sizes)), dtype=dtype, device=x.device)
     launch(
@@ -362,7 +363,7 @@ def recurrent_weight_gradients(
         BLOCK_R=tile.block_k,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        **(every_register(tile.block_m, precision, target) if target.architecture in (100, 103, 120) else {}),
+        **(every_register(tile.block_m, precision, target) if blackwell else {}),
     )
     made = partial[0] if splits == 1 else sum_partials(partial, x.dtype)
     wanted = (want_input, want_hidden, want_projection, want_bias, want_bias)

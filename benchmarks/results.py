@@ -76,8 +76,8 @@ def versions() -> dict[str, str]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text: microseconds, the ratio to PyTorch eager, and the share of the measured peak."""
-    head = ("work", "size", "dtype", "thr", "tinynet us", "eager us", "ratio", "compile", "peak")
+    """The rows as text: microseconds, nanoseconds a sample, the ratio to PyTorch eager, the share of the peak."""
+    head = ("work", "size", "dtype", "thr", "tinynet us", "ns/sample", "eager us", "ratio", "compile", "peak")
     body: list[tuple[str, ...]] = [head]
     for row in rows:
         rival, compiled = row.best_rival, row.times.get("compile")
@@ -89,6 +89,7 @@ def table(rows: list[Row]) -> str:
                 row.dtype,
                 str(row.threads),
                 f"{ours.minimum * 1e6:.1f}",
+                "-" if row.samples == 1 else f"{ours.minimum * 1e9 / row.samples:.1f}",
                 "-" if rival is None else f"{row.times[rival].minimum * 1e6:.1f}",
                 "-" if row.ratio is None else f"{row.ratio:.2f}",
                 "-" if compiled is None else f"{ours.minimum / compiled.minimum:.2f}",

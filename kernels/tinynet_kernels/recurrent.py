@@ -9,7 +9,8 @@ makes all weight and bias gradients (`recurrent_weights.py`). d_input and d_hidd
 gate multiplies the hidden side by r.
 
 Saved for backward: x, y, the gates' pre-activations, and the states each step started from. With `recompute` only y and
-the LSTM's c; the pre-activations of all steps come back from two products, since y holds every h.
+the LSTM's c; the pre-activations of all steps come back from one launch, since y holds every h
+(`recurrent_recompute.py`).
 
 Rows are packed, R of them for T steps of at most B sequences: see `recurrent_cells.py`. All tensors are contiguous
 unless said otherwise. D directions, I inputs, H hidden units, P output units (H without a projection).
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from tinynet_kernels.activation_spec import IDENTITY
 from tinynet_kernels.launch import launch
-from tinynet_kernels.linear import linear_forward, linear_input_gradient, linear_weight_gradient
+from tinynet_kernels.linear import linear_forward, linear_input_gradient
 from tinynet_kernels.recurrent_persistent import (
     gru_backward_kernel,
     gru_forward_kernel,
@@ -33,6 +34,7 @@ from tinynet_kernels.recurrent_persistent import (
     rnn_backward_kernel,
     rnn_forward_kernel,
 )
+from tinynet_kernels.recurrent_recompute import previous_states, recomputed_gates
 from tinynet_kernels.recurrent_spec import GATES, Gradients, Saved, Sequences, Wanted, Weights
 from tinynet_kernels.recurrent_step import (
     gru_step_backward_kernel,
@@ -44,12 +46,13 @@ from tinynet_kernels.recurrent_step import (
     rnn_step_forward_kernel,
     step_state_gradient_kernel,
 )
-from tinynet_kernels.recurrent_weights import recurrent_weight_gradients
+from tinynet_kernels.recurrent_weights import WeightGradients, recurrent_weight_gradients
 from tinynet_kernels.tiles import (
     RecurrentTile,
     ceil_div,
     current_target,
     dot_precision,
+    every_register,
     matmul_precision,
     recurrent_step_tile,
     recurrent_tile,
@@ -142,6 +145,7 @@ class _Call:
         assert tile is not None
         if self.mode == "lstm":
             constants["BLOCK_OUTPUT"] = tile.block_output
+        registers = every_register(tile.block_batch, self.constants["PRECISION"], current_target())
         launch(
             kernel,
             (ceil_div(self.sequences.batch, tile.block_batch), self.directions),
@@ -154,6 +158,7 @@ class _Call:
             BLOCK_HIDDEN=tile.block_hidden,
             num_warps=tile.num_warps,
             num_stages=1,
+            **registers,
         )
 
     def launch_step(
@@ -300,7 +305,8 @@ def recurrent_backward(
     call = _Call(mode, weights, sequences, reset, x)
     rows, D, H, P = x.shape[0], call.directions, call.hidden, call.outputs
     if saved.previous is None:
-        gates, previous = _recomputed(call, x, y, h0, reset)
+        previous = previous_states(y.view(rows, D, P), h0, sequences, reset)
+        gates = recomputed_gates(mode, x, previous, weights) if call.gates > 1 else None
         saved = Saved(gates, previous, saved.cell)
     made = _Made(
         x.new_empty((2 if mode == "gru" else 1, rows, D * call.gates * H)),
@@ -309,30 +315,31 @@ def recurrent_backward(
     )
     run = _backward_steps if call.tile is None else _backward_persistent
     d_h0, d_c0 = run(call, d_y, d_h_n, d_c_n, y, saved, made, wanted.h0)
-    input_weight, hidden_weight, input_bias, hidden_bias = None, None, None, None
     want_bias = wanted.input_bias or wanted.hidden_bias
-    if wanted.input or wanted.hidden or want_bias:
+    parameters = WeightGradients(None, None, None, None, None)
+    if wanted.input or wanted.hidden or wanted.projection or want_bias:
         assert saved.previous is not None
-        input_weight, hidden_weight, input_bias, hidden_bias = recurrent_weight_gradients(
-            made.gates, x, saved.previous, want_input=wanted.input, want_hidden=wanted.hidden, want_bias=want_bias
+        parameters = recurrent_weight_gradients(
+            made.gates,
+            x,
+            saved.previous,
+            made.output,
+            made.unprojected,
+            want_input=wanted.input,
+            want_hidden=wanted.hidden,
+            want_projection=wanted.projection,
+            want_bias=want_bias,
         )
     return Gradients(
         linear_input_gradient(made.gates[0], weights.input) if wanted.x else None,
-        input_weight,
-        hidden_weight,
-        input_bias if wanted.input_bias else None,
-        hidden_bias if wanted.hidden_bias else None,
-        _stacked_products(made.output, made.unprojected) if wanted.projection else None,
+        parameters.input,
+        parameters.hidden,
+        parameters.input_bias if wanted.input_bias else None,
+        parameters.hidden_bias if wanted.hidden_bias else None,
+        parameters.projection,
         d_h0 if wanted.h0 else None,
         d_c0 if wanted.c0 else None,
     )
-
-
-def _stacked_products(left: Tensor | None, right: Tensor | None) -> Tensor:
-    """left^T right of each direction: [R, D, M] and [R, D, N] make [D, M, N]."""
-    assert left is not None and right is not None
-    products = [linear_weight_gradient(left[:, d], right[:, d]) for d in range(left.shape[1])]
-    return products[0].unsqueeze(0) if len(products) == 1 else torch.stack(products)
 
 
 class _Made(NamedTuple):
@@ -440,41 +447,3 @@ def _backward_steps(
         d_h0 = torch.empty_like(d_h_n)
         state_gradient(steps, True, d_h0)
     return d_h0, None if dc is None or d_c_n is None else dc.before.to(d_c_n.dtype)
-
-
-def _recomputed(call: _Call, x: Tensor, y: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """The gates' pre-activations and the h before each step, from y: what `Saved` holds without `recompute`."""
-    weights, D, rows = call.weights, call.directions, x.shape[0]
-    previous = previous_states(y.view(rows, D, -1), h0, call.sequences)
-    if reset is not None:
-        previous.masked_fill_(reset.bool()[:, None, None], 0)
-    if call.gates == 1:
-        return None, previous
-    gates_x, _ = linear_forward(x, weights.input, weights.input_bias, IDENTITY, save=False)
-    biases = [None] * D if weights.hidden_bias is None else weights.hidden_bias.chunk(D)
-    products = [linear_forward(previous[:, d], weights.hidden[d], biases[d], IDENTITY, save=False)[0] for d in range(D)]
-    from_input = gates_x.view(rows, D, -1)
-    from_hidden = torch.stack(products, 1)
-    if call.mode == "lstm":
-        return from_input + from_hidden, previous
-    H = call.hidden
-    both = from_input[..., : 2 * H] + from_hidden[..., : 2 * H]
-    return torch.cat((both, from_input[..., 2 * H :], from_hidden[..., 2 * H :]), -1), previous
-
-
-def previous_states(y: Tensor, h0: Tensor, sequences: Sequences) -> Tensor:
-    """h before each step [R, D, P], resets left out: a gather from y [R, D, P] and h0 [D, B, P]."""
-    rows, directions, _ = y.shape
-    T, B = sequences.steps, sequences.batch
-    sizes = torch.full((T,), B) if sequences.batch_sizes is None else sequences.batch_sizes
-    offsets = sizes.cumsum(0) - sizes
-    step = torch.repeat_interleave(torch.arange(T), sizes, output_size=rows)
-    sequence = torch.arange(rows) - offsets[step]
-    after = (step + 1).clamp(max=T - 1)
-    continues = (step + 1 < T) & (sequence < sizes[after])
-    index = [
-        torch.where(step > 0, offsets[(step - 1).clamp(min=0)] + sequence, rows + sequence),
-        torch.where(continues, offsets[after] + sequence, rows + sequence),
-    ]
-    states = [torch.cat((y[:, d], h0[d]))[index[d].to(y.device)] for d in range(directions)]
-    return torch.stack(states, 1)

@@ -506,7 +506,9 @@ def gru_backward_kernel(
             reset = reset_rows(reset_ptr, row, batch, active)
             dh_before = tl.where(reset[:, None], 0.0, dh_before)
         dh = tl.where(active[:, None], dh_before, dh)
-    tl.store(d_h0_ptr + state_base + state_offset, dh.to(d_h0_ptr.dtype.element_ty), mask=state_mask)
+    # Other terms than the first load's: offsets that both need live through the loop, where sm_80 spilled them.
+    d_h0 = d_h0_ptr + direction.to(tl.int64) * B * H + batch[:, None] * H + unit[None, :]
+    tl.store(d_h0, dh.to(d_h0_ptr.dtype.element_ty), mask=(batch < B)[:, None] & unit_mask[None, :])
 
 
 @costs(rnn_forward_kernel)

@@ -1,6 +1,7 @@
 """All weight and bias gradients of a recurrent layer in one launch, after the loop over time.
 
-    dW_ih = d_input^T X     dW_hh = d_hidden^T H_previous, a product a direction     db = sums of d_input and d_hidden
+    dW_ih = d_input^T X     dW_hh = d_hidden^T H_previous     dW_hr = d_output^T unprojected
+    db_ih, db_hh = sums of d_input and d_hidden over the rows; dW_hh and dW_hr are a product a direction
 
 The outputs are small and the R rows many, so the reduction is split over programs: split s leaves its share of every
 gradient, one after another, in row s of a workspace, and the rows are added in a fixed order. A program makes one tile
@@ -9,18 +10,27 @@ of one gradient; which one, its number tells.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tinynet_kernels.gemm import gemm_tile, grouped_tile
+from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, matmul_precision, split_count
-from tinynet_kernels.tiles import gemm_tile as gemm_tile_rule
+from tinynet_kernels.tiles import (
+    ceil_div,
+    current_target,
+    dot_precision,
+    every_register,
+    fit_stages,
+    linear_tile,
+    matmul_precision,
+    split_count,
+)
 
 GROUP = 8  # row tiles that share a column tile in the second-level cache
 
@@ -107,20 +117,28 @@ def recurrent_weight_gradient_kernel(
     d_gates_ptr,
     x_ptr,
     previous_ptr,
+    d_output_ptr,
+    unprojected_ptr,
     out_ptr,
     R,
     inputs,
+    hidden,
     outputs,
     gates,
     directions,
     elements,
     rows_a_split,
+    hidden_start,
+    projection_start,
     input_tiles,
     hidden_tiles,
     all_hidden_tiles,
+    projection_tiles,
+    all_projection_tiles,
     stride_xr,
     stride_xi,
     PARTS: tl.constexpr,
+    PROJECTED: tl.constexpr,
     EVEN_R: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
@@ -130,9 +148,10 @@ def recurrent_weight_gradient_kernel(
 ):
     """One tile of one gradient over one split's rows; out [SPLIT, elements].
 
-    d_gates [PARTS, R, D gates] holds d_input first and d_hidden last, x [R, inputs], previous [R, D, outputs]. Programs
-    make `input_tiles` tiles of dW_ih, then `hidden_tiles` of dW_hh a direction, then column blocks of db_ih and db_hh
-    (both at once where d_input is d_hidden); the gradients lie in that order in `out`.
+    d_gates [PARTS, R, D gates] holds d_input first and d_hidden last, x [R, inputs], previous [R, D, outputs]; with
+    PROJECTED d_output [R, D, outputs] and unprojected [R, D, hidden]. Programs make `input_tiles` tiles of dW_ih, then
+    `hidden_tiles` of dW_hh and `projection_tiles` of dW_hr a direction, then column blocks of db_ih and db_hh (both at
+    once where d_input is d_hidden). The gradients lie in that order in `out`, dW_hh and dW_hr from their `_start`.
     """
     program = tl.program_id(0)
     split = tl.program_id(1)
@@ -141,6 +160,7 @@ def recurrent_weight_gradient_kernel(
     width = directions * gates
     out = out_ptr + split.to(tl.int64) * elements
     d_hidden_ptr = d_gates_ptr + tl.cast(R, tl.int64) * width * (PARTS - 1)
+    bias_program = program - input_tiles - all_hidden_tiles - all_projection_tiles
     if program < input_tiles:
         weight_tile(
             d_gates_ptr,
@@ -164,11 +184,10 @@ def recurrent_weight_gradient_kernel(
     elif program < input_tiles + all_hidden_tiles:
         tile = program - input_tiles
         direction = tile // hidden_tiles
-        start = tl.where(input_tiles > 0, tl.cast(width, tl.int64) * inputs, 0)
         weight_tile(
             d_hidden_ptr + direction * gates,
             previous_ptr + direction * outputs,
-            out + start + direction.to(tl.int64) * gates * outputs,
+            out + hidden_start + direction.to(tl.int64) * gates * outputs,
             tile % hidden_tiles,
             first_row,
             last_row,
@@ -184,13 +203,35 @@ def recurrent_weight_gradient_kernel(
             BLOCK_K,
             BLOCK_R,
         )
+    elif bias_program < 0:
+        if PROJECTED:
+            tile = program - input_tiles - all_hidden_tiles
+            direction = tile // projection_tiles
+            weight_tile(
+                d_output_ptr + direction * outputs,
+                unprojected_ptr + direction * hidden,
+                out + projection_start + direction.to(tl.int64) * outputs * hidden,
+                tile % projection_tiles,
+                first_row,
+                last_row,
+                outputs,
+                hidden,
+                directions * outputs,
+                directions * hidden,
+                1,
+                EVEN_R,
+                PRECISION,
+                GROUP,
+                BLOCK_N,
+                BLOCK_K,
+                BLOCK_R,
+            )
     else:
-        tile = program - input_tiles - all_hidden_tiles
         blocks = tl.cdiv(width, BLOCK_N)
-        part = tile // blocks
+        part = bias_program // blocks
         d_part_ptr = d_gates_ptr + tl.cast(R, tl.int64) * width * (part * (PARTS - 1))
         bias_out = out + elements - 2 * width + part * width
-        bias_tile(d_part_ptr, bias_out, tile % blocks, first_row, last_row, width, PARTS == 1, BLOCK_N, BLOCK_R)
+        bias_tile(d_part_ptr, bias_out, bias_program % blocks, first_row, last_row, width, PARTS == 1, BLOCK_N, BLOCK_R)
 
 
 @costs(recurrent_weight_gradient_kernel)
@@ -198,89 +239,133 @@ def recurrent_weight_gradient_cost(
     d_gates_ptr: Tensor,
     x_ptr: Tensor,
     previous_ptr: Tensor,
+    d_output_ptr: Tensor | None,
+    unprojected_ptr: Tensor | None,
     out_ptr: Tensor,
     R: int,
     **_: Any,
 ) -> Cost:
     """Two operations a row and gradient; operands read once, every split's gradients written."""
-    return Cost(2 * R * out_ptr.shape[1], size_in_bytes(d_gates_ptr, x_ptr, previous_ptr, out_ptr))
+    operands = (d_gates_ptr, x_ptr, previous_ptr, d_output_ptr, unprojected_ptr)
+    return Cost(2 * R * out_ptr.shape[1], size_in_bytes(*operands, out_ptr))
+
+
+class WeightGradients(NamedTuple):
+    """Gradients of a layer's parameters, None where not wanted: parts of one buffer.
+
+    Attributes:
+        input: dW_ih [D gates, I].
+        hidden: dW_hh [D, gates, P].
+        projection: dW_hr [D, P, H].
+        input_bias: db_ih [D gates].
+        hidden_bias: db_hh [D gates].
+    """
+
+    input: Tensor | None
+    hidden: Tensor | None
+    projection: Tensor | None
+    input_bias: Tensor | None
+    hidden_bias: Tensor | None
 
 
 def recurrent_weight_gradients(
     d_gates: Tensor,
     x: Tensor,
     previous: Tensor,
+    d_output: Tensor | None,
+    unprojected: Tensor | None,
     *,
     want_input: bool,
     want_hidden: bool,
+    want_projection: bool,
     want_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """(dW_ih [D gates, I], dW_hh [D, gates, P], db_ih [D gates], db_hh [D gates]) in x's dtype, None where not wanted.
-
-    They are parts of one buffer.
+) -> WeightGradients:
+    """The gradients that are wanted, at least one, in x's dtype.
 
     Args:
         d_gates: [parts, R, D gates], contiguous: d_input first and d_hidden last, one part where both are the same.
         x: [R, I], any strides.
         previous: h before each step [R, D, P], contiguous.
+        d_output: gradient of the projected h [R, D, P], contiguous, or None without a projection.
+        unprojected: h before the projection [R, D, H], contiguous, or None.
         want_input: whether to make dW_ih.
         want_hidden: whether to make dW_hh.
+        want_projection: whether to make dW_hr.
         want_bias: whether to make db_ih and db_hh.
     """
     parts, R, width = d_gates.shape
     inputs = x.shape[1]
-    _, directions, outputs = previous.shape
-    gates = width // directions
-    sizes = [
-        width * inputs if want_input else 0,
-        width * outputs if want_hidden else 0,
-        width if want_bias else 0,
-        width if want_bias else 0,
-    ]
-    elements = sum(sizes)
+    _, D, outputs = previous.shape
+    gates, hidden = width // D, 0 if unprojected is None else unprojected.shape[2]
+    shapes = (
+        (width, inputs) if want_input else (0,),
+        (D, gates, outputs) if want_hidden else (0,),
+        (D, outputs, hidden) if want_projection else (0,),
+        (width if want_bias else 0,),
+        (width if want_bias else 0,),
+    )
+    sizes = [math.prod(shape) for shape in shapes]
     target = current_target()
-    tile = gemm_tile_rule(gates, max(inputs, outputs), R, x.dtype, target)
-    input_tiles = ceil_div(width, tile.block_m) * ceil_div(inputs, tile.block_n) if want_input else 0
-    hidden_tiles = ceil_div(gates, tile.block_m) * ceil_div(outputs, tile.block_n) if want_hidden else 1
-    all_hidden_tiles = directions * hidden_tiles if want_hidden else 0
-    tiles = input_tiles + all_hidden_tiles + (parts * ceil_div(width, tile.block_m) if want_bias else 0)
+    precision = dot_precision(x.dtype, target, matmul_precision())
+    aligned = has_wide_rows(x) and all(size % UNIT == 0 for size in (gates, outputs, hidden))
+    # Several products in one kernel need as many registers beside the accumulator as an activation does.
+    tile = linear_tile(gates, max(inputs, outputs), R, x.dtype, precision, aligned, "gelu", target)
+    if want_projection and target.kind == "cuda":  # the third product gets a stage of shared memory of its own
+        stage = (tile.block_m + tile.block_n) * tile.block_k * x.element_size()
+        tile = fit_stages(tile, x.dtype, target._replace(shared_memory=target.shared_memory - stage))
+
+    def tiles_of(wanted: bool, rows: int, columns: int) -> int:
+        return ceil_div(rows, tile.block_m) * ceil_div(columns, tile.block_n) if wanted else 0
+
+    input_tiles = tiles_of(want_input, width, inputs)
+    hidden_tiles = tiles_of(want_hidden, gates, outputs)
+    projection_tiles = tiles_of(want_projection, outputs, hidden)
+    bias_tiles = parts * ceil_div(width, tile.block_m) if want_bias else 0
+    tiles = input_tiles + D * (hidden_tiles + projection_tiles) + bias_tiles
     steps = ceil_div(R, tile.block_k)
     rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
     splits = ceil_div(R, rows_a_split)
-    partial = torch.empty((splits, elements), dtype=x.dtype if splits == 1 else torch.float32, device=x.device)
+    blackwell = target.architecture in (100, 103, 120)  # where this kernel spilled; elsewhere a limit costs the loop
+    dtype = x.dtype if splits == 1 else torch.float32
+    partial = torch.empty((splits, sum(sizes)), dtype=dtype, device=x.device)
     launch(
         recurrent_weight_gradient_kernel,
         (tiles, splits),
         d_gates,
         x,
         previous,
+        d_output if want_projection else None,
+        unprojected if want_projection else None,
         partial,
         R,
         inputs,
+        hidden,
         outputs,
         gates,
-        directions,
-        elements,
+        D,
+        partial.shape[1],
         rows_a_split,
+        sizes[0],
+        sizes[0] + sizes[1],
         input_tiles,
-        hidden_tiles,
-        all_hidden_tiles,
+        max(hidden_tiles, 1),
+        D * hidden_tiles,
+        max(projection_tiles, 1),
+        D * projection_tiles,
         *x.stride(),
         PARTS=parts,
+        PROJECTED=want_projection,
         EVEN_R=R % tile.block_k == 0,
-        PRECISION=dot_precision(x.dtype, target, matmul_precision()),
+        PRECISION=precision,
         GROUP=GROUP,
         BLOCK_N=tile.block_m,
         BLOCK_K=tile.block_n,
         BLOCK_R=tile.block_k,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **(every_register(tile.block_m, precision, target) if blackwell else {}),
     )
     made = partial[0] if splits == 1 else sum_partials(partial, x.dtype)
-    weight_ih, weight_hh, bias_ih, bias_hh = made.split(sizes)
-    return (
-        weight_ih.view(width, inputs) if want_input else None,
-        weight_hh.view(directions, gates, outputs) if want_hidden else None,
-        bias_ih if want_bias else None,
-        bias_hh if want_bias else None,
-    )
+    wanted = (want_input, want_hidden, want_projection, want_bias, want_bias)
+    made = zip(made.split(sizes), shapes, wanted, strict=True)
+    return WeightGradients(*(part.view(shape) if want else None for part, shape, want in made))

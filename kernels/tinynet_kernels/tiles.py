@@ -387,6 +387,16 @@ def convolution_transpose_tile(batch: int, rows: int, columns: int, target: Targ
     return block_batch, block_rows, block_columns, 4
 
 
+def every_register(rows: int, precision: str, target: Target) -> dict[str, int]:
+    """Launch options that let a program with a product of `rows` rows use as many registers as there are.
+
+    NVIDIA's assembler else aims at more programs a multiprocessor than shared memory lets in, and spills for them. But
+    where a product splits its operands in registers it fills any limit that is set, and spills at that.
+    """
+    split = precision == "tf32x3" and (rows < 64 or _keeps_operands_in_registers(precision, target))
+    return {"maxnreg": 255} if target.kind == "cuda" and not split else {}
+
+
 class RecurrentTile(NamedTuple):
     """The tile of a persistent recurrent kernel: sequences a program, and the units it holds, all of them."""
 
@@ -450,3 +460,28 @@ def recurrent_step_tile(batch: int, units: int, reduction: int, dtype: torch.dty
     block_units = 64 if units >= 64 * target.processors else 32
     block_reduction = min(32 if dtype is torch.float32 else 64, max(16, power_of_2_at_least(reduction)))
     return GemmTile(16, block_units, block_reduction, 4, 3)
+
+
+@lru_cache(maxsize=4096)
+def recurrent_gates_tile(
+    rows: int, units: int, reduction: int, dtype: torch.dtype, aligned: bool, target: Target
+) -> GemmTile:
+    """The tile of two products [rows, reduction] x [reduction, units] that are added.
+
+    The first waits in registers while the second is made, as an activation's input would.
+
+    Args:
+        rows: of all steps.
+        units: of one gate.
+        reduction: the longer of the two.
+        dtype: of the operands.
+        aligned: whether operands are loaded 16 bytes at a time; single elements fill registers.
+        target: where it runs.
+    """
+    tile = gemm_tile(rows, units, reduction, dtype, target)
+    if target.kind not in ("cuda", "hip"):
+        return tile
+    if not aligned:
+        return GemmTile(64, 64, 16 if dtype is torch.float32 else 32, 8, 2)
+    largest = _GPU_TILES_32_BIT[-1] if dtype is torch.float32 else _GPU_TILES_16_BIT[1]
+    return min(tile, fit_stages(largest, dtype, target), key=lambda each: each.block_m * each.block_n)

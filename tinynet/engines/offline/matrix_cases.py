@@ -464,13 +464,16 @@ def recurrent_cases(target: Target) -> Iterator[Case]:
     """Forward and backward of a layer, with weights that fit on chip and with some that don't."""
     for row in pairwise({
         "mode": tuple(GATES),
-        "hidden_size": (128, 64, 512),
+        "hidden_size": (128, 64, 2048),
         "dtype": (BF16, FP32),
         "directions": (1, 2),
         "packed": (False, True),
         "reset": (False, True),
         "bias": (True, False),
+        "recompute": (False, True),
+        "projected": (False, True),
     }):  # fmt: skip
+        row["projected"] &= row["mode"] == "lstm"
         yield Case(f"layer {_flags(row)}", partial(_recurrent, row))
 
 
@@ -481,19 +484,23 @@ def _recurrent(row: Mapping[str, Any]) -> None:
     if row["packed"]:
         sequences = recurrent_spec.packed_sequences(torch.tensor([batch, batch, batch // 2]), torch.device("meta"))
     rows = steps * batch if sequences.batch_sizes is None else int(sequences.batch_sizes.sum())
-    gates = GATES[mode] * H
+    gates, P = GATES[mode] * H, H // 2 if row["projected"] else H
     bias = _empty(D * gates, dtype=dtype) if row["bias"] else None
     weights = recurrent_spec.Weights(
-        _empty(D * gates, inputs, dtype=dtype), _empty(D, gates, H, dtype=dtype), bias, bias, None
+        _empty(D * gates, inputs, dtype=dtype),
+        _empty(D, gates, P, dtype=dtype),
+        bias,
+        bias,
+        _empty(D, P, H, dtype=dtype) if row["projected"] else None,
     )
-    x, state = _empty(rows, inputs, dtype=dtype), _empty(D, batch, H, dtype=dtype)
-    cell = state if mode == "lstm" else None
+    x, state = _empty(rows, inputs, dtype=dtype), _empty(D, batch, P, dtype=dtype)
+    cell = _empty(D, batch, H, dtype=dtype) if mode == "lstm" else None
     reset = _empty(rows, dtype=torch.uint8) if row["reset"] else None
     y, _, _, saved = recurrent.recurrent_forward(
-        mode, x, weights, state, cell, sequences, reset, save=True, recompute=False
+        mode, x, weights, state, cell, sequences, reset, save=True, recompute=row["recompute"]
     )
     has_bias = bias is not None
-    wanted = recurrent_spec.Wanted(True, True, True, has_bias, has_bias, False, True, cell is not None)
+    wanted = recurrent_spec.Wanted(True, True, True, has_bias, has_bias, row["projected"], True, cell is not None)
     recurrent.recurrent_backward(mode, y, state, cell, x, weights, y, state, saved, sequences, reset, wanted)
 
 

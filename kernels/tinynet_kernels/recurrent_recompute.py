@@ -1,0 +1,198 @@
+"""What a recurrent layer with `recompute` did not save, made again from y before its backward.
+
+    previous = h before each step, a gather from y and h0
+    gates    = X W_ih^T + b_ih + previous W_hh^T + b_hh, the pre-activations of all steps and both directions at once
+
+A program makes one tile of one gate: two products, one after the other. The GRU has a fourth block, since its n gate
+multiplies the hidden side by r: the third holds n's input side alone, the fourth its hidden side q.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows
+from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.recurrent_spec import GATES, Sequences, Weights
+from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, matmul_precision, recurrent_gates_tile
+
+GROUP = 8  # row tiles that share a column tile in the second-level cache
+
+
+@triton.jit
+def recurrent_gates_kernel(
+    x_ptr,
+    previous_ptr,
+    weight_ih_ptr,
+    weight_hh_ptr,
+    bias_ih_ptr,
+    bias_hh_ptr,
+    gates_ptr,
+    R,
+    inputs,
+    outputs,
+    H,
+    stride_xr,
+    stride_xi,
+    stride_wn,
+    stride_wi,
+    GATES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    EVEN_INPUTS: tl.constexpr,
+    EVEN_OUTPUTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """gates [R, D, 4 H]; one [BLOCK_R, BLOCK_H] tile of one gate and direction a program (grid: tiles x 4 x D).
+
+    x [R, inputs], previous [R, D, outputs], W_ih [D GATES H, inputs], W_hh [D, GATES H, outputs].
+    """
+    gate = tl.program_id(1)
+    direction = tl.program_id(2)
+    directions = tl.num_programs(2)
+    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(R, BLOCK_R), tl.cdiv(H, BLOCK_H), GROUP)
+    row_start = row_tile * BLOCK_R
+    column_start = column_tile * BLOCK_H
+    block = (direction * GATES + tl.minimum(gate, GATES - 1)).to(tl.int64) * H
+    # The GRU's last two blocks are one product each.
+    last_input = inputs if GATES == 4 else tl.where(gate == 3, 0, inputs)
+    last_output = outputs if GATES == 4 else tl.where(gate == 2, 0, outputs)
+    a = gemm_tile(
+        x_ptr,
+        weight_ih_ptr + block * stride_wn,
+        row_start,
+        column_start,
+        row_start * 0,
+        last_input,
+        R,
+        H,
+        stride_xr,
+        stride_xi,
+        stride_wi,
+        stride_wn,
+        EVEN_INPUTS,
+        PRECISION,
+        BLOCK_R,
+        BLOCK_H,
+        BLOCK_K,
+    )
+    a += gemm_tile(
+        previous_ptr + direction * outputs,
+        weight_hh_ptr + block * outputs,
+        row_start,
+        column_start,
+        row_start * 0,
+        last_output,
+        R,
+        H,
+        directions * outputs,
+        1,
+        1,
+        outputs,
+        EVEN_OUTPUTS,
+        PRECISION,
+        BLOCK_R,
+        BLOCK_H,
+        BLOCK_K,
+    )
+    row = tl.arange(0, BLOCK_R)
+    column = tl.arange(0, BLOCK_H)
+    column_mask = column < H - column_start
+    if HAS_BIAS:
+        unit = block + column_start + column
+        bias_ih = tl.load(bias_ih_ptr + unit, mask=column_mask & (last_input > 0), other=0.0)
+        bias_hh = tl.load(bias_hh_ptr + unit, mask=column_mask & (last_output > 0), other=0.0)
+        a += (bias_ih.to(tl.float32) + bias_hh.to(tl.float32))[None, :]
+    mask = (row < R - row_start)[:, None] & column_mask[None, :]
+    base = (row_start.to(tl.int64) * directions + direction) * (4 * H) + gate * H + column_start
+    offset = row[:, None] * (directions * 4 * H) + column[None, :]
+    tl.store(gates_ptr + base + offset, a.to(gates_ptr.dtype.element_ty), mask=mask)
+
+
+@costs(recurrent_gates_kernel)
+def recurrent_gates_cost(x_ptr: Tensor, weight_ih_ptr: Tensor, weight_hh_ptr: Tensor, R: int, **arguments: Any) -> Cost:
+    """Two operations a weight and row; every tensor moved once."""
+    rest = (value for value in arguments.values() if isinstance(value, Tensor))
+    operations = 2 * R * (weight_ih_ptr.numel() + weight_hh_ptr.numel())
+    return Cost(operations, size_in_bytes(x_ptr, weight_ih_ptr, weight_hh_ptr, *rest))
+
+
+def recomputed_gates(mode: str, x: Tensor, previous: Tensor, weights: Weights) -> Tensor:
+    """The pre-activations [R, D, 4 H] that an LSTM's or GRU's forward saves without `recompute`.
+
+    Args:
+        mode: "lstm" or "gru".
+        x: [R, I], any strides.
+        previous: h before each step [R, D, P], contiguous.
+        weights: the layer's.
+    """
+    R, inputs = x.shape
+    directions, gate_rows, outputs = weights.hidden.shape
+    hidden = gate_rows // GATES[mode]
+    gates = x.new_empty((R, directions, 4 * hidden))
+    target = current_target()
+    aligned = has_wide_rows(x) and has_wide_rows(weights.input) and outputs % UNIT == 0
+    tile = recurrent_gates_tile(R, hidden, max(inputs, outputs), x.dtype, aligned, target)
+    launch(
+        recurrent_gates_kernel,
+        (ceil_div(R, tile.block_m) * ceil_div(hidden, tile.block_n), 4, directions),
+        x,
+        previous,
+        weights.input,
+        weights.hidden,
+        weights.input_bias,
+        weights.hidden_bias,
+        gates,
+        R,
+        inputs,
+        outputs,
+        hidden,
+        *x.stride(),
+        *weights.input.stride(),
+        GATES=GATES[mode],
+        HAS_BIAS=weights.input_bias is not None,
+        EVEN_INPUTS=inputs % tile.block_k == 0,
+        EVEN_OUTPUTS=outputs % tile.block_k == 0,
+        PRECISION=dot_precision(x.dtype, target, matmul_precision()),
+        GROUP=GROUP,
+        BLOCK_R=tile.block_m,
+        BLOCK_H=tile.block_n,
+        BLOCK_K=tile.block_k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    return gates
+
+
+def previous_states(y: Tensor, h0: Tensor, sequences: Sequences, reset: Tensor | None) -> Tensor:
+    """h before each step [R, D, P], zero after a reset: a gather from y [R, D, P] and h0 [D, B, P].
+
+    Args:
+        y: every h.
+        h0: the first.
+        sequences: where the rows lie.
+        reset: uint8 [R], nonzero where a step starts from a zero state, or None.
+    """
+    rows, directions, _ = y.shape
+    T, B = sequences.steps, sequences.batch
+    sizes = torch.full((T,), B) if sequences.batch_sizes is None else sequences.batch_sizes
+    offsets = sizes.cumsum(0) - sizes
+    step = torch.repeat_interleave(torch.arange(T), sizes, output_size=rows)
+    sequence = torch.arange(rows) - offsets[step]
+    after = (step + 1).clamp(max=T - 1)
+    continues = (step + 1 < T) & (sequence < sizes[after])
+    index = [
+        torch.where(step > 0, offsets[(step - 1).clamp(min=0)] + sequence, rows + sequence),
+        torch.where(continues, offsets[after] + sequence, rows + sequence),
+    ]
+    states = [torch.cat((y[:, d], h0[d]))[index[d].to(y.device)] for d in range(directions)]
+    previous = torch.stack(states, 1)
+    return previous if reset is None else previous.masked_fill_(reset.bool()[:, None, None], 0)

@@ -88,7 +88,7 @@ def in_units(target: Target, *numbers: int) -> tuple[tuple[int, ...], tuple[int,
     return tuple([number // unit for number, unit in zip(numbers, units, strict=True)]), units
 
 
-def has_wide_rows(stride: tuple[int, int]) -> bool:
+def has_wide_rows(stride: tuple[int, ...]) -> bool:
     """Whether a matrix's rows, or columns, are contiguous and begin at multiples of 8 elements: else each is a load."""
     one, other = stride
     return (one == 1 and other % UNIT == 0) or (other == 1 and one % UNIT == 0)

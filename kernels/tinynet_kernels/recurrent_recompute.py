@@ -139,7 +139,7 @@ def recomputed_gates(mode: str, x: Tensor, previous: Tensor, weights: Weights) -
     hidden = gate_rows // GATES[mode]
     gates = x.new_empty((R, directions, 4 * hidden))
     target = current_target()
-    aligned = has_wide_rows(x) and has_wide_rows(weights.input) and outputs % UNIT == 0
+    aligned = has_wide_rows(x.stride()) and has_wide_rows(weights.input.stride()) and outputs % UNIT == 0
     tile = recurrent_gates_tile(R, hidden, max(inputs, outputs), x.dtype, aligned, target)
     launch(
         recurrent_gates_kernel,

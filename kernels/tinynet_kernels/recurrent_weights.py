@@ -307,7 +307,7 @@ def recurrent_weight_gradients(
     sizes = [math.prod(shape) for shape in shapes]
     target = current_target()
     precision = dot_precision(x.dtype, target, matmul_precision())
-    aligned = has_wide_rows(x) and all(size % UNIT == 0 for size in (gates, outputs, hidden))
+    aligned = has_wide_rows(x.stride()) and all(size % UNIT == 0 for size in (gates, outputs, hidden))
     # Several products in one kernel need as many registers beside the accumulator as an activation does.
     tile = linear_tile(gates, max(inputs, outputs), R, x.dtype, precision, aligned, "gelu", target)
     if want_projection and target.kind == "cuda":  # the third product gets a stage of shared memory of its own

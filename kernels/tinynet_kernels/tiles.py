@@ -45,16 +45,16 @@ class GemmTile(NamedTuple):
 
 
 _INTERPRETER = Target("interpreter", "", 1, 1 << 30)
-_targets: dict[tuple[int, int], Target] = {}
+_targets: dict[tuple[int, int, int], Target] = {}
 
 
 def current_target() -> Target:
-    """The target of the next launch: Triton's active driver and its current device, asked once a device."""
+    """The target of the next launch: Triton's active driver and its current device, asked once a number of threads."""
     if INTERPRETED:
         return _INTERPRETER
     driver: Any = triton.runtime.driver.active
     device = driver.get_current_device()
-    key = (id(driver), device)
+    key = (id(driver), device, torch.get_num_threads())
     target = _targets.get(key)
     if target is None:
         target = _targets[key] = _ask(driver, device)

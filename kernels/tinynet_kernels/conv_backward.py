@@ -458,7 +458,7 @@ def convolution_input_gradient(
     pixels = N * phase_rows * phase_columns
     target = current_target()
     precision = dot_precision(dz.dtype, target, convolution_precision())
-    tile = convolution_tile(pixels, group_inputs, group_outputs, dz.dtype, precision, target)
+    tile = convolution_tile(pixels, group_inputs, group_outputs, dz.dtype, precision, target, is_gradient=True)
     launch(
         convolution_input_gradient_kernel,
         (ceil_div(pixels, tile.block_m) * ceil_div(group_inputs, tile.block_n), stride_h * stride_w, spec.groups),

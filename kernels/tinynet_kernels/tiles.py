@@ -258,7 +258,13 @@ _CACHED_BYTES = 512 << 10
 
 @lru_cache(maxsize=4096)
 def convolution_tile(
-    pixels: int, channels_out: int, channels_in: int, dtype: torch.dtype, precision: str, target: Target
+    pixels: int,
+    channels_out: int,
+    channels_in: int,
+    dtype: torch.dtype,
+    precision: str,
+    target: Target,
+    is_gradient: bool = False,
 ) -> GemmTile:
     """The tile for a convolution, or its data gradient: [pixels, channels_in] x [channels_in, channels_out].
 
@@ -272,8 +278,11 @@ def convolution_tile(
         dtype: of the operands.
         precision: of their products; see `dot_precision`.
         target: where it runs.
+        is_gradient: whether it is the data gradient, whose addresses take more registers.
     """
     tile = gemm_tile(pixels, channels_out, channels_in, dtype, target)
+    if is_gradient and tile == fit_stages(_GPU_TILES_16_BIT[0], dtype, target) and not _keeps_sums_apart(target):
+        tile = fit_stages(_GPU_TILES_16_BIT[1], dtype, target)
     if target.kind in ("cuda", "hip") and (channels_in % 16 or _keeps_operands_in_registers(precision, target)):
         tile = GemmTile(64, 64, 32, 8, 2)  # unaligned loads are one value each and fill registers too
     divisor = min(tile.block_k, channels_in & -channels_in)
@@ -346,6 +355,11 @@ def convolution_weight_splits(tiles: int, boxes: int, box_bytes: int, target: Ta
     if target.kind == "cpu" and tiles > 1:
         return max(splits, min(boxes * box_bytes // _CACHED_BYTES, boxes // 8))
     return splits
+
+
+def _keeps_sums_apart(target: Target) -> bool:
+    """Whether a warpgroup shares a product's sums (sm_90) or holds them in a memory of their own (sm_100)."""
+    return target.architecture in (90, 100, 103)
 
 
 def _keeps_operands_in_registers(precision: str, target: Target) -> bool:

@@ -341,7 +341,7 @@ CONVOLUTIONS = (
     ConvolutionProblem(64, 3, 32, 32, 3),
     ConvolutionProblem(64, 64, 56, 64, 3),
     ConvolutionProblem(64, 128, 28, 256, 3, stride=2),
-    ConvolutionProblem(64, 256, 14, 512, 3),
+    ConvolutionProblem(256, 256, 14, 512, 3),
     ConvolutionProblem(8, 512, 7, 512, 3),
     ConvolutionProblem(64, 64, 56, 128, 1, stride=2, padding=0),
     ConvolutionProblem(64, 64, 56, 256, 1, padding=0),

@@ -434,7 +434,9 @@ def recurrent_tile(
         share = ceil_div(batch, target.processors)
         block_batch = min(8 if packed else 32, max(8, power_of_2_at_least(share)))
         return RecurrentTile(block_batch, block_hidden, block_output, 4) if block_hidden <= 512 else None
-    if held + _RECURRENT_MARGIN > target.shared_memory:
+    # AMD's compiler keeps the weights in registers: more than 64 KB, which gfx950 could share, spill.
+    fits = target.shared_memory if target.kind == "cuda" else min(target.shared_memory, 64 << 10)
+    if held + _RECURRENT_MARGIN > fits:
         return None
     # Four warps spill where a unit row of the block passes 128 bytes.
     return RecurrentTile(16, block_hidden, block_output, 4 if block_hidden * dtype.itemsize <= 128 else 8)

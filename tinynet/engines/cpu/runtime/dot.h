@@ -349,7 +349,7 @@ INLINE void pack_b_pairs(const struct operand *b, int depth, int columns, uint32
     uint32_t *panel = out + (int64_t)(k / 2) * PANEL;
     for (int n = 0; n < columns; n += PANEL, panel += (int64_t)pairs * PANEL) {
       int count = (int)least(PANEL, columns - n);
-      memset(panel + count, 0, 4 * (size_t)(PANEL - count));
+      if (count < PANEL) memset(panel + count, 0, 4 * (size_t)(PANEL - count));
       interleave(even ? even + n * step : 0, odd ? odd + n * step : 0, step, count, panel);
     }
   }

@@ -261,6 +261,19 @@ def test_first_layer_on_the_cpu(device: str) -> None:
     assert ("activation_backward_kernel" not in launches) == (current_target().kind == "cpu")
 
 
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_first_layer_under_capture(activation: str | None, device: str) -> None:
+    """An operator hands on an empty tensor where nothing was saved."""
+    x, weight, bias = make((2, 1, 5, 6), 8, device=device)
+    function = lambda weight, bias: conv2d(x.detach(), weight, bias, activation=activation)  # noqa: E731
+    gradients = []
+    for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        y = call(weight, bias)
+        gradients.append(torch.autograd.grad(y, (weight, bias), torch.ones_like(y)))
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 def test_without_bias(device: str) -> None:
     check(make((1, 16, 5, 4), 8, device=device, bias=False), "relu", padding=1)
 

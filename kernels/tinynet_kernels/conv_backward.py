@@ -523,7 +523,7 @@ def convolution_weight_gradient(
     if C == spec.groups > 1:
         dw = depthwise_weight_gradient(dz, x, spec, kernel_size)
         return dw.view(K, *kernel_size, 1).permute(0, 3, 1, 2) if channels_last else dw
-    return _weight_gradient(
+    return convolution_weight_and_bias_gradient(
         dz, None, None, x, spec, kernel_size, IDENTITY, channels_last=channels_last, want_bias=False
     )[0]
 
@@ -540,34 +540,17 @@ def convolution_weight_and_bias_gradient(
     channels_last: bool,
     want_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(dW, and db [K] in fp32 where wanted) straight from dY, where `takes_output_gradient` says so.
+    """(dW, and db [K] in fp32 where wanted): straight from dY where `takes_output_gradient` says so, else from dZ.
 
     Args:
-        dy: [N, K, P, Q], channels_last; with `winner` of its windows, [N, K, P // 2, Q // 2].
+        dy: [N, K, P, Q], channels_last; with `winner` of its windows, [N, K, P // 2, Q // 2]; dZ for identity.
         saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for identity.
         winner: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
         x, spec, kernel_size, channels_last: as in `convolution_weight_gradient`.
         activation: the fused function.
         want_bias: whether to make db.
     """
-    return _weight_gradient(
-        dy, saved, winner, x, spec, kernel_size, activation, channels_last=channels_last, want_bias=want_bias
-    )
-
-
-def _weight_gradient(
-    dz: torch.Tensor,
-    saved: torch.Tensor | None,
-    winner: torch.Tensor | None,
-    x: torch.Tensor,
-    spec: ConvolutionSpec,
-    kernel_size: tuple[int, int],
-    activation: Activation,
-    *,
-    channels_last: bool,
-    want_bias: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    N, K = dz.shape[:2]
+    N, K = dy.shape[:2]
     _, C, H, W = x.shape
     R, S = kernel_size
     P, Q = spec.output_size((H, W), kernel_size)
@@ -597,7 +580,7 @@ def _weight_gradient(
         convolution_weight_gradient_kernel,
         (tiles, splits, spec.groups),
         x,
-        dz,
+        dy,
         saved,
         winner,
         dw,

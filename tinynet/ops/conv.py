@@ -114,7 +114,7 @@ def conv2d_gradients(
     if want_weight and not want_x and takes_output_gradient(x, spec):
         dw, bias_gradient = convolution_weight_and_bias_gradient(
             dz,
-            None if saved is None else to_channels_last(saved),
+            to_channels_last(saved) if curved and saved is not None else None,
             winner,
             to_channels_last(x),
             spec,

@@ -15,6 +15,7 @@ from triton import knobs
 
 from tinynet.engines import cpu
 from tinynet.engines.cpu import plan
+from tinynet_kernels.launch import Constants
 
 SCALE = tl.constexpr(2.0)
 
@@ -112,6 +113,20 @@ def test_plans_hold_no_tensors_and_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     for n in range(2, 40):
         assert run(x, y, n, 0.5)
     assert all(len(site.plans) <= 8 for site in plan._sites.values())
+
+
+def test_constants_of_a_problem_are_told_apart_by_identity_and_share_plans_by_content() -> None:
+    x, y = torch.randn(64), torch.zeros(64)
+    made = [Constants({"BLOCK": 64, "HAS_EXTRA": flag, "num_warps": 4}) for flag in (False, False, True)]
+    assert made[0] != made[1] and len(set(made)) == 3
+    sites = []
+    for constants in made:
+        extra = torch.ones(1) if constants["HAS_EXTRA"] else None
+        assert cpu.plan_launch(scale_kernel, (1,), (x, y, 64, 0.5, extra), constants)
+        torch.testing.assert_close(y, (x + (0.0 if extra is None else 1.0)) * 64)
+        types = (torch.Tensor, torch.Tensor, int, float, type(extra))
+        sites.append(plan._sites[id(scale_kernel), types, constants])
+    assert sites[0] is sites[1] is not sites[2]
 
 
 def test_a_plan_is_made_without_launching() -> None:

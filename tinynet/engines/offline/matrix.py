@@ -269,7 +269,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", default=",".join(TARGETS), help="separated by commas (default: all)")
     parser.add_argument("--column", default=",".join(COLUMNS), help="separated by commas (default: all)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--record", action="store_true", help="replace the recorded figures of these targets; of some columns, only raise them")
+    about_record = "replace the recorded figures of these targets; with --column only raise them"
+    parser.add_argument("--record", action="store_true", help=about_record)
     options = parser.parse_args(arguments)
     for name, known in (("target", TARGETS), ("column", COLUMNS)):
         given = getattr(options, name).split(",")

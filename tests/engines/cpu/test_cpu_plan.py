@@ -112,7 +112,8 @@ def test_plans_hold_no_tensors_and_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     y = torch.zeros(4096)
     for n in range(2, 40):
         assert run(x, y, n, 0.5)
-    assert all(len(site.plans) <= 8 for site in plan._sites.values())
+    own = [site for site in plan._sites.values() if site.kernel is scale_kernel]
+    assert own and all(len(site.plans) <= 8 for site in own)
 
 
 def test_constants_of_a_problem_are_told_apart_by_identity_and_share_plans_by_content() -> None:

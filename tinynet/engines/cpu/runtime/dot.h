@@ -1,6 +1,7 @@
-// Dot products of tiles: B is packed into panels of PANEL columns, A is read where it lies if it can be, and a
-// register-blocked micro-kernel written with the compiler's vector types does the work. One source serves AVX-512,
-// AVX2 and plain C: only the lane count, the tile height, the transpose and the bf16 dot differ.
+// Dot products of tiles: B is packed into panels of PANEL columns or, where few rows of A meet it, read where it lies, as
+// A is if it can be. Products wait in a queue, and a register-blocked micro-kernel written with the compiler's vector
+// types does them together. One source serves AVX-512, AVX2 and plain C: only the lane count, the tile height, the
+// transpose and the bf16 dot differ.
 #pragma once
 #include "kernel.h"
 

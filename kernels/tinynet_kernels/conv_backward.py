@@ -296,6 +296,8 @@ def convolution_weight_gradient_kernel(
     and they are of 2 x 2 windows, whose pixels come one after the other. The sums of dZ go to db[split], if given.
     """
     TAPS: tl.constexpr = R * S
+    if not (FLAT and CONSECUTIVE):
+        tl.static_assert(ACTIVATION == "identity" and winner_ptr is None and db_ptr is None, "boxes are of dZ")
     if FLAT:
         columns = TAPS * group_inputs
         column_tiles = tl.cdiv(columns, BLOCK_COLUMNS)

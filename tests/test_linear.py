@@ -12,7 +12,7 @@ from triton import knobs
 
 import tinynet
 from tinynet.ops.activation import as_activation
-from tinynet.ops.linear import linear, linear_gradients, linear_reference
+from tinynet.ops.linear import linear, linear_chain, linear_gradients, linear_reference
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.gemm import in_units
 from tinynet_kernels.linear import linear_forward
@@ -57,6 +57,85 @@ def test_fused_activation(activation: str | Activation, dtype: torch.dtype, devi
     launches = check(*make(33, 20, 40, dtype, device), activation=activation)
     assert launches.count("linear_forward_kernel") == 1
     assert launches.count("activation_backward_kernel") == 1
+
+
+def make_chain(widths: tuple[int, ...], M: int, dtype: torch.dtype, device: str, biases: tuple[bool, ...]) -> Any:
+    """x, then weight and bias (or None) of each layer."""
+    tensors = [make(M, 1, widths[0], dtype, device)[0]]
+    for K, N, bias in zip(widths, widths[1:], biases, strict=False):
+        tensors += make(M, N, K, dtype, device, bias=bias)[1:]
+    return tensors
+
+
+def check_chain(tensors: list[Any], activations: tuple[str, ...]) -> list[str]:
+    functions = [as_activation(activation) for activation in activations]
+
+    def layers(parameters: tuple[Any, ...]) -> list[Any]:
+        return list(zip(parameters[::2], parameters[1::2], functions, strict=True))
+
+    def reference(x: torch.Tensor, *parameters: Any) -> torch.Tensor:
+        for layer in layers(parameters):
+            x = linear_reference(x, *layer)
+        return x
+
+    # Each hidden layer rounds its output, and each gradient on its way down, to the dtype.
+    error = 4 * len(activations) * tolerance(tensors[0].dtype, max(tensors[0].shape[0], tensors[0].shape[1]))
+    return check_against_reference(
+        lambda x, *parameters: linear_chain(x, layers(parameters)), reference, *tensors, error=error
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("widths", "M", "activations", "biases"),
+    [
+        ((63, 129, 17), 1, ("tanh", "identity"), (True, True)),
+        ((40, 33, 64, 10), 129, ("gelu", "sigmoid", "identity"), (True, True, True)),
+        ((17, 48, 20, 7), 300, ("silu", "identity", "tanh"), (False, True, False)),
+    ],
+)
+def test_chain(widths: Any, M: int, activations: Any, biases: Any, dtype: torch.dtype, device: str) -> None:
+    launches = check_chain(make_chain(widths, M, dtype, device, biases), activations)
+    assert launches.count("linear_forward_kernel") == len(activations)
+    # The pre-pass is the last layer's alone, where that needs one: products do the rest.
+    last = activations[-1] != "identity" or biases[-1]
+    assert launches.count("activation_backward_kernel") == last
+    assert launches.count("linear_input_gradient_kernel") == len(activations)
+
+
+@pytest.mark.parametrize("leading", [(), (2, 3)])
+def test_chain_of_leading_shapes(leading: tuple[int, ...], device: str) -> None:
+    x, *parameters = make_chain((9, 20, 5), 6, torch.float32, device, (True, True))
+    check_chain([x.detach().view(*(leading or (6,)), 9).requires_grad_(), *parameters], ("tanh", "identity"))
+
+
+def test_chain_makes_no_gradient_that_nobody_wants(device: str) -> None:
+    x, *parameters = make_chain((12, 20, 16, 5), 30, torch.float32, device, (True, True, True))
+    for tensor in (x, parameters[0], parameters[1], parameters[2]):
+        tensor.requires_grad_(False)  # of the second layer only the bias is left
+    launches = check_chain([x, *parameters], ("gelu", "tanh", "identity"))
+    assert launches.count("linear_input_gradient_kernel") == 1
+    assert launches.count("linear_weight_gradient_kernel") == 1
+
+
+def test_chain_reruns_are_bitwise_equal_and_need_no_saved_gradient(device: str) -> None:
+    x, *parameters = make_chain((20, 24, 9), 1030, torch.float32, device, (True, True))
+    layers = [(*parameters[:2], Activation("gelu")), (*parameters[2:], Activation("relu"))]
+    runs = []
+    for _ in range(2):
+        y = linear_chain(x, layers)
+        runs.append(torch.autograd.grad(y, [x, *parameters], torch.ones_like(y).cumsum(0)))
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+    with torch.no_grad():
+        without = linear_chain(x, layers)
+    assert without.grad_fn is None and torch.equal(without, y)
+
+
+def test_chain_refuses_layers_that_do_not_follow_one_another(device: str) -> None:
+    x, *parameters = make_chain((12, 20, 16), 4, torch.float32, device, (True, True))
+    second = (parameters[2][:, :19], parameters[3], Activation("relu"))
+    with pytest.raises(ValueError, match=r"last dimension of input \(4, 20\)"):
+        linear_chain(x, [(*parameters[:2], Activation("relu")), second])
 
 
 def test_without_bias(device: str) -> None:
@@ -122,6 +201,28 @@ def test_autocast_casts_and_gradients_come_back_in_float32(device: str) -> None:
     assert weight.grad is not None and weight.grad.dtype is torch.float32
 
 
+def test_autocast_rounds_no_weight_gradient(device: str) -> None:
+    """The product's fp32 sum goes straight into the fp32 gradient, without a 16-bit stop."""
+    x, weight, bias = make(64, 8, 32, torch.float32, device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = linear(x, weight, bias)
+    upstream = torch.randn_like(y)
+    y.backward(upstream)
+    dy = upstream.double()
+    exact = (dy @ weight.bfloat16().double(), dy.t() @ x.detach().bfloat16().double(), dy.sum(0))
+    for tensor, expected in zip((x, weight, bias), exact, strict=True):
+        assert tensor.grad is not None and tensor.grad.dtype is torch.float32
+        torch.testing.assert_close(tensor.grad.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_refuses_what_it_does_not_cast(device: str) -> None:
+    x, weight, bias = make(4, 6, 8, torch.float32, device, grad=False)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        with pytest.raises(TypeError, match="weight has dtype torch.bfloat16 but input has torch.float64"):
+            linear(x.double(), weight, bias)
+        assert linear(x.bfloat16(), weight, bias.half()).dtype is torch.bfloat16
+
+
 @pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
 def test_registered_operator(activation: str, device: str) -> None:
     from tinynet.ops.linear import linear_operator
@@ -157,7 +258,7 @@ def test_rows_of_multiples_of_8_are_loaded_16_bytes_at_a_time_and_nothing_spills
     x, weight = (torch.empty(4096, 1000, dtype=torch.bfloat16, device="meta") for _ in range(2))
     with tinynet.inspect("sm_80") as report:
         y, _ = linear_forward(x, weight, None, Activation(activation), save=True)
-        linear_gradients(y, x, weight, y, Activation("identity"), (True, True, False))
+        linear_gradients(y, (x, weight, None), (Activation("identity"),), (True, True, False), [y.dtype] * 3)
     for launch in report.launches:
         code = launch.kernel.code
         assert code.spill_bytes == 0

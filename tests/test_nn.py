@@ -38,14 +38,16 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
         ({}, (4, 5)),
     ),
 }
-RE_EXPORTED = ("Flatten", "Identity", "Module", "ModuleDict", "ModuleList", "Parameter", "Sequential", "Unflatten")
+RE_EXPORTED = ("Flatten", "Identity", "Module", "ModuleDict", "ModuleList", "Parameter", "Unflatten")
 
 
 def compute_layers() -> list[str]:
     return [
         name
         for name in nn.__all__
-        if inspect.isclass(getattr(nn, name)) and getattr(nn, name).__module__.startswith("tinynet")
+        if inspect.isclass(getattr(nn, name))
+        and getattr(nn, name).__module__.startswith("tinynet")
+        and name != "Sequential"
     ]
 
 

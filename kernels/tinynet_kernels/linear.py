@@ -3,7 +3,8 @@
 Forward: one program makes a tile of y; bias and activation are its epilogue, which also keeps the pre-activation where
 the derivative needs it. Backward, from dZ = dY act' (`activation.activation_backward`, which makes db too):
 
-    dX [M, K] = dZ W            a plain product
+    dX [M, K] = dZ W            where x is itself the output of a layer in one chain, this product's epilogue makes
+                                that layer's dZ of it, dX act'(x), and the sums of its columns, that layer's db
     dW [N, K] = dZ^T x          M is long and the output small: the reduction is split over programs into an fp32
                                 workspace [SPLIT, N, K], added in a fixed order
 
@@ -20,8 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.activation import activate
-from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.activation import activate, activation_derivative
+from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.gemm import gemm_tile, grouped_tile, has_wide_rows, in_units
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.reduction import sum_partials
@@ -117,7 +118,9 @@ def linear_forward_kernel(
 def linear_input_gradient_kernel(
     dz_ptr,
     weight_ptr,
+    saved_ptr,
     dx_ptr,
+    partial_ptr,
     M,
     N,
     K,
@@ -125,6 +128,10 @@ def linear_input_gradient_kernel(
     stride_wn,
     stride_wk,
     UNITS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PARAMETER_A: tl.constexpr,
+    PARAMETER_B: tl.constexpr,
+    WANT_BIAS: tl.constexpr,
     EVEN_N: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
@@ -132,8 +139,9 @@ def linear_input_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """dX = dZ W. One [BLOCK_M, BLOCK_K] tile of dX a program; the loop walks N in steps of BLOCK_N.
+    """dX = dZ W act'(saved). One [BLOCK_M, BLOCK_K] tile of dX a program; the loop walks N in steps of BLOCK_N.
 
+    `saved` and dX are contiguous [M, K]. WANT_BIAS also leaves the sums of dX's columns, a row [K] a row tile.
     Sizes and strides come in UNITS (`gemm.in_units`).
     """
     M *= UNITS[0]
@@ -166,9 +174,17 @@ def linear_input_gradient_kernel(
     )
     row = tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_K)
-    mask = (row < M - row_start)[:, None] & (column < K - column_start)[None, :]
+    column_mask = column < K - column_start
+    mask = (row < M - row_start)[:, None] & column_mask[None, :]
     base = row_start.to(tl.int64) * K + column_start
-    tl.store(dx_ptr + base + row[:, None] * K + column[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    offset = row[:, None] * K + column[None, :]
+    if ACTIVATION != "identity":
+        saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+        dx *= activation_derivative(saved, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    tl.store(dx_ptr + base + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if WANT_BIAS:
+        partial = tl.sum(tl.where(mask, dx, 0.0), axis=0)  # rows past M hold copies of others
+        tl.store(partial_ptr + row_tile.to(tl.int64) * K + column_start + column, partial, mask=column_mask)
 
 
 @triton.jit
@@ -247,9 +263,17 @@ def linear_forward_cost(
 
 
 @costs(linear_input_gradient_kernel)
-def linear_input_gradient_cost(dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, dx_ptr: torch.Tensor, **_: Any) -> Cost:
-    """2 M N K operations; dZ and W read, dX written."""
-    return Cost(2 * dz_ptr.shape[0] * weight_ptr.numel(), size_in_bytes(dz_ptr, weight_ptr, dx_ptr))
+def linear_input_gradient_cost(
+    dz_ptr: torch.Tensor,
+    weight_ptr: torch.Tensor,
+    saved_ptr: torch.Tensor | None,
+    dx_ptr: torch.Tensor,
+    partial_ptr: torch.Tensor | None,
+    **_: Any,
+) -> Cost:
+    """2 M N K operations; dZ, W and what was saved are read, dX and partial sums written."""
+    moved = size_in_bytes(dz_ptr, weight_ptr, saved_ptr, dx_ptr, partial_ptr)
+    return Cost(2 * dz_ptr.shape[0] * weight_ptr.numel(), moved)
 
 
 @costs(linear_weight_gradient_kernel)
@@ -353,16 +377,20 @@ def _input_gradient_problem(
     stride_weight: tuple[int, int],
     dtype: torch.dtype,
     precision: str,
+    activation: Activation,
+    want_bias: bool,
     target: Target,
 ) -> Problem:
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_weight)
-    tile = linear_tile(M, K, N, dtype, precision, aligned, "identity", target)
+    tile = linear_tile(M, K, N, dtype, precision, aligned, activation.name, target)
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_weight)
     return Problem(
         linear_input_gradient_kernel,
         (ceil_div(M, tile.block_m) * ceil_div(K, tile.block_n),),
         *numbers,
         UNITS=units,
+        **activation.constants,
+        WANT_BIAS=want_bias,
         EVEN_N=N % tile.block_k == 0,
         PRECISION=precision,
         GROUP=GROUP,
@@ -374,17 +402,54 @@ def _input_gradient_problem(
     )
 
 
-def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """dX [M, K] = dZ [M, N] W [N, K]; the last dimension of dZ is contiguous."""
+def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """dX [M, K] = dZ [M, N] W [N, K] in `dtype` (None: dZ's); the last dimension of dZ is contiguous."""
+    dx = dz.new_empty((dz.shape[0], weight.shape[1]), dtype=dtype)
+    _input_gradient_problem_of(dz, weight, IDENTITY, want_bias=False).launch(dz, weight, None, dx, None)
+    return dx
+
+
+def linear_hidden_gradient(
+    dz: torch.Tensor,
+    weight: torch.Tensor,
+    saved: torch.Tensor | None,
+    activation: Activation,
+    *,
+    want_bias: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The gradients of the layer below, whose output x = act(z) this one read: its dZ = dX act'(saved), and its db.
+
+    Args:
+        dz: [M, N], last dimension contiguous.
+        weight: [N, K].
+        saved: what `linear_forward` returned for the layer below, [M, K] or None.
+        activation: that layer's.
+        want_bias: whether to make db.
+
+    Returns:
+        dZ [M, K] in `dz`'s dtype, and db [K] in fp32 or None.
+    """
+    M, K = dz.shape[0], weight.shape[1]
+    problem = _input_gradient_problem_of(dz, weight, activation, want_bias=want_bias)
+    below = dz.new_empty((M, K))
+    partial = None
+    if want_bias:
+        row_tiles = ceil_div(M, problem.constants["BLOCK_M"])
+        partial = dz.new_empty((K,) if row_tiles == 1 else (row_tiles, K), dtype=torch.float32)
+    problem.launch(dz, weight, saved, below, partial)
+    return below, partial if partial is None or partial.dim() == 1 else sum_partials(partial)
+
+
+def _input_gradient_problem_of(
+    dz: torch.Tensor, weight: torch.Tensor, activation: Activation, *, want_bias: bool
+) -> Problem:
     M, N = dz.shape
-    K = weight.shape[1]
-    dx = dz.new_empty((M, K))
     target = current_target()
     dtype = dz.dtype
     precision = _precision(dtype, target)
-    problem = _input_gradient_problem(M, N, K, dz.stride(), weight.stride(), dtype, precision, target)
-    problem.launch(dz, weight, dx)
-    return dx
+    stride_dz, stride_weight = dz.stride(), weight.stride()
+    K = weight.shape[1]
+    return _input_gradient_problem(M, N, K, stride_dz, stride_weight, dtype, precision, activation, want_bias, target)
 
 
 @lru_cache(maxsize=4096)
@@ -421,19 +486,18 @@ def _weight_gradient_problem(
     )
 
 
-def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """dW [N, K] = dZ^T [N, M] x [M, K] in x's dtype; the last dimension of dZ is contiguous."""
+def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """dW [N, K] = dZ^T [N, M] x [M, K] in `dtype` (None: x's); the last dimension of dZ is contiguous."""
     M, N = dz.shape
     K = x.shape[1]
     target = current_target()
-    dtype = dz.dtype
-    precision = _precision(dtype, target)
-    problem = _weight_gradient_problem(M, N, K, dz.stride(), x.stride(), dtype, precision, target)
+    precision = _precision(dz.dtype, target)
+    problem = _weight_gradient_problem(M, N, K, dz.stride(), x.stride(), dz.dtype, precision, target)
     splits = problem.grid[1]
     if splits == 1:
-        dw = x.new_empty((N, K))
+        dw = x.new_empty((N, K), dtype=dtype)
         problem.launch(dz, x, dw)
         return dw
     parts = x.new_empty((splits, N, K), dtype=torch.float32)
     problem.launch(dz, x, parts)
-    return sum_partials(parts, x.dtype)
+    return sum_partials(parts, x.dtype if dtype is None else dtype)

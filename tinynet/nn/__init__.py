@@ -1,7 +1,7 @@
 """torch.nn's layers under torch.nn's names, computed by our kernels; `activation=` is the one addition.
 
-Containers and `Module` are PyTorch's own. A compute layer is ours or absent: asking for one we lack is an error that
-says so, never PyTorch's in disguise.
+Containers and `Module` are PyTorch's own, but for `Sequential`, which joins linear layers. A compute layer is ours or
+absent: asking for one we lack is an error that says so, never PyTorch's in disguise.
 """
 
 from typing import Any
@@ -17,7 +17,6 @@ from torch.nn import (
     Parameter,
     ParameterDict,
     ParameterList,
-    Sequential,
     Unflatten,
     init,
     utils,
@@ -53,6 +52,7 @@ from tinynet.nn.linear import Linear
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from tinynet.nn.sequential import Sequential
 
 __all__ = [
     "CELU",

@@ -14,19 +14,17 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     As `torch.amp.custom_fwd(cast_inputs=...)`, but differentiable and capturable: the casts are ordinary operators.
     float64 tensors stay as they are, as in PyTorch.
     """
-    device_type = _autocast_device(tensors)
-    if device_type is None:
-        return tensors
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(_cast(tensor, dtype) for tensor in tensors)
+    dtype = autocast_dtype(*tensors)
+    return tensors if dtype is None else tuple(_cast(tensor, dtype) for tensor in tensors)
 
 
-def _autocast_device(tensors: tuple[Tensor | None, ...]) -> str | None:
-    """The device type of the first tensor there is, where autocast is on for it."""
+def autocast_dtype(*tensors: Tensor | None) -> torch.dtype | None:
+    """What autocast makes of floating-point tensors on the device of the first there is; None where it is off."""
     for tensor in tensors:
         if tensor is not None:
             device_type = "cpu" if tensor.is_cpu else tensor.device.type
-            return device_type if device_type != "meta" and torch.is_autocast_enabled(device_type) else None
+            on = device_type != "meta" and torch.is_autocast_enabled(device_type)
+            return torch.get_autocast_dtype(device_type) if on else None
     return None
 
 
@@ -38,20 +36,22 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def autocast_to_float32(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in float32 where autocast is on for their device: what PyTorch does for losses and softmax."""
-    if _autocast_device(tensors) is None:
+    if autocast_dtype(*tensors) is None:
         return tensors
     return tuple(_cast(tensor, torch.float32) for tensor in tensors)
 
 
-def check_floating(operator: str, **tensors: Tensor | None) -> None:
+def check_floating(operator: str, cast_to: torch.dtype | None = None, /, **tensors: Tensor | None) -> None:
     """Raises TypeError unless all given tensors share one floating-point dtype, and ValueError unless one device.
 
     Args:
         operator: named in the message.
+        cast_to: autocast's dtype, where the operator casts later: tensors count as already cast.
         tensors: by argument name; absent ones (None) are skipped. The first is what the others are held against.
     """
     first: Tensor | None = None
     first_name = ""
+    first_dtype = None
     for name, tensor in tensors.items():
         if tensor is None:
             continue
@@ -60,11 +60,13 @@ def check_floating(operator: str, **tensors: Tensor | None) -> None:
         dtype = tensor.dtype
         if not dtype.is_floating_point:
             raise TypeError(f"{operator}: {name} must be floating point, got {dtype}")
+        if cast_to is not None and dtype is not torch.float64:
+            dtype = cast_to
         if first is None:
-            first, first_name = tensor, name
-        elif dtype is not first.dtype:
+            first, first_name, first_dtype = tensor, name, dtype
+        elif dtype is not first_dtype:
             raise TypeError(
-                f"{operator}: {name} has dtype {dtype} but {first_name} has {first.dtype}; "
+                f"{operator}: {name} has dtype {dtype} but {first_name} has {first_dtype}; "
                 "they must agree (or run under torch.autocast)"
             )
         else:

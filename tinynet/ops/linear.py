@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
-from tinynet.ops.arguments import autocast, check_floating, needs_gradient
+from tinynet.ops.arguments import autocast, autocast_dtype, check_floating, needs_gradient
 from tinynet_kernels.activation_spec import Activation
 
 
@@ -20,60 +21,97 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation:
     return activation_reference(F.linear(x, weight, bias), activation)
 
 
+# A layer of a chain: its weight [N, K], its bias [N] or None, the activation after it.
+Layer = tuple[Tensor, Tensor | None, Activation]
+
+
 class LinearFunction(torch.autograd.Function):
-    """act(x W^T + b) of x [M, K] through the kernels."""
+    """A chain of linear layers, one or more, of x [M, K] through the kernels.
+
+    Its tensors come as x, weight, bias, weight, bias, ... in their own dtypes, and so do their gradients; the kernels
+    compute in `dtype`. A chain knows who reads a hidden layer's output: the product that makes its gradient applies
+    act' and sums db too, which else takes a pass of its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
-        from tinynet_kernels.linear import linear_forward
-
-        y, saved = linear_forward(x, weight, bias, activation, save=True)
-        ctx.save_for_backward(x, weight, saved)
-        ctx.activation = activation
+    def forward(
+        ctx: Any, activations: tuple[Activation, ...], dtype: torch.dtype, x: Tensor, *parameters: Tensor | None
+    ) -> Tensor:
+        y, kept = _forward(x, parameters, activations, dtype, save=True)
+        ctx.save_for_backward(*kept)
+        ctx.activations = activations
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, *parameters)]
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, saved = ctx.saved_tensors
-        return (*linear_gradients(grad, x, weight, saved, ctx.activation, ctx.needs_input_grad[:3]), None)
+        wanted = ctx.needs_input_grad[2:]
+        return None, None, *linear_gradients(grad, ctx.saved_tensors, ctx.activations, wanted, ctx.dtypes)
+
+
+def _forward(
+    x: Tensor,
+    parameters: Sequence[Any],
+    activations: Sequence[Activation],
+    dtype: torch.dtype,
+    *,
+    save: bool,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """y of a chain, and what its backward reads: x, weight and what the derivative needs of each layer, in `dtype`."""
+    from tinynet_kernels.linear import linear_forward
+
+    kept = []
+    # To ask for a dtype that a tensor has takes a microsecond.
+    cast: list[Any] = [t if t is None or t.dtype is dtype else t.to(dtype) for t in (x, *parameters)]
+    x, *parameters = cast
+    for activation, weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
+        y, saved = linear_forward(x, weight, bias, activation, save=save)
+        kept += x, weight, saved
+        x = y
+    return x, kept
 
 
 def linear_gradients(
     grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    saved: Tensor | None,
-    activation: Activation,
-    wanted: tuple[bool, ...] | list[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dX, dW, db), each None where not wanted.
+    kept: Sequence[Any],
+    activations: Sequence[Activation],
+    wanted: Sequence[bool],
+    dtypes: Sequence[torch.dtype | None],
+) -> list[Tensor | None]:
+    """Gradients of a chain's x, weight, bias, weight, bias, ..., each None where not wanted.
 
     Args:
         grad: dY [M, N].
-        x: [M, K].
-        weight: [N, K].
-        saved: what `linear_forward` returned for the derivative.
-        activation: the fused function.
-        wanted: whether dX, dW and db are needed.
+        kept: what `_forward` kept: x [M, K], weight [N, K], and what the derivative needs, of each layer.
+        activations: the fused functions.
+        wanted: which gradients are.
+        dtypes: of the gradients; None for a bias that isn't.
     """
     from tinynet_kernels.activation import activation_backward
-    from tinynet_kernels.linear import linear_input_gradient, linear_weight_gradient
+    from tinynet_kernels.linear import linear_hidden_gradient, linear_input_gradient, linear_weight_gradient
 
-    want_x, want_weight, want_bias = wanted
-    grad = grad if grad.stride(1) == 1 else grad.contiguous()
-    dz, bias_gradient = grad, None
-    curved = activation.name != "identity"
-    if want_bias or (curved and (want_x or want_weight)):
-        made, bias_gradient = activation_backward(grad, saved, activation, want_dz=curved, want_bias=want_bias)
-        dz = grad if made is None else made
-    if bias_gradient is not None and bias_gradient.dtype is not weight.dtype:
-        bias_gradient = bias_gradient.to(weight.dtype)
-    return (
-        linear_input_gradient(dz, weight) if want_x else None,
-        linear_weight_gradient(dz, x) if want_weight else None,
-        bias_gradient,
-    )
+    gradients: list[Tensor | None] = [None] * len(wanted)
+    dz, db = grad if grad.stride(1) == 1 else grad.contiguous(), None
+    curved = activations[-1].name != "identity"
+    if wanted[-1] or (curved and any(wanted)):
+        made, db = activation_backward(dz, kept[-1], activations[-1], want_dz=curved, want_bias=wanted[-1])
+        dz = dz if made is None else made
+    for layer in reversed(range(len(activations))):
+        x, weight = kept[3 * layer], kept[3 * layer + 1]
+        of_weight, of_bias = 2 * layer + 1, 2 * layer + 2
+        if wanted[of_weight]:
+            gradients[of_weight] = linear_weight_gradient(dz, x, dtypes[of_weight])
+        if db is not None:
+            gradients[of_bias] = db if db.dtype is dtypes[of_bias] else db.to(dtypes[of_bias])
+        if not any(wanted[:of_weight]):
+            break
+        if layer == 0:
+            gradients[0] = linear_input_gradient(dz, weight, dtypes[0])
+        else:
+            below = activations[layer - 1]
+            dz, db = linear_hidden_gradient(dz, weight, kept[3 * layer - 1], below, want_bias=wanted[of_bias - 2])
+    return gradients
 
 
 @torch.library.custom_op("tinynet::linear", mutates_args=())
@@ -109,7 +147,7 @@ def linear_backward_operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Its gradients; those not wanted come back empty."""
     activation = Activation.from_values(name, parameters)
-    gradients = linear_gradients(grad, x, weight, saved, activation, wanted)
+    gradients = linear_gradients(grad, (x, weight, saved), (activation,), wanted, [x.dtype] * 3)
     dx, dw, db = (grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return dx, dw, db
 
@@ -170,32 +208,65 @@ def linear(
 
     Source: torch.nn.functional.linear.
     """
-    function = as_activation(activation)
-    x, weight, bias = autocast(input, weight, bias)
-    check_floating("linear", input=x, weight=weight, bias=bias)
-    _check_shapes(x, weight, bias)
-    way = Route.REFERENCE if x.numel() == 0 or weight.numel() == 0 else route(x)
-    if way is Route.REFERENCE:
-        return linear_reference(x, weight, bias, function)
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    needs_grad = needs_gradient(x, weight, bias)
-    if way is Route.OPERATOR:
-        y = linear_operator(rows, weight, bias, function.name, function.values, needs_grad)[0]
-    elif needs_grad:
-        y: Tensor = LinearFunction.apply(rows, weight, bias, function)  # pyright: ignore[reportAssignmentType]
+    return linear_chain(input, ((weight, bias, as_activation(activation)),))
+
+
+def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """Linear layers one after another, in one autograd function: each reads what the one before it made.
+
+    Args:
+        input: x [..., K] of the first layer, as in `linear`.
+        layers: (weight, bias, activation) of each, at least one.
+
+    Returns:
+        [..., N] of the last layer.
+
+    Raises:
+        ValueError, TypeError: see `linear`.
+    """
+    dtype = autocast_dtype(input)
+    shape = input.shape
+    parameters: list[Tensor | None] = []
+    empty = input.numel() == 0
+    for weight, bias, _ in layers:
+        check_floating("linear", dtype, input=input, weight=weight, bias=bias)
+        _check_shapes(shape, weight, bias)
+        shape = (*shape[:-1], weight.shape[0])
+        empty = empty or weight.numel() == 0
+        parameters += weight, bias
+    way = Route.REFERENCE if empty else route(input)
+    if way is not Route.KERNELS:
+        return _layer_by_layer(input, layers, way)
+    rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
+    activations = tuple([layer[2] for layer in layers])
+    dtype = input.dtype if dtype is None else dtype
+    if needs_gradient(input, *parameters):
+        y: Tensor = LinearFunction.apply(activations, dtype, rows, *parameters)  # pyright: ignore[reportAssignmentType]
     else:
-        from tinynet_kernels.linear import linear_forward
-
-        y, _ = linear_forward(rows, weight, bias, function, save=False)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
+        y, _ = _forward(rows, parameters, activations, dtype, save=False)
+    return y if input.dim() == 2 else y.view(shape)
 
 
-def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _layer_by_layer(x: Tensor, layers: Sequence[Layer], way: Route) -> Tensor:
+    """A chain through the reference or the registered operator."""
+    for weight, bias, activation in layers:
+        x, weight, bias = autocast(x, weight, bias)
+        if way is Route.REFERENCE:
+            x = linear_reference(x, weight, bias, activation)
+            continue
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        save = needs_gradient(x, weight, bias)
+        y = linear_operator(rows, weight, bias, activation.name, activation.values, save)[0]
+        x = y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
+    return x
+
+
+def _check_shapes(shape: Sequence[int], weight: Tensor, bias: Tensor | None) -> None:
     if weight.dim() != 2:
         raise ValueError(f"linear: weight must be [N, K], got shape {tuple(weight.shape)}")
-    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+    if not shape or shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"linear: the last dimension of input {tuple(x.shape)} must be that of weight {tuple(weight.shape)}"
+            f"linear: the last dimension of input {tuple(shape)} must be that of weight {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear: bias must be [{weight.shape[0]}] for this weight, got {tuple(bias.shape)}")

@@ -1,0 +1,115 @@
+"""Sequential: chains of Linear layers, and what must still be called as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import counted_launches
+
+from tinynet import nn
+
+pytestmark = pytest.mark.kernels
+
+
+def make(device: str) -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(24, 20, activation="gelu"),
+        nn.Linear(20, 12, activation="tanh"),
+        nn.Tanh(),
+        nn.Linear(12, 9),
+    )
+    return model.to(device), torch.randn(7, 4, 6, device=device, requires_grad=True)
+
+
+def one_by_one(model: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    for module in model:
+        x = module(x)
+    return x
+
+
+def gradients(y: torch.Tensor, model: nn.Sequential, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(
+        y, (x, *model.parameters()), torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y)
+    )
+
+
+def test_is_its_modules_one_after_another(device: str) -> None:
+    model, x = make(device)
+    assert isinstance(model, torch.nn.Sequential) and isinstance(model[1:3], nn.Sequential)
+    with counted_launches() as launches:
+        y = model(x)
+        actual = gradients(y, model, x)
+    expected_y = one_by_one(model, x)
+    torch.testing.assert_close(y, expected_y, rtol=0, atol=0)
+    for found, expected in zip(actual, gradients(expected_y, model, x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # One chain of two layers, and one of one: two pre-passes instead of three.
+    assert launches.count("linear_forward_kernel") == 3
+    assert launches.count("activation_backward_kernel") == 2
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_of_a_layer_run(kind: str, device: str) -> None:
+    model, x = make(device)
+    calls = []
+
+    def hook(*arguments: Any) -> None:
+        calls.append(arguments[0])
+
+    handle = getattr(model[1], f"register_{kind}_hook")(hook)
+    gradients(model(x), model, x)
+    assert calls == [model[1]]
+    handle.remove()
+    gradients(model(x), model, x)
+    assert len(calls) == 1
+
+
+def test_global_hooks_run(device: str) -> None:
+    model, x = make(device)
+    calls = []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(module))
+    try:
+        model(x)
+    finally:
+        handle.remove()
+    assert all(module in calls for module in model)
+
+
+def test_a_replaced_forward_and_a_parametrization_are_heeded(device: str) -> None:
+    model, x = make(device)
+    model[1].forward = lambda input: torch.zeros(len(input), 20, device=device)
+    assert torch.equal(model[:2](x), torch.zeros(7, 20, device=device))
+
+    class Doubled(torch.nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return 2 * weight
+
+    model, x = make(device)
+    before = model[4](torch.ones(3, 12, device=device)) - model[4].bias
+    torch.nn.utils.parametrize.register_parametrization(model[4], "weight", Doubled())
+    after = nn.Sequential(model[4])(torch.ones(3, 12, device=device)) - model[4].bias
+    torch.testing.assert_close(after, 2 * before)
+
+
+def test_weight_names_and_state_are_torch_nns(device: str) -> None:
+    model, _ = make(device)
+    layers = (torch.nn.Linear(24, 20), torch.nn.Linear(20, 12), torch.nn.Tanh(), torch.nn.Linear(12, 9))
+    theirs = torch.nn.Sequential(torch.nn.Flatten(), *layers).to(device)
+    theirs.load_state_dict(model.state_dict())
+    model.load_state_dict(theirs.state_dict())
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+
+
+def test_compiled_fullgraph(device: str) -> None:
+    model, x = make(device)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_empty(device: str) -> None:
+    x = torch.randn(3, device=device)
+    assert nn.Sequential()(x) is x

@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.activation import activate, activation_derivative
+from tinynet_kernels.activation import activate, activation_backward, activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.gemm import gemm_tile, grouped_tile, has_wide_rows, in_units
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
@@ -31,6 +31,7 @@ from tinynet_kernels.tiles import (
     ceil_div,
     current_target,
     dot_precision,
+    fuses_derivative,
     linear_tile,
     matmul_precision,
     split_count,
@@ -382,7 +383,7 @@ def _input_gradient_problem(
     target: Target,
 ) -> Problem:
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_weight)
-    tile = linear_tile(M, K, N, dtype, precision, aligned, activation.name, target)
+    tile = linear_tile(M, K, N, dtype, precision, aligned, activation.name, target, derivative=True)
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_weight)
     return Problem(
         linear_input_gradient_kernel,
@@ -429,6 +430,9 @@ def linear_hidden_gradient(
     Returns:
         dZ [M, K] in `dz`'s dtype, and db [K] in fp32 or None.
     """
+    if not fuses_derivative(activation.name, current_target()):
+        dx = linear_input_gradient(dz, weight)
+        return activation_backward(dx, saved, activation, want_dz=True, want_bias=want_bias)
     M, K = dz.shape[0], weight.shape[1]
     problem = _input_gradient_problem_of(dz, weight, activation, want_bias=want_bias)
     below = dz.new_empty((M, K))

@@ -158,7 +158,16 @@ _HEAVY_ACTIVATIONS = frozenset({"mish", "softplus", "log_sigmoid"})
 
 @lru_cache(maxsize=4096)
 def linear_tile(
-    M: int, N: int, K: int, dtype: torch.dtype, precision: str, aligned: bool, activation: str, target: Target
+    M: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    precision: str,
+    aligned: bool,
+    activation: str,
+    target: Target,
+    *,
+    derivative: bool = False,
 ) -> GemmTile:
     """The tile for a product of a linear layer: that of `gemm_tile`, or a smaller one where its registers would spill.
 
@@ -167,6 +176,7 @@ def linear_tile(
         precision: of the product; see `dot_precision`.
         aligned: whether operands are loaded 16 bytes at a time; single elements fill registers.
         activation: name of the one fused into the epilogue, which may keep its input too.
+        derivative: whether it is the derivative that is fused: that loads a tile beside the accumulator.
     """
     tile = gemm_tile(M, N, K, dtype, target)
     if target.kind == "cpu":
@@ -177,9 +187,14 @@ def linear_tile(
     smaller = _GPU_TILES_32_BIT if dtype is torch.float32 else _GPU_TILES_16_BIT[1:]
     if not aligned or activation in _HEAVY_ACTIVATIONS or _keeps_operands_in_registers(precision, target):
         smaller = smaller[-1:]
-    elif activation in _LIGHT_ACTIVATIONS:
+    elif activation == "identity" or (activation in _LIGHT_ACTIVATIONS and not derivative):
         return tile
     return min(tile, fit_stages(smaller[0], dtype, target), key=lambda each: each.block_m * each.block_n)
+
+
+def fuses_derivative(activation: str, target: Target) -> bool:
+    """Whether a product's epilogue has registers for the derivative of this activation, or a pass of its own is due."""
+    return target.kind not in ("cuda", "hip") or activation not in _HEAVY_ACTIVATIONS
 
 
 def fit_stages(tile: GemmTile, dtype: torch.dtype, target: Target) -> GemmTile:

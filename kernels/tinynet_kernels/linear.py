@@ -432,7 +432,9 @@ def linear_hidden_gradient(
     """
     if not fuses_derivative(activation.name, current_target()):
         dx = linear_input_gradient(dz, weight)
-        return activation_backward(dx, saved, activation, want_dz=True, want_bias=want_bias)
+        below, db = activation_backward(dx, saved, activation, want_dz=True, want_bias=want_bias)
+        assert below is not None
+        return below, db
     M, K = dz.shape[0], weight.shape[1]
     problem = _input_gradient_problem_of(dz, weight, activation, want_bias=want_bias)
     below = dz.new_empty((M, K))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import tinynet
 from tinynet import optim
+from tinynet.ops import optimizer as operator
 from tinynet.ops.optimizer import adam, sgd
 
 pytestmark = pytest.mark.kernels
@@ -320,6 +322,224 @@ def test_parameters_join_late(device: str) -> None:
         expected.step()
         assert len(launches) == launched, "one launch a step count"
     assert_params_close(ours, exact, 1e-5)
+
+
+def change_state(optimizer: Any, params: list[nn.Parameter]) -> None:
+    name = "momentum_buffer" if "momentum" in optimizer.defaults else "exp_avg"
+    optimizer.state[params[1]][name] = torch.full_like(params[1], 0.25)
+
+
+def change_state_in_place(optimizer: Any, params: list[nn.Parameter]) -> None:
+    name = "momentum_buffer" if "momentum" in optimizer.defaults else "exp_avg"
+    optimizer.state[params[1]][name].data = torch.full_like(params[1], 0.25)
+
+
+def change_step_count(optimizer: Any, params: list[nn.Parameter]) -> None:
+    if "step" in optimizer.state[params[1]]:
+        optimizer.state[params[1]]["step"] = torch.tensor(7.0)
+
+
+def change_data(optimizer: Any, params: list[nn.Parameter]) -> None:
+    params[1].data = torch.full_like(params[1], 0.25)
+
+
+def change_layout(optimizer: Any, params: list[nn.Parameter]) -> None:
+    """The same address and elements in another order."""
+    square = params[2]
+    square.data = square.data.t()
+
+
+def change_sharing(optimizer: Any, params: list[nn.Parameter]) -> None:
+    memory = torch.ones(9, dtype=params[1].dtype, device=params[1].device)
+    params[1].data, params[2].data = memory[:4].view(2, 2), memory[:9].view(3, 3)
+
+
+def drop_state(optimizer: Any, params: list[nn.Parameter]) -> None:
+    del optimizer.state[params[0]]
+
+
+def load_state(optimizer: Any, params: list[nn.Parameter]) -> None:
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["lr"] = 0.3
+    optimizer.load_state_dict(saved)
+
+
+def add_group(optimizer: Any, params: list[nn.Parameter]) -> None:
+    first = optimizer.param_groups[0]["params"].pop()
+    optimizer.add_param_group({"params": [first], "lr": 0.3})
+
+
+CHANGES = [
+    change_state,
+    change_state_in_place,
+    change_step_count,
+    change_data,
+    change_layout,
+    change_sharing,
+    drop_state,
+    load_state,
+    add_group,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)
+def test_what_changes_between_steps_is_noticed(name: str, options: dict[str, Any], change: Any, device: str) -> None:
+    ours = make(device, ((17,), (2, 2), (3, 3)))
+    exact = doubled(ours)
+    optimizer = getattr(optim, name)(ours, **options)
+    expected = getattr(torch.optim, name)(exact, **options, foreach=False)
+    with tinynet.engine("auto"):
+        for step in range(5):
+            if step == 2:
+                change(optimizer, ours)
+                change(expected, exact)
+            give_gradients(ours, exact, seed=step)
+            optimizer.step()
+            expected.step()
+    assert_params_close(ours, exact, 1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)
+def test_gradients_that_change_between_steps(name: str, options: dict[str, Any], device: str) -> None:
+    ours = make(device, ((16,), (4, 4)))
+    exact = doubled(ours)
+    optimizer = getattr(optim, name)(ours, **options)
+    expected = getattr(torch.optim, name)(exact, **options)
+
+    def misaligned(gradient: Tensor) -> Tensor:
+        return torch.cat([gradient.flatten()[:1], gradient.flatten()])[1:].view_as(gradient)
+
+    def transposed(gradient: Tensor) -> Tensor:
+        return gradient.t().contiguous().t()
+
+    changes = [None, None, misaligned, None, transposed, transposed, non_contiguous, None, "missing", None, None]
+    for step, change in enumerate(changes):
+        give_gradients(ours, exact, seed=step)
+        gradient = ours[1].grad
+        assert gradient is not None
+        if change == "missing":
+            ours[1].grad = exact[1].grad = None
+        elif change is not None:
+            ours[1].grad = change(gradient)  # pyright: ignore[reportCallIssue]
+        optimizer.step()
+        expected.step()
+    assert_params_close(ours, exact, 1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)
+def test_refused_at_a_later_step(name: str, options: dict[str, Any], device: str) -> None:
+    ours = make(device, ((3, 3), (4,)))
+    optimizer = getattr(optim, name)(ours, **options)
+    for step in range(2):
+        give_gradients(ours, seed=step)
+        optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict()["state"]), [parameter.detach().clone() for parameter in ours]
+    ours[0].grad = torch.ones(3, 3, device=device).to_sparse()
+    with pytest.raises(RuntimeError, match=r"grads\[0\] is sparse"):
+        optimizer.step()
+    ours[0].grad = torch.ones(3, 3, device=device)
+    state = optimizer.state[ours[1]]
+    key = next(key for key in state if key != "step")
+    kept, state[key] = state[key], state[key][:3]  # the same address
+    with pytest.raises(ValueError, match=r"\[1\] must have its parameter's shape \(4,\), got \(3,\)"):
+        optimizer.step()
+    state[key] = kept
+    for index, values in before[0].items():
+        for key, value in values.items():
+            assert torch.equal(optimizer.state[ours[index]][key], value), "a refused step changed the state"
+    assert_same_params(ours, [nn.Parameter(parameter) for parameter in before[1]])
+
+
+def narrowed(values: Tensor) -> Tensor:
+    """The same values in bfloat16, at the same address."""
+    memory = values.flatten().view(torch.bfloat16)[: values.numel()].view(values.shape)
+    return memory.copy_(values.clone())
+
+
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)
+def test_dtype_and_engine_change_between_steps(name: str, options: dict[str, Any], device: str) -> None:
+    ours = make(device, ((17,), (3, 3)))
+    optimizer = getattr(optim, name)(ours, **options)
+    for step in range(6):
+        if step == 2:
+            for parameter in ours:
+                parameter.data = narrowed(parameter.data)
+                state = optimizer.state[parameter]
+                for key in state.keys() - {"step"}:
+                    state[key] = narrowed(state[key])
+        give_gradients(ours, seed=step)
+        exact = doubled(ours)
+        give_gradients(exact, seed=step)
+        for parameter, other in zip(ours, exact, strict=True):
+            assert parameter.grad is not None
+            other.grad = parameter.grad.double()
+        expected = getattr(torch.optim, name)(exact, **options)
+        for parameter, other in zip(ours, exact, strict=True):
+            state = optimizer.state[parameter]
+            expected.state[other] = {
+                key: value.double() if value.dim() else value.clone() for key, value in state.items()
+            }
+        with counted_launches() as launches, tinynet.engine("reference" if step == 4 else "kernels"):
+            optimizer.step()
+        expected.step()
+        assert len(launches) == (0 if step == 4 else 1)
+        assert_params_close(ours, exact, 2 * UNIT[ours[0].dtype])
+
+
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)
+def test_a_step_like_the_last_is_prepared_no_more(
+    name: str, options: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = []
+    groups = operator._groups
+    monkeypatch.setattr(operator, "_groups", lambda *given: prepared.append(given) or groups(*given))
+    ours = make(device)
+    optimizer = getattr(optim, name)(ours, **options)
+    for step in range(5):
+        give_gradients(ours, seed=step)  # wherever they lie
+        optimizer.step()
+    assert len(prepared) == 1
+
+
+def test_the_table_knows_where_wide_loads_are_possible(device: str) -> None:
+    from tinynet_kernels.launch import INTERPRETED
+    from tinynet_kernels.optimizer import PointerTable
+
+    parameter, memory = torch.zeros(16, device=device), torch.zeros(32, device=device)
+    table = PointerTable([[parameter], [memory[:16]]])
+    for start, aligned in ((1, False), (4, True), (2, False)):
+        assert table.follows([[parameter], [memory[start : start + 16]]])
+        assert table.aligned == (aligned and not INTERPRETED)
+        assert table.addresses.tolist() == [16, parameter.data_ptr(), memory.data_ptr() + 4 * start]
+    assert not table.follows([[memory[:16]], [memory[16:]]])
+
+
+def test_no_gradient_is_kept(device: str) -> None:
+    if tinynet.guard.active() is not None:
+        pytest.skip("the guard keeps what a table points to")
+    ours = make(device, ((17,),))
+    optimizer = optim.AdamW(ours)
+    for step in range(3):
+        give_gradients(ours, seed=step)
+        optimizer.step()
+        assert ours[0].grad is not None
+        gradient = weakref.ref(ours[0].grad)
+        optimizer.zero_grad()
+        assert gradient() is None
+
+
+def test_nothing_has_a_gradient(device: str) -> None:
+    for name, options in ONE_OF_EACH:
+        ours = make(device, ((3,),))
+        optimizer = getattr(optim, name)(ours, **options)
+        optimizer.step()
+        give_gradients(ours, seed=0)
+        optimizer.step()
+        before = ours[0].detach().clone()
+        optimizer.zero_grad()
+        optimizer.step()
+        assert torch.equal(ours[0], before)
 
 
 @pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)

@@ -27,6 +27,7 @@ regularization"; Reddi et al. 2018, "On the convergence of Adam and beyond" (ams
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -222,54 +223,96 @@ def adam_kernel(
 
 
 class PointerTable:
-    """Where the tensors of one launch lie, kept in device memory and renewed only when they moved.
+    """Where the tensors of one launch lie, kept in device memory and renewed only as far as they moved.
 
-    Gradients usually move every step and sizes never do, so the programs' part is kept apart from the addresses. On
-    CUDA a new table travels from pinned memory without a wait of the host; PyTorch keeps that memory until it arrived.
+    Gradients move from step to step, parameters and states hardly ever. On CUDA a new table travels from pinned memory
+    without a wait of the host; PyTorch keeps that memory until it arrived.
+
+    Args:
+        columns: as in `update`.
 
     Attributes:
-        addresses: int64 [parameters * columns], row by row: elements, then the address of each tensor.
+        addresses: int64 [parameters * width], row by row: elements, then the address of each tensor.
         blocks: int32 [programs, 2]: row of `addresses`, and block within its tensors.
         aligned: whether every address is a multiple of 16 bytes.
+        dtype: of all tensors.
+        width: entries of a row.
         block, num_warps: the tile.
     """
 
-    def __init__(self) -> None:
-        self.aligned = False
-        self.block = self.num_warps = 0
-        self._rows: list[int] = []
-        self._sizes: tuple[Any, ...] = ()
-        self._device: torch.device | None = None
+    def __init__(self, columns: Sequence[Sequence[torch.Tensor]]) -> None:
+        self._views: list[Any] = []
+        self.update(columns)
+
+    def follows(self, columns: Sequence[Sequence[torch.Tensor]]) -> bool:
+        """Whether the table is that of these tensors: the same memory, seen as the same elements in the same order.
+
+        Only the gradients may have moved; the table then follows them.
+        """
+        if self._views != _views(columns):
+            return False
+        gradients, fixed = _places(columns)
+        if self._fixed != fixed:
+            return False
+        if self._gradients != gradients:
+            self._point_to(gradients)
+        return True
 
     def update(self, columns: Sequence[Sequence[torch.Tensor]]) -> None:
         """Makes the table that of these tensors.
 
         Args:
-            columns: the parameters, their gradients, and each of their states, in one order, on one device.
+            columns: the parameters, their gradients, and each of their states, in one order, on one device, of one
+                dtype, each parameter's dense and in its layout.
         """
+        if self.follows(columns):
+            return
+        self._views = []  # an update that fails leaves no table
+        parameter, target = columns[0][0], current_target()
         sizes = [parameter.numel() for parameter in columns[0]]
-        rows = []
-        for size, *tensors in zip(sizes, *columns, strict=True):
-            rows.append(size)
-            rows.extend([tensor.data_ptr() for tensor in tensors])
-        device = columns[0][0].device
-        target = current_target()
-        if self._sizes != (sizes, device, target):
-            self._sizes = (sizes, device, target)
-            self._rows = []
-            block, self.num_warps = flat_block(max(sizes), target)
-            self.block = min(block, 1024) if target.kind == "cpu" else block
-            pairs = [(row, block) for row, size in enumerate(sizes) for block in range(ceil_div(size, self.block))]
-            self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32), device)
-        if self._rows != rows:
-            self._rows = rows
-            self.addresses = _upload(torch.tensor(rows, dtype=torch.int64), device)
-            self.aligned = target.kind != "interpreter" and _all_aligned(rows, 1 + len(columns))
+        block, self.num_warps = flat_block(max(sizes), target)
+        self.block = min(block, 1024) if target.kind == "cpu" else block
+        pairs = [(row, block) for row, size in enumerate(sizes) for block in range(ceil_div(size, self.block))]
+        self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32), parameter.device)
+        self.dtype, self._device = parameter.dtype, parameter.device
+        self.width = 1 + len(columns)
+        gradients, self._fixed = _places(columns)
+        self._entries = array("q", bytes(8 * self.width * len(sizes)))
+        for column, entries in enumerate((sizes, self._fixed[0], gradients, *self._fixed[1:])):
+            self._entries[column :: self.width] = array("q", entries)
+        self._values = torch.frombuffer(self._entries, dtype=torch.int64)  # in the same memory
+        self._fixed_aligned = target.kind != "interpreter" and all(map(_all_aligned, self._fixed))
+        self._point_to(gradients)
+        self._views = _views(columns)
+
+    def _point_to(self, gradients: list[int]) -> None:
+        self._gradients = gradients
+        self._entries[2 :: self.width] = array("q", gradients)
+        self.addresses = _upload(self._values, self._device)
+        self.aligned = self._fixed_aligned and _all_aligned(gradients)
 
 
-def _all_aligned(rows: list[int], width: int) -> bool:
-    """Whether every address of a table, that is all but each row's first entry, is a multiple of 16 bytes."""
-    return not any(address % ALIGNMENT for column in range(1, width) for address in rows[column::width])
+def _all_aligned(addresses: list[int]) -> bool:
+    return not any(address % ALIGNMENT for address in addresses)
+
+
+def _places(columns: Sequence[Sequence[torch.Tensor]]) -> tuple[list[int], list[list[int]]]:
+    """The addresses of the gradients; those of the parameters and of each of their states."""
+    parameters, gradients, *states = [[tensor.data_ptr() for tensor in column] for column in columns]
+    return gradients, [parameters, *states]
+
+
+def _views(columns: Sequence[Sequence[torch.Tensor]]) -> list[Any]:
+    """All that a table depends on but the addresses. No tensor, for a kept gradient would never be freed."""
+    tensors = [tensor for column in columns for tensor in column]
+    return [
+        current_target(),
+        [(type(parameter), parameter.device) for parameter in columns[0]],
+        [len(column) for column in columns],
+        [tensor.dtype for tensor in tensors],
+        [tensor.shape for tensor in tensors],
+        [tensor.is_contiguous() or tensor.stride() for tensor in tensors],  # to ask for strides takes long
+    ]
 
 
 def _upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -307,9 +350,6 @@ def _cost(
 
 
 def sgd_step(
-    parameters: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    momentum_buffers: Sequence[torch.Tensor] | None,
     table: PointerTable,
     *,
     lr: float,
@@ -319,25 +359,20 @@ def sgd_step(
     nesterov: bool,
     maximize: bool,
 ) -> None:
-    """One SGD step of the parameters and their buffers, in place.
+    """One SGD step of the table's parameters and buffers, in place.
 
     Args:
-        parameters: of one dtype and device, dense, not overlapping.
-        gradients: theirs, each in its parameter's layout.
-        momentum_buffers: likewise; None without momentum.
-        table: kept by the caller from step to step.
+        table: of parameters that don't overlap, their gradients and, unless `momentum` is 0, their momentum buffers.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
     """
-    columns = [parameters, gradients] if momentum_buffers is None else [parameters, gradients, momentum_buffers]
     _launch(
         "sgd",
-        columns,
         table,
         float(lr),
         float(momentum),
         1.0 - dampening,
         float(weight_decay),
-        HAS_MOMENTUM=momentum_buffers is not None,
+        HAS_MOMENTUM=momentum != 0,
         NESTEROV=bool(nesterov),
         HAS_WEIGHT_DECAY=weight_decay != 0,
         MAXIMIZE=bool(maximize),
@@ -345,13 +380,9 @@ def sgd_step(
 
 
 def adam_step(
-    parameters: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    exp_avgs: Sequence[torch.Tensor],
-    exp_avg_sqs: Sequence[torch.Tensor],
-    max_exp_avg_sqs: Sequence[torch.Tensor] | None,
     table: PointerTable,
     *,
+    amsgrad: bool,
     step: float,
     lr: float,
     beta1: float,
@@ -361,24 +392,17 @@ def adam_step(
     decoupled_weight_decay: bool,
     maximize: bool,
 ) -> None:
-    """One Adam step (AdamW with `decoupled_weight_decay`) of the parameters and their states, in place.
+    """One Adam step (AdamW with `decoupled_weight_decay`) of the table's parameters and states, in place.
 
     Args:
-        parameters: of one dtype and device, dense, not overlapping.
-        gradients: theirs, each in its parameter's layout.
-        exp_avgs, exp_avg_sqs: likewise.
-        max_exp_avg_sqs: likewise with amsgrad, else None.
-        table: kept by the caller from step to step.
+        table: of parameters that don't overlap, their gradients, exp_avgs, exp_avg_sqs and, with `amsgrad`,
+            max_exp_avg_sqs.
         step: number of this step, counted from 1.
-        lr, beta1, beta2, eps, weight_decay, maximize: as in torch.optim.Adam.
+        amsgrad, lr, beta1, beta2, eps, weight_decay, maximize: as in torch.optim.Adam.
         decoupled_weight_decay: AdamW's decay of the parameter instead of Adam's in the gradient.
     """
-    columns = [parameters, gradients, exp_avgs, exp_avg_sqs]
-    if max_exp_avg_sqs is not None:
-        columns.append(max_exp_avg_sqs)
     _launch(
         "adam",
-        columns,
         table,
         lr / (1.0 - beta1**step),
         float(beta1),
@@ -390,7 +414,7 @@ def adam_step(
         float(weight_decay),
         1.0 - lr * weight_decay if decoupled_weight_decay else 1.0,
         HAS_WEIGHT_DECAY=weight_decay != 0 and not decoupled_weight_decay,
-        AMSGRAD=max_exp_avg_sqs is not None,
+        AMSGRAD=bool(amsgrad),
         MAXIMIZE=bool(maximize),
     )
 
@@ -398,16 +422,12 @@ def adam_step(
 _KERNELS = {"sgd": sgd_kernel, "adam": adam_kernel}  # a kernel's own hash is slow
 
 
-def _launch(
-    step: str, columns: Sequence[Sequence[torch.Tensor]], table: PointerTable, *scalars: float, **flags: bool
-) -> None:
-    table.update(columns)
+def _launch(step: str, table: PointerTable, *scalars: float, **flags: bool) -> None:
     programs = table.blocks.shape[0]
     if programs == 0:  # nothing but empty tensors
         return
-    dtype = columns[0][0].dtype
     problem = _problem(
-        step, programs, dtype, table.aligned, len(columns), table.block, table.num_warps, tuple(flags.items())
+        step, programs, table.dtype, table.aligned, table.width, table.block, table.num_warps, tuple(flags.items())
     )
     problem.launch(table.addresses, table.blocks, *scalars)
 
@@ -429,7 +449,7 @@ def _problem(
         **dict(flags),
         DTYPE=_TRITON_DTYPES[dtype],
         ALIGNED=aligned,
-        COLUMNS=1 + columns,
+        COLUMNS=columns,
         BLOCK=block,
         num_warps=num_warps,
     )

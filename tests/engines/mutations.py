@@ -113,7 +113,7 @@ def sgd_of_an_odd_size(optimizer: Any) -> None:
     if active := tinynet.guard.active():
         active.allow(parameter, gradient, buffer)
     options = {"momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False}
-    optimizer.sgd_step([parameter], [gradient], [buffer], optimizer.PointerTable(), lr=0.1, **options)
+    optimizer.sgd_step(optimizer.PointerTable([[parameter], [gradient], [buffer]]), lr=0.1, **options)
 
 
 # What is compiled, for the launch report ------------------------------------------------------------------------------

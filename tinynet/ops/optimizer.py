@@ -9,8 +9,8 @@ parameter by parameter through the definition.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,8 +130,7 @@ def sgd(
         for index, parameter in enumerate(params[: len(firsts)]):
             if firsts[index]:
                 momentum_buffer_list[index] = torch.zeros_like(parameter)
-    _check("sgd", **columns)
-    for bucket in _buckets(list(columns.values()), firsts, tables):
+    for bucket in _buckets("sgd", columns, firsts, tables):
         settings = {
             "lr": lr,
             "momentum": momentum,
@@ -146,8 +145,7 @@ def sgd(
         else:
             from tinynet_kernels.optimizer import sgd_step
 
-            parameters, gradients, *buffers = bucket.columns()
-            sgd_step(parameters, gradients, buffers[0] if buffers else None, bucket.table, **settings)
+            sgd_step(bucket.table, **settings)
 
 
 def adam(
@@ -188,15 +186,13 @@ def adam(
     columns = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
     if amsgrad:
         columns["max_exp_avg_sqs"] = max_exp_avg_sqs
-    _check("adam", **columns)
     if len(state_steps) != len(params):
         raise ValueError(f"adam: got {len(state_steps)} state_steps for {len(params)} params")
-    if not params:
-        return
     steps = [step.item() + 1.0 for step in state_steps]
+    buckets = _buckets("adam", columns, steps, tables)
     for tensor, step in zip(state_steps, steps, strict=True):
         tensor.fill_(step)
-    for bucket in _buckets(list(columns.values()), steps, tables):
+    for bucket in buckets:
         settings = {
             "step": bucket.phase,
             "lr": lr,
@@ -213,10 +209,7 @@ def adam(
         else:
             from tinynet_kernels.optimizer import adam_step
 
-            parameters, gradients, exp_avgs, exp_avg_sqs, *largest = bucket.columns()
-            adam_step(
-                parameters, gradients, exp_avgs, exp_avg_sqs, largest[0] if largest else None, bucket.table, **settings
-            )
+            adam_step(bucket.table, amsgrad=amsgrad, **settings)
 
 
 class _Bucket(NamedTuple):
@@ -224,54 +217,57 @@ class _Bucket(NamedTuple):
 
     Attributes:
         phase: what they share: the number of the step, or whether it is the first.
-        rows: one (parameter, gradient, states...) a parameter.
+        rows: one (parameter, gradient, states...) a parameter, kept until the launch: a table doesn't keep them.
         table: the launch's; None where the definition takes them.
     """
 
     phase: Any
-    rows: list[tuple[Tensor, ...]]
+    rows: Sequence[tuple[Tensor, ...]]
     table: PointerTable | None
-
-    def columns(self) -> list[tuple[Tensor, ...]]:
-        """The parameters, their gradients, and each of their states."""
-        return list(zip(*self.rows, strict=True))
 
 
 def _buckets(
-    columns: Sequence[Sequence[Tensor]], phases: Sequence[Any], tables: list[PointerTable] | None
-) -> Iterator[_Bucket]:
-    """Parameters by device, dtype and phase, in order of appearance."""
+    operator: str, columns: dict[str, Sequence[Tensor]], phases: Sequence[Any], tables: list[PointerTable] | None
+) -> list[_Bucket]:
+    """Parameters by device, dtype and phase, in order of appearance.
+
+    Raises for what no step can be made of, before a parameter or state is changed.
+    """
+    params, grads, *_ = lists = list(columns.values())
+    _check_gradients(operator, params, grads)
     tables = [] if tables is None else tables
+    if (  # the last step again: what its one launch was checked and prepared for still holds
+        len(tables) == 1 and len(set(phases)) == 1 and route(params[0]) is Route.KERNELS and tables[0].follows(lists)
+    ):
+        _name_to_guard(lists)
+        return [_Bucket(phases[0], (), tables[0])]
+    _check_columns(operator, **columns)
+    buckets = []
     launches = 0
-    for (phase, scattered), rows in _groups(columns, phases):
+    for (phase, scattered), rows in _groups(lists, phases):
         if scattered or route(rows[0][0]) is not Route.KERNELS or _share_memory([row[0] for row in rows]):
-            yield _Bucket(phase, rows, None)
+            buckets.append(_Bucket(phase, rows, None))
             continue
         _name_to_guard(rows)
+        flat = list(zip(*rows, strict=True))
         if launches == len(tables):
             from tinynet_kernels.optimizer import PointerTable
 
-            tables.append(PointerTable())
-        yield _Bucket(phase, rows, tables[launches])
+            tables.append(PointerTable(flat))
+        else:
+            tables[launches].update(flat)
+        buckets.append(_Bucket(phase, rows, tables[launches]))
         launches += 1
+    return buckets
 
 
 def _groups(
     columns: Sequence[Sequence[Tensor]], phases: Sequence[Any]
 ) -> Iterable[tuple[tuple[Any, bool], list[tuple[Tensor, ...]]]]:
     """((phase, whether the rows are scattered), rows) of each device and dtype."""
-    rows = [_flat_row(row) for row in zip(*columns, strict=True)]
-    first = columns[0][0]
-    dtype, device, kind, phase = first.dtype, first.device, type(first), phases[0]
-    if (  # the usual case: one group
-        None not in rows
-        and phases.count(phase) == len(phases)
-        and all(each.dtype is dtype and each.device == device and type(each) is kind for each in columns[0])
-    ):
-        return [((phase, False), cast("list[tuple[Tensor, ...]]", rows))]
     groups: dict[Any, list[tuple[Tensor, ...]]] = {}
-    for phase, flat, row in zip(phases, rows, zip(*columns, strict=True), strict=True):
-        parameter = row[0]
+    for phase, row in zip(phases, zip(*columns, strict=True), strict=True):
+        parameter, flat = row[0], _flat_row(row)
         key = (phase, flat is None, parameter.dtype, parameter.device, type(parameter))
         groups.setdefault(key, []).append(flat or row)
     return [((phase, scattered), group) for (phase, scattered, *_), group in groups.items()]
@@ -325,10 +321,19 @@ def _name_to_guard(rows: Sequence[Sequence[Tensor]]) -> None:
             active.allow(*(tensor for row in rows for tensor in row))
 
 
-def _check(operator: str, *, params: Sequence[Tensor], grads: Sequence[Tensor], **states: Sequence[Tensor]) -> None:
-    """Raises for what no step can be made of, before a parameter or state is changed."""
+def _check_gradients(operator: str, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    """Raises for what must not come at any step."""
+    for index, gradient in enumerate(grads):
+        if gradient.layout is not torch.strided:
+            raise RuntimeError(f"{operator}: grads[{index}] is sparse; sparse gradients are not supported")
+    if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"{operator}: a CUDA graph would freeze learning rate and step count; step outside of it")
+
+
+def _check_columns(operator: str, params: Sequence[Tensor], **columns: Sequence[Tensor]) -> None:
+    """Raises for gradients and states that don't fit the parameters."""
     shapes = [parameter.shape for parameter in params]
-    for name, column in {"grads": grads, **states}.items():
+    for name, column in columns.items():
         if len(column) != len(params):
             raise ValueError(f"{operator}: got {len(column)} {name} for {len(params)} params")
         if [tensor.shape for tensor in column] != shapes:
@@ -337,8 +342,3 @@ def _check(operator: str, *, params: Sequence[Tensor], grads: Sequence[Tensor], 
                 f"{operator}: {name}[{index}] must have its parameter's shape {tuple(shapes[index])}, "
                 f"got {tuple(column[index].shape)}"
             )
-    for index, gradient in enumerate(grads):
-        if gradient.layout is not torch.strided:
-            raise RuntimeError(f"{operator}: grads[{index}] is sparse; sparse gradients are not supported")
-    if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"{operator}: a CUDA graph would freeze learning rate and step count; step outside of it")

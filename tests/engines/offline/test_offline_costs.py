@@ -101,12 +101,8 @@ def test_adam_moves_seven_accesses_an_element():
     parameters = [torch.empty(size) for size in sizes]
     with tinynet.inspect("gfx942") as report:
         optimizer.adam_step(
-            parameters,
-            parameters,
-            parameters,
-            parameters,
-            None,
-            optimizer.PointerTable(),
+            optimizer.PointerTable([parameters] * 4),
+            amsgrad=False,
             step=1,
             lr=0.001,
             beta1=0.9,

@@ -230,10 +230,7 @@ def _parameters(row: Mapping[str, Any]) -> list[torch.Tensor]:
 def _sgd(row: Mapping[str, Any]) -> None:
     parameters = _parameters(row)
     optimizer.sgd_step(
-        parameters,
-        parameters,
-        parameters if row["momentum"] else None,
-        optimizer.PointerTable(),
+        optimizer.PointerTable([parameters] * (3 if row["momentum"] else 2)),
         lr=0.1,
         momentum=row["momentum"],
         dampening=0.0,
@@ -246,12 +243,8 @@ def _sgd(row: Mapping[str, Any]) -> None:
 def _adam(row: Mapping[str, Any]) -> None:
     parameters = _parameters(row)
     optimizer.adam_step(
-        parameters,
-        parameters,
-        parameters,
-        parameters,
-        parameters if row["amsgrad"] else None,
-        optimizer.PointerTable(),
+        optimizer.PointerTable([parameters] * (5 if row["amsgrad"] else 4)),
+        amsgrad=row["amsgrad"],
         step=1,
         lr=0.001,
         beta1=0.9,

@@ -173,7 +173,8 @@ class DotWriter:
         queue = self.queues[product] = self.name("queue")
         memory = self.allocate("i8", capacity * _scratch_bytes(m, n, k), "scratch")
         fields = {"capacity": capacity, "count": 0, "fresh": int(fresh), "height": m, "width": n, "columns": 0}
-        fields |= {"c": total.name, "c_stride": n, "memory": f"(char *){memory}", "free": f"(char *){memory}"}
+        fields |= {"a_ahead": 0, "b_ahead": 0, "c": total.name, "c_stride": n}
+        fields |= {"memory": f"(char *){memory}", "free": f"(char *){memory}"}
         assignments = " ".join(f"{queue}.{field} = {value};" for field, value in fields.items())
         self.lines.append(f"struct product_queue {queue}; {assignments}")
         return queue

@@ -53,6 +53,7 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
   }
   int a_has_rows = form == A_ROW_MAJOR || form == A_ROW_MAJOR_B_ROWS || form == A_ROW_TABLE;
   int b_has_rows = form == A_ROW_MAJOR_B_ROWS || form == A_COLUMN_MAJOR_B_ROWS;
+  int fetches = (form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) && !pairs;  // columns of pairs are copies
   for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
     const uint32_t *data = part->a, *const *table = part->a_table, *line[TILE_ROWS];
     int64_t stride = part->a_stride, depth = part->depth;
@@ -70,7 +71,7 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; j++) right[j] = *(const vector *)(b + j * LANES);
       if (form == A_COLUMN_TABLE) column = table[depth + k] + row;
-      if ((form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) && a_ahead) fetch(column + a_ahead);
+      if (fetches && a_ahead) fetch(column + a_ahead);
       if (form == A_COLUMN_MAJOR_B_ROWS && b_ahead) {
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++) fetch(b + b_ahead + j * LANES);

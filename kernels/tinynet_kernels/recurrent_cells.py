@@ -31,6 +31,18 @@ def lengths_of(lengths_ptr, batch, first, T, B, PACKED: tl.constexpr):
 
 
 @triton.jit
+def active_sequences(t, length, index, COUNTED: tl.constexpr):
+    """Which sequences of the block, the first ones, have a step t, [batch].
+
+    COUNTED says it as a bound of `index`, past which the CPU engine computes nothing.
+    """
+    if COUNTED:
+        return index < tl.sum((t < length).to(tl.int32), axis=0)
+    else:
+        return t < length
+
+
+@triton.jit
 def first_row_of(offsets_ptr, t, B, PACKED: tl.constexpr):
     """Row of sequence 0 at step t, int64."""
     if PACKED:

@@ -26,6 +26,7 @@ import triton.language as tl
 
 from tinynet_kernels.launch import Cost, costs, size_in_bytes
 from tinynet_kernels.recurrent_cells import (
+    active_sequences,
     first_row_of,
     gru_cell,
     gru_cell_gradient,
@@ -56,6 +57,7 @@ def rnn_forward_kernel(
     SAVE: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
+    COUNTED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -81,7 +83,7 @@ def rnn_forward_kernel(
         t = s + direction * (steps - 1 - 2 * s)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = ((row + first) * directions + direction) * H
-        active = t < length
+        active = active_sequences(t, length, index, COUNTED)
         mask = active[:, None] & unit_mask[None, :]
         if HAS_RESET:
             reset = reset_rows(reset_ptr, row, batch, active)
@@ -112,6 +114,7 @@ def rnn_backward_kernel(
     RELU: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
+    COUNTED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -137,7 +140,7 @@ def rnn_backward_kernel(
         t = steps - 1 - s + direction * (2 * s - steps + 1)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = ((row + first) * directions + direction) * H
-        active = t < length
+        active = active_sequences(t, length, index, COUNTED)
         mask = active[:, None] & unit_mask[None, :]
         h = tl.load(y_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
         d_y = tl.load(d_y_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
@@ -176,6 +179,7 @@ def lstm_forward_kernel(
     SAVE_CELL: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
+    COUNTED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -216,7 +220,7 @@ def lstm_forward_kernel(
         t = s + direction * (steps - 1 - 2 * s)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = (row + first) * directions + direction
-        active = t < length
+        active = active_sequences(t, length, index, COUNTED)
         mask = active[:, None] & unit_mask[None, :]
         active_output = active[:, None] & output_mask[None, :]
         if HAS_RESET:
@@ -278,6 +282,7 @@ def lstm_backward_kernel(
     PROJECTED: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
+    COUNTED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -318,7 +323,7 @@ def lstm_backward_kernel(
         t = steps - 1 - s + direction * (2 * s - steps + 1)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = (row + first) * directions + direction
-        active = t < length
+        active = active_sequences(t, length, index, COUNTED)
         mask = active[:, None] & unit_mask[None, :]
         active_output = active[:, None] & output_mask[None, :]
         gate = gates_ptr + base * (4 * H) + gate_offset
@@ -376,6 +381,7 @@ def gru_forward_kernel(
     SAVE: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
+    COUNTED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -408,7 +414,7 @@ def gru_forward_kernel(
         t = s + direction * (steps - 1 - 2 * s)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = (row + first) * directions + direction
-        active = t < length
+        active = active_sequences(t, length, index, COUNTED)
         mask = active[:, None] & unit_mask[None, :]
         if HAS_RESET:
             reset = reset_rows(reset_ptr, row, batch, active)
@@ -452,6 +458,7 @@ def gru_backward_kernel(
     H: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
+    COUNTED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -481,7 +488,7 @@ def gru_backward_kernel(
         t = steps - 1 - s + direction * (2 * s - steps + 1)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = (row + first) * directions + direction
-        active = t < length
+        active = active_sequences(t, length, index, COUNTED)
         mask = active[:, None] & unit_mask[None, :]
         saved = gates_ptr + base * (4 * H) + saved_offset
         r = tl.load(saved, mask=mask, other=0.0).to(tl.float32)

@@ -463,7 +463,7 @@ def recurrent_tile(
         return RecurrentTile(min(64, max(16, power_of_2_at_least(batch))), block_hidden, block_output, 4)
     if target.kind == "cpu":
         share = ceil_div(batch, target.processors)
-        block_batch = min(8 if packed else 32, max(8, power_of_2_at_least(share)))
+        block_batch = min(8 if packed and target.processors > 1 else 32, max(8, power_of_2_at_least(share)))
         return RecurrentTile(block_batch, block_hidden, block_output, 4) if block_hidden <= 512 else None
     # CDNA holds the weight in registers, which spill past this, however much shared memory there is.
     room = min(target.shared_memory, 64 << 10) if target.kind == "hip" else target.shared_memory

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tinynet.engines.cpu.analysis import Analysis
 from tinynet.engines.cpu.ir import Function, Operation
 from tinynet.engines.cpu.parser import parse
@@ -151,3 +153,60 @@ def test_pointers_that_advance_in_a_loop_are_not_materialized() -> None:
     assert analysis.advances[pointer].increments == (32,)
     assert analysis.step(pointer, 1) == 1
     assert analysis.base(pointer) is kernel.parameters[0]
+
+
+PREFIX = """    %b = tt.splat %n : i32 -> tensor<16xi32>
+    %m = arith.cmpi slt, %r, %b : tensor<16xi32>
+    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %q = tt.addptr %p, %r : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %v = tt.load %q : tensor<16x!tt.ptr<f32>>
+    %w = arith.addf %v, %v : tensor<16xf32>
+"""
+
+
+def test_what_a_select_lets_pass_limits_what_is_needed() -> None:
+    kernel = function(
+        PREFIX
+        + """    %z = arith.select %m, %w, %v : tensor<16xi1>, tensor<16xf32>
+    tt.store %q, %z : tensor<16x!tt.ptr<f32>>
+"""
+    )
+    analysis = Analysis(kernel)
+    assert analysis.needed_below(find(kernel, "arith.addf").result, 0) == [kernel.parameters[2]]
+    assert analysis.needed_below(find(kernel, "tt.load").result, 0) == []
+    assert analysis.needed_below(find(kernel, "arith.select").result, 0) == []
+
+
+def test_a_second_way_past_a_select_lifts_its_limit() -> None:
+    kernel = function(
+        PREFIX
+        + """    %z = arith.select %m, %w, %v : tensor<16xi1>, tensor<16xf32>
+    %s2 = arith.addf %z, %w : tensor<16xf32>
+    tt.store %q, %s2 : tensor<16x!tt.ptr<f32>>
+"""
+    )
+    assert Analysis(kernel).needed_below(find(kernel, "arith.addf").result, 0) == []
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_loop_keeps_what_its_select_does_not_replace(carried: bool) -> None:
+    """The limit of one step holds for what that step replaces, not for what the next one reads."""
+    kernel = function(
+        PREFIX
+        + f"""    %c0 = arith.constant 0 : i32
+    %c1 = arith.constant 1 : i32
+    %l = scf.for %k = %c0 to %s step %c1 iter_args(%a = %v) -> (tensor<16xf32>)  : i32 {{
+      %kb = tt.splat %k : i32 -> tensor<16xi32>
+      %km = arith.cmpi slt, %r, %kb : tensor<16xi32>
+      tt.store %q, %a, %km : tensor<16x!tt.ptr<f32>>
+      %d = arith.mulf %a, %a : tensor<16xf32>
+      %e = arith.select %km, %d, %a : tensor<16xi1>, tensor<16xf32>
+      scf.yield {"%e" if carried else "%d"} : tensor<16xf32>
+    }}
+"""
+    )
+    analysis = Analysis(kernel)
+    loop, product = find(kernel, "scf.for"), find(kernel, "arith.mulf").result
+    counter, argument = loop.regions[0].arguments
+    assert set(analysis.needed_below(product, 0)) == ({counter} if carried else set())
+    assert analysis.kept_from(argument, loop.regions[0].terminator.operands[0], 0) == ([counter] if carried else [])

@@ -19,6 +19,8 @@ from .ir import Block, Function, Operation, Value
 
 # A scalar that is known when a loop starts: a number, a scalar value of the kernel, or an operation on two of those.
 Expression = int | Value | tuple
+# (tensor, dimension) -> bounds past which nothing of it is used; None: nothing uses it
+_Needed = dict[tuple[Value, int], list[Expression] | None]
 
 VIEWS = {
     "tt.splat",
@@ -345,23 +347,24 @@ class Analysis:
 
     def needed_below(self, value: Value, dimension: int) -> list[Expression]:
         """Bounds b such that no element at or past b along a dimension is ever used: only stores masked by
-        ``arange < b`` see the value, through elementwise operations and accumulations."""
-        bounds = self._needed_below(value, dimension, set())
+        ``arange < b`` and selects of that condition see the value, through elementwise operations and products."""
+        bounds = self._needed_below(value, dimension, {})
         return [] if bounds is None else bounds
 
-    def _needed_below(self, value: Value, dimension: int, seen: set[Value]) -> list[Expression] | None:
+    def _needed_below(self, value: Value, dimension: int, seen: _Needed) -> list[Expression] | None:
         """As :meth:`needed_below`; None where nothing uses the value, so that nothing limits it."""
-        if value in seen:
-            return None
-        seen.add(value)
+        if (value, dimension) in seen:
+            return seen[value, dimension]
+        seen[value, dimension] = None  # while a cycle through a loop is followed
         common: list[Expression] | None = None
         for user in value.users:
             bounds = self._needed_by(value, user, dimension, seen)
             if bounds is not None:
                 common = bounds if common is None else [bound for bound in common if bound in bounds]
+        seen[value, dimension] = common
         return common
 
-    def _needed_by(self, value: Value, user: Operation, dimension: int, seen: set[Value]) -> list[Expression] | None:
+    def _needed_by(self, value: Value, user: Operation, dimension: int, seen: _Needed) -> list[Expression] | None:
         if user.name == "tt.store":
             mask_bounds = self._prefix_bounds(user.operands[2], dimension) if len(user.operands) > 2 else []
             return (
@@ -372,19 +375,46 @@ class Analysis:
             if loop is None or user.operands.count(value) != 1:
                 return []
             position = user.operands.index(value)
+            kept = self.kept_from(loop.regions[0].arguments[1 + position], value, dimension)
+            if kept:
+                return kept
             after = self._needed_below(loop.results[position], dimension, seen)
             inside = self._needed_below(loop.regions[0].arguments[1 + position], dimension, seen)
+            if inside is not None:  # what the next step needs only bounds of all steps can tell
+                inside = [bound for bound in inside if self._is_before(bound, loop)]
             if after is None or inside is None:
                 return inside if after is None else after
             return [bound for bound in after if bound in inside]
         if user.name == "tt.trans":
             order: list[int] = user.attributes["order"]  # type: ignore[assignment]
             return self._needed_below(user.result, order.index(dimension), seen)
+        if user.name == "arith.select" and user.operands[1] is value and user.operands.count(value) == 1:
+            return [
+                *self._prefix_bounds(user.operands[0], dimension),
+                *(self._needed_below(user.result, dimension, seen) or []),
+            ]
+        if user.name == "tt.dot" and dimension == 0 and user.operands[0] is value and user.operands.count(value) == 1:
+            return self._needed_below(user.result, dimension, seen)
         accumulates = user.name == "tt.dot" and user.operands[2] is value and user.operands.count(value) == 1
         elementwise = is_lazy(user) and user.name not in VIEWS and user.name != "tt.load"
         if (accumulates or elementwise) and user.result.type.shape == value.type.shape:
             return self._needed_below(user.result, dimension, seen)
         return []
+
+    def _is_before(self, expression: Expression, loop: Operation) -> bool:
+        """Whether an expression is computed before a loop."""
+        if isinstance(expression, tuple):
+            return all(self._is_before(operand, loop) for operand in expression[1:])
+        if isinstance(expression, int) or expression in self.function.parameters:
+            return True
+        return expression.owner is not None and self._order(expression.owner) < self._order(loop)
+
+    def kept_from(self, argument: Value, value: Value, dimension: int) -> list[Expression]:
+        """Bounds from which a loop-carried tensor keeps its elements: its next value is a select of ``arange < b``."""
+        select = self.resolve(value).owner
+        if select is None or select.name != "arith.select" or select.operands[2] is not argument:
+            return []
+        return self._prefix_bounds(select.operands[0], dimension)
 
     def _prefix_bounds(self, mask: Value, dimension: int) -> list[Expression]:
         """Bounds b of the conditions ``arange(0, n) < b`` along a dimension that a mask is a conjunction of."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from .analysis import Analysis, Expression, is_lazy
 from .dot_codegen import DotWriter, Leaf, valid_count
@@ -39,6 +40,14 @@ class GeneratedKernel:
     starts_again: bool
     written: list[int]
     data_dependent: bool
+
+
+class Assignment(NamedTuple):
+    """The next value of a loop-carried tensor; past `ends`, by dimension as in `loops`, it keeps its elements."""
+
+    target: Buffer
+    value: Value
+    ends: dict[int, str]
 
 
 # combining operation of a reduction -> (identity by kind of element, OpenMP reduction)
@@ -417,15 +426,15 @@ class KernelWriter(DotWriter):
         self.lines += statements
         self.lines.append("}" * (len(order) + 1))
 
-    def fill(self, buffer: Buffer, value: Value, inner: int | None = None) -> None:
-        """Evaluate a tensor into a buffer."""
+    def fill(self, buffer: Buffer, value: Value, ends: dict[int, str] | None = None, inner: int | None = None) -> None:
+        """Evaluate a tensor into a buffer, up to ``ends`` as in :meth:`loops`."""
         shape = value.type.shape
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
             text = to_memory(buffer.element, self.element(value, index, nest))
             return [f"{buffer.name}[{self.linear(index, shape)}] = {text};"]
 
-        self.loops(shape, body, inner)
+        self.loops(shape, body, inner, ends=ends)
 
     def materialize(self, value: Value) -> Buffer:
         """Compute a tensor into a buffer now."""
@@ -437,9 +446,21 @@ class KernelWriter(DotWriter):
         if owner is not None and owner.name == "tt.load":
             inner = self.analysis.unit_dimension(owner.operands[0])
         buffer = self.new_buffer(value)
-        self.fill(buffer, value, inner)
+        self.fill(buffer, value, self.needed_ends(value), inner)
         self.forms[value] = buffer
         return buffer
+
+    def needed_ends(self, value: Value) -> dict[int, str]:
+        """By dimension: where the elements of a tensor end that anything will use, if before its shape's."""
+        return self._ends(value, lambda dimension: self.analysis.needed_below(value, dimension))
+
+    def _ends(self, value: Value, bounds_along: Callable[[int], list[Expression]]) -> dict[int, str]:
+        ends = {}
+        for dimension, size in enumerate(value.type.shape):
+            bounds = [self.expression(bound) for bound in bounds_along(dimension) if self.is_known(bound)]
+            if bounds:
+                ends[dimension] = valid_count(bounds, size)
+        return ends
 
     def evaluate(self, value: Value, index: tuple[Index, ...] | None = None) -> str:
         """C text of one element at a fixed index, outside all loops."""
@@ -972,7 +993,7 @@ class KernelWriter(DotWriter):
     def _assign_all(self, pairs: list[tuple[Value, Value]]) -> None:
         """Simultaneous assignment: every new value is computed from the old ones."""
         self._pending_scalars = []
-        waiting: list[tuple[Buffer, Value]] = []
+        waiting: list[Assignment] = []
         for target, value in pairs:
             form = self.forms[target]
             if isinstance(form, Scalar):
@@ -982,29 +1003,42 @@ class KernelWriter(DotWriter):
                 continue
             current = self.forms.get(self.analysis.resolve(value))
             if not (isinstance(current, Buffer) and current.name == form.name):
-                waiting.append((form, value))
-        copies: list[tuple[Buffer, Buffer, int]] = []
+                waiting.append(Assignment(form, value, self._kept_ends(target, value)))
+        copies: list[tuple[Assignment, Buffer]] = []
         while waiting:
-            ready = next((pair for pair in waiting if self._may_overwrite(pair, waiting)), None)
+            ready = next((each for each in waiting if self._may_overwrite(each, waiting)), None)
             if ready is not None:
                 waiting.remove(ready)
                 self.fill(*ready)
                 continue
-            buffer, value = waiting.pop(0)
-            temporary = self.new_buffer(value, "n")
-            self.fill(temporary, value)
-            copies.append((buffer, temporary, value.type.count * element_bytes(buffer.element)))
-        for buffer, temporary, count in copies:
-            self.lines.append(f"memcpy({buffer.name}, {temporary.name}, {count});")
+            assignment = waiting.pop(0)
+            temporary = self.new_buffer(assignment.value, "n")
+            self.fill(temporary, assignment.value, assignment.ends)
+            copies.append((assignment, temporary))
+        for assignment, temporary in copies:
+            self._copy(assignment, temporary)
+
+    def _copy(self, assignment: Assignment, source: Buffer) -> None:
+        target, value, ends = assignment
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            place = self.linear(index, value.type.shape)
+            return [f"{target.name}[{place}] = {source.name}[{place}];"]
+
+        self.loops(value.type.shape, body, ends=ends)
+
+    def _kept_ends(self, argument: Value, value: Value) -> dict[int, str]:
+        """By dimension: from where on a carried tensor that becomes ``value`` keeps its elements."""
+        return self._ends(value, lambda dimension: self.analysis.kept_from(argument, value, dimension))
 
     def _commit_scalars(self) -> None:
         self.lines += self._pending_scalars
         self._pending_scalars = []
 
-    def _may_overwrite(self, pair: tuple[Buffer, Value], waiting: list[tuple[Buffer, Value]]) -> bool:
+    def _may_overwrite(self, assignment: Assignment, waiting: list[Assignment]) -> bool:
         """Whether a buffer may be filled now: nobody else still reads it, and it reads itself in place only."""
-        buffer, value = pair
-        for _, other in waiting:
+        buffer, value, _ = assignment
+        for _, other, _ in waiting:
             if other is not value and any(name == buffer.name for name, _ in self.buffers_read(other)):
                 return False
         return all(elementwise for name, elementwise in self.buffers_read(value) if name == buffer.name)

@@ -58,6 +58,7 @@ class DotWriter:
     linear: ...
     loops: ...
     fill: ...
+    needed_ends: ...
     materialize: ...
     new_buffer: ...
     take_buffer: ...
@@ -106,7 +107,7 @@ class DotWriter:
             self.fill(own, initial)
             return own
         buffer = self.new_buffer(operation.result, "acc")
-        self.fill(buffer, initial)
+        self.fill(buffer, initial, self.needed_ends(operation.result))
         return buffer
 
     def _rescaled_in_place(self, operation: Operation, initial: Value) -> Buffer | None:
@@ -143,7 +144,7 @@ class DotWriter:
         packed = self._pack_invariant(right, m, kind)
         a = self._operand(left, kind, self.needed[0], 0)
         b = self._operand(right, kind, self.needed[1], 1)
-        bounds = [self.expression(bound) for bound in self.needed[0] if self._is_known(bound)]
+        bounds = [self.expression(bound) for bound in self.needed[0] if self.is_known(bound)]
         rows = valid_count(bounds, m)  # those past a bound are never used
         queue = self.queues.get(operation)
         scratch = _scratch_bytes(m, n, k)
@@ -154,10 +155,10 @@ class DotWriter:
             f"{total.name}, {n}, {memory}, {scratch}}}; program->services->{call}; }}"
         )
 
-    def _is_known(self, expression: Expression) -> bool:
+    def is_known(self, expression: Expression) -> bool:
         """Whether every scalar in an expression has been computed before this place."""
         if isinstance(expression, tuple):
-            return all(map(self._is_known, expression[1:]))
+            return all(map(self.is_known, expression[1:]))
         return isinstance(expression, int) or self.analysis.resolve(expression) in self.forms
 
     def queued_product(self, loop: Operation) -> Operation | None:
@@ -173,7 +174,8 @@ class DotWriter:
         queue = self.queues[product] = self.name("queue")
         memory = self.allocate("i8", capacity * _scratch_bytes(m, n, k), "scratch")
         fields = {"capacity": capacity, "count": 0, "fresh": int(fresh), "height": m, "width": n, "columns": 0}
-        fields |= {"c": total.name, "c_stride": n, "memory": f"(char *){memory}", "free": f"(char *){memory}"}
+        fields |= {"a_ahead": 0, "b_ahead": 0, "c": total.name, "c_stride": n}
+        fields |= {"memory": f"(char *){memory}", "free": f"(char *){memory}"}
         assignments = " ".join(f"{queue}.{field} = {value};" for field, value in fields.items())
         self.lines.append(f"struct product_queue {queue}; {assignments}")
         return queue
@@ -289,7 +291,7 @@ class DotWriter:
         inner = None
         if form is None and owner is not None and owner.name == "tt.load":
             inner = self.analysis.unit_dimension(owner.operands[0])
-        self.fill(buffer, value, inner)
+        self.fill(buffer, value, inner=inner)
         return buffer
 
     def _memory_operand(

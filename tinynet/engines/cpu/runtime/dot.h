@@ -40,6 +40,8 @@ INLINE vector multiply_add(vector sum, uint32_t a, vector b, int pairs) {
   return sum + float_from_bits(a) * b;
 }
 
+INLINE void fetch(const void *line) { __builtin_prefetch(line, 0, 2); }  // into the second-level cache
+
 // c[rows][columns] += sum over parts of a[rows][depth] b[depth][columns], columns = vectors * LANES of panel `panel`
 INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const struct product_queue *queue,
                          int64_t row, int64_t panel, float *c, int64_t c_stride) {
@@ -51,6 +53,7 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
   }
   int a_has_rows = form == A_ROW_MAJOR || form == A_ROW_MAJOR_B_ROWS || form == A_ROW_TABLE;
   int b_has_rows = form == A_ROW_MAJOR_B_ROWS || form == A_COLUMN_MAJOR_B_ROWS;
+  int fetches = (form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) && !pairs;  // columns of pairs are copies
   for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
     const uint32_t *data = part->a, *const *table = part->a_table, *line[TILE_ROWS];
     int64_t stride = part->a_stride, depth = part->depth;
@@ -59,12 +62,20 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
       line[i] = (form == A_ROW_TABLE ? table[row + i] : a_has_rows ? data + (row + i) * stride : data) + depth;
     const uint32_t *column = data + row;
     const float *b = part->b + panel * part->panel_depth * PANEL;
+    // A long sum reads its operands from memory: who reads a line first fetches the one that the next queue will read
+    // in its place. Not so for rows of A, which the processor foresees and which leave no register for it.
+    int64_t a_ahead = panel == 0 ? queue->a_ahead : 0, b_ahead = row == 0 ? queue->b_ahead : 0;
     for (int64_t k = -depth; k != 0; k++, b += PANEL) {  // from the ends of lines: the count is the index
       vector right[2];
       if (b_has_rows) b = (const float *)part->b_table[depth + k] + panel * PANEL;
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; j++) right[j] = *(const vector *)(b + j * LANES);
       if (form == A_COLUMN_TABLE) column = table[depth + k] + row;
+      if (fetches && a_ahead) fetch(column + a_ahead);
+      if (form == A_COLUMN_MAJOR_B_ROWS && b_ahead) {
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) fetch(b + b_ahead + j * LANES);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < rows; i++) {
         uint32_t left;
@@ -438,10 +449,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   struct product_part part = {.b = d->packed_b, .depth = pairs ? (depth + 1) / 2 : depth};
   part.panel_depth = pairs ? (d->k + 1) / 2 : d->k;
   int axis = contiguous_axis(&d->a);  // 1: contiguous along k, 0: along m
-  // Lines half a page apart are copied if they are read several times: what prefetches does not cross pages.
-  int scattered = axis == 0 && !d->a.rows && columns > PANEL && far_apart(d->a.stride[1], 512);
-  int direct = d->kind == ELEMENT_F32 ? axis >= 0 && !scattered
-                                      : pairs && axis == 1 && depth % 2 == 0;
+  int direct = d->kind == ELEMENT_F32 ? axis >= 0 : pairs && axis == 1 && depth % 2 == 0;
   *form = axis == 0 ? A_COLUMN_MAJOR : A_ROW_MAJOR;
   if (axis >= 0 && !d->a.rows && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);
   if (part.b_table) *form = axis == 0 ? A_COLUMN_MAJOR_B_ROWS : A_ROW_MAJOR_B_ROWS;
@@ -461,6 +469,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   } else if (direct) {
     part.a = d->a.data;
     part.a_stride = d->a.stride[1 - axis];
+    part.a_in_place = 1;
     if (pairs && part.a_stride % 2) {  // rows at odd offsets: pairs are still readable, one table entry each
       const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * rows);
       for (int m = 0; m < rows; m++) table[m] = (const uint16_t *)d->a.data + m * part.a_stride;
@@ -491,11 +500,23 @@ static void finish(struct product_queue *queue) {
   if (queue->count) products[queue->form / 2][queue->form % 2](queue);
   queue->count = queue->fresh = 0;
   queue->free = queue->memory;
+  queue->a_ahead = queue->b_ahead = 0;
+}
+
+// `d` comes after the queue: how far its operands lie from those of the queue's first part.
+static void look_ahead(struct product_queue *queue, const struct dot_product *d) {
+  const struct product_part *first = queue->parts;
+  if (first->a_in_place && !d->a.rows) queue->a_ahead = (const uint32_t *)d->a.data - (const uint32_t *)first->a;
+  if (first->b_table && !d->b.rows) queue->b_ahead = (const float *)d->b.data - (const float *)first->b_table[0];
 }
 
 static void put_off(const struct dot_product *d, struct product_queue *queue) {
   int depth = product_depth(d), rows = (int)least(d->m, d->a.valid[0]), columns = (int)least(d->n, d->b.valid[1]);
   if (depth <= 0 || rows <= 0 || columns <= 0) return;
+  if (queue->count == queue->capacity || queue->free > queue->memory + d->scratch_bytes * (queue->capacity - 1)) {
+    look_ahead(queue, d);
+    finish(queue);
+  }
   int pairs = d->kind == ELEMENT_BF16 && HAS_PAIRS;
   enum form kind;
   struct product_part part = prepare(d, depth, rows, columns, pairs, &queue->free, &kind);
@@ -507,14 +528,14 @@ static void put_off(const struct dot_product *d, struct product_queue *queue) {
   }
   queue->rows = rows, queue->columns = columns, queue->form = form;
   queue->parts[queue->count++] = part;
-  if (d->a.transient || queue->count == queue->capacity || queue->free > queue->memory + d->scratch_bytes * (queue->capacity - 1))
-    finish(queue);
+  if (d->a.transient) finish(queue);
 }
 
 static void dot(const struct dot_product *d) {
   struct product_queue queue = {.capacity = 1, .height = d->m, .width = d->n, .c = d->c, .c_stride = d->c_stride,
                                 .memory = d->scratch, .free = d->scratch};
   put_off(d, &queue);
+  finish(&queue);
 }
 
 static void pack_b_for_later(const struct dot_product *d, void *out) {

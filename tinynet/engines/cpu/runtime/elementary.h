@@ -12,11 +12,13 @@ INLINE uint32_t bits_from_float(float value) { uint32_t bits; memcpy(&bits, &val
 INLINE double double_from_bits(uint64_t bits) { double value; memcpy(&value, &bits, 8); return value; }
 INLINE uint64_t bits_from_double(double value) { uint64_t bits; memcpy(&bits, &value, 8); return bits; }
 
-// mantissa * 2^exponent in two factors, so that results down to the smallest denormal are right
-INLINE float scale_by_power(float mantissa, int32_t exponent) {
-  int32_t half = exponent >> 1;
-  return mantissa * float_from_bits((uint32_t)(half + 127) << 23) *
-         float_from_bits((uint32_t)(exponent - half + 127) << 23);
+// A sum with this is rounded to a whole number, which its lowest bits hold plus twice the bias of an exponent.
+#define ROUNDER (12582912.0f + 254.0f)
+
+// mantissa * 2^(sum - ROUNDER) in two factors, so that results down to the smallest denormal are right
+INLINE float scale_by_power(float mantissa, float sum) {
+  uint32_t bits = bits_from_float(sum), half = bits >> 1;
+  return mantissa * float_from_bits(half << 23) * float_from_bits((bits - half) << 23);
 }
 
 // e^r - 1 - r for |r| <= ln(2) / 2, divided by r^2
@@ -32,20 +34,18 @@ INLINE float exp_polynomial(float r) {
 INLINE float tn_expf(float x) {
   float clamped = x > 89.0f ? 89.0f : x;
   clamped = clamped < -104.0f ? -104.0f : clamped;
-  float n = __builtin_rintf(clamped * 1.44269504088896341f);
+  float sum = clamped * 1.44269504088896341f + ROUNDER, n = sum - ROUNDER;
   float r = clamped - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
-  float result = scale_by_power(exp_polynomial(r) * r * r + r + 1.0f, (int32_t)n);
-  return x != x ? x : result;
+  return scale_by_power(exp_polynomial(r) * r * r + r + 1.0f, sum);  // NaN if x is
 }
 
 INLINE float tn_exp2f(float x) {
   float clamped = x > 129.0f ? 129.0f : x;
   clamped = clamped < -151.0f ? -151.0f : clamped;
-  float n = __builtin_rintf(clamped);
+  float sum = clamped + ROUNDER, n = sum - ROUNDER;
   float r = (clamped - n) * 0.693147180559945309f;
-  float result = scale_by_power(exp_polynomial(r) * r * r + r + 1.0f, (int32_t)n);
-  return x != x ? x : result;
+  return scale_by_power(exp_polynomial(r) * r * r + r + 1.0f, sum);  // NaN if x is
 }
 
 // x = m 2^e with sqrt(1/2) <= m < sqrt(2); returns log(m) and the exponent

@@ -38,6 +38,7 @@ struct product_part {
   const float *b;              // panels, or NULL:
   const void *const *b_table;  // rows of B where they lie
   int32_t depth, panel_depth;
+  int32_t a_in_place;  // whether `a` lies where the product's operand does
 };
 enum { LARGEST_QUEUE = 16 };
 struct product_queue {
@@ -48,6 +49,7 @@ struct product_queue {
   float *c;
   int64_t c_stride;
   char *memory, *free;
+  int64_t a_ahead, b_ahead;  // from the first part's operands to those of the product after the queue, or 0
   struct product_part parts[LARGEST_QUEUE];
 };
 

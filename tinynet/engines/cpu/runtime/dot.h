@@ -324,12 +324,16 @@ INLINE void pack_b_columns(const struct operand *b, int depth, int columns, int 
 INLINE void interleave(const uint16_t *even, const uint16_t *odd, int64_t step, int count, uint32_t *out) {
   int i = 0;
 #if defined(__AVX512BF16__)
-  if (even && odd && step == 1)
+  if (step == 1 && 2 * (size_t)count <= sizeof zeros) {
+    // A padded pixel is a line of zeros too: without this it would take the slow loop below.
+    if (!even) even = (const uint16_t *)zeros;
+    if (!odd) odd = (const uint16_t *)zeros;
     for (; i + 16 <= count; i += 16) {
       __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(even + i)));
       __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(odd + i)));
       _mm512_storeu_si512(out + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
+  }
 #endif
   for (; i < count; i++) out[i] = (even ? even[i * step] : 0u) | (odd ? (uint32_t)odd[i * step] : 0u) << 16;
 }

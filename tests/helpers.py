@@ -73,7 +73,6 @@ def check_against_reference(
     *inputs: Tensor | None,
     error: float,
     gradient_errors: Sequence[float] | float | None = None,
-    gradient_comes_first: bool = False,
 ) -> list[str]:
     """Runs `function` through the kernels and holds it against `reference` in float64, gradients too.
 
@@ -84,7 +83,6 @@ def check_against_reference(
         inputs: tensors or None. Those that require a gradient are compared; integer ones are passed on.
         error: allowed for the output, relative to its largest value.
         gradient_errors: the same for the gradients: one for all, or one an input.
-        gradient_comes_first: whether the forward's launches may make the gradients too.
 
     Returns:
         The names of the kernels launched.
@@ -98,10 +96,7 @@ def check_against_reference(
         expected = reference(*exact)
         assert_close(actual, expected, error, "output")
         if any(x is not None and x.requires_grad for x in ours):
-            forward_launches = len(launches)
-            _check_gradients(actual, expected, ours, exact, gradient_errors or error)
-            backward_launches = len(launches) > forward_launches or gradient_comes_first
-            assert backward_launches, "no kernel was launched by the backward"
+            _check_gradients(actual, expected, ours, exact, gradient_errors or error, launches)
     for position, (x, original) in enumerate(zip(ours, before, strict=True)):
         if x is not None and original is not None:
             unchanged = torch.equal(x.detach().nan_to_num(), original.nan_to_num())
@@ -115,11 +110,14 @@ def _check_gradients(
     ours: list[Tensor | None],
     exact: list[Tensor | None],
     errors: Sequence[float] | float,
+    launches: list[str],
 ) -> None:
+    forward_launches = len(launches)
     upstream = torch.randn_like(actual)
     kept = upstream.clone()
     actual.backward(upstream)
     expected.backward(upstream.double())
+    assert len(launches) > forward_launches, "no kernel was launched by the backward"
     assert torch.equal(upstream, kept), "the upstream gradient was changed"
     for position, (x, y) in enumerate(zip(ours, exact, strict=True)):
         if x is None or not x.requires_grad:

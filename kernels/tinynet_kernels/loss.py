@@ -15,8 +15,7 @@ Tiling: a program makes BLOCK_ROWS rows and walks the classes BLOCK_CLASSES at a
 softmax: Milakov and Gimelshein 2018), so the logits are read once. Saved for backward are m, log s and A of each row,
 12 bytes; the backward reads the logits again and writes the gradient, scaled by the upstream gradient, in the same
 pass. That moves the logits three times in all. Writing the gradient in the forward and scaling it in the backward would
-move them four times, and round a 16-bit gradient twice. On a CPU a loss that a single tile holds does so all the
-same: there a second launch costs more than its work.
+move them four times, and round a 16-bit gradient twice.
 
 Sums over rows or elements take two stages: a partial sum a program, then one program that adds the partials and
 divides, in a fixed order. Where the first stage is one program it finishes the work itself.
@@ -133,15 +132,13 @@ def cross_entropy_forward_kernel(
     REDUCTION: tl.constexpr,
     ONE_PROGRAM: tl.constexpr,
     SAVE: tl.constexpr,
-    GRADIENT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
 ):
     """The losses of BLOCK_ROWS rows, or their partial sum; SAVE also stores m, log s and A, [3, rows].
 
     With REDUCTION "none" the losses go to `loss`, else the sums of losses and of divisors to `partial` [2, programs],
-    or, where there is ONE_PROGRAM, the finished loss to `loss`. With GRADIENT, for labels in a single tile of a reduced
-    loss, the gradient of contiguous logits goes to `saved` instead.
+    or, where there is ONE_PROGRAM, the finished loss to `loss`.
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
@@ -205,7 +202,7 @@ def cross_entropy_forward_kernel(
         coefficient_sum = tl.where(counted, coefficient_sum, uncounted)
         if HAS_WEIGHT:
             divisor = tl.load(weight_ptr + label, mask=counted, other=0.0).to(tl.float32)
-    if SAVE and not GRADIENT:
+    if SAVE:
         tl.store(saved_ptr + row, maximum, mask=inside)
         tl.store(saved_ptr + rows + row, log_sum, mask=inside)
         tl.store(saved_ptr + rows + rows + row, coefficient_sum, mask=inside)
@@ -214,29 +211,6 @@ def cross_entropy_forward_kernel(
     else:
         total = tl.sum(tl.where(inside, loss, 0.0), axis=0)
         divisor = tl.sum(divisor, axis=0)
-        if GRADIENT:
-            column = tl.arange(0, BLOCK_CLASSES)
-            mask = inside[:, None] & (column < C)[None, :]
-            offset = row[:, None] * C + column[None, :]
-            x = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-            q = coefficients(
-                label,
-                target_ptr,
-                target_row,
-                weight_ptr,
-                column,
-                counted,
-                C,
-                stride_tc,
-                PROBABILITIES,
-                HAS_WEIGHT,
-                LABEL_SMOOTHING,
-            )
-            dx = coefficient_sum[:, None] * tl.exp(x - maximum[:, None] - log_sum[:, None]) - q
-            if REDUCTION == "mean":
-                dx /= divisor
-            dx = tl.where((label != ignore_index)[:, None], dx, 0.0)
-            tl.store(saved_ptr + offset, dx.to(saved_ptr.dtype.element_ty), mask=mask)
         if ONE_PROGRAM:
             store_reduced(total, divisor, loss_ptr, divisor_ptr, REDUCTION == "mean")
         else:
@@ -483,7 +457,6 @@ def _cross_entropy_forward_problem(
     reduction: str,
     label_smoothing: float,
     save: bool,
-    gradient: bool,
     target: Target,
 ) -> Problem:
     N, C, S = _three_dimensions(shape, 1)
@@ -505,7 +478,6 @@ def _cross_entropy_forward_problem(
         REDUCTION=reduction,
         ONE_PROGRAM=programs == 1,
         SAVE=save,
-        GRADIENT=gradient,
         BLOCK_ROWS=block_rows,
         BLOCK_CLASSES=block_classes,
         num_warps=num_warps,
@@ -548,7 +520,6 @@ def cross_entropy_forward(
         reduction,
         label_smoothing,
         save,
-        False,
         current_target(),
     )
     programs = problem.grid[0]
@@ -562,50 +533,6 @@ def cross_entropy_forward(
     if partial is not None:
         _reduce_losses(partial, loss, divisor)
     return loss, divisor, saved
-
-
-@lru_cache(maxsize=4096)
-def _comes_with_gradient(shape: tuple[int, ...], stride: tuple[int, ...], reduction: str, target: Target) -> bool:
-    if target.kind not in ("cpu", "interpreter") or reduction == "none" or len(shape) != 2 or stride != (shape[1], 1):
-        return False
-    block_rows, block_classes, _ = cross_entropy_tile(*shape, True, target)
-    return block_rows >= shape[0] and block_classes >= shape[1]
-
-
-def cross_entropy_with_gradient(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The loss and, in the same launch, dx for an upstream gradient of one; None where `cross_entropy_forward` is due.
-
-    That is on every GPU, for a loss a row, for probabilities, and for logits that are not contiguous or take more than
-    one tile. Arguments as there.
-    """
-    if target.is_floating_point() or not _comes_with_gradient(
-        logits.shape, logits.stride(), reduction, current_target()
-    ):
-        return None
-    problem = _cross_entropy_forward_problem(
-        logits.shape,
-        logits.stride(),
-        target.stride(),
-        False,
-        weight is not None,
-        ignore_index,
-        reduction,
-        label_smoothing,
-        True,
-        True,
-        current_target(),
-    )
-    loss, dx = logits.new_empty(()), torch.empty_like(logits)
-    divisor = logits.new_empty(1, dtype=torch.float32) if reduction == "mean" else None
-    problem.launch(logits, target, weight, loss, divisor, None, dx)
-    return loss, dx
 
 
 @lru_cache(maxsize=4096)

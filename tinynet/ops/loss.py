@@ -51,29 +51,16 @@ class CrossEntropyFunction(torch.autograd.Function):
         reduction: str,
         label_smoothing: float,
     ) -> Tensor:
-        from tinynet_kernels.loss import cross_entropy_with_gradient
-
         options = (ignore_index, reduction, label_smoothing)
-        weight = None if weight is None else weight.contiguous()
-        ctx.options = options
-        made = cross_entropy_with_gradient(logits, target, weight, *options)
-        if made is not None:
-            loss, dx = made
-            _check_nan(loss, target, logits.shape[1], ignore_index)
-            ctx.save_for_backward(dx)
-            return loss
         loss, divisor, saved = _forward(logits, target, weight, *options, save=True)
         ctx.save_for_backward(logits, target, weight, divisor, saved)
+        ctx.options = options
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        first, *others = ctx.saved_tensors
-        if others:
-            gradients = _backward(grad, first, *others, *ctx.options, wanted=ctx.needs_input_grad[:2])
-        else:
-            gradients = first * grad, None
+        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options, wanted=ctx.needs_input_grad[:2])
         return (*gradients, None, None, None, None)
 
 
@@ -92,16 +79,15 @@ def _forward(
 
     weight = None if weight is None else weight.contiguous()
     made = cross_entropy_forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
-    _check_nan(made[0], target, logits.shape[1], ignore_index)
+    loss = made[0]
+    if loss.is_cpu and not target.is_floating_point() and _has_nan(loss):
+        _check_labels(target, logits.shape[1], ignore_index)
     return made
 
 
-def _check_nan(loss: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
-    """Raises where a label out of range made a loss NaN; only on the CPU, where to look costs no wait."""
-    if loss.is_cpu and not target.is_floating_point():
-        has_nan = bool(loss.isnan().any()) if loss.dim() else math.isnan(loss.item())
-        if has_nan:
-            _check_labels(target, classes, ignore_index)
+def _has_nan(loss: Tensor) -> bool:
+    """Whether any loss is NaN: a label out of range makes it so, among others."""
+    return bool(loss.isnan().any()) if loss.dim() else math.isnan(loss.item())
 
 
 def _backward(

@@ -350,7 +350,7 @@ def _backward_problem(
     want_bias: bool,
     target: Target,
 ) -> Problem:
-    block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target)
+    block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target, activation.name)
     tiles = _tiles_a_program(rows, columns, block_rows, block_columns, want_bias, target)
     return Problem(
         activation_backward_kernel,

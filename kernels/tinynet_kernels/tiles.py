@@ -225,14 +225,21 @@ def split_count(tiles: int, steps: int, target: Target) -> int:
 
 
 @lru_cache(maxsize=4096)
-def rows_and_columns(rows: int, columns: int, target: Target) -> tuple[int, int, int]:
-    """(BLOCK_ROWS, BLOCK_COLUMNS, num_warps) for a kernel that walks a matrix without reusing it."""
+def rows_and_columns(rows: int, columns: int, target: Target, activation: str = "identity") -> tuple[int, int, int]:
+    """(BLOCK_ROWS, BLOCK_COLUMNS, num_warps) for a kernel that walks a matrix without reusing it.
+
+    Args:
+        rows, columns: of the matrix.
+        target: where it runs.
+        activation: name of the one whose derivative it applies.
+    """
     if target.kind == "interpreter":
         return min(256, power_of_2_at_least(rows)), min(256, power_of_2_at_least(columns)), 4
     if target.kind == "cpu":  # several tiles of 1,024 values fit the first-level cache
         block_columns = min(256, max(16, power_of_2_at_least(columns)))
         return min(1024 // block_columns, power_of_2_at_least(rows)), block_columns, 4
-    return min(32, power_of_2_at_least(rows)), min(128, max(16, power_of_2_at_least(columns))), 4
+    most_rows = 16 if activation in _HEAVY_ACTIVATIONS else 32
+    return min(most_rows, power_of_2_at_least(rows)), min(128, max(16, power_of_2_at_least(columns))), 4
 
 
 @lru_cache(maxsize=4096)

@@ -57,6 +57,7 @@ SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
     ("convolution_input_gradient_kernel", "*"): PARKED,
     ("cross_entropy_forward_kernel", "*"): PARKED,
     ("activation_backward_kernel", "sm_100"): RELOADED,
+    ("linear_input_gradient_kernel", "sm_100"): RELOADED,
     ("linear_weight_gradient_kernel", "sm_100"): RELOADED,
     ("max_pool2d_backward_kernel", "sm_100"): RELOADED,
     ("activation_backward_kernel", "sm_120"): RELOADED,

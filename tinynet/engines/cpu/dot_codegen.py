@@ -291,7 +291,7 @@ class DotWriter:
         inner = None
         if form is None and owner is not None and owner.name == "tt.load":
             inner = self.analysis.unit_dimension(owner.operands[0])
-        self.fill(buffer, value, inner=inner)
+        self.fill(buffer, value, self.needed_ends(value), inner)
         return buffer
 
     def _memory_operand(

@@ -63,6 +63,7 @@ SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
     ("activation_backward_kernel", "sm_120"): RELOADED,
     ("avg_pool2d_forward_kernel", "sm_120"): PARKED._replace(bytes=32),
     ("linear_forward_kernel", "sm_120"): PARKED,
+    ("linear_input_gradient_kernel", "sm_80"): RELOADED,
     ("linear_input_gradient_kernel", "sm_86"): PARKED,
     ("linear_input_gradient_kernel", "sm_89"): PARKED,
     ("linear_input_gradient_kernel", "sm_120"): RELOADED,

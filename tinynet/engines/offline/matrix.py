@@ -64,8 +64,8 @@ SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
     ("avg_pool2d_forward_kernel", "sm_120"): PARKED._replace(bytes=32),
     ("linear_forward_kernel", "sm_120"): PARKED,
     ("linear_input_gradient_kernel", "sm_80"): RELOADED,
-    ("linear_input_gradient_kernel", "sm_86"): PARKED,
-    ("linear_input_gradient_kernel", "sm_89"): PARKED,
+    ("linear_input_gradient_kernel", "sm_86"): RELOADED,
+    ("linear_input_gradient_kernel", "sm_89"): RELOADED,
     ("linear_input_gradient_kernel", "sm_120"): RELOADED,
     ("linear_weight_gradient_kernel", "sm_120"): RELOADED,
 }

@@ -31,6 +31,7 @@ from tinynet_kernels.tiles import (
     ceil_div,
     current_target,
     dot_precision,
+    every_register,
     fuses_derivative,
     linear_tile,
     matmul_precision,
@@ -384,6 +385,7 @@ def _input_gradient_problem(
 ) -> Problem:
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_weight)
     tile = linear_tile(M, K, N, dtype, precision, aligned, activation.name, target, derivative=True)
+    plain = activation.name == "identity" and not want_bias
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_weight)
     return Problem(
         linear_input_gradient_kernel,
@@ -400,13 +402,15 @@ def _input_gradient_problem(
         BLOCK_K=tile.block_n,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **({} if plain else every_register(tile.block_m, precision, target)),
     )
 
 
 def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """dX [M, K] = dZ [M, N] W [N, K] in `dtype` (None: dZ's); the last dimension of dZ is contiguous."""
     dx = dz.new_empty((dz.shape[0], weight.shape[1]), dtype=dtype)
-    _input_gradient_problem_of(dz, weight, IDENTITY, want_bias=False).launch(dz, weight, None, dx, None)
+    problem = _input_gradient_problem_of(dz, weight, IDENTITY, current_target(), want_bias=False)
+    problem.launch(dz, weight, None, dx, None)
     return dx
 
 
@@ -430,13 +434,14 @@ def linear_hidden_gradient(
     Returns:
         dZ [M, K] in `dz`'s dtype, and db [K] in fp32 or None.
     """
-    if not fuses_derivative(activation.name, current_target()):
+    target = current_target()
+    if not fuses_derivative(activation.name, target):
         dx = linear_input_gradient(dz, weight)
         below, db = activation_backward(dx, saved, activation, want_dz=True, want_bias=want_bias)
         assert below is not None
         return below, db
     M, K = dz.shape[0], weight.shape[1]
-    problem = _input_gradient_problem_of(dz, weight, activation, want_bias=want_bias)
+    problem = _input_gradient_problem_of(dz, weight, activation, target, want_bias=want_bias)
     below = dz.new_empty((M, K))
     partial = None
     if want_bias:
@@ -447,15 +452,22 @@ def linear_hidden_gradient(
 
 
 def _input_gradient_problem_of(
-    dz: torch.Tensor, weight: torch.Tensor, activation: Activation, *, want_bias: bool
+    dz: torch.Tensor, weight: torch.Tensor, activation: Activation, target: Target, *, want_bias: bool
 ) -> Problem:
     M, N = dz.shape
-    target = current_target()
     dtype = dz.dtype
-    precision = _precision(dtype, target)
-    stride_dz, stride_weight = dz.stride(), weight.stride()
-    K = weight.shape[1]
-    return _input_gradient_problem(M, N, K, stride_dz, stride_weight, dtype, precision, activation, want_bias, target)
+    return _input_gradient_problem(
+        M,
+        N,
+        weight.shape[1],
+        dz.stride(),
+        weight.stride(),
+        dtype,
+        _precision(dtype, target),
+        activation,
+        want_bias,
+        target,
+    )
 
 
 @lru_cache(maxsize=4096)

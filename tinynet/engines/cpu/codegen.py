@@ -334,12 +334,20 @@ class KernelWriter(DotWriter):
     def _load(self, operation: Operation, index: tuple[Index, ...], nest: Nest) -> str:
         element = operation.result.type.element
         pointer, *optional = operation.operands
-        read = f"*{self.element(pointer, index, nest)}"
+        address = self.element(pointer, index, nest)
+        read = f"gathered_half({address})" if self._gathers_halves(pointer, index) else f"*{address}"
         if optional:
             mask = self.element(optional[0], index, nest)
             other = self.element(optional[1], index, nest) if len(optional) > 1 else "0"
             read = f"({mask} ? {read} : ({storage_type(element)}){to_memory(element, other)})"
         return from_memory(element, read)
+
+    def _gathers_halves(self, pointer: Value, index: tuple[Index, ...]) -> bool:
+        """Whether loads of 16-bit floats lie at no constant step along the innermost loop."""
+        if pointer.type.pointee not in ("bf16", "f16") or all(position.text == "0" for position in index):
+            return False
+        innermost = max(range(len(index)), key=lambda dimension: index[dimension].level)
+        return self.analysis.step(pointer, innermost) is None
 
     # Views: which element of an operand (or which index) an element of the result is.
 

@@ -30,6 +30,14 @@ INLINE uint16_t store_f16(float value) {
 }
 INLINE float round_f16(float value) { return load_f16(store_f16(value)); }
 
+// 16 bits from a place that a vector of loads cannot foresee: there are gathers of 32 bits only, and an aligned word
+// around a valid element lies in the same page.
+INLINE uint16_t gathered_half(const uint16_t *place) {
+  typedef uint32_t __attribute__((may_alias)) word;
+  uintptr_t address = (uintptr_t)place;
+  return (uint16_t)(*(const word *)(address & ~(uintptr_t)3) >> 8 * (address & 2));
+}
+
 // fp8: nearest even by counting in units of the result's last place
 INLINE uint8_t small_float(float value, int mantissa_bits, int bias, uint32_t overflow, uint32_t largest, uint32_t nan) {
   uint32_t bits = bits_from_float(value), sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;

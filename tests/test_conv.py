@@ -100,6 +100,9 @@ CASES = {
     "1x1 with padding": ((1, 16, 3, 4), 5, (1, 1), {"padding": 1}),
     "2 groups": ((2, 32, 6, 7), 34, (3, 3), {"padding": 1, "groups": 2}),
     "4 thin groups": ((1, 12, 7, 6), 8, (3, 3), {"padding": 1, "groups": 4, "stride": 2}),
+    "32 channels": ((2, 32, 7, 9), 20, (3, 3), {"padding": 1}),
+    "5x5 of 2 groups of 64": ((2, 128, 9, 11), 6, (5, 5), {"padding": 2, "groups": 2, "stride": (2, 1)}),
+    "2x3 of 128 channels": ((1, 128, 6, 7), 17, (2, 3), {"dilation": (2, 1), "padding": (0, 2)}),
     "depthwise": ((2, 17, 8, 7), 17, (3, 3), {"padding": 1, "groups": 17}),
     "depthwise stride 2": ((2, 5, 9, 8), 10, (3, 3), {"padding": 1, "groups": 5, "stride": 2}),
     "depthwise dilation 2": ((1, 6, 9, 10), 18, (5, 2), {"padding": (4, 0), "groups": 6, "dilation": 2}),
@@ -119,7 +122,19 @@ def test_windows(case: str, device: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "case", ["3x3", "3x3 stride 2", "5x5 of 3 channels", "one channel", "2 groups", "depthwise", "1x1"]
+    "case",
+    [
+        "3x3",
+        "3x3 stride 2",
+        "5x5 of 3 channels",
+        "one channel",
+        "2 groups",
+        "32 channels",
+        "5x5 of 2 groups of 64",
+        "2x3 of 128 channels",
+        "depthwise",
+        "1x1",
+    ],
 )
 def test_dtypes_and_nchw(case: str, dtype: torch.dtype, device: str) -> None:
     shape, channels_out, kernel_size, sliding = CASES[case]

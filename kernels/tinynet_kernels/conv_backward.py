@@ -211,9 +211,9 @@ def convolution_input_gradient_kernel(
 
 
 @triton.jit
-def in_image(h, w, H, W, tap_h, tap_w, FLAT: tl.constexpr):
-    """Whether (h + tap_h, w + tap_w) is a pixel, [PIXELS, 1] for one tap or, FLAT, [PIXELS, COLUMNS] for many."""
-    if FLAT:
+def in_image(h, w, H, W, tap_h, tap_w, MANY_TAPS: tl.constexpr):
+    """Whether (h + tap_h, w + tap_w) is a pixel, [PIXELS, 1] for one tap or, MANY_TAPS, [PIXELS, COLUMNS]."""
+    if MANY_TAPS:
         return inside(h[:, None] + tap_h[None, :], H) & inside(w[:, None] + tap_w[None, :], W)
     else:
         return (inside(h + tap_h, H) & inside(w + tap_w, W))[:, None]
@@ -276,6 +276,7 @@ def convolution_weight_gradient_kernel(
     PARAMETER_A: tl.constexpr,
     PARAMETER_B: tl.constexpr,
     FLAT: tl.constexpr,
+    TAPS_A_TILE: tl.constexpr,
     CONSECUTIVE: tl.constexpr,
     EVEN_BOXES: tl.constexpr,
     WIDE_OFFSETS: tl.constexpr,
@@ -290,20 +291,24 @@ def convolution_weight_gradient_kernel(
     """dW[split] over the split's boxes of output pixels; grid axes are tiles, splits, groups.
 
     One [BLOCK_K, BLOCK_COLUMNS] tile a program. Columns are the channels of one tap or, FLAT, (tap, channel) pairs: few
-    channels fill a tile together. EVEN_BOXES says that boxes tile the output exactly. CONSECUTIVE: a box is that many
-    pixels one after the other in memory, across rows and images; their positions are divided in the loop.
+    channels fill a tile together. With TAPS_A_TILE > 1 they are that many taps' channels, a part of them that divides
+    group_inputs: dZ is read once for all. EVEN_BOXES says that boxes tile the output exactly. CONSECUTIVE: a box is
+    that many pixels one after the other in memory, across rows and images; their positions are divided in the loop.
     FLAT and CONSECUTIVE boxes may be of dY: dZ then takes ACTIVATION's derivative at `saved`; with winners dY, `saved`
     and they are of 2 x 2 windows, whose pixels come one after the other. The sums of dZ go to db[split], if given.
     """
     TAPS: tl.constexpr = R * S
     if not (FLAT and CONSECUTIVE):
         tl.static_assert(ACTIVATION == "identity" and winner_ptr is None and db_ptr is None, "boxes are of dZ")
+    tl.static_assert(TAPS_A_TILE == 1 or (CONSECUTIVE and not FLAT), "other tiles are of one tap")
+    CHANNELS: tl.constexpr = BLOCK_COLUMNS // TAPS_A_TILE
+    TAP_TILES: tl.constexpr = (TAPS + TAPS_A_TILE - 1) // TAPS_A_TILE
     if FLAT:
         columns = TAPS * group_inputs
         column_tiles = tl.cdiv(columns, BLOCK_COLUMNS)
     else:
         columns = group_inputs
-        column_tiles = TAPS * tl.cdiv(columns, BLOCK_COLUMNS)
+        column_tiles = TAP_TILES * tl.cdiv(columns, CHANNELS)
     row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(group_outputs, BLOCK_K), column_tiles, GROUP)
     split = tl.program_id(1)
     group = tl.program_id(2)
@@ -311,13 +316,20 @@ def convolution_weight_gradient_kernel(
     k = tl.arange(0, BLOCK_K) % (group_outputs - row_start)  # past the end: copies, never stored
     if FLAT:
         column_start = column_tile * BLOCK_COLUMNS
-        pair = column_start + tl.arange(0, BLOCK_COLUMNS) % (columns - column_start)
+        columns_left = columns - column_start
+        pair = column_start + tl.arange(0, BLOCK_COLUMNS) % columns_left
         tap = pair // group_inputs
         channel = pair % group_inputs
+    elif TAPS_A_TILE > 1:
+        first = column_tile % TAP_TILES * TAPS_A_TILE
+        tap = first + tl.arange(0, BLOCK_COLUMNS) // CHANNELS
+        channel = column_tile // TAP_TILES * CHANNELS + tl.arange(0, BLOCK_COLUMNS) % CHANNELS
+        columns_left = (TAPS - first) * CHANNELS
     else:
         tap = column_tile % TAPS
         column_start = column_tile // TAPS * BLOCK_COLUMNS
-        channel = column_start + tl.arange(0, BLOCK_COLUMNS) % (columns - column_start)
+        columns_left = columns - column_start
+        channel = column_start + tl.arange(0, BLOCK_COLUMNS) % columns_left
     tap_h = tap // S * DILATION_H
     tap_w = tap % S * DILATION_W
 
@@ -342,7 +354,7 @@ def convolution_weight_gradient_kernel(
             h = row * STRIDE_H - PADDING_H
             w = along * STRIDE_W - PADDING_W
             in_output = pixel_offset < pixels - start
-            valid = in_output[:, None] & in_image(h, w, H, W, tap_h, tap_w, FLAT)
+            valid = in_output[:, None] & in_image(h, w, H, W, tap_h, tap_w, FLAT or TAPS_A_TILE > 1)
             pixel_in_x = (image.to(tl.int64) * H + row * STRIDE_H) * W + along * STRIDE_W
             b = tl.load(x_group + (pixel_in_x * C)[:, None] + x_offset[None, :], mask=valid, other=0.0)
             base = tl.cast(start // WINDOW, tl.int64) * K + group * group_outputs + row_start
@@ -404,7 +416,7 @@ def convolution_weight_gradient_kernel(
     offset = tl.arange(0, BLOCK_K)[:, None] * (TAPS * group_inputs)
     offset += (tap * stride_dw_tap + channel * stride_dw_channel)[None, :]
     mask = (tl.arange(0, BLOCK_K) < group_outputs - row_start)[:, None]
-    mask = mask & (tl.arange(0, BLOCK_COLUMNS) < columns - column_start)[None, :]
+    mask = mask & (tl.arange(0, BLOCK_COLUMNS) < columns_left)[None, :]
     tl.store(dw_ptr + base + offset, dw.to(dw_ptr.dtype.element_ty), mask=mask)
 
 
@@ -569,7 +581,7 @@ def convolution_weight_and_bias_gradient(
     if tile.flat:
         column_tiles = ceil_div(R * S * group_inputs, tile.block_columns)
     else:
-        column_tiles = R * S * ceil_div(group_inputs, tile.block_columns)
+        column_tiles = ceil_div(R * S, tile.taps) * ceil_div(group_inputs, tile.block_columns // tile.taps)
     tiles = ceil_div(group_outputs, tile.block_rows) * column_tiles
     box_bytes = box_pixels * (group_inputs + group_outputs) * x.element_size()
     boxes_a_split = ceil_div(boxes, convolution_weight_splits(tiles * spec.groups, boxes, box_bytes, target))
@@ -602,6 +614,7 @@ def convolution_weight_and_bias_gradient(
         **window_constants(spec, kernel_size),
         **activation.constants,
         FLAT=tile.flat,
+        TAPS_A_TILE=tile.taps,
         CONSECUTIVE=tile.consecutive,
         EVEN_BOXES=N % tile.box[0] == P % tile.box[1] == Q % tile.box[2] == 0,
         WIDE_OFFSETS=tile.box[0] * max(C * H * W, K * P * Q) > LARGEST_OFFSET,

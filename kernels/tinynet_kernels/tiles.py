@@ -260,6 +260,7 @@ class ConvolutionWeightTile(NamedTuple):
         block_columns: input channels of one tap or, where `flat`, (tap, channel) pairs.
         box: (images, rows, columns) of output pixels in one step of the reduction, each a power of two.
         flat: whether a tile's columns run over all taps.
+        taps: how many taps' channels stand side by side in a tile; more than one only where their number divides.
         consecutive: whether a box is as many pixels in memory order instead, whatever its sides.
         num_warps: warps of a program.
         num_stages: stages of its pipeline.
@@ -269,6 +270,7 @@ class ConvolutionWeightTile(NamedTuple):
     block_columns: int
     box: tuple[int, int, int]
     flat: bool
+    taps: int
     consecutive: bool
     num_warps: int
     num_stages: int
@@ -324,6 +326,10 @@ def convolution_few_channels_tile(
     return GemmTile(128, block_n, 32 if dtype.itemsize == 2 else 16, 8, 2)
 
 
+# Of one tile that holds several taps: its sums stay in the second-level cache.
+_MANY_COLUMNS = 512
+
+
 @lru_cache(maxsize=4096)
 def convolution_weight_tile(
     channels_out: int,
@@ -358,7 +364,14 @@ def convolution_weight_tile(
         tile = fit_stages(GemmTile(rows, width, 32 if dtype is torch.float32 else 64, warps, 3), dtype, target)
     box = _box(tile.block_k, output)
     consecutive = target.kind == "cpu"
-    return ConvolutionWeightTile(tile.block_m, tile.block_n, box, flat, consecutive, tile.num_warps, tile.num_stages)
+    width, taps_a_tile = tile.block_n, 1
+    if consecutive and dtype is not torch.float32 and not flat and channels_in % width == 0 and width >= 32:
+        # dZ in halves is packed before each product, x too: many taps share the packed dZ.
+        taps_a_tile = min(power_of_2_at_least(taps), max(1, _MANY_COLUMNS // width))
+        width *= taps_a_tile
+    return ConvolutionWeightTile(
+        tile.block_m, width, box, flat, taps_a_tile, consecutive, tile.num_warps, tile.num_stages
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -62,6 +62,29 @@ def test_a_remainder_is_affine_under_a_condition() -> None:
     assert wraps == [(kernel.parameters[2], 16)]
 
 
+def test_steps_within_runs() -> None:
+    kernel = function(
+        """    %c = arith.constant dense<8> : tensor<16xi32>
+    %d = arith.divsi %r, %c : tensor<16xi32>
+    %w = arith.remsi %r, %c : tensor<16xi32>
+    %t = tt.splat %s : i32 -> tensor<16xi32>
+    %far = arith.muli %d, %t : tensor<16xi32>
+    %o = arith.addi %far, %w : tensor<16xi32>
+    %m = arith.cmpi slt, %far, %t : tensor<16xi32>
+    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %q = tt.addptr %p, %o : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %v = tt.load %q, %m : tensor<16x!tt.ptr<f32>>
+    tt.store %q, %v : tensor<16x!tt.ptr<f32>>
+"""
+    )
+    analysis = Analysis(kernel)
+    pointer, mask = find(kernel, "tt.load").operands
+    assert analysis.step(pointer, 0) is None
+    assert [analysis.step(pointer, 0, run=run) for run in (2, 4, 8, 16)] == [1, 1, 1, None]
+    assert [analysis.is_constant_in_runs(mask, 0, run) for run in (2, 4, 8, 16)] == [True, True, True, False]
+    assert not analysis.is_constant_in_runs(pointer, 0, 8)
+
+
 ELEMENTWISE = """    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
     %px = tt.addptr %p, %r : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
     %o = tt.splat %y : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>

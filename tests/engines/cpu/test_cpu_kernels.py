@@ -258,6 +258,39 @@ def test_matmul(dtype: torch.dtype, wrap: bool, layout: str) -> None:
 
 
 @triton.jit
+def shifted_rows_kernel(
+    a_ptr, x_ptr, c_ptr, M, rows, shifts,
+    WIDTH: tl.constexpr, SHIFTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """c[shift] = a x[shift:], side by side in one tile: rows of B are SHIFTS segments; those from `shifts` are left."""
+    row, k, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K), tl.arange(0, SHIFTS * WIDTH)
+    shift = column // WIDTH
+    end = shifts * WIDTH
+    acc = tl.zeros((BLOCK_M, SHIFTS * WIDTH), tl.float32)
+    for start in range(0, rows, BLOCK_K):
+        a = tl.load(a_ptr + row[:, None] + (start + k)[None, :] * M, mask=(row < M)[:, None], other=0.0)
+        inside = (start + k)[:, None] + shift[None, :] < rows
+        b_offset = ((start + k) * WIDTH)[:, None] + (shift * WIDTH + column % WIDTH)[None, :]
+        b = tl.load(x_ptr + b_offset, mask=(k < rows - start)[:, None] & inside, other=0.0)
+        acc = tl.dot(a, b, acc, input_precision="ieee")
+    c_offset = row[:, None] * WIDTH + (shift * M * WIDTH + column % WIDTH)[None, :]
+    tl.store(c_ptr + c_offset, acc, mask=(row < M)[:, None] & (column < end)[None, :])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_products_with_rows_of_several_segments(width: int, dtype: torch.dtype) -> None:
+    M, rows, shifts = 33, 192, 5
+    a, x = torch.randn(rows, M).to(dtype), torch.randn(rows, width).to(dtype)
+    c = torch.full((shifts + 1, M, width), math.nan)
+    shifted_rows_kernel[(1,)](a, x, c, M, rows, shifts, WIDTH=width, SHIFTS=8, BLOCK_M=64, BLOCK_K=64)
+    for shift in range(shifts):
+        exact = a[: rows - shift].double().T @ x[shift:].double()
+        assert ((c[shift] - exact).abs() <= 2e-4).all(), shift
+    assert c[shifts].isnan().all()
+
+
+@triton.jit
 def attention_kernel(q_ptr, k_ptr, v_ptr, o_ptr, n, SCALE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     row, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
     q = tl.load(q_ptr + row[:, None] * D + lane[None, :], mask=row[:, None] < n, other=0.0)

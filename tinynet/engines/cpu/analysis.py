@@ -259,7 +259,7 @@ class Analysis:
         return None
 
     def step(
-        self, value: Value, dimension: int, wraps: list[tuple[Expression, int]] | None = None
+        self, value: Value, dimension: int, wraps: list[tuple[Expression, int]] | None = None, run: int = 0
     ) -> Expression | None:
         """By how much an integer or pointer tensor grows from one index to the next; None where that is not constant.
 
@@ -270,13 +270,15 @@ class Analysis:
             dimension: along which one.
             wraps: where given, ``arange % bound`` counts as ``arange``, and (bound, size) is added for every such
                 remainder: the step holds where each bound is at least its size.
+            run: where given, the step need only hold within every run of so many indices: there ``arange // run`` is
+                constant, and ``arange % run`` counts as ``arange``.
         """
         value = self.resolve(value)
         shape = value.type.shape
         if not shape or shape[dimension] == 1:
             return 0
         if value in self.advances:
-            return self.step(self.advances[value].initial, dimension, wraps)
+            return self.step(self.advances[value].initial, dimension, wraps, run)
         operation = value.owner
         if operation is None:
             return None
@@ -288,12 +290,16 @@ class Analysis:
                 return 1
             case "tt.expand_dims":
                 axis = operation.integer("axis")
-                return self.step(operands[0], dimension if dimension < axis else dimension - 1, wraps)
+                return self.step(operands[0], dimension if dimension < axis else dimension - 1, wraps, run)
             case "tt.broadcast" | "arith.extsi" | "arith.extui" | "tt.bitcast":
-                return self.step(operands[0], dimension, wraps)
+                return self.step(operands[0], dimension, wraps, run)
             case "tt.trans":
                 order: list[int] = operation.attributes["order"]  # type: ignore[assignment]
-                return self.step(operands[0], order[dimension], wraps)
+                return self.step(operands[0], order[dimension], wraps, run)
+            case "arith.divsi" | "arith.remsi" if run and self.is_constant_in_runs(value, dimension, run):
+                return 0
+            case "arith.remsi" if run and self._is_range_over(operation, run):
+                return 1
             case "arith.remsi" if wraps is not None:
                 source, bound = operands[0].owner, self.uniform(operands[1])
                 if source is None or source.name != "tt.make_range" or source.integer("start", 0) or bound is None:
@@ -301,12 +307,12 @@ class Analysis:
                 wraps.append((bound, shape[dimension]))
                 return 1
             case "arith.addi" | "tt.addptr" | "arith.subi":
-                left, right = (self.step(operand, dimension, wraps) for operand in operands)
+                left, right = (self.step(operand, dimension, wraps, run) for operand in operands)
                 if left is None or right is None:
                     return None
                 return add(left, multiply(right, -1) if operation.name == "arith.subi" else right)
             case "arith.muli":
-                left, right = (self.step(operand, dimension, wraps) for operand in operands)
+                left, right = (self.step(operand, dimension, wraps, run) for operand in operands)
                 if left is None or right is None:
                     return None
                 if left == 0 and right == 0:
@@ -314,6 +320,33 @@ class Analysis:
                 factor = self.uniform(operands[1] if right == 0 else operands[0])
                 return None if factor is None else multiply(left if right == 0 else right, factor)
         return None
+
+    def is_constant_in_runs(self, value: Value, dimension: int, run: int) -> bool:
+        """Whether a tensor is the same along every run of ``run`` indices, which ``arange // run`` sets apart."""
+        value = self.resolve(value)
+        operation = value.owner
+        if not value.type.shape or value.type.shape[dimension] == 1:
+            return True
+        if operation is None:
+            return False
+        if operation.name in ("tt.splat", "arith.constant"):
+            return self.uniform(value) is not None
+        if operation.name == "tt.expand_dims":
+            return self.is_constant_in_runs(
+                operation.operands[0], dimension - (dimension > operation.integer("axis")), run
+            )
+        if operation.name == "arith.divsi" and self._is_range_over(operation, run):
+            return True
+        if not operation.name.startswith("arith.") and operation.name not in ("tt.broadcast", "tt.addptr"):
+            return False
+        return all(self.is_constant_in_runs(operand, dimension, run) for operand in operation.operands)
+
+    def _is_range_over(self, division: Operation, run: int) -> bool:
+        """Whether a division or remainder is of ``arange`` by ``run`` or a multiple."""
+        source, divisor = division.operands[0].owner, self.uniform(division.operands[1])
+        if source is None or source.name != "tt.make_range" or source.integer("start", 0) % run:
+            return False
+        return isinstance(divisor, int) and divisor > 0 and divisor % run == 0
 
     def unit_dimension(self, pointer: Value) -> int:
         """The dimension along which a pointer tensor walks through neighboring elements; else the last one."""

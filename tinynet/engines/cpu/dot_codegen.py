@@ -248,6 +248,8 @@ class DotWriter:
             in_place = self._memory_operand(owner, permutation, needed, permutation[along]) or self._wrapped_operand(
                 value, kind, owner, permutation
             )
+            if in_place is None and along == 1 and permutation == [0, 1]:
+                in_place = self._segmented_operand(owner, needed)
             if in_place is not None:
                 return in_place
         if isinstance(form, Buffer) and form.element == kind:
@@ -323,33 +325,53 @@ class DotWriter:
         first, second = (valid_count(mask.valid[dimension], shape[dimension]) for dimension in permutation)
         return f"{{0, {{0, 0}}, {table}, {permutation.index(1 - unit)}, {{{first}, {second}}}}}"
 
-    def _line_table(self, pointer: Value, mask: Mask, along: int) -> str:
-        """An array of pointers to the lines of a tile, NULL where a condition switches a line off."""
-        size = pointer.type.shape[along]
-        table = self.allocate("*i8", size, "rows")
+    def _segmented_operand(self, load: Operation, needed: list[Expression]) -> str | None:
+        """B whose rows consist of contiguous segments: as a table of lines for each; None if they do not."""
+        pointer, *optional = load.operands
+        depth, columns = pointer.type.shape
+        segments = [columns // count for count in (2, 4, 8, 16, 32) if columns % (count * _LARGEST_PANEL) == 0]
+        segment = next((each for each in segments if self.analysis.step(pointer, 1, run=each) == 1), 0)
+        mask = self._split_mask(optional, pointer.type.shape, segment) if segment else None
+        if mask is None or mask.by_line[1]:
+            return None
+        bounds = [self.expression(bound) for bound in needed if self.is_known(bound)]
+        rows, valid = valid_count(mask.valid[0], depth), valid_count(mask.valid[1] + bounds, columns)
+        table = self._line_table(pointer, mask, 0, segment, f"({valid} + {segment - 1}) / {segment}")
+        return f"{{0, {{0, 0}}, {table}, 0, {{{rows}, {valid}}}, 0, {segment}}}"
+
+    def _line_table(self, pointer: Value, mask: Mask, along: int, segment: int = 0, end: str = "") -> str:
+        """An array of pointers to the lines of a tile, NULL where a condition switches a line off.
+
+        With a ``segment``, one such array after the other, up to ``end``: for the lines' first ``segment`` elements,
+        for the next ones, ...
+        """
+        size, length = pointer.type.shape[along], pointer.type.shape[1 - along]
+        tables = length // segment if segment else 1
+        table = self.allocate("*i8", tables * size, "rows")
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
-            at = (index[0], ZERO) if along == 0 else (ZERO, index[0])
-            address = self.element(pointer, at, nest)
+            part, line = index
+            start = Index(f"({part.text} * {segment})", part.level) if segment else ZERO
+            at = (line, start) if along == 0 else (start, line)
             conditions = [
-                self.element(
-                    leaf.condition,
-                    tuple(index[0] if dimension == along else ZERO for dimension in leaf.dimensions),
-                    nest,
-                )
+                self.element(leaf.condition, tuple(ZERO if d is None else at[d] for d in leaf.dimensions), nest)
                 for leaf in mask.by_line[along]
             ]
+            address = self.element(pointer, at, nest)
             guard = " & ".join(conditions)
             text = f"({guard} ? (void *){address} : (void *)0)" if guard else f"(void *){address}"
-            return [f"{table}[{index[0].text}] = {text};"]
+            return [f"{table}[{self.linear(index, (tables, size))}] = {text};"]
 
-        self.loops((size,), body)
+        self.loops((tables, size), body, ends={0: end} if segment else None)
         return f"(const void *const *){table}"
 
     # ----------------------------------------------------------------------------------------------------- masks
 
-    def _split_mask(self, optional: list[Value], shape: tuple[int, ...]) -> Mask | None:
-        """A load's mask as bounds and line conditions; None if it is neither, or masked elements are not zero."""
+    def _split_mask(self, optional: list[Value], shape: tuple[int, ...], segment: int = 0) -> Mask | None:
+        """A load's mask as bounds and line conditions; None if it is neither, or masked elements are not zero.
+
+        With a ``segment``, a condition of a line may change from one run of so many columns to the next.
+        """
         mask = Mask()
         if not optional:
             return mask
@@ -370,6 +392,8 @@ class DotWriter:
                 dimension = along.pop()
                 assert dimension is not None
                 mask.by_line[dimension].append(leaf)
+            elif segment and self.analysis.is_constant_in_runs(leaf.condition, leaf.dimensions.index(1), segment):
+                mask.by_line[0].append(leaf)
             else:
                 return None
         return mask

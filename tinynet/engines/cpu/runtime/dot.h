@@ -375,17 +375,28 @@ static int product_depth(const struct dot_product *d) {
   return (int)least(d->k, least(d->a.valid[1], d->b.valid[0]));
 }
 
-// `line_buffer` holds LANES lines of depth k in fp32
-static void pack_b(const struct dot_product *d, int depth, float *out, float *line_buffer) {
-  int columns = d->b.valid[1], by_column = contiguous_axis(&d->b) == 0;
-  if (d->kind == ELEMENT_BF16 && HAS_PAIRS) pack_b_pairs(&d->b, depth, columns, (uint32_t *)out, (uint32_t *)line_buffer);
-#define PACK(KIND)                                                                  \
-  else if (d->kind == KIND) {                                                       \
-    if (by_column) pack_b_columns(&d->b, depth, columns, KIND, out, line_buffer);   \
-    else pack_b_rows(&d->b, depth, columns, KIND, out);                             \
+INLINE void pack_segment(const struct operand *b, int kind, int depth, float *out, float *line_buffer) {
+  int columns = b->valid[1], by_column = contiguous_axis(b) == 0;
+  if (kind == ELEMENT_BF16 && HAS_PAIRS) pack_b_pairs(b, depth, columns, (uint32_t *)out, (uint32_t *)line_buffer);
+#define PACK(KIND)                                                               \
+  else if (kind == KIND) {                                                       \
+    if (by_column) pack_b_columns(b, depth, columns, KIND, out, line_buffer);   \
+    else pack_b_rows(b, depth, columns, KIND, out);                             \
   }
   PACK(ELEMENT_F32) PACK(ELEMENT_BF16) PACK(ELEMENT_F16)
 #undef PACK
+}
+
+// `line_buffer` holds LANES lines of depth k in fp32
+static void pack_b(const struct dot_product *d, int depth, float *out, float *line_buffer) {
+  struct operand part = d->b;
+  int columns = part.valid[1], packed_depth = d->kind == ELEMENT_BF16 && HAS_PAIRS ? (depth + 1) / 2 : depth;
+  int segment = part.segment ? part.segment : columns;
+  for (int n = 0; n < columns; n += segment) {  // a segment is whole panels long
+    if (n) part.rows += d->k;
+    part.valid[1] = (int)least(segment, columns - n);
+    pack_segment(&part, d->kind, depth, out + (int64_t)n * packed_depth, line_buffer);
+  }
 }
 
 // A as pairs of bf16 along k: [m][k / 2] where its lines run along k, else [k / 2][m]
@@ -439,7 +450,7 @@ INLINE int far_apart(int64_t stride, int64_t floats) { return stride >= floats |
 // Rows of B where they lie, as a table; NULL unless they are contiguous and whole vectors long.
 static const void *const *rows_of_b(const struct dot_product *d, int depth, int columns, char **memory) {
   const struct operand *b = &d->b;
-  if (d->packed_b || (b->transient && !d->a.transient) || d->kind != ELEMENT_F32 || columns % LANES != 0) return NULL;
+  if (d->packed_b || b->segment || (b->transient && !d->a.transient) || d->kind != ELEMENT_F32 || columns % LANES != 0) return NULL;
   if (b->rows ? b->table_axis != 0 : b->stride[1] != 1 || far_apart(b->stride[0], 1024)) return NULL;
   const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * depth);
   if (b->rows) return complete_table(b, depth, (int64_t)sizeof(float) * columns, table, memory);

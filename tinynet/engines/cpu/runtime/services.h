@@ -5,7 +5,8 @@
 
 // One 2-D operand of a dot product. Strided: element (i, j) is data[i * stride[0] + j * stride[1]]. With a row table,
 // rows[] holds a pointer for every index along table_axis and the other axis has unit stride; a NULL row is all zeros.
-// Elements at or past `valid` along either axis are zero and never read.
+// B may have rows of several segments, of so many columns each: rows[] then holds a table for the first ones, then one
+// for the next. Elements at or past `valid` along either axis are zero and never read.
 struct operand {
   const void *data;
   int64_t stride[2];
@@ -13,6 +14,7 @@ struct operand {
   int32_t table_axis;
   int32_t valid[2];
   int32_t transient;  // whether the memory is used again before a queue of products is finished
+  int32_t segment;    // 0: a row is one
 };
 
 enum element_kind { ELEMENT_F32, ELEMENT_BF16, ELEMENT_F16 };

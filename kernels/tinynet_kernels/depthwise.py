@@ -71,12 +71,13 @@ def single_channel_forward_kernel(
     SAVE_INPUT: tl.constexpr,
     POOL: tl.constexpr,
     WIDE_OFFSETS: tl.constexpr,
+    UNROLL: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """y = act(x * W + b), one [BLOCK_PIXELS, BLOCK_CHANNELS] tile a program; ONE_CHANNEL says that C = 1.
 
-    POOL as in `convolution_forward_kernel`.
+    UNROLL rows of taps are added at once. POOL as in `convolution_forward_kernel`.
     """
     pixel_start = tl.program_id(0) * BLOCK_PIXELS
     column_start = tl.program_id(1) * BLOCK_CHANNELS
@@ -95,7 +96,7 @@ def single_channel_forward_kernel(
     x_base = x_ptr + first_image.to(tl.int64) * H * W * C
 
     z = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
-    for r in range(R):
+    for r in tl.range(0, R, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
         in_rows = in_pixels & inside(h + r * DILATION_H, H)
         for s in tl.static_range(S):  # pyright: ignore
             valid = in_rows & inside(w + s * DILATION_W, W)
@@ -343,6 +344,7 @@ def single_channel_forward(
         SAVE_INPUT=results[1] is not None,
         POOL=pool,
         WIDE_OFFSETS=needs_wide_offsets(block_pixels, pixels // x.shape[0], C * H * W),
+        UNROLL=R if R * S <= 16 else 1,
         BLOCK_PIXELS=block_pixels,
         BLOCK_CHANNELS=block_channels,
         num_warps=num_warps,

@@ -12,8 +12,8 @@ HEAD = "module {\n  tt.func public @kernel(%x: !tt.ptr<f32>, %y: !tt.ptr<f32>, %
 RANGE = "    %r = tt.make_range {end = 16 : i32, start = 0 : i32} : tensor<16xi32>\n"
 
 
-def function(body: str) -> Function:
-    return parse(HEAD + RANGE + body + "    tt.return\n  }\n}\n")
+def function(body: str, head: str = HEAD) -> Function:
+    return parse(head + RANGE + body + "    tt.return\n  }\n}\n")
 
 
 def find(kernel: Function, name: str, occurrence: int = 0) -> Operation:
@@ -83,6 +83,34 @@ def test_steps_within_runs() -> None:
     assert [analysis.step(pointer, 0, run=run) for run in (2, 4, 8, 16)] == [1, 1, 1, None]
     assert [analysis.is_constant_in_runs(mask, 0, run) for run in (2, 4, 8, 16)] == [True, True, True, False]
     assert not analysis.is_constant_in_runs(pointer, 0, 8)
+
+
+def test_what_a_smaller_float_type_can_hold() -> None:
+    kernel = function(
+        """    %c = arith.constant dense<0xFF800000> : tensor<16xf32>
+    %zero = arith.constant dense<0.000000e+00> : tensor<16xf32>
+    %tenth = arith.constant dense<1.000000e-01> : tensor<16xf32>
+    %p = tt.splat %x : !tt.ptr<bf16> -> tensor<16x!tt.ptr<bf16>>
+    %q = tt.addptr %p, %r : tensor<16x!tt.ptr<bf16>>, tensor<16xi32>
+    %h = tt.load %q : tensor<16x!tt.ptr<bf16>>
+    %v = arith.extf %h : tensor<16xbf16> to tensor<16xf32>
+    %m = arith.cmpf ogt, %v, %c : tensor<16xf32>
+    %a = arith.select %m, %v, %c : tensor<16xi1>, tensor<16xf32>
+    %b = arith.addf %a, %zero : tensor<16xf32>
+    %d = arith.addf %a, %v : tensor<16xf32>
+    %e = arith.select %m, %a, %tenth : tensor<16xi1>, tensor<16xf32>
+    %t = arith.truncf %b : tensor<16xf32> to tensor<16xbf16>
+    tt.store %q, %t : tensor<16x!tt.ptr<bf16>>
+""",
+        HEAD.replace("%x: !tt.ptr<f32>", "%x: !tt.ptr<bf16>"),
+    )
+    analysis = Analysis(kernel)
+    chosen, with_a_tenth = (find(kernel, "arith.select", occurrence).result for occurrence in (0, 1))
+    sums = [find(kernel, "arith.addf", occurrence).result for occurrence in (0, 1)]
+    assert analysis.is_exact(chosen, "bf16") and analysis.is_exact(sums[0], "bf16")
+    assert not analysis.is_exact(chosen, "f16")
+    assert not analysis.is_exact(sums[1], "bf16")
+    assert not analysis.is_exact(with_a_tenth, "bf16")
 
 
 ELEMENTWISE = """    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>

@@ -348,6 +348,37 @@ class Analysis:
             return False
         return isinstance(divisor, int) and divisor > 0 and divisor % run == 0
 
+    def is_exact(self, value: Value, element: str) -> bool:
+        """Whether every element can be held in a smaller float type as it is: numbers of that type, chosen between."""
+        value = self.resolve(value)
+        operation = value.owner
+        if value.type.element == element:
+            return True
+        if operation is None:
+            return False
+        match operation.name:
+            case "arith.constant":
+                return str(operation.attributes["value"]) in ("0.000000e+00", "0xFF800000", "0x7F800000")
+            case "arith.select":
+                chosen = operation.operands[1:]
+            case "arith.addf":  # of nothing
+                chosen = operation.operands if any(map(self.is_zero, operation.operands)) else []
+            case "arith.extf" | "arith.negf" | "arith.maximumf" | "arith.minimumf" | "arith.maxnumf" | "arith.minnumf":
+                chosen = operation.operands
+            case "tt.splat" | "tt.broadcast" | "tt.expand_dims" | "tt.reshape" | "tt.trans":
+                chosen = operation.operands
+            case _:
+                return False
+        return bool(chosen) and all(self.is_exact(each, element) for each in chosen)
+
+    def is_zero(self, value: Value) -> bool:
+        operation = self.resolve(value).owner
+        while operation is not None and operation.name in ("tt.splat", "tt.broadcast"):
+            operation = operation.operands[0].owner
+        if operation is None or operation.name != "arith.constant":
+            return False
+        return str(operation.attributes["value"]) in ("0", "0.000000e+00")
+
     def unit_dimension(self, pointer: Value) -> int:
         """The dimension along which a pointer tensor walks through neighboring elements; else the last one."""
         shape = pointer.type.shape

@@ -275,6 +275,8 @@ class KernelWriter(DotWriter):
         if operation.name == "tt.load":
             return self.emit(nest, level, value.type.element, self._load(operation, index, nest))
         texts = [self.element(operand, index, nest) for operand in operation.operands]
+        if operation.name == "arith.truncf" and self.analysis.is_exact(operation.operands[0], value.type.element):
+            return texts[0]
         if operation.name in ("arith.divsi", "arith.remsi") and value.type.element == "i32":
             divided = self._divided(operation, texts, nest, level)
             if divided is not None:
@@ -934,7 +936,7 @@ class KernelWriter(DotWriter):
                 self.offsets[argument] = self.name("offset")
                 self.lines.append(f"{kind} {self.offsets[argument]} = 0;")
                 continue
-            if argument is total and self.is_zero(initial):
+            if argument is total and self.analysis.is_zero(initial):
                 fresh = True
                 self.forms[argument] = replace(
                     self.new_buffer(argument, "v"), depth=len(self.preheaders) + 1, carried=True

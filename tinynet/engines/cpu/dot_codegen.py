@@ -375,7 +375,7 @@ class DotWriter:
         mask = Mask()
         if not optional:
             return mask
-        if len(optional) > 1 and not self.is_zero(optional[1]):
+        if len(optional) > 1 and not self.analysis.is_zero(optional[1]):
             return None
         leaves = self._leaves(optional[0], [0, 1])
         for leaf in leaves:
@@ -397,15 +397,6 @@ class DotWriter:
             else:
                 return None
         return mask
-
-    def is_zero(self, value: Value) -> bool:
-        owner = self.analysis.resolve(value).owner
-        while owner is not None and owner.name in ("tt.splat", "tt.broadcast"):
-            owner = owner.operands[0].owner
-        if owner is None or owner.name != "arith.constant":
-            return False
-        text = str(owner.attributes["value"])
-        return text in ("0", "0.000000e+00")
 
     def _leaves(self, mask: Value, dimensions: list[int | None]) -> list[Leaf]:
         """The conditions a mask is the conjunction of."""

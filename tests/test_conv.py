@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -242,6 +243,8 @@ def test_first_layer_makes_its_gradients_in_one_pass(
     monkeypatch.setattr(
         conv_backward, "convolution_weight_tile", lambda *a: convolution_weight_tile(*a)._replace(consecutive=True)
     )
+    problem = conv_backward._weight_gradient_problem.__wrapped__  # those met before have other tiles
+    monkeypatch.setattr(conv_backward, "_weight_gradient_problem", problem)
     shape, channels_out, kernel_size, sliding = CASES[case]
     arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
     function = as_activation(activation)
@@ -368,8 +371,13 @@ def test_offsets_beyond_int32(case: str, device: str, monkeypatch: pytest.Monkey
     """The kernels' int64 offsets, taken here at small sizes."""
     from tinynet_kernels import conv, conv_backward, depthwise
 
+    problems = [conv._forward_problem]
+    for module in (conv_backward, depthwise):
+        problems += module._input_gradient_problem, module._weight_gradient_problem
     for module in (conv, conv_backward, depthwise):
         monkeypatch.setattr(module, "LARGEST_OFFSET", 0)
+    for problem in problems:  # those met before have int32 offsets
+        monkeypatch.setattr(sys.modules[problem.__module__], problem.__name__, problem.__wrapped__)
     shape, channels_out, kernel_size, sliding = CASES[case]
     check(make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device), **sliding)
 

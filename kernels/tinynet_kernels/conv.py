@@ -18,6 +18,7 @@ A 1 x 1 convolution with stride 1 and no padding is a linear layer of pixels (`l
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ from tinynet_kernels.activation import activate
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.gemm import grouped_tile
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
 from tinynet_kernels.linear import GROUP, linear_forward
 from tinynet_kernels.tiles import (
     GemmTile,
+    Target,
     ceil_div,
     convolution_few_channels_tile,
     convolution_precision,
@@ -490,58 +492,100 @@ def convolution_forward(
         y [N, K, P, Q]; y itself, z [N, K, P, Q] or None (identity, or nothing to save); for `pool` and `save` the
         winning tap of each window as of `pool.max_pool2d_forward`, else None.
     """
-    from tinynet_kernels.depthwise import single_channel_forward
+    from tinynet_kernels.depthwise import taps_first
 
     K, group_inputs, R, S = weight.shape
     if spec.is_pointwise((R, S)) and not pool:
         y, saved = linear_forward(as_rows(x), weight.view(K, -1), bias, activation, save=save)
         return as_images(y, x), None if saved is None else as_images(saved, x), None
-    P, Q = spec.output_size((x.shape[2], x.shape[3]), (R, S))
-    y = empty_channels_last(x, x.shape[0], K, *((P // 2, Q // 2) if pool else (P, Q)))
     save_input = save and not activation.reads_output and activation.name != "identity"
+    target = current_target()
+    problem, size = _forward_problem(
+        x.shape,
+        weight.shape,
+        x.dtype,
+        precision_of(x.dtype, target),
+        spec,
+        activation,
+        bias is not None,
+        save_input,
+        pool,
+        target,
+    )
+    y = empty_channels_last(x, x.shape[0], K, *size)
     z = torch.empty_like(y) if save_input else None
     winner = torch.empty_like(y, dtype=torch.int8) if pool and save else None
-    if group_inputs == 1:
-        forward = single_channel_forward
-    elif group_inputs < FEW_CHANNELS:
-        forward = _few_channels_forward
-    else:
-        forward = _many_channels_forward
-    forward(x, weight, bias, (y, z, winner), spec, activation, pool)
+    problem.launch(x, taps_first(weight) if group_inputs == 1 else weight, bias, y, z, winner)
     if not save or activation.name == "identity":
         return y, None, winner
     return y, y if activation.reads_output else z, winner
 
 
-def output_pixels(x: torch.Tensor, spec: ConvolutionSpec, kernel_size: tuple[int, int], pool: bool) -> tuple[int, ...]:
-    """(how many output pixels to make, P, Q): all, or those that 2 x 2 windows hold."""
-    P, Q = spec.output_size((x.shape[2], x.shape[3]), kernel_size)
-    return x.shape[0] * ((P // 2) * (Q // 2) * 4 if pool else P * Q), P, Q
+def precision_of(dtype: torch.dtype, target: Target) -> str:
+    """`dot_precision` by PyTorch's setting, which only CUDA's fp32 heeds: asking for it takes a microsecond."""
+    return dot_precision(dtype, target, convolution_precision() if target.kind == "cuda" else "ieee")
 
 
-def _many_channels_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+def output_pixels(
+    shape: tuple[int, ...], spec: ConvolutionSpec, kernel_size: tuple[int, int], pool: bool
+) -> tuple[int, ...]:
+    """(how many output pixels to make, P, Q) of images [N, C, H, W]: all, or those that 2 x 2 windows hold."""
+    P, Q = spec.output_size((shape[2], shape[3]), kernel_size)
+    return shape[0] * ((P // 2) * (Q // 2) * 4 if pool else P * Q), P, Q
+
+
+@lru_cache(maxsize=4096)
+def _forward_problem(
+    shape: tuple[int, int, int, int],
+    weight_shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    precision: str,
     spec: ConvolutionSpec,
     activation: Activation,
+    has_bias: bool,
+    save_input: bool,
     pool: bool,
-) -> None:
-    _, C, H, W = x.shape
-    K, group_inputs, R, S = weight.shape
-    pixels, P, Q = output_pixels(x, spec, (R, S), pool)
+    target: Target,
+) -> tuple[Problem, tuple[int, int]]:
+    """The forward's launch, and (height, width) of its results."""
+    from tinynet_kernels.depthwise import single_channel_problem
+
+    group_inputs, kernel_size = weight_shape[1], weight_shape[2:]
+    _, P, Q = output_pixels(shape, spec, kernel_size, pool)
+    constants = {
+        **window_constants(spec, kernel_size),
+        **activation.constants,
+        "HAS_BIAS": has_bias,
+        "SAVE_INPUT": save_input,
+        "POOL": pool,
+    }
+    if group_inputs == 1:
+        problem = single_channel_problem(shape, weight_shape, spec, pool, constants, target)
+    elif group_inputs < FEW_CHANNELS:
+        problem = _few_channels_problem(shape, weight_shape, dtype, precision, spec, pool, constants, target)
+    else:
+        problem = _many_channels_problem(shape, weight_shape, dtype, precision, spec, pool, constants, target)
+    return problem, (P // 2, Q // 2) if pool else (P, Q)
+
+
+def _many_channels_problem(
+    shape: tuple[int, int, int, int],
+    weight_shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    precision: str,
+    spec: ConvolutionSpec,
+    pool: bool,
+    constants: dict[str, Any],
+    target: Target,
+) -> Problem:
+    N, C, H, W = shape
+    K, group_inputs, R, S = weight_shape
+    pixels, P, Q = output_pixels(shape, spec, (R, S), pool)
     group_outputs = K // spec.groups
-    target = current_target()
-    precision = dot_precision(x.dtype, target, convolution_precision())
-    tile = convolution_tile(pixels, group_outputs, group_inputs, x.dtype, precision, target)
-    launch(
+    tile = convolution_tile(pixels, group_outputs, group_inputs, dtype, precision, target)
+    return Problem(
         convolution_forward_kernel,
         _grid(tile, pixels, group_outputs, spec.groups),
-        x,
-        weight,
-        bias,
-        *results,
         pixels,
         H,
         W,
@@ -551,13 +595,9 @@ def _many_channels_forward(
         K,
         group_inputs,
         group_outputs,
-        **window_constants(spec, (R, S)),
-        **activation.constants,
-        HAS_BIAS=bias is not None,
-        SAVE_INPUT=results[1] is not None,
-        POOL=pool,
+        **constants,
         EVEN_C=group_inputs % tile.block_k == 0,
-        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, pixels // x.shape[0], C * H * W),
+        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, pixels // N, C * H * W),
         PRECISION=precision,
         GROUP=GROUP,
         BLOCK_PIXELS=tile.block_m,
@@ -568,28 +608,24 @@ def _many_channels_forward(
     )
 
 
-def _few_channels_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+def _few_channels_problem(
+    shape: tuple[int, int, int, int],
+    weight_shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    precision: str,
     spec: ConvolutionSpec,
-    activation: Activation,
     pool: bool,
-) -> None:
-    _, C, H, W = x.shape
-    K, group_inputs, R, S = weight.shape
-    pixels, P, Q = output_pixels(x, spec, (R, S), pool)
+    constants: dict[str, Any],
+    target: Target,
+) -> Problem:
+    N, C, H, W = shape
+    K, group_inputs, R, S = weight_shape
+    pixels, P, Q = output_pixels(shape, spec, (R, S), pool)
     group_outputs = K // spec.groups
-    target = current_target()
-    tile = convolution_few_channels_tile(pixels, group_outputs, R * S * group_inputs, x.dtype, target)
-    launch(
+    tile = convolution_few_channels_tile(pixels, group_outputs, R * S * group_inputs, dtype, target)
+    return Problem(
         convolution_few_channels_kernel,
         _grid(tile, pixels, group_outputs, spec.groups),
-        x,
-        weight,
-        bias,
-        *results,
         pixels,
         H,
         W,
@@ -599,13 +635,9 @@ def _few_channels_forward(
         K,
         group_outputs,
         GROUP_INPUTS=group_inputs,
-        **window_constants(spec, (R, S)),
-        **activation.constants,
-        HAS_BIAS=bias is not None,
-        SAVE_INPUT=results[1] is not None,
-        POOL=pool,
-        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, pixels // x.shape[0], C * H * W),
-        PRECISION=dot_precision(x.dtype, target, convolution_precision()),
+        **constants,
+        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, pixels // N, C * H * W),
+        PRECISION=precision,
         BLOCK_PIXELS=tile.block_m,
         BLOCK_K=tile.block_n,
         BLOCK_REDUCTION=tile.block_k,

@@ -19,7 +19,8 @@ All tensors are channels_last. Depthwise convolutions are in `depthwise.py`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -33,25 +34,26 @@ from tinynet_kernels.conv import (
     inside,
     needs_wide_offsets,
     next_box,
+    output_pixels,
     output_position,
     pixel_position,
+    precision_of,
     window_constants,
 )
 from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.depthwise import depthwise_input_gradient, depthwise_weight_gradient
 from tinynet_kernels.gemm import grouped_tile
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
 from tinynet_kernels.linear import GROUP, linear_input_gradient, linear_weight_gradient
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
+    Target,
     ceil_div,
-    convolution_precision,
     convolution_tile,
     convolution_weight_splits,
     convolution_weight_tile,
     current_target,
-    dot_precision,
 )
 
 
@@ -446,39 +448,28 @@ def convolution_weight_gradient_cost(
     return Cost(2 * N * P * Q * dw_ptr[0].numel(), moved)
 
 
-def convolution_input_gradient(
-    dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: tuple[int, int]
-) -> torch.Tensor:
-    """dX [N, C, H, W], channels_last.
-
-    Args:
-        dz: [N, K, P, Q], channels_last.
-        weight: [K, C / groups, R, S], channels_last.
-        spec: stride, padding, dilation, groups.
-        size: (H, W) of the input.
-    """
-    N, K, P, Q = dz.shape
-    _, group_inputs, R, S = weight.shape
+@lru_cache(maxsize=4096)
+def _input_gradient_problem(
+    dz_shape: tuple[int, int, int, int],
+    weight_shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    precision: str,
+    spec: ConvolutionSpec,
+    size: tuple[int, int],
+    target: Target,
+) -> Problem:
+    N, K, P, Q = dz_shape
+    _, group_inputs, R, S = weight_shape
     H, W = size
-    if spec.is_pointwise((R, S)):
-        return as_images(linear_input_gradient(as_rows(dz), weight.view(K, -1)), dz)
-    if group_inputs == 1 and spec.groups > 1:
-        return depthwise_input_gradient(dz, weight, spec, size)
     C = group_inputs * spec.groups
     group_outputs = K // spec.groups
-    dx = empty_channels_last(dz, N, C, H, W)
     stride_h, stride_w = spec.stride
     phase_rows, phase_columns = ceil_div(H, stride_h), ceil_div(W, stride_w)  # of the largest phase
     pixels = N * phase_rows * phase_columns
-    target = current_target()
-    precision = dot_precision(dz.dtype, target, convolution_precision())
-    tile = convolution_tile(pixels, group_inputs, group_outputs, dz.dtype, precision, target, is_gradient=True)
-    launch(
+    tile = convolution_tile(pixels, group_inputs, group_outputs, dtype, precision, target, is_gradient=True)
+    return Problem(
         convolution_input_gradient_kernel,
         (ceil_div(pixels, tile.block_m) * ceil_div(group_inputs, tile.block_n), stride_h * stride_w, spec.groups),
-        dz,
-        weight,
-        dx,
         N,
         H,
         W,
@@ -503,6 +494,28 @@ def convolution_input_gradient(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
+
+
+def convolution_input_gradient(
+    dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: tuple[int, int]
+) -> torch.Tensor:
+    """dX [N, C, H, W], channels_last.
+
+    Args:
+        dz: [N, K, P, Q], channels_last.
+        weight: [K, C / groups, R, S], channels_last.
+        spec: stride, padding, dilation, groups.
+        size: (H, W) of the input.
+    """
+    K, group_inputs, R, S = weight.shape
+    if spec.is_pointwise((R, S)):
+        return as_images(linear_input_gradient(as_rows(dz), weight.view(K, -1)), dz)
+    if group_inputs == 1 and spec.groups > 1:
+        return depthwise_input_gradient(dz, weight, spec, size)
+    dx = empty_channels_last(dz, dz.shape[0], group_inputs * spec.groups, *size)
+    target = current_target()
+    precision = precision_of(dz.dtype, target)
+    _input_gradient_problem(dz.shape, weight.shape, dz.dtype, precision, spec, size, target).launch(dz, weight, dx)
     return dx
 
 
@@ -542,39 +555,35 @@ def convolution_weight_gradient(
     )[0]
 
 
-def convolution_weight_and_bias_gradient(
-    dy: torch.Tensor,
-    saved: torch.Tensor | None,
-    winner: torch.Tensor | None,
-    x: torch.Tensor,
+class _WeightGradient(NamedTuple):
+    """The launch of a weight gradient, and the shape and dtype of its partial sums."""
+
+    problem: Problem
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@lru_cache(maxsize=4096)
+def _weight_gradient_problem(
+    x_shape: tuple[int, int, int, int],
+    channels_out: int,
+    pool: bool,
+    dtype: torch.dtype,
+    precision: str,
     spec: ConvolutionSpec,
     kernel_size: tuple[int, int],
     activation: Activation,
-    *,
     channels_last: bool,
-    want_bias: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(dW, and db [K] in fp32 where wanted): straight from dY where `takes_output_gradient` says so, else from dZ.
-
-    Args:
-        dy: [N, K, P, Q], channels_last; with `winner` of its windows, [N, K, P // 2, Q // 2]; dZ for identity.
-        saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for identity.
-        winner: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
-        x, spec, kernel_size, channels_last: as in `convolution_weight_gradient`.
-        activation: the fused function.
-        want_bias: whether to make db.
-    """
-    N, K = dy.shape[:2]
-    _, C, H, W = x.shape
+    target: Target,
+) -> _WeightGradient:
+    N, C, H, W = x_shape
+    K = channels_out
     R, S = kernel_size
-    P, Q = spec.output_size((H, W), kernel_size)
+    pixels, P, Q = output_pixels(x_shape, spec, kernel_size, pool)
     group_inputs, group_outputs = C // spec.groups, K // spec.groups
-    target = current_target()
-    precision = dot_precision(x.dtype, target, convolution_precision())
-    tile = convolution_weight_tile(group_outputs, group_inputs, R * S, (N, P, Q), x.dtype, precision, target)
+    tile = convolution_weight_tile(group_outputs, group_inputs, R * S, (N, P, Q), dtype, precision, target)
     box_pixels = tile.box[0] * tile.box[1] * tile.box[2]
     if tile.consecutive:
-        pixels = N * P * Q if winner is None else 4 * winner.numel() // K
         boxes = ceil_div(pixels, box_pixels)
     else:
         boxes = ceil_div(N, tile.box[0]) * ceil_div(P, tile.box[1]) * ceil_div(Q, tile.box[2])
@@ -583,22 +592,12 @@ def convolution_weight_and_bias_gradient(
     else:
         column_tiles = ceil_div(R * S, tile.taps) * ceil_div(group_inputs, tile.block_columns // tile.taps)
     tiles = ceil_div(group_outputs, tile.block_rows) * column_tiles
-    box_bytes = box_pixels * (group_inputs + group_outputs) * x.element_size()
+    box_bytes = box_pixels * (group_inputs + group_outputs) * dtype.itemsize
     boxes_a_split = ceil_div(boxes, convolution_weight_splits(tiles * spec.groups, boxes, box_bytes, target))
     splits = ceil_div(boxes, boxes_a_split)
-    dtype = x.dtype if splits == 1 else torch.float32
-    shape = (splits, K, R, S, group_inputs) if channels_last else (splits, K, group_inputs, R, S)
-    dw = torch.empty(shape, dtype=dtype, device=x.device)
-    db = torch.empty((splits, K), dtype=torch.float32, device=x.device) if want_bias else None
-    launch(
+    problem = Problem(
         convolution_weight_gradient_kernel,
         (tiles, splits, spec.groups),
-        x,
-        dy,
-        saved,
-        winner,
-        dw,
-        db,
         N,
         H,
         W,
@@ -628,5 +627,47 @@ def convolution_weight_and_bias_gradient(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    summed = dw[0] if splits == 1 else sum_partials(dw, x.dtype)
+    shape = (splits, K, R, S, group_inputs) if channels_last else (splits, K, group_inputs, R, S)
+    return _WeightGradient(problem, shape, dtype if splits == 1 else torch.float32)
+
+
+def convolution_weight_and_bias_gradient(
+    dy: torch.Tensor,
+    saved: torch.Tensor | None,
+    winner: torch.Tensor | None,
+    x: torch.Tensor,
+    spec: ConvolutionSpec,
+    kernel_size: tuple[int, int],
+    activation: Activation,
+    *,
+    channels_last: bool,
+    want_bias: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(dW, and db [K] in fp32 where wanted): straight from dY where `takes_output_gradient` says so, else from dZ.
+
+    Args:
+        dy: [N, K, P, Q], channels_last; with `winner` of its windows, [N, K, P // 2, Q // 2]; dZ for identity.
+        saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for identity.
+        winner: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
+        x, spec, kernel_size, channels_last: as in `convolution_weight_gradient`.
+        activation: the fused function.
+        want_bias: whether to make db.
+    """
+    target = current_target()
+    problem, shape, dtype = _weight_gradient_problem(
+        x.shape,
+        dy.shape[1],
+        winner is not None,
+        x.dtype,
+        precision_of(x.dtype, target),
+        spec,
+        kernel_size,
+        activation,
+        channels_last,
+        target,
+    )
+    dw = torch.empty(shape, dtype=dtype, device=x.device)
+    db = torch.empty(shape[:2], dtype=torch.float32, device=x.device) if want_bias else None
+    problem.launch(x, dy, saved, winner, dw, db)
+    summed = dw[0] if shape[0] == 1 else sum_partials(dw, x.dtype)
     return summed.permute(0, 3, 1, 2) if channels_last else summed, None if db is None else sum_partials(db)

@@ -13,13 +13,13 @@ neighbors. Backward of depthwise convolutions, from dZ:
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv import (
     LARGEST_OFFSET,
     first_image_of,
@@ -33,10 +33,10 @@ from tinynet_kernels.conv import (
     window_constants,
 )
 from tinynet_kernels.conv_spec import ConvolutionSpec
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import empty_channels_last, transpose
 from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import ceil_div, current_target, depthwise_box, rows_and_columns, split_count
+from tinynet_kernels.tiles import Target, ceil_div, current_target, depthwise_box, rows_and_columns, split_count
 
 
 @triton.jit
@@ -299,7 +299,7 @@ def depthwise_weight_gradient_cost(
     return Cost(flops, size_in_bytes(x_ptr, dz_ptr, dw_ptr))
 
 
-def _taps_first(weight: torch.Tensor) -> torch.Tensor:
+def taps_first(weight: torch.Tensor) -> torch.Tensor:
     """W [K, 1, R, S] as [R S, K]."""
     K, _, R, S = weight.shape
     packed = torch.empty((R * S, K), dtype=weight.dtype, device=weight.device)
@@ -307,28 +307,23 @@ def _taps_first(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def single_channel_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+def single_channel_problem(
+    shape: tuple[int, int, int, int],
+    weight_shape: tuple[int, int, int, int],
     spec: ConvolutionSpec,
-    activation: Activation,
     pool: bool,
-) -> None:
-    """Writes `results`: y, and unless None z and winners; see `conv.convolution_forward`. W is [K, 1, R, S]."""
-    _, C, H, W = x.shape
-    K, _, R, S = weight.shape
-    pixels, P, Q = output_pixels(x, spec, (R, S), pool)
-    block_pixels, block_channels, num_warps = rows_and_columns(pixels, K, current_target())
+    constants: dict[str, Any],
+    target: Target,
+) -> Problem:
+    """The launch of `conv.convolution_forward` for W [K, 1, R, S], which it is given as `taps_first`."""
+    N, C, H, W = shape
+    K, _, R, S = weight_shape
+    pixels, P, Q = output_pixels(shape, spec, (R, S), pool)
+    block_pixels, block_channels, num_warps = rows_and_columns(pixels, K, target)
     block_pixels = max(block_pixels, 4)  # of one window
-    launch(
+    return Problem(
         single_channel_forward_kernel,
         (ceil_div(pixels, block_pixels), ceil_div(K, block_channels)),
-        x,
-        _taps_first(weight),
-        bias,
-        *results,
         pixels,
         H,
         W,
@@ -338,13 +333,40 @@ def single_channel_forward(
         K,
         MULTIPLIER=K // C,
         ONE_CHANNEL=C == 1,
-        **window_constants(spec, (R, S)),
-        **activation.constants,
-        HAS_BIAS=bias is not None,
-        SAVE_INPUT=results[1] is not None,
-        POOL=pool,
-        WIDE_OFFSETS=needs_wide_offsets(block_pixels, pixels // x.shape[0], C * H * W),
+        **constants,
+        WIDE_OFFSETS=needs_wide_offsets(block_pixels, pixels // N, C * H * W),
         UNROLL=R if R * S <= 16 else 1,
+        BLOCK_PIXELS=block_pixels,
+        BLOCK_CHANNELS=block_channels,
+        num_warps=num_warps,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _input_gradient_problem(
+    dz_shape: tuple[int, int, int, int],
+    kernel_size: tuple[int, int],
+    spec: ConvolutionSpec,
+    size: tuple[int, int],
+    target: Target,
+) -> Problem:
+    N, K, P, Q = dz_shape
+    H, W = size
+    C = spec.groups
+    block_pixels, block_channels, num_warps = rows_and_columns(N * H * W, C, target)
+    return Problem(
+        depthwise_input_gradient_kernel,
+        (ceil_div(N * H * W, block_pixels), ceil_div(C, block_channels)),
+        N * H * W,
+        H,
+        W,
+        C,
+        P,
+        Q,
+        K,
+        MULTIPLIER=K // C,
+        **window_constants(spec, kernel_size),
+        WIDE_OFFSETS=needs_wide_offsets(block_pixels, H * W, K * P * Q),
         BLOCK_PIXELS=block_pixels,
         BLOCK_CHANNELS=block_channels,
         num_warps=num_warps,
@@ -355,56 +377,33 @@ def depthwise_input_gradient(
     dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: tuple[int, int]
 ) -> torch.Tensor:
     """dX [N, C, H, W] of dZ [N, K, P, Q] and W [K, 1, R, S]; see `conv_backward.convolution_input_gradient`."""
-    N, K, P, Q = dz.shape
-    R, S = weight.shape[2:]
-    H, W = size
-    C = spec.groups
-    dx = empty_channels_last(dz, N, C, H, W)
-    block_pixels, block_channels, num_warps = rows_and_columns(N * H * W, C, current_target())
-    launch(
-        depthwise_input_gradient_kernel,
-        (ceil_div(N * H * W, block_pixels), ceil_div(C, block_channels)),
-        dz,
-        _taps_first(weight),
-        dx,
-        N * H * W,
-        H,
-        W,
-        C,
-        P,
-        Q,
-        K,
-        MULTIPLIER=K // C,
-        **window_constants(spec, (R, S)),
-        WIDE_OFFSETS=needs_wide_offsets(block_pixels, H * W, K * P * Q),
-        BLOCK_PIXELS=block_pixels,
-        BLOCK_CHANNELS=block_channels,
-        num_warps=num_warps,
-    )
+    dx = empty_channels_last(dz, dz.shape[0], spec.groups, *size)
+    problem = _input_gradient_problem(dz.shape, weight.shape[2:], spec, size, current_target())
+    problem.launch(dz, taps_first(weight), dx)
     return dx
 
 
-def depthwise_weight_gradient(
-    dz: torch.Tensor, x: torch.Tensor, spec: ConvolutionSpec, kernel_size: tuple[int, int]
-) -> torch.Tensor:
-    """dW [K, 1, R, S] in x's dtype; see `conv_backward.convolution_weight_gradient`."""
-    N, K, P, Q = dz.shape
-    _, C, H, W = x.shape
+@lru_cache(maxsize=4096)
+def _weight_gradient_problem(
+    dz_shape: tuple[int, int, int, int],
+    x_shape: tuple[int, int, int, int],
+    spec: ConvolutionSpec,
+    kernel_size: tuple[int, int],
+    target: Target,
+) -> tuple[Problem, int]:
+    """The launch, and its splits."""
+    N, K, P, Q = dz_shape
+    _, C, H, W = x_shape
     R, S = kernel_size
-    target = current_target()
     _, block_channels, num_warps = rows_and_columns(N * P * Q, K, target)
     box = depthwise_box((N, P, Q), target)
     boxes = ceil_div(N, box[0]) * ceil_div(P, box[1]) * ceil_div(Q, box[2])
     channel_tiles = ceil_div(K, block_channels)
     boxes_a_split = ceil_div(boxes, split_count(channel_tiles * R * S, boxes, target))
     splits = ceil_div(boxes, boxes_a_split)
-    dw = torch.empty((splits, K, 1, R, S), dtype=torch.float32, device=x.device)
-    launch(
+    problem = Problem(
         depthwise_weight_gradient_kernel,
         (channel_tiles, R * S, splits),
-        x,
-        dz,
-        dw,
         N,
         H,
         W,
@@ -415,7 +414,7 @@ def depthwise_weight_gradient(
         boxes,
         boxes_a_split,
         MULTIPLIER=K // C,
-        **window_constants(spec, (R, S)),
+        **window_constants(spec, kernel_size),
         WIDE_OFFSETS=box[0] * max(C * H * W, K * P * Q) > LARGEST_OFFSET,
         BOX_N=box[0],
         BOX_P=box[1],
@@ -423,4 +422,14 @@ def depthwise_weight_gradient(
         BLOCK_CHANNELS=block_channels,
         num_warps=num_warps,
     )
+    return problem, splits
+
+
+def depthwise_weight_gradient(
+    dz: torch.Tensor, x: torch.Tensor, spec: ConvolutionSpec, kernel_size: tuple[int, int]
+) -> torch.Tensor:
+    """dW [K, 1, R, S] in x's dtype; see `conv_backward.convolution_weight_gradient`."""
+    problem, splits = _weight_gradient_problem(dz.shape, x.shape, spec, kernel_size, current_target())
+    dw = torch.empty((splits, dz.shape[1], 1, *kernel_size), dtype=torch.float32, device=x.device)
+    problem.launch(x, dz, dw)
     return sum_partials(dw, x.dtype)

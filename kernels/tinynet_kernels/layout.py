@@ -9,14 +9,15 @@ the compiler turns it in shared memory so that loads and stores both run along m
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
-from tinynet_kernels.tiles import ceil_div, convolution_transpose_tile, current_target
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.tiles import Target, ceil_div, convolution_transpose_tile, current_target
 
 
 @triton.jit
@@ -54,17 +55,13 @@ def transpose_cost(source_ptr: torch.Tensor, target_ptr: torch.Tensor, **_: Any)
     return Cost(0, size_in_bytes(source_ptr, target_ptr))
 
 
-def transpose(source: torch.Tensor, target: torch.Tensor, batch: int, rows: int, columns: int) -> None:
-    """Writes `source`, contiguous as [batch, rows, columns], into `target`, contiguous as [batch, columns, rows]."""
-    block_batch, block_rows, block_columns, num_warps = convolution_transpose_tile(
-        batch, rows, columns, current_target()
-    )
+@lru_cache(maxsize=4096)
+def _transpose_problem(batch: int, rows: int, columns: int, target: Target) -> Problem:
+    block_batch, block_rows, block_columns, num_warps = convolution_transpose_tile(batch, rows, columns, target)
     tiles = ceil_div(batch, block_batch) * ceil_div(rows, block_rows) * ceil_div(columns, block_columns)
-    launch(
+    return Problem(
         transpose_kernel,
         (tiles,),
-        source,
-        target,
         batch,
         rows,
         columns,
@@ -73,6 +70,11 @@ def transpose(source: torch.Tensor, target: torch.Tensor, batch: int, rows: int,
         BLOCK_COLUMNS=block_columns,
         num_warps=num_warps,
     )
+
+
+def transpose(source: torch.Tensor, target: torch.Tensor, batch: int, rows: int, columns: int) -> None:
+    """Writes `source`, contiguous as [batch, rows, columns], into `target`, contiguous as [batch, columns, rows]."""
+    _transpose_problem(batch, rows, columns, current_target()).launch(source, target)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:

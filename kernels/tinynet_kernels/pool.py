@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.tiles import Target, ceil_div, current_target, power_of_2_at_least
 
 
@@ -443,10 +443,12 @@ def pool_tile(positions: int, channels: int, channels_last: bool, target: Target
     return block_positions, min(elements // block_positions, power_of_2_at_least(channels)), 4
 
 
-def _layout(images: int, C: int, area: int, channels_last: bool) -> tuple[tuple[int], tuple[int, int], dict[str, Any]]:
+def _layout(
+    images: int, C: int, area: int, channels_last: bool, target: Target
+) -> tuple[tuple[int], tuple[int, int], dict[str, Any]]:
     """The grid over [images, C, area] elements, (positions, channels), and the tile's constants."""
     positions, channels = (images * area, C) if channels_last else (area, images * C)
-    block_positions, block_channels, num_warps = pool_tile(positions, channels, channels_last, current_target())
+    block_positions, block_channels, num_warps = pool_tile(positions, channels, channels_last, target)
     grid = (ceil_div(positions, block_positions) * ceil_div(channels, block_channels),)
     constants = {
         "CHANNELS_LAST": channels_last,
@@ -473,6 +475,38 @@ def winner_dtype(taps: int) -> torch.dtype:
     return torch.int8 if taps < 127 else torch.int32
 
 
+@lru_cache(maxsize=4096)
+def _max_forward_problem(
+    shape: tuple[int, int, int, int],
+    stride: tuple[int, int, int, int],
+    window: Window,
+    out_size: tuple[int, int],
+    channels_last: bool,
+    want_winner: bool,
+    want_index: bool,
+    target: Target,
+) -> Problem:
+    N, C, H, W = shape
+    grid, extent, constants = _layout(N, C, out_size[0] * out_size[1], channels_last, target)
+    return Problem(
+        max_pool2d_forward_kernel,
+        grid,
+        *extent,
+        C,
+        H,
+        W,
+        *out_size,
+        *stride,
+        **window.constants(),
+        **window.dilation_constants(),
+        WANT_WINNER=want_winner,
+        WANT_INDEX=want_index,
+        ALWAYS_INSIDE=window.always_inside((H, W), out_size),
+        UNROLL=_unroll(window.kernel[0] * window.kernel[1]),
+        **constants,
+    )
+
+
 def max_pool2d_forward(
     x: torch.Tensor,
     window: Window,
@@ -495,35 +529,40 @@ def max_pool2d_forward(
     Returns:
         y [N, C, OH, OW]; winners, int8 or int32, or None; indices ih W + iw, int64, or None.
     """
-    N, C, H, W = x.shape
     y = _empty(x, out_size, x.dtype, channels_last)
     winner = (
         _empty(x, out_size, winner_dtype(window.kernel[0] * window.kernel[1]), channels_last) if want_winner else None
     )
     index = _empty(x, out_size, torch.int64, channels_last) if want_index else None
-    grid, extent, constants = _layout(N, C, out_size[0] * out_size[1], channels_last)
-    launch(
-        max_pool2d_forward_kernel,
+    problem = _max_forward_problem(
+        x.shape, x.stride(), window, out_size, channels_last, want_winner, want_index, current_target()
+    )
+    problem.launch(x, y, winner, index)
+    return y, winner, index
+
+
+@lru_cache(maxsize=4096)
+def _max_backward_problem(
+    out_shape: tuple[int, int, int, int], window: Window, size: tuple[int, int], channels_last: bool, target: Target
+) -> Problem:
+    N, C, OH, OW = out_shape
+    windows = window.overlap(0, size[0], OH), window.overlap(1, size[1], OW)
+    grid, extent, constants = _layout(N, C, size[0] * size[1], channels_last, target)
+    return Problem(
+        max_pool2d_backward_kernel,
         grid,
-        x,
-        y,
-        winner,
-        index,
         *extent,
         C,
-        H,
-        W,
-        *out_size,
-        *x.stride(),
+        *size,
+        OH,
+        OW,
         **window.constants(),
         **window.dilation_constants(),
-        WANT_WINNER=want_winner,
-        WANT_INDEX=want_index,
-        ALWAYS_INSIDE=window.always_inside((H, W), out_size),
-        UNROLL=_unroll(window.kernel[0] * window.kernel[1]),
+        WINDOWS_H=windows[0],
+        WINDOWS_W=windows[1],
+        UNROLL=_unroll(windows[0] * windows[1]),
         **constants,
     )
-    return y, winner, index
 
 
 def max_pool2d_backward(
@@ -538,29 +577,40 @@ def max_pool2d_backward(
         size: (H, W).
         channels_last: the forward's.
     """
-    N, C, OH, OW = grad.shape
     dx = _empty(grad, size, grad.dtype, channels_last)
-    windows = window.overlap(0, size[0], OH), window.overlap(1, size[1], OW)
-    grid, extent, constants = _layout(N, C, size[0] * size[1], channels_last)
-    launch(
-        max_pool2d_backward_kernel,
+    _max_backward_problem(grad.shape, window, size, channels_last, current_target()).launch(grad, winner, dx)
+    return dx
+
+
+@lru_cache(maxsize=4096)
+def _mean_forward_problem(
+    shape: tuple[int, int, int, int],
+    stride: tuple[int, int, int, int],
+    window: Window,
+    out_size: tuple[int, int],
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int,
+    target: Target,
+) -> Problem:
+    N, C, H, W = shape
+    grid, extent, constants = _layout(N, C, out_size[0] * out_size[1], channels_last, target)
+    return Problem(
+        avg_pool2d_forward_kernel,
         grid,
-        grad,
-        winner,
-        dx,
         *extent,
         C,
-        *size,
-        OH,
-        OW,
+        H,
+        W,
+        *out_size,
+        *stride,
         **window.constants(),
-        **window.dilation_constants(),
-        WINDOWS_H=windows[0],
-        WINDOWS_W=windows[1],
-        UNROLL=_unroll(windows[0] * windows[1]),
+        ADAPTIVE=window.adaptive,
+        COUNT_INCLUDE_PAD=count_include_pad,
+        DIVISOR_OVERRIDE=divisor_override,
+        UNROLL=_unroll(window.kernel[0] * window.kernel[1]),
         **constants,
     )
-    return dx
 
 
 def avg_pool2d_forward(
@@ -582,28 +632,44 @@ def avg_pool2d_forward(
         count_include_pad: whether the divisor counts padding.
         divisor_override: the divisor, or 0 for the number of elements.
     """
-    N, C, H, W = x.shape
     y = _empty(x, out_size, x.dtype, channels_last)
-    grid, extent, constants = _layout(N, C, out_size[0] * out_size[1], channels_last)
-    launch(
-        avg_pool2d_forward_kernel,
+    problem = _mean_forward_problem(
+        x.shape, x.stride(), window, out_size, channels_last, count_include_pad, divisor_override, current_target()
+    )
+    problem.launch(x, y)
+    return y
+
+
+@lru_cache(maxsize=4096)
+def _mean_backward_problem(
+    out_shape: tuple[int, int, int, int],
+    window: Window,
+    size: tuple[int, int],
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int,
+    target: Target,
+) -> Problem:
+    N, C, OH, OW = out_shape
+    windows = window.overlap(0, size[0], OH), window.overlap(1, size[1], OW)
+    grid, extent, constants = _layout(N, C, size[0] * size[1], channels_last, target)
+    return Problem(
+        avg_pool2d_backward_kernel,
         grid,
-        x,
-        y,
         *extent,
         C,
-        H,
-        W,
-        *out_size,
-        *x.stride(),
+        *size,
+        OH,
+        OW,
         **window.constants(),
         ADAPTIVE=window.adaptive,
         COUNT_INCLUDE_PAD=count_include_pad,
         DIVISOR_OVERRIDE=divisor_override,
-        UNROLL=_unroll(window.kernel[0] * window.kernel[1]),
+        WINDOWS_H=windows[0],
+        WINDOWS_W=windows[1],
+        UNROLL=_unroll(windows[0] * windows[1]),
         **constants,
     )
-    return y
 
 
 def avg_pool2d_backward(
@@ -622,27 +688,9 @@ def avg_pool2d_backward(
         size: (H, W).
         window, channels_last, count_include_pad, divisor_override: the forward's.
     """
-    N, C, OH, OW = grad.shape
     dx = _empty(grad, size, grad.dtype, channels_last)
-    windows = window.overlap(0, size[0], OH), window.overlap(1, size[1], OW)
-    grid, extent, constants = _layout(N, C, size[0] * size[1], channels_last)
-    launch(
-        avg_pool2d_backward_kernel,
-        grid,
-        grad,
-        dx,
-        *extent,
-        C,
-        *size,
-        OH,
-        OW,
-        **window.constants(),
-        ADAPTIVE=window.adaptive,
-        COUNT_INCLUDE_PAD=count_include_pad,
-        DIVISOR_OVERRIDE=divisor_override,
-        WINDOWS_H=windows[0],
-        WINDOWS_W=windows[1],
-        UNROLL=_unroll(windows[0] * windows[1]),
-        **constants,
+    problem = _mean_backward_problem(
+        grad.shape, window, size, channels_last, count_include_pad, divisor_override, current_target()
     )
+    problem.launch(grad, dx)
     return dx

@@ -6,14 +6,15 @@ adds the parts one after another, so reruns are bitwise equal. Flat over the ele
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
-from tinynet_kernels.tiles import ceil_div, current_target, flat_block
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block
 
 
 @triton.jit
@@ -36,6 +37,13 @@ def sum_partials_cost(partial_ptr: torch.Tensor, out_ptr: torch.Tensor, **_: Any
     return Cost(partial_ptr.numel(), size_in_bytes(partial_ptr, out_ptr))
 
 
+@lru_cache(maxsize=4096)
+def _problem(parts: int, elements: int, target: Target) -> Problem:
+    block, num_warps = flat_block(elements, target)
+    grid = (ceil_div(elements, block),)
+    return Problem(sum_partials_kernel, grid, parts, elements, BLOCK=block, num_warps=num_warps)
+
+
 def sum_partials(partial: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Sum over the first dimension.
 
@@ -47,8 +55,5 @@ def sum_partials(partial: torch.Tensor, dtype: torch.dtype = torch.float32) -> t
     if parts == 1 and dtype is torch.float32:
         return partial[0]
     out = torch.empty(partial.shape[1:], dtype=dtype, device=partial.device)
-    elements = out.numel()
-    block, num_warps = flat_block(elements, current_target())
-    grid = (ceil_div(elements, block),)
-    launch(sum_partials_kernel, grid, partial, out, parts, elements, BLOCK=block, num_warps=num_warps)
+    _problem(parts, out.numel(), current_target()).launch(partial, out)
     return out

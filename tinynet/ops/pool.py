@@ -80,8 +80,7 @@ def _max_forward(
 def _max_backward(grad: Tensor, winner: Tensor, window: Sequence[Any], size: Any, channels_last: bool) -> Tensor:
     from tinynet_kernels.pool import Window, max_pool2d_backward
 
-    grad = grad.contiguous(memory_format=_memory_format(channels_last))
-    return max_pool2d_backward(grad, winner, Window(*window), size, channels_last=channels_last)
+    return max_pool2d_backward(_dense(grad, channels_last), winner, Window(*window), size, channels_last=channels_last)
 
 
 class AvgPool2dFunction(torch.autograd.Function):
@@ -151,7 +150,7 @@ def _avg_backward(
     from tinynet_kernels.pool import avg_pool2d_backward
 
     return avg_pool2d_backward(
-        grad.contiguous(memory_format=_memory_format(channels_last)),
+        _dense(grad, channels_last),
         _mean_window(window, size, grad.shape[2:]),
         size,
         channels_last=channels_last,
@@ -160,8 +159,15 @@ def _avg_backward(
     )
 
 
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+def _pairs(*given: list[int]) -> tuple[tuple[int, ...], ...]:
+    """What a registered operator is given as lists, hashable."""
+    return tuple(tuple(pair) for pair in given)
+
+
+def _dense(grad: Tensor, channels_last: bool) -> Tensor:
+    from tinynet_kernels.layout import to_channels_last
+
+    return to_channels_last(grad) if channels_last else grad.contiguous()
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -177,7 +183,8 @@ def _fake(
     if not wanted:
         return x.new_empty(0, dtype=dtype)
     shape = (x.shape[0], x.shape[1], *size)
-    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=_memory_format(channels_last))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=memory_format)
 
 
 def _winner_dtype(kernel: Sequence[int]) -> torch.dtype:
@@ -199,8 +206,8 @@ def max_pool2d_operator(
     want_index: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`max_pool2d` of x [N, C, H, W] for captured graphs: maxima, winners and indices, empty where not wanted."""
-    window = (kernel, stride, padding, dilation)
-    y, winner, index = _max_forward(x, window, out_size, channels_last, save, want_index)
+    window = _pairs(kernel, stride, padding, dilation)
+    y, winner, index = _max_forward(x, window, tuple(out_size), channels_last, save, want_index)
     return (
         y,
         x.new_empty(0, dtype=_winner_dtype(kernel)) if winner is None else winner,
@@ -239,7 +246,7 @@ def max_pool2d_backward_operator(
     channels_last: bool,
 ) -> Tensor:
     """Its gradient."""
-    return _max_backward(grad, winner, (kernel, stride, padding, dilation), size, channels_last)
+    return _max_backward(grad, winner, _pairs(kernel, stride, padding, dilation), tuple(size), channels_last)
 
 
 @max_pool2d_backward_operator.register_fake
@@ -285,7 +292,8 @@ def avg_pool2d_operator(
     divisor_override: int,
 ) -> Tensor:
     """`avg_pool2d` of x [N, C, H, W] for captured graphs."""
-    return _avg_forward(x, (kernel, stride, padding), out_size, channels_last, count_include_pad, divisor_override)
+    window = _pairs(kernel, stride, padding)
+    return _avg_forward(x, window, tuple(out_size), channels_last, count_include_pad, divisor_override)
 
 
 @avg_pool2d_operator.register_fake
@@ -314,7 +322,8 @@ def avg_pool2d_backward_operator(
     divisor_override: int,
 ) -> Tensor:
     """Its gradient."""
-    return _avg_backward(grad, (kernel, stride, padding), size, channels_last, count_include_pad, divisor_override)
+    window = _pairs(kernel, stride, padding)
+    return _avg_backward(grad, window, tuple(size), channels_last, count_include_pad, divisor_override)
 
 
 @avg_pool2d_backward_operator.register_fake
@@ -347,7 +356,7 @@ avg_pool2d_operator.register_autograd(_backward_avg_pool2d, setup_context=_setup
 @torch.library.custom_op("tinynet::adaptive_avg_pool2d", mutates_args=())
 def adaptive_avg_pool2d_operator(x: Tensor, out_size: list[int], channels_last: bool) -> Tensor:
     """`adaptive_avg_pool2d` of x [N, C, H, W] for captured graphs."""
-    return _avg_forward(x, None, out_size, channels_last, True, 0)
+    return _avg_forward(x, None, tuple(out_size), channels_last, True, 0)
 
 
 @adaptive_avg_pool2d_operator.register_fake
@@ -358,7 +367,7 @@ def _(x: Tensor, out_size: list[int], channels_last: bool) -> Tensor:
 @torch.library.custom_op("tinynet::adaptive_avg_pool2d_backward", mutates_args=())
 def adaptive_avg_pool2d_backward_operator(grad: Tensor, size: list[int], channels_last: bool) -> Tensor:
     """Its gradient."""
-    return _avg_backward(grad, None, size, channels_last, True, 0)
+    return _avg_backward(grad, None, tuple(size), channels_last, True, 0)
 
 
 @adaptive_avg_pool2d_backward_operator.register_fake

@@ -426,6 +426,23 @@ def test_autocast(device: str) -> None:
     assert weight.grad is not None and weight.grad.dtype is torch.float32
 
 
+@pytest.mark.parametrize("case", ["3x3", "32 channels", "one channel", "2 groups", "depthwise", "1x1"])
+def test_autocast_rounds_no_gradient_of_a_float32_tensor(case: str, device: str) -> None:
+    shape, channels_out, kernel_size, sliding = CASES[case]
+    x, weight, bias = make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = conv2d(x, weight, bias, **sliding)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    with torch.no_grad():
+        copies = [t.bfloat16().double().requires_grad_() for t in (x, weight, bias)]
+    spec = convolution_spec(x, weight, bias, **{"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding})
+    conv2d_reference(copies[0], copies[1], copies[2], spec, as_activation(None)).backward(gradient.double())
+    for tensor, exact in zip((x, weight, bias), copies, strict=True):
+        assert tensor.grad.dtype is torch.float32
+        assert_close(tensor.grad, exact.grad, 1e-5, "gradient")
+
+
 SPEC = [1, 1, 1, 1, 1, 1, 1, 1, 1]  # padding 1, all else one
 
 

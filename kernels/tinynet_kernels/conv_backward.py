@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -497,9 +497,13 @@ def _input_gradient_problem(
 
 
 def convolution_input_gradient(
-    dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: tuple[int, int]
+    dz: torch.Tensor,
+    weight: torch.Tensor,
+    spec: ConvolutionSpec,
+    size: tuple[int, int],
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """dX [N, C, H, W], channels_last.
+    """dX [N, C, H, W] in `dtype` (None: dZ's), channels_last.
 
     Args:
         dz: [N, K, P, Q], channels_last.
@@ -509,10 +513,10 @@ def convolution_input_gradient(
     """
     K, group_inputs, R, S = weight.shape
     if spec.is_pointwise((R, S)):
-        return as_images(linear_input_gradient(as_rows(dz), weight.view(K, -1)), dz)
+        return as_images(linear_input_gradient(as_rows(dz), weight.view(K, -1), dtype), dz)
     if group_inputs == 1 and spec.groups > 1:
-        return depthwise_input_gradient(dz, weight, spec, size)
-    dx = empty_channels_last(dz, dz.shape[0], group_inputs * spec.groups, *size)
+        return depthwise_input_gradient(dz, weight, spec, size, dtype)
+    dx = empty_channels_last(dz, dz.shape[0], group_inputs * spec.groups, *size, dtype)
     target = current_target()
     precision = precision_of(dz.dtype, target)
     _input_gradient_problem(dz.shape, weight.shape, dz.dtype, precision, spec, size, target).launch(dz, weight, dx)
@@ -533,8 +537,9 @@ def convolution_weight_gradient(
     kernel_size: tuple[int, int],
     *,
     channels_last: bool,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """dW [K, C / groups, R, S] in x's dtype.
+    """dW [K, C / groups, R, S] in `dtype` (None: x's).
 
     Args:
         dz: [N, K, P, Q], channels_last.
@@ -545,22 +550,14 @@ def convolution_weight_gradient(
     """
     K, C = dz.shape[1], x.shape[1]
     if spec.is_pointwise(kernel_size):
-        dw = linear_weight_gradient(as_rows(dz), as_rows(x))
+        dw = linear_weight_gradient(as_rows(dz), as_rows(x), dtype)
         return dw.view(K, 1, 1, C).permute(0, 3, 1, 2) if channels_last else dw.view(K, C, 1, 1)
     if C == spec.groups > 1:
-        dw = depthwise_weight_gradient(dz, x, spec, kernel_size)
+        dw = depthwise_weight_gradient(dz, x, spec, kernel_size, dtype)
         return dw.view(K, *kernel_size, 1).permute(0, 3, 1, 2) if channels_last else dw
     return convolution_weight_and_bias_gradient(
-        dz, None, None, x, spec, kernel_size, IDENTITY, channels_last=channels_last, want_bias=False
+        dz, None, None, x, spec, kernel_size, IDENTITY, channels_last=channels_last, want_bias=False, dtype=dtype
     )[0]
-
-
-class _WeightGradient(NamedTuple):
-    """The launch of a weight gradient, and the shape and dtype of its partial sums."""
-
-    problem: Problem
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 @lru_cache(maxsize=4096)
@@ -575,7 +572,8 @@ def _weight_gradient_problem(
     activation: Activation,
     channels_last: bool,
     target: Target,
-) -> _WeightGradient:
+) -> tuple[Problem, tuple[int, ...]]:
+    """The launch, and the shape of its partial sums."""
     N, C, H, W = x_shape
     K = channels_out
     R, S = kernel_size
@@ -628,7 +626,7 @@ def _weight_gradient_problem(
         num_stages=tile.num_stages,
     )
     shape = (splits, K, R, S, group_inputs) if channels_last else (splits, K, group_inputs, R, S)
-    return _WeightGradient(problem, shape, dtype if splits == 1 else torch.float32)
+    return problem, shape
 
 
 def convolution_weight_and_bias_gradient(
@@ -642,6 +640,7 @@ def convolution_weight_and_bias_gradient(
     *,
     channels_last: bool,
     want_bias: bool,
+    dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(dW, and db [K] in fp32 where wanted): straight from dY where `takes_output_gradient` says so, else from dZ.
 
@@ -649,12 +648,12 @@ def convolution_weight_and_bias_gradient(
         dy: [N, K, P, Q], channels_last; with `winner` of its windows, [N, K, P // 2, Q // 2]; dZ for identity.
         saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for identity.
         winner: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
-        x, spec, kernel_size, channels_last: as in `convolution_weight_gradient`.
+        x, spec, kernel_size, channels_last, dtype: as in `convolution_weight_gradient`.
         activation: the fused function.
         want_bias: whether to make db.
     """
     target = current_target()
-    problem, shape, dtype = _weight_gradient_problem(
+    problem, shape = _weight_gradient_problem(
         x.shape,
         dy.shape[1],
         winner is not None,
@@ -666,8 +665,9 @@ def convolution_weight_and_bias_gradient(
         channels_last,
         target,
     )
-    dw = torch.empty(shape, dtype=dtype, device=x.device)
+    dtype = x.dtype if dtype is None else dtype
+    dw = torch.empty(shape, dtype=dtype if shape[0] == 1 else torch.float32, device=x.device)
     db = torch.empty(shape[:2], dtype=torch.float32, device=x.device) if want_bias else None
     problem.launch(x, dy, saved, winner, dw, db)
-    summed = dw[0] if shape[0] == 1 else sum_partials(dw, x.dtype)
+    summed = dw[0] if shape[0] == 1 else sum_partials(dw, dtype)
     return summed.permute(0, 3, 1, 2) if channels_last else summed, None if db is None else sum_partials(db)

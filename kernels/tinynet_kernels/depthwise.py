@@ -374,10 +374,14 @@ def _input_gradient_problem(
 
 
 def depthwise_input_gradient(
-    dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: tuple[int, int]
+    dz: torch.Tensor,
+    weight: torch.Tensor,
+    spec: ConvolutionSpec,
+    size: tuple[int, int],
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """dX [N, C, H, W] of dZ [N, K, P, Q] and W [K, 1, R, S]; see `conv_backward.convolution_input_gradient`."""
-    dx = empty_channels_last(dz, dz.shape[0], spec.groups, *size)
+    dx = empty_channels_last(dz, dz.shape[0], spec.groups, *size, dtype)
     problem = _input_gradient_problem(dz.shape, weight.shape[2:], spec, size, current_target())
     problem.launch(dz, taps_first(weight), dx)
     return dx
@@ -426,10 +430,14 @@ def _weight_gradient_problem(
 
 
 def depthwise_weight_gradient(
-    dz: torch.Tensor, x: torch.Tensor, spec: ConvolutionSpec, kernel_size: tuple[int, int]
+    dz: torch.Tensor,
+    x: torch.Tensor,
+    spec: ConvolutionSpec,
+    kernel_size: tuple[int, int],
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """dW [K, 1, R, S] in x's dtype; see `conv_backward.convolution_weight_gradient`."""
+    """dW [K, 1, R, S] in `dtype` (None: x's); see `conv_backward.convolution_weight_gradient`."""
     problem, splits = _weight_gradient_problem(dz.shape, x.shape, spec, kernel_size, current_target())
     dw = torch.empty((splits, dz.shape[1], 1, *kernel_size), dtype=torch.float32, device=x.device)
     problem.launch(x, dz, dw)
-    return sum_partials(dw, x.dtype)
+    return sum_partials(dw, x.dtype if dtype is None else dtype)

@@ -115,6 +115,9 @@ def as_images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return rows.view(N, H, W, -1).permute(0, 3, 1, 2)
 
 
-def empty_channels_last(like: torch.Tensor, N: int, C: int, H: int, W: int) -> torch.Tensor:
-    """An uninitialized channels_last [N, C, H, W] with the dtype and device of `like`."""
-    return torch.empty((N, C, H, W), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+def empty_channels_last(
+    like: torch.Tensor, N: int, C: int, H: int, W: int, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """An uninitialized channels_last [N, C, H, W] in `dtype` (None: that of `like`), on the device of `like`."""
+    dtype = like.dtype if dtype is None else dtype
+    return torch.empty((N, C, H, W), dtype=dtype, device=like.device, memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
-from tinynet.ops.arguments import autocast, check_floating, needs_gradient
+from tinynet.ops.arguments import autocast, autocast_dtype, check_floating, needs_gradient
 from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
@@ -33,7 +33,10 @@ def conv2d_reference(
 
 
 class Conv2dFunction(torch.autograd.Function):
-    """act(x * W + b) of x [N, C, H, W], and for `pool` its largest of each 2 x 2 window, through the kernels."""
+    """act(x * W + b) of x [N, C, H, W], and for `pool` its largest of each 2 x 2 window, through the kernels.
+
+    The kernels compute in `dtype`; gradients come in the tensors' own.
+    """
 
     @staticmethod
     def forward(
@@ -41,20 +44,16 @@ class Conv2dFunction(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        dtype: torch.dtype,
         spec: ConvolutionSpec,
         activation: Activation,
         pool: bool,
     ) -> Tensor:
-        from tinynet_kernels.conv import convolution_forward
-        from tinynet_kernels.layout import is_channels_last, to_channels_last
-
-        images, packed = to_channels_last(x), to_channels_last(weight)
-        y, saved, winner = convolution_forward(images, packed, bias, spec, activation, save=True, pool=pool)
-        # The converted tensors are kept, not their originals: backward would convert them again.
-        ctx.save_for_backward(images, packed, saved, winner)
+        y, kept, ctx.channels_last = _forward(x, weight, bias, dtype, spec, activation, pool, save=True)
+        ctx.save_for_backward(*kept)
         ctx.spec, ctx.activation = spec, activation
-        ctx.channels_last = is_channels_last(x), is_channels_last(weight)
-        return _in_order(y, any(ctx.channels_last))
+        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        return y
 
     @staticmethod
     @once_differentiable
@@ -62,9 +61,33 @@ class Conv2dFunction(torch.autograd.Function):
         x, weight, saved, winner = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         gradients = conv2d_gradients(
-            grad, x, weight, saved, ctx.spec, ctx.activation, ctx.channels_last, wanted, winner
+            grad, x, weight, saved, ctx.spec, ctx.activation, ctx.channels_last, wanted, ctx.dtypes, winner
         )
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    pool: bool,
+    *,
+    save: bool,
+) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[bool, bool]]:
+    """y; x and W as the kernels read them, what act' does, and the winners; whether x and W came in channels_last."""
+    from tinynet_kernels.conv import convolution_forward
+    from tinynet_kernels.layout import is_channels_last, to_channels_last
+
+    channels_last = is_channels_last(x), is_channels_last(weight)
+    # To ask for a dtype that a tensor has takes a microsecond.
+    cast: list[Any] = [t if t is None or t.dtype is dtype else t.to(dtype) for t in (x, weight, bias)]
+    images, packed = to_channels_last(cast[0]), to_channels_last(cast[1])
+    y, saved, winner = convolution_forward(images, packed, cast[2], spec, activation, save=save, pool=pool)
+    # The converted tensors are kept, not their originals: backward would convert them again.
+    return _in_order(y, any(channels_last)), (images, packed, saved, winner), channels_last
 
 
 def _in_order(y: Tensor, channels_last: bool) -> Tensor:
@@ -83,6 +106,7 @@ def conv2d_gradients(
     activation: Activation,
     channels_last: tuple[bool, bool],
     wanted: tuple[bool, ...] | list[bool],
+    dtypes: Sequence[torch.dtype | None],
     winner: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dX, dW, db), each None where not wanted.
@@ -96,6 +120,7 @@ def conv2d_gradients(
         activation: the fused function.
         channels_last: whether dX and dW are to be channels_last; contiguous otherwise.
         wanted: whether dX, dW and db are needed.
+        dtypes: of dX, dW and db; None for a bias that isn't.
         winner: the tap that each 2 x 2 window passed on, where the convolution pooled; `grad` and `saved` are then of
             its windows, [N, K, P // 2, Q // 2].
     """
@@ -122,8 +147,9 @@ def conv2d_gradients(
             activation,
             channels_last=channels_last[1],
             want_bias=want_bias,
+            dtype=dtypes[1],
         )
-        return None, dw, None if bias_gradient is None else bias_gradient.to(weight.dtype)
+        return None, dw, None if bias_gradient is None else bias_gradient.to(dtypes[2])
     if want_bias or (curved and (want_x or want_weight)):
         rows = as_rows(to_channels_last(saved)) if curved and saved is not None else None
         made, bias_gradient = activation_backward(
@@ -134,12 +160,14 @@ def conv2d_gradients(
         dz = _to_winners(dz, winner, spec.output_size((x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])))
     dx, dw = None, None
     if want_x:
-        dx = convolution_input_gradient(dz, to_channels_last(weight), spec, (x.shape[2], x.shape[3]))
+        dx = convolution_input_gradient(dz, to_channels_last(weight), spec, (x.shape[2], x.shape[3]), dtypes[0])
         dx = _in_order(dx, channels_last[0])
     if want_weight:
         kernel_size = weight.shape[2], weight.shape[3]
-        dw = convolution_weight_gradient(dz, to_channels_last(x), spec, kernel_size, channels_last=channels_last[1])
-    return dx, dw, None if bias_gradient is None else bias_gradient.to(weight.dtype)
+        dw = convolution_weight_gradient(
+            dz, to_channels_last(x), spec, kernel_size, channels_last=channels_last[1], dtype=dtypes[1]
+        )
+    return dx, dw, None if bias_gradient is None else bias_gradient.to(dtypes[2])
 
 
 def _to_winners(grad: Tensor, winner: Tensor, size: tuple[int, int]) -> Tensor:
@@ -227,6 +255,7 @@ def conv2d_backward_operator(
         Activation.from_values(name, parameters),
         (is_channels_last(x), is_channels_last(weight)),
         wanted,
+        [x.dtype] * 3,
     )
     dx, dw, db = (grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return dx, dw, db
@@ -306,13 +335,14 @@ def conv2d(
     Source: torch.nn.functional.conv2d.
     """
     function = as_activation(activation)
-    x, weight, bias = autocast(input, weight, bias)
-    check_floating("conv2d", input=x, weight=weight, bias=bias)
-    spec = convolution_spec(x, weight, bias, stride, padding, dilation, groups)
-    pooled = check_pool(pool, spec.output_size((x.shape[-2], x.shape[-1]), (weight.shape[2], weight.shape[3])))
-    if x.dim() == 3:
-        return _conv2d(x.unsqueeze(0), weight, bias, spec, function, pooled).squeeze(0)
-    return _conv2d(x, weight, bias, spec, function, pooled)
+    check_floating("conv2d", autocast_dtype(input), input=input, weight=weight, bias=bias)
+    spec = convolution_spec(input, weight, bias, stride, padding, dilation, groups)
+    pooled = pool != 1 and check_pool(
+        pool, spec.output_size((input.shape[-2], input.shape[-1]), (weight.shape[2], weight.shape[3]))
+    )
+    if input.dim() == 3:
+        return _conv2d(input.unsqueeze(0), weight, bias, spec, function, pooled).squeeze(0)
+    return _conv2d(input, weight, bias, spec, function, pooled)
 
 
 def check_pool(pool: int, size: tuple[int, int]) -> bool:
@@ -332,21 +362,18 @@ def _conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation, pool: bool
 ) -> Tensor:
     way = Route.REFERENCE if x.numel() == 0 or weight.numel() == 0 else route(x)
+    if way is Route.KERNELS:
+        dtype = autocast_dtype(x) or x.dtype
+        if needs_gradient(x, weight, bias):
+            return Conv2dFunction.apply(x, weight, bias, dtype, spec, activation, pool)  # pyright: ignore
+        return _forward(x, weight, bias, dtype, spec, activation, pool, save=False)[0]
+    x, weight, bias = autocast(x, weight, bias)
     if way is Route.REFERENCE:
         y = conv2d_reference(x, weight, bias, spec, activation)
         return F.max_pool2d(y, 2) if pool else y
-    needs_grad = needs_gradient(x, weight, bias)
-    if way is Route.OPERATOR:
-        y = conv2d_operator(x, weight, bias, spec.values, activation.name, activation.values, needs_grad)[0]
-        return max_pool2d(y, 2) if pool else y  # type: ignore[return-value]
-    if needs_grad:
-        return Conv2dFunction.apply(x, weight, bias, spec, activation, pool)  # pyright: ignore[reportReturnType]
-    from tinynet_kernels.conv import convolution_forward
-    from tinynet_kernels.layout import is_channels_last, to_channels_last
-
-    images, packed = to_channels_last(x), to_channels_last(weight)
-    y, _, _ = convolution_forward(images, packed, bias, spec, activation, save=False, pool=pool)
-    return _in_order(y, is_channels_last(x) or is_channels_last(weight))
+    save = needs_gradient(x, weight, bias)
+    y = conv2d_operator(x, weight, bias, spec.values, activation.name, activation.values, save)[0]
+    return max_pool2d(y, 2) if pool else y  # type: ignore[return-value]
 
 
 def convolution_spec(

@@ -111,6 +111,7 @@ CASES = {
     "same": ((1, 16, 6, 7), 4, (4, 2), {"padding": "same", "dilation": (1, 3)}),
     "valid": ((1, 16, 6, 7), 4, (2, 3), {"padding": "valid"}),
     "window as large as the image": ((3, 16, 4, 5), 7, (4, 5), {}),
+    "many pixels": ((5, 16, 41, 41), 18, (3, 3), {"padding": 1}),
     "one pixel": ((1, 16, 1, 1), 1, (3, 3), {"padding": 1}),
 }
 

@@ -280,6 +280,10 @@ class ConvolutionWeightTile(NamedTuple):
 _CACHED_BYTES = 512 << 10
 
 
+# Elements of an fp32 tile that leaves the second-level cache to the operands.
+_LONGEST_CPU_TILE = 1 << 15
+
+
 @lru_cache(maxsize=4096)
 def convolution_tile(
     pixels: int,
@@ -312,7 +316,12 @@ def convolution_tile(
     divisor = min(tile.block_k, channels_in & -channels_in)
     if divisor < (16 if dtype is torch.float32 else 32):
         divisor = min(tile.block_k, max(16, power_of_2_at_least(channels_in)))
-    return tile._replace(block_n=min(tile.block_n, max(16, power_of_2_at_least(channels_out))), block_k=divisor)
+    block_n = min(tile.block_n, max(16, power_of_2_at_least(channels_out)))
+    block_m = tile.block_m
+    if target.kind == "cpu":  # each program packs the weights: few long ones, but enough to share among the threads
+        while block_m * block_n < _LONGEST_CPU_TILE and pixels >= 32 * target.processors * block_m:
+            block_m *= 2
+    return tile._replace(block_m=block_m, block_n=block_n, block_k=divisor)
 
 
 @lru_cache(maxsize=4096)

@@ -585,6 +585,29 @@ def test_not_a_number_and_infinity(device: str) -> None:
     assert infinite.isposinf().all()
 
 
+def test_profilers_and_global_hooks_see_a_step(device: str) -> None:
+    parameter = torch.nn.Parameter(torch.randn(5, device=device))
+    optimizer = AdamW([parameter])
+    parameter.grad = torch.randn_like(parameter)
+    with torch.autograd.profiler.profile() as profile:
+        optimizer.step()
+        optimizer.zero_grad()
+    names = {event.name for event in profile.function_events}
+    assert {"Optimizer.step#AdamW.step", "Optimizer.zero_grad#AdamW.zero_grad"} <= names
+    assert parameter.grad is None
+    called = []
+    handle = torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: called.append("after"))
+    try:
+        optimizer.step()
+    finally:
+        handle.remove()
+    optimizer.step()
+    assert called == ["after"]
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.zero_grad(set_to_none=False)
+    assert parameter.grad is not None and not parameter.grad.any()
+
+
 def test_closure_hooks_and_tensor_learning_rate(device: str) -> None:
     weight = nn.Parameter(torch.tensor([3.0], device=device))
     optimizer = optim.SGD([weight], lr=torch.tensor(0.25))

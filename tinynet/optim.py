@@ -11,6 +11,7 @@ gradients and one parameter twice in a group are errors; hyperparameters that ar
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from tinynet.ops.optimizer import adam, sgd
 
@@ -38,6 +41,34 @@ class _Optimizer(torch.optim.Optimizer):
         _check_state_shapes(state["state"])
         super().__setstate__(state)
         self._tables = defaultdict(list)  # tables hold addresses of this process
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """torch.optim.Optimizer's wrapper of `step`, entered only where a profiler or a hook is there to see it."""
+        watched = torch.optim.Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(self: _Optimizer, *args: Any, **kwargs: Any) -> Any:
+            if (
+                _profiler_enabled()
+                or self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+            ):
+                return watched(self, *args, **kwargs)
+            return func(self, *args, **kwargs)
+
+        return step
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Sets all gradients to None or, without `set_to_none`, to zero; see torch.optim.Optimizer.zero_grad."""
+        if not set_to_none or _profiler_enabled() or torch.compiler.is_compiling():
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, as torch.optim.Optimizer does.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import UNIT, assert_close, counted_launches, non_contiguous
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import tinynet
 from tinynet import optim
@@ -587,16 +588,17 @@ def test_not_a_number_and_infinity(device: str) -> None:
 
 def test_profilers_and_global_hooks_see_a_step(device: str) -> None:
     parameter = torch.nn.Parameter(torch.randn(5, device=device))
-    optimizer = AdamW([parameter])
+    optimizer = optim.AdamW([parameter])
     parameter.grad = torch.randn_like(parameter)
-    with torch.autograd.profiler.profile() as profile:
+    profile = torch.autograd.profiler.profile()
+    with profile:
         optimizer.step()
         optimizer.zero_grad()
-    names = {event.name for event in profile.function_events}
+    names = {event.key for event in profile.key_averages()}
     assert {"Optimizer.step#AdamW.step", "Optimizer.zero_grad#AdamW.zero_grad"} <= names
     assert parameter.grad is None
     called = []
-    handle = torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: called.append("after"))
+    handle = register_optimizer_step_post_hook(lambda *_: called.append("after"))
     try:
         optimizer.step()
     finally:

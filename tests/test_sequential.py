@@ -1,4 +1,4 @@
-"""Sequential: chains of Linear layers, and what must still be called as a module."""
+"""Sequential: chains of Linear layers, pooling convolutions, and what must still be called as a module."""
 
 from __future__ import annotations
 
@@ -113,3 +113,55 @@ def test_compiled_fullgraph(device: str) -> None:
 def test_empty(device: str) -> None:
     x = torch.randn(3, device=device)
     assert nn.Sequential()(x) is x
+
+
+def convolutions(pool: torch.nn.Module, device: str, side: int = 9) -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, activation="relu"),
+        pool,
+        nn.Conv2d(6, 17, 3, padding_mode="reflect", padding=1, activation="gelu"),
+        nn.MaxPool2d(2),
+    )
+    return model.to(device), torch.randn(3, 1, side, side + 4, device=device, requires_grad=True)
+
+
+def test_a_convolution_pools_for_the_layer_after_it(device: str) -> None:
+    model, x = convolutions(nn.MaxPool2d((2, 2), 2), device)
+    with counted_launches() as launches:
+        y = model(x)
+        actual = gradients(y, model, x)
+    assert "max_pool2d_forward_kernel" not in launches
+    expected_y = one_by_one(model, x)
+    torch.testing.assert_close(y, expected_y, rtol=0, atol=0)
+    for found, expected in zip(actual, gradients(expected_y, model, x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    one = x[0].detach()
+    torch.testing.assert_close(model(one), one_by_one(model, one), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2)],
+    ids=str,
+)
+def test_other_windows_are_layers_of_their_own(pool: torch.nn.Module, device: str) -> None:
+    model, x = convolutions(pool, device)
+    with counted_launches() as launches:
+        y = model(x)
+    assert sum("pool2d_forward" in name for name in launches) == 1  # the last is joined
+    torch.testing.assert_close(y, one_by_one(model, x), rtol=0, atol=0)
+
+
+def test_indices_and_hooks_of_a_pooling_layer_are_kept(device: str) -> None:
+    model, x = convolutions(nn.MaxPool2d(2), device)
+    pool = nn.MaxPool2d(2, return_indices=True)
+    y, indices = nn.Sequential(model[0], pool)(x)
+    expected, expected_indices = pool(model[0](x))
+    assert torch.equal(y, expected) and torch.equal(indices, expected_indices)
+    for layer in (0, 1):
+        calls = []
+        handle = model[layer].register_forward_hook(lambda module, *_, calls=calls: calls.append(module))
+        model(x)
+        handle.remove()
+        assert calls == [model[layer]]

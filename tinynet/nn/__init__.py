@@ -1,7 +1,7 @@
 """torch.nn's layers under torch.nn's names, computed by our kernels; `activation=` is the one addition.
 
-Containers and `Module` are PyTorch's own, but for `Sequential`, which joins linear layers. A compute layer is ours or
-absent: asking for one we lack is an error that says so, never PyTorch's in disguise.
+Containers and `Module` are PyTorch's own, but for `Sequential`, which joins layers. A compute layer is ours or absent:
+asking for one we lack is an error that says so, never PyTorch's in disguise.
 """
 
 from typing import Any

@@ -75,13 +75,17 @@ class Conv2d(torch.nn.Conv2d):
         self.pool = pool
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.convolve(input, self.pool)
+
+    def convolve(self, input: Tensor, pool: int) -> Tensor:
+        """`forward` with another `pool`."""
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         weight, bias = self.weight, self.bias
         window = self.stride, padding, self.dilation, self.groups
-        return ops.conv2d(input, weight, bias, *window, self.activation, self.pool)
+        return ops.conv2d(input, weight, bias, *window, self.activation, pool)
 
     def extra_repr(self) -> str:
         text = with_activation(super().extra_repr(), self.activation)

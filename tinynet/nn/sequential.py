@@ -7,30 +7,52 @@ from typing import Any
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
+from tinynet.nn.conv import Conv2d
 from tinynet.nn.linear import Linear
+from tinynet.nn.pool import MaxPool2d
 from tinynet.ops.linear import Layer, linear_chain
 
 
 class Sequential(torch.nn.Sequential):
-    """torch.nn.Sequential; `Linear` layers that follow one another run as one autograd function.
+    """torch.nn.Sequential, which joins what one autograd function can do together.
 
-    In such a chain the product that makes a hidden layer's gradient also applies the derivative of its activation and
-    sums its bias gradient. A layer with a hook is called as a module, so that its hooks run.
+    `Linear` layers that follow one another: the product that makes a hidden layer's gradient also applies the
+    derivative of its activation and sums its bias gradient. `Conv2d` before `MaxPool2d(2)`: the convolution passes on
+    the largest of each window, as with `pool=2`. A layer with a hook is called as a module, so that its hooks run.
     """
 
     def forward(self, input: Any) -> Any:
         if torch.compiler.is_compiling():
             return super().forward(input)
         chain: list[Layer] = []
-        for module in self._modules.values():
+        modules = iter(self._modules.values())
+        following = next(modules, None)
+        while following is not None:
+            module, following = following, next(modules, None)
             if type(module) is Linear and _is_plain(module):
                 chain.append((module.weight, module.bias, module.activation))
                 continue
             if chain:
                 input = linear_chain(input, chain)
                 chain = []
-            input = module(input)  # pyright: ignore[reportOptionalCall]
+            if type(module) is Conv2d and following is not None and _join(module, following):
+                input = module.convolve(input, pool=2)
+                following = next(modules, None)
+            else:
+                input = module(input)
         return linear_chain(input, chain) if chain else input
+
+
+def _join(module: Conv2d, following: torch.nn.Module) -> bool:
+    """Whether a convolution may pool for the layer after it: windows of 2 x 2 and nothing else."""
+    if type(following) is not MaxPool2d or module.pool != 1:
+        return False
+    sizes = following.kernel_size, following.stride
+    if not all(size in (2, (2, 2)) for size in sizes) or following.ceil_mode or following.return_indices:
+        return False
+    if following.padding not in (0, (0, 0)) or following.dilation not in (1, (1, 1)):
+        return False
+    return _is_plain(module) and _is_plain(following)
 
 
 def _is_plain(module: torch.nn.Module) -> bool:

@@ -321,6 +321,7 @@ def single_channel_problem(
     pixels, P, Q = output_pixels(shape, spec, (R, S), pool)
     block_pixels, block_channels, num_warps = rows_and_columns(pixels, K, target)
     block_pixels = max(block_pixels, 4)  # of one window
+    unrolls = R * S <= 16 and (C == 1 or target.kind == "cpu")  # a tile of x a tap would fill a GPU's registers
     return Problem(
         single_channel_forward_kernel,
         (ceil_div(pixels, block_pixels), ceil_div(K, block_channels)),
@@ -335,7 +336,7 @@ def single_channel_problem(
         ONE_CHANNEL=C == 1,
         **constants,
         WIDE_OFFSETS=needs_wide_offsets(block_pixels, pixels // N, C * H * W),
-        UNROLL=R if R * S <= 16 else 1,
+        UNROLL=R if unrolls else 1,
         BLOCK_PIXELS=block_pixels,
         BLOCK_CHANNELS=block_channels,
         num_warps=num_warps,

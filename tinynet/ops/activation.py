@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.arguments import check_floating, needs_gradient
+from tinynet.ops.autograd import once_differentiable
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 
 _REFERENCES: dict[str, Any] = {

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, check_floating, needs_gradient
+from tinynet.ops.autograd import once_differentiable
 from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec

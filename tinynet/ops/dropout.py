@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import is_dense
 from tinynet.ops.arguments import check_floating, needs_gradient
+from tinynet.ops.autograd import once_differentiable
 
 
 def dropout_reference(x: Tensor, p: float) -> Tensor:

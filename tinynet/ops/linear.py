@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, check_floating, needs_gradient
+from tinynet.ops.autograd import once_differentiable
 from tinynet_kernels.activation_spec import Activation
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
     """act(x W^T + b) in plain PyTorch."""
     return activation_reference(F.linear(x, weight, bias), activation)
+
+
+@cache
+def _kernels() -> ModuleType:
+    """The launchers, imported once and when they are first needed: Triton may be absent."""
+    from tinynet_kernels import linear
+
+    return linear
 
 
 # A layer of a chain: its weight [N, K], its bias [N] or None, the activation after it.
@@ -59,8 +69,7 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """y of a chain, and what its backward reads: x, weight and what the derivative needs of each layer, in `dtype`."""
-    from tinynet_kernels.linear import linear_forward
-
+    linear_forward = _kernels().linear_forward
     kept = []
     # To ask for a dtype that a tensor has takes a microsecond.
     cast: list[Any] = [t if t is None or t.dtype is dtype else t.to(dtype) for t in (x, *parameters)]
@@ -88,29 +97,29 @@ def linear_gradients(
         wanted: which gradients are.
         dtypes: of the gradients; None for a bias that isn't.
     """
-    from tinynet_kernels.activation import activation_backward
-    from tinynet_kernels.linear import linear_hidden_gradient, linear_input_gradient, linear_weight_gradient
-
+    kernels = _kernels()
     gradients: list[Tensor | None] = [None] * len(wanted)
     dz, db = grad if grad.stride(1) == 1 else grad.contiguous(), None
     curved = activations[-1].name != "identity"
     if wanted[-1] or (curved and any(wanted)):
-        made, db = activation_backward(dz, kept[-1], activations[-1], want_dz=curved, want_bias=wanted[-1])
+        made, db = kernels.activation_backward(dz, kept[-1], activations[-1], want_dz=curved, want_bias=wanted[-1])
         dz = dz if made is None else made
     for layer in reversed(range(len(activations))):
         x, weight = kept[3 * layer], kept[3 * layer + 1]
         of_weight, of_bias = 2 * layer + 1, 2 * layer + 2
         if wanted[of_weight]:
-            gradients[of_weight] = linear_weight_gradient(dz, x, dtypes[of_weight])
+            gradients[of_weight] = kernels.linear_weight_gradient(dz, x, dtypes[of_weight])
         if db is not None:
             gradients[of_bias] = db if db.dtype is dtypes[of_bias] else db.to(dtypes[of_bias])
         if not any(wanted[:of_weight]):
             break
         if layer == 0:
-            gradients[0] = linear_input_gradient(dz, weight, dtypes[0])
+            gradients[0] = kernels.linear_input_gradient(dz, weight, dtypes[0])
         else:
             below = activations[layer - 1]
-            dz, db = linear_hidden_gradient(dz, weight, kept[3 * layer - 1], below, want_bias=wanted[of_bias - 2])
+            dz, db = kernels.linear_hidden_gradient(
+                dz, weight, kept[3 * layer - 1], below, want_bias=wanted[of_bias - 2]
+            )
     return gradients
 
 
@@ -119,10 +128,8 @@ def linear_operator(
     x: Tensor, weight: Tensor, bias: Tensor | None, name: str, parameters: list[float], save: bool
 ) -> tuple[Tensor, Tensor]:
     """`linear` of x [M, K] for captured graphs: y, and z where the backward needs it (else empty)."""
-    from tinynet_kernels.linear import linear_forward
-
     activation = Activation.from_values(name, parameters)
-    y, saved = linear_forward(x, weight, bias, activation, save=save and not activation.reads_output)
+    y, saved = _kernels().linear_forward(x, weight, bias, activation, save=save and not activation.reads_output)
     return y, y.new_empty(0) if saved is None else saved
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import _reduction
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import is_dense
 from tinynet.ops.arguments import autocast_to_float32, check_device, check_floating, needs_gradient
+from tinynet.ops.autograd import once_differentiable
 
 REDUCTIONS = ("mean", "sum", "none")
 

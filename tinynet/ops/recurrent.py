@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient
+from tinynet.ops.autograd import once_differentiable
 from tinynet_kernels.recurrent_spec import GATES, Gradients, Saved, Sequences, Wanted, Weights, packed_sequences
 
 

@@ -202,6 +202,23 @@ def test_two_blocks_of_sequences_and_units_past_a_tile(kind: str, regime: str, d
     check(ours, exact, torch.randn(3, 18, INPUTS, device=device), states(ours, 18), lengths)
 
 
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("batch", [1, 5, 17, 33])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_dealt_to_programs(
+    kind: str, batch: int, reset: bool, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """One, two and three programs whose sequences are every first, second and third one of the sorted batch."""
+    tile: Any = PERSISTENT_TILE
+    monkeypatch.setattr(kernels, "recurrent_tile", lambda *rest: tile(*rest)._replace(block_batch=16, dealt=True))
+    name, own = KINDS[kind]
+    ours, exact = build(name, torch.float32, device, bidirectional=True, recompute=batch == 17, **own)
+    lengths = torch.randint(1, 7, (batch,))
+    lengths[batch // 2] = 6
+    mask = torch.rand(6, batch, device=device) < 0.2 if reset else None
+    check(ours, exact, torch.randn(6, batch, INPUTS, device=device), states(ours, batch), lengths, mask)
+
+
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (1, 3), (3, 1)])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_one_step_or_one_sequence(kind: str, steps: int, batch: int, regime: str, device: str) -> None:

@@ -154,7 +154,7 @@ class _Call:
             self.sequences.batch,
             **self.constants,
             **constants,
-            COUNTED=self.constants["PACKED"] and current_target().kind == "cpu",
+            DEALT=tile.dealt,
             BLOCK_BATCH=tile.block_batch,
             BLOCK_HIDDEN=tile.block_hidden,
             num_warps=tile.num_warps,

@@ -447,8 +447,8 @@ def gru_backward_kernel(
     reset_ptr,
     offsets_ptr,
     lengths_ptr,
-    d_input_ptr,
-    d_hidden_ptr,
+    d_gates_ptr,
+    d_apart_ptr,
     d_h0_ptr,
     T,
     B,
@@ -460,7 +460,7 @@ def gru_backward_kernel(
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """d_input = (dr, dz, dn) and d_hidden = (dr, dz, dq) of every step, [R, D, 3 H] each, backwards in time."""
+    """d_gates = (dr, dz, dn) [R, D, 3 H] and d_apart = dq [R, D, H] of every step, backwards in time."""
     direction = tl.program_id(1)
     directions = tl.num_programs(1)
     first, index, place = sequences_of(BLOCK_BATCH, DEALT)
@@ -494,14 +494,11 @@ def gru_backward_kernel(
         h = tl.load(previous_ptr + base * H + offset, mask=mask, other=0.0).to(tl.float32)
         d_y = tl.load(d_y_ptr + base * H + offset, mask=mask, other=0.0).to(tl.float32)
         dr, dz, dn, dq, dh_before = gru_cell_gradient(dh + d_y, r, z, n, q, h)
-        d_input = d_input_ptr + base * (3 * H) + gate_offset
-        tl.store(d_input, dr.to(d_input_ptr.dtype.element_ty), mask=mask)
-        tl.store(d_input + H, dz.to(d_input_ptr.dtype.element_ty), mask=mask)
-        tl.store(d_input + 2 * H, dn.to(d_input_ptr.dtype.element_ty), mask=mask)
-        d_hidden = d_hidden_ptr + base * (3 * H) + gate_offset
-        tl.store(d_hidden, dr.to(d_hidden_ptr.dtype.element_ty), mask=mask)
-        tl.store(d_hidden + H, dz.to(d_hidden_ptr.dtype.element_ty), mask=mask)
-        tl.store(d_hidden + 2 * H, dq.to(d_hidden_ptr.dtype.element_ty), mask=mask)
+        d_gate = d_gates_ptr + base * (3 * H) + gate_offset
+        tl.store(d_gate, dr.to(d_gates_ptr.dtype.element_ty), mask=mask)
+        tl.store(d_gate + H, dz.to(d_gates_ptr.dtype.element_ty), mask=mask)
+        tl.store(d_gate + 2 * H, dn.to(d_gates_ptr.dtype.element_ty), mask=mask)
+        tl.store(d_apart_ptr + base * H + offset, dq.to(d_apart_ptr.dtype.element_ty), mask=mask)
         dh_before = tl.dot(dr.to(weight_r.dtype), weight_r, dh_before, input_precision=PRECISION)
         dh_before = tl.dot(dz.to(weight_r.dtype), weight_z, dh_before, input_precision=PRECISION)
         dh_before = tl.dot(dq.to(weight_r.dtype), weight_n, dh_before, input_precision=PRECISION)

@@ -38,7 +38,7 @@ def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
     def rule(*arguments: Any) -> Any:
         tile: Any = PERSISTENT_TILE(*arguments)
-        return None if request.param == "step" else tile._replace(block_batch=16)
+        return None if request.param == "step" or tile is None else tile._replace(block_batch=16)
 
     monkeypatch.setattr(kernels, "recurrent_tile", rule)
     yield request.param
@@ -200,6 +200,30 @@ def test_two_blocks_of_sequences_and_units_past_a_tile(kind: str, regime: str, d
     ours, exact = build(kind, torch.float32, device, hidden=20, bidirectional=True)
     lengths = torch.tensor([1, 3, *[2] * 16])
     check(ours, exact, torch.randn(3, 18, INPUTS, device=device), states(ours, 18), lengths)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_gradients_of_several_tiles(kind: str, regime: str, device: str) -> None:
+    """The GRU's dr and dz, dn and dq fill tiles of their own, of weights and of biases, the last ones in part."""
+    ours, exact = build(kind, torch.float32, device, hidden=40, bidirectional=True)
+    check(ours, exact, torch.randn(3, 4, INPUTS, device=device), states(ours, 4), torch.tensor([2, 3, 1, 2]))
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("batch", [1, 5, 17, 33])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_dealt_to_programs(
+    kind: str, batch: int, reset: bool, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """One, two and three programs whose sequences are every first, second and third one of the sorted batch."""
+    tile: Any = PERSISTENT_TILE
+    monkeypatch.setattr(kernels, "recurrent_tile", lambda *rest: tile(*rest)._replace(block_batch=16, dealt=True))
+    name, own = KINDS[kind]
+    ours, exact = build(name, torch.float32, device, bidirectional=True, recompute=batch == 17, **own)
+    lengths = torch.randint(1, 7, (batch,))
+    lengths[batch // 2] = 6
+    mask = torch.rand(6, batch, device=device) < 0.2 if reset else None
+    check(ours, exact, torch.randn(6, batch, INPUTS, device=device), states(ours, batch), lengths, mask)
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (1, 3), (3, 1)])

@@ -6,7 +6,7 @@ fused kernel (`recurrent_step.py`). Which of the two is `tiles.recurrent_tile`'s
 
 Backward: the mirror of it leaves d_gates of all steps. From them one product makes dX = d_input W_ih, and one launch
 makes all weight and bias gradients (`recurrent_weights.py`). d_input and d_hidden are the same but for the GRU, whose n
-gate multiplies the hidden side by r.
+gate multiplies the hidden side by r: what its d_hidden has of its own lies apart.
 
 Saved for backward: x, y, the gates' pre-activations, and the states each step started from. With `recompute` only y and
 the LSTM's c; the pre-activations of all steps come back from one launch, since y holds every h
@@ -129,6 +129,9 @@ class _Call:
         self.tile: RecurrentTile | None = recurrent_tile(
             sequences.batch, packed, self.gates, self.hidden, self.outputs, x.dtype, precision, target
         )
+        # The GRU's d_hidden has dq where d_input has dn. A step kernel wants its whole rows, not dq alone.
+        apart = self.hidden if self.tile is not None else self.gates * self.hidden
+        self.apart = apart if mode == "gru" else 0
         self.constants: dict[str, Any] = {
             "H": self.hidden,
             "HAS_RESET": reset is not None,
@@ -154,7 +157,7 @@ class _Call:
             self.sequences.batch,
             **self.constants,
             **constants,
-            COUNTED=self.constants["PACKED"] and current_target().kind == "cpu",
+            DEALT=tile.dealt,
             BLOCK_BATCH=tile.block_batch,
             BLOCK_HIDDEN=tile.block_hidden,
             num_warps=tile.num_warps,
@@ -310,7 +313,8 @@ def recurrent_backward(
         gates = recomputed_gates(mode, x, previous, weights) if call.gates > 1 else None
         saved = Saved(gates, previous, saved.cell)
     made = _Made(
-        x.new_empty((2 if mode == "gru" else 1, rows, D * call.gates * H)),
+        x.new_empty((rows, D * call.gates * H)),
+        x.new_empty((rows, D * call.apart)) if call.apart else None,
         None if weights.projection is None else x.new_empty((rows, D, P)),
         None if weights.projection is None else x.new_empty((rows, D, H)),
     )
@@ -322,6 +326,7 @@ def recurrent_backward(
         assert saved.previous is not None
         parameters = recurrent_weight_gradients(
             made.gates,
+            made.apart,
             x,
             saved.previous,
             made.output,
@@ -332,7 +337,7 @@ def recurrent_backward(
             want_bias=want_bias,
         )
     return Gradients(
-        linear_input_gradient(made.gates[0], weights.input) if wanted.x else None,
+        linear_input_gradient(made.gates, weights.input) if wanted.x else None,
         parameters.input,
         parameters.hidden,
         parameters.input_bias if wanted.input_bias else None,
@@ -347,12 +352,14 @@ class _Made(NamedTuple):
     """What the backward's recurrence leaves for the products after it.
 
     Attributes:
-        gates: d_input and d_hidden, [2, R, D gates H] for the GRU; both are one, [1, ...], for the others.
+        gates: d_input [R, D gates H], which is d_hidden too but for the GRU's.
+        apart: the GRU's dq [R, D H], or from step kernels all of its d_hidden; None else.
         output: gradient of the projected h [R, D, P], or None.
         unprojected: h before the projection [R, D, H], or None.
     """
 
     gates: Tensor
+    apart: Tensor | None
     output: Tensor | None
     unprojected: Tensor | None
 
@@ -382,7 +389,7 @@ def _backward_persistent(
         call.launch_persistent(
             gru_backward_kernel,
             *(d_y, saved.gates, saved.previous, weights.hidden, d_h_n, *call.tables),
-            *(made.gates[0], made.gates[1], d_h0),
+            *(made.gates, made.apart, d_h0),
         )
     else:
         call.launch_persistent(rnn_backward_kernel, d_y, y, weights.hidden, d_h_n, *call.tables, made.gates, d_h0)
@@ -402,7 +409,7 @@ def _backward_steps(
     weights, H, P = call.weights, call.hidden, call.outputs
     steps, reduction = call.sequences.steps, call.gates * call.hidden
     constants = {key: call.constants[key] for key in ("HAS_RESET", "PACKED", "PRECISION")}
-    d_hidden = made.gates[-1]
+    d_hidden = made.gates if made.apart is None else made.apart
     dh = _States(d_h_n)
     dc = None if d_c_n is None else _States(d_c_n)
 
@@ -433,7 +440,7 @@ def _backward_steps(
             call.launch_step(
                 gru_step_backward_kernel,
                 *(step, H, reduction, d_y, saved.gates, saved.previous, weights.hidden, dh.before, *call.tables),
-                *(made.gates[0], d_hidden, dh.after),
+                *(made.gates, d_hidden, dh.after),
                 **call.constants,
             )
         else:

@@ -21,6 +21,16 @@ from tinynet_kernels.activation import sigmoid, tanh
 
 
 @triton.jit
+def sequences_of(BLOCK_BATCH: tl.constexpr, DEALT: tl.constexpr):
+    """(first sequence of the program, index of each, its distance from the first): neighbors, or DEALT out in turn."""
+    index = tl.arange(0, BLOCK_BATCH)
+    if DEALT:
+        return tl.program_id(0), index, index.to(tl.int64) * tl.num_programs(0)
+    else:
+        return tl.program_id(0) * BLOCK_BATCH, index, index
+
+
+@triton.jit
 def lengths_of(lengths_ptr, batch, first, T, B, PACKED: tl.constexpr):
     """(length of each sequence of the block, 0 past the batch; length of the longest). `first` is below B."""
     if PACKED:
@@ -31,12 +41,12 @@ def lengths_of(lengths_ptr, batch, first, T, B, PACKED: tl.constexpr):
 
 
 @triton.jit
-def active_sequences(t, length, index, COUNTED: tl.constexpr):
+def active_sequences(t, length, index, DEALT: tl.constexpr):
     """Which sequences of the block, the first ones, have a step t, [batch].
 
-    COUNTED says it as a bound of `index`, past which the CPU engine computes nothing.
+    DEALT says it as a bound of `index`, past which the CPU engine computes nothing.
     """
-    if COUNTED:
+    if DEALT:
         return index < tl.sum((t < length).to(tl.int32), axis=0)
     else:
         return t < length

@@ -1,6 +1,7 @@
 """Persistent recurrent kernels: one launch walks all the steps with the recurrent weight on chip.
 
-A program owns BLOCK_BATCH sequences of one direction (grid: batch blocks x directions) and loops over time. h and c are
+A program owns BLOCK_BATCH sequences of one direction (grid: batch blocks x directions) and loops over time. They are
+neighbors, or every n-th of n programs' where DEALT: programs then have like work, and no longer like steps. h and c are
 carried in fp32 registers; W_hh, loaded once before the loop, is the second operand of every step's product. The input's
 share X W_ih^T + b of all steps was made by one product before (`recurrent.py`).
 
@@ -36,6 +37,7 @@ from tinynet_kernels.recurrent_cells import (
     reset_rows,
     rnn_cell,
     rnn_cell_gradient,
+    sequences_of,
 )
 
 
@@ -57,7 +59,7 @@ def rnn_forward_kernel(
     SAVE: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
-    COUNTED: tl.constexpr,
+    DEALT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -65,25 +67,24 @@ def rnn_forward_kernel(
     """h_t = act(gates_x_t + h_(t-1) W_hh^T); W_hh [D, H, H]."""
     direction = tl.program_id(1)
     directions = tl.num_programs(1)
-    first = tl.program_id(0) * BLOCK_BATCH
-    index = tl.arange(0, BLOCK_BATCH)
-    batch = first + index
+    first, index, place = sequences_of(BLOCK_BATCH, DEALT)
+    batch = first + place
     unit = tl.arange(0, BLOCK_HIDDEN)
     unit_mask = unit < H
     weight_mask = unit_mask[:, None] & unit_mask[None, :]
     weight_base = weight_hh_ptr + direction * (H * H)
     weight = tl.load(weight_base + unit[None, :] * H + unit[:, None], mask=weight_mask, other=0.0)
     state_base = (direction.to(tl.int64) * B + first) * H
-    state_offset = index[:, None] * H + unit[None, :]
+    state_offset = place[:, None] * H + unit[None, :]
     state_mask = (batch < B)[:, None] & unit_mask[None, :]
     h = tl.load(h0_ptr + state_base + state_offset, mask=state_mask, other=0.0).to(tl.float32)
     length, steps = lengths_of(lengths_ptr, batch, first, T, B, PACKED)
-    offset = index[:, None] * (directions * H) + unit[None, :]
+    offset = place[:, None] * (directions * H) + unit[None, :]
     for s in range(steps):
         t = s + direction * (steps - 1 - 2 * s)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = ((row + first) * directions + direction) * H
-        active = active_sequences(t, length, index, COUNTED)
+        active = active_sequences(t, length, index, DEALT)
         mask = active[:, None] & unit_mask[None, :]
         if HAS_RESET:
             reset = reset_rows(reset_ptr, row, batch, active)
@@ -114,7 +115,7 @@ def rnn_backward_kernel(
     RELU: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
-    COUNTED: tl.constexpr,
+    DEALT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -122,25 +123,24 @@ def rnn_backward_kernel(
     """da_t = (dh + dY_t) act'(h_t), dh before = da_t W_hh, backwards in time; act' from the output."""
     direction = tl.program_id(1)
     directions = tl.num_programs(1)
-    first = tl.program_id(0) * BLOCK_BATCH
-    index = tl.arange(0, BLOCK_BATCH)
-    batch = first + index
+    first, index, place = sequences_of(BLOCK_BATCH, DEALT)
+    batch = first + place
     unit = tl.arange(0, BLOCK_HIDDEN)
     unit_mask = unit < H
     weight_mask = unit_mask[:, None] & unit_mask[None, :]
     weight_base = weight_hh_ptr + direction * (H * H)
     weight = tl.load(weight_base + unit[:, None] * H + unit[None, :], mask=weight_mask, other=0.0)
     state_base = (direction.to(tl.int64) * B + first) * H
-    state_offset = index[:, None] * H + unit[None, :]
+    state_offset = place[:, None] * H + unit[None, :]
     state_mask = (batch < B)[:, None] & unit_mask[None, :]
     dh = tl.load(d_h_n_ptr + state_base + state_offset, mask=state_mask, other=0.0).to(tl.float32)
     length, steps = lengths_of(lengths_ptr, batch, first, T, B, PACKED)
-    offset = index[:, None] * (directions * H) + unit[None, :]
+    offset = place[:, None] * (directions * H) + unit[None, :]
     for s in range(steps):
         t = steps - 1 - s + direction * (2 * s - steps + 1)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = ((row + first) * directions + direction) * H
-        active = active_sequences(t, length, index, COUNTED)
+        active = active_sequences(t, length, index, DEALT)
         mask = active[:, None] & unit_mask[None, :]
         h = tl.load(y_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
         d_y = tl.load(d_y_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
@@ -179,7 +179,7 @@ def lstm_forward_kernel(
     SAVE_CELL: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
-    COUNTED: tl.constexpr,
+    DEALT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -188,9 +188,8 @@ def lstm_forward_kernel(
     """LSTM steps; W_hh [D, 4 H, P], W_hr [D, P, H] projects h. SAVE keeps gates and h, SAVE_CELL keeps c."""
     direction = tl.program_id(1)
     directions = tl.num_programs(1)
-    first = tl.program_id(0) * BLOCK_BATCH
-    index = tl.arange(0, BLOCK_BATCH)
-    batch = first + index
+    first, index, place = sequences_of(BLOCK_BATCH, DEALT)
+    batch = first + place
     unit = tl.arange(0, BLOCK_HIDDEN)
     output = tl.arange(0, BLOCK_OUTPUT)
     unit_mask = unit < H
@@ -206,21 +205,21 @@ def lstm_forward_kernel(
         projection_mask = unit_mask[:, None] & output_mask[None, :]
         projection = tl.load(projection_base + output[None, :] * H + unit[:, None], mask=projection_mask, other=0.0)
     first_state = direction.to(tl.int64) * B + first
-    h_offset = index[:, None] * P + output[None, :]
-    c_offset = index[:, None] * H + unit[None, :]
+    h_offset = place[:, None] * P + output[None, :]
+    c_offset = place[:, None] * H + unit[None, :]
     h_mask = (batch < B)[:, None] & output_mask[None, :]
     c_mask = (batch < B)[:, None] & unit_mask[None, :]
     h = tl.load(h0_ptr + first_state * P + h_offset, mask=h_mask, other=0.0).to(tl.float32)
     c = tl.load(c0_ptr + first_state * H + c_offset, mask=c_mask, other=0.0).to(tl.float32)
     length, steps = lengths_of(lengths_ptr, batch, first, T, B, PACKED)
-    gate_offset = index[:, None] * (directions * 4 * H) + unit[None, :]
-    unit_offset = index[:, None] * (directions * H) + unit[None, :]
-    output_offset = index[:, None] * (directions * P) + output[None, :]
+    gate_offset = place[:, None] * (directions * 4 * H) + unit[None, :]
+    unit_offset = place[:, None] * (directions * H) + unit[None, :]
+    output_offset = place[:, None] * (directions * P) + output[None, :]
     for s in range(steps):
         t = s + direction * (steps - 1 - 2 * s)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = (row + first) * directions + direction
-        active = active_sequences(t, length, index, COUNTED)
+        active = active_sequences(t, length, index, DEALT)
         mask = active[:, None] & unit_mask[None, :]
         active_output = active[:, None] & output_mask[None, :]
         if HAS_RESET:
@@ -282,7 +281,7 @@ def lstm_backward_kernel(
     PROJECTED: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
-    COUNTED: tl.constexpr,
+    DEALT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -291,9 +290,8 @@ def lstm_backward_kernel(
     """d_gates of every step, backwards in time; PROJECTED also keeps what dW_hr = d_output^T unprojected needs."""
     direction = tl.program_id(1)
     directions = tl.num_programs(1)
-    first = tl.program_id(0) * BLOCK_BATCH
-    index = tl.arange(0, BLOCK_BATCH)
-    batch = first + index
+    first, index, place = sequences_of(BLOCK_BATCH, DEALT)
+    batch = first + place
     unit = tl.arange(0, BLOCK_HIDDEN)
     output = tl.arange(0, BLOCK_OUTPUT)
     unit_mask = unit < H
@@ -309,21 +307,21 @@ def lstm_backward_kernel(
         projection_mask = output_mask[:, None] & unit_mask[None, :]
         projection = tl.load(projection_base + output[:, None] * H + unit[None, :], mask=projection_mask, other=0.0)
     first_state = direction.to(tl.int64) * B + first
-    h_offset = index[:, None] * P + output[None, :]
-    c_offset = index[:, None] * H + unit[None, :]
+    h_offset = place[:, None] * P + output[None, :]
+    c_offset = place[:, None] * H + unit[None, :]
     h_mask = (batch < B)[:, None] & output_mask[None, :]
     c_mask = (batch < B)[:, None] & unit_mask[None, :]
     dh = tl.load(d_h_n_ptr + first_state * P + h_offset, mask=h_mask, other=0.0).to(tl.float32)
     dc = tl.load(d_c_n_ptr + first_state * H + c_offset, mask=c_mask, other=0.0).to(tl.float32)
     length, steps = lengths_of(lengths_ptr, batch, first, T, B, PACKED)
-    gate_offset = index[:, None] * (directions * 4 * H) + unit[None, :]
-    unit_offset = index[:, None] * (directions * H) + unit[None, :]
-    output_offset = index[:, None] * (directions * P) + output[None, :]
+    gate_offset = place[:, None] * (directions * 4 * H) + unit[None, :]
+    unit_offset = place[:, None] * (directions * H) + unit[None, :]
+    output_offset = place[:, None] * (directions * P) + output[None, :]
     for s in range(steps):
         t = steps - 1 - s + direction * (2 * s - steps + 1)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = (row + first) * directions + direction
-        active = active_sequences(t, length, index, COUNTED)
+        active = active_sequences(t, length, index, DEALT)
         mask = active[:, None] & unit_mask[None, :]
         active_output = active[:, None] & output_mask[None, :]
         gate = gates_ptr + base * (4 * H) + gate_offset
@@ -381,7 +379,7 @@ def gru_forward_kernel(
     SAVE: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
-    COUNTED: tl.constexpr,
+    DEALT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -389,9 +387,8 @@ def gru_forward_kernel(
     """GRU steps; W_hh [D, 3 H, H], b_hh [D, 3 H], of which only b_hn is added here. Saved gates: r, z, n's input, q."""
     direction = tl.program_id(1)
     directions = tl.num_programs(1)
-    first = tl.program_id(0) * BLOCK_BATCH
-    index = tl.arange(0, BLOCK_BATCH)
-    batch = first + index
+    first, index, place = sequences_of(BLOCK_BATCH, DEALT)
+    batch = first + place
     unit = tl.arange(0, BLOCK_HIDDEN)
     unit_mask = unit < H
     weight_mask = unit_mask[:, None] & unit_mask[None, :]
@@ -403,18 +400,18 @@ def gru_forward_kernel(
     if HAS_BIAS:
         bias_n += tl.load(bias_hh_ptr + direction * (3 * H) + 2 * H + unit, mask=unit_mask, other=0.0).to(tl.float32)
     state_base = (direction.to(tl.int64) * B + first) * H
-    state_offset = index[:, None] * H + unit[None, :]
+    state_offset = place[:, None] * H + unit[None, :]
     state_mask = (batch < B)[:, None] & unit_mask[None, :]
     h = tl.load(h0_ptr + state_base + state_offset, mask=state_mask, other=0.0).to(tl.float32)
     length, steps = lengths_of(lengths_ptr, batch, first, T, B, PACKED)
-    gate_offset = index[:, None] * (directions * 3 * H) + unit[None, :]
-    saved_offset = index[:, None] * (directions * 4 * H) + unit[None, :]
-    offset = index[:, None] * (directions * H) + unit[None, :]
+    gate_offset = place[:, None] * (directions * 3 * H) + unit[None, :]
+    saved_offset = place[:, None] * (directions * 4 * H) + unit[None, :]
+    offset = place[:, None] * (directions * H) + unit[None, :]
     for s in range(steps):
         t = s + direction * (steps - 1 - 2 * s)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = (row + first) * directions + direction
-        active = active_sequences(t, length, index, COUNTED)
+        active = active_sequences(t, length, index, DEALT)
         mask = active[:, None] & unit_mask[None, :]
         if HAS_RESET:
             reset = reset_rows(reset_ptr, row, batch, active)
@@ -450,25 +447,24 @@ def gru_backward_kernel(
     reset_ptr,
     offsets_ptr,
     lengths_ptr,
-    d_input_ptr,
-    d_hidden_ptr,
+    d_gates_ptr,
+    d_apart_ptr,
     d_h0_ptr,
     T,
     B,
     H: tl.constexpr,
     HAS_RESET: tl.constexpr,
     PACKED: tl.constexpr,
-    COUNTED: tl.constexpr,
+    DEALT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """d_input = (dr, dz, dn) and d_hidden = (dr, dz, dq) of every step, [R, D, 3 H] each, backwards in time."""
+    """d_gates = (dr, dz, dn) [R, D, 3 H] and d_apart = dq [R, D, H] of every step, backwards in time."""
     direction = tl.program_id(1)
     directions = tl.num_programs(1)
-    first = tl.program_id(0) * BLOCK_BATCH
-    index = tl.arange(0, BLOCK_BATCH)
-    batch = first + index
+    first, index, place = sequences_of(BLOCK_BATCH, DEALT)
+    batch = first + place
     unit = tl.arange(0, BLOCK_HIDDEN)
     unit_mask = unit < H
     weight_mask = unit_mask[:, None] & unit_mask[None, :]
@@ -477,18 +473,18 @@ def gru_backward_kernel(
     weight_z = tl.load(weight + H * H, mask=weight_mask, other=0.0)
     weight_n = tl.load(weight + 2 * H * H, mask=weight_mask, other=0.0)
     state_base = (direction.to(tl.int64) * B + first) * H
-    state_offset = index[:, None] * H + unit[None, :]
+    state_offset = place[:, None] * H + unit[None, :]
     state_mask = (batch < B)[:, None] & unit_mask[None, :]
     dh = tl.load(d_h_n_ptr + state_base + state_offset, mask=state_mask, other=0.0).to(tl.float32)
     length, steps = lengths_of(lengths_ptr, batch, first, T, B, PACKED)
-    gate_offset = index[:, None] * (directions * 3 * H) + unit[None, :]
-    saved_offset = index[:, None] * (directions * 4 * H) + unit[None, :]
-    offset = index[:, None] * (directions * H) + unit[None, :]
+    gate_offset = place[:, None] * (directions * 3 * H) + unit[None, :]
+    saved_offset = place[:, None] * (directions * 4 * H) + unit[None, :]
+    offset = place[:, None] * (directions * H) + unit[None, :]
     for s in range(steps):
         t = steps - 1 - s + direction * (2 * s - steps + 1)
         row = first_row_of(offsets_ptr, t, B, PACKED)
         base = (row + first) * directions + direction
-        active = active_sequences(t, length, index, COUNTED)
+        active = active_sequences(t, length, index, DEALT)
         mask = active[:, None] & unit_mask[None, :]
         saved = gates_ptr + base * (4 * H) + saved_offset
         r = tl.load(saved, mask=mask, other=0.0).to(tl.float32)
@@ -498,14 +494,11 @@ def gru_backward_kernel(
         h = tl.load(previous_ptr + base * H + offset, mask=mask, other=0.0).to(tl.float32)
         d_y = tl.load(d_y_ptr + base * H + offset, mask=mask, other=0.0).to(tl.float32)
         dr, dz, dn, dq, dh_before = gru_cell_gradient(dh + d_y, r, z, n, q, h)
-        d_input = d_input_ptr + base * (3 * H) + gate_offset
-        tl.store(d_input, dr.to(d_input_ptr.dtype.element_ty), mask=mask)
-        tl.store(d_input + H, dz.to(d_input_ptr.dtype.element_ty), mask=mask)
-        tl.store(d_input + 2 * H, dn.to(d_input_ptr.dtype.element_ty), mask=mask)
-        d_hidden = d_hidden_ptr + base * (3 * H) + gate_offset
-        tl.store(d_hidden, dr.to(d_hidden_ptr.dtype.element_ty), mask=mask)
-        tl.store(d_hidden + H, dz.to(d_hidden_ptr.dtype.element_ty), mask=mask)
-        tl.store(d_hidden + 2 * H, dq.to(d_hidden_ptr.dtype.element_ty), mask=mask)
+        d_gate = d_gates_ptr + base * (3 * H) + gate_offset
+        tl.store(d_gate, dr.to(d_gates_ptr.dtype.element_ty), mask=mask)
+        tl.store(d_gate + H, dz.to(d_gates_ptr.dtype.element_ty), mask=mask)
+        tl.store(d_gate + 2 * H, dn.to(d_gates_ptr.dtype.element_ty), mask=mask)
+        tl.store(d_apart_ptr + base * H + offset, dq.to(d_apart_ptr.dtype.element_ty), mask=mask)
         dh_before = tl.dot(dr.to(weight_r.dtype), weight_r, dh_before, input_precision=PRECISION)
         dh_before = tl.dot(dz.to(weight_r.dtype), weight_z, dh_before, input_precision=PRECISION)
         dh_before = tl.dot(dq.to(weight_r.dtype), weight_n, dh_before, input_precision=PRECISION)

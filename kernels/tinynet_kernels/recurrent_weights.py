@@ -86,18 +86,8 @@ def weight_tile(
 
 
 @triton.jit
-def bias_tile(
-    d_gates_ptr,
-    out_ptr,
-    tile,
-    first_row,
-    last_row,
-    N,
-    TWICE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
-    """Sums of BLOCK_N columns of d_gates [R, N] over rows [first_row, last_row); out [N], TWICE for [2, N]."""
+def bias_tile(d_gates_ptr, tile, first_row, last_row, N, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr):
+    """(BLOCK_N columns, their sums) of d_gates [R, N] over rows [first_row, last_row)."""
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.arange(0, BLOCK_R)
     offset = row[:, None] * N + column[None, :]
@@ -107,14 +97,13 @@ def bias_tile(
         mask = (row < last_row - start)[:, None] & (column < N)[None, :]
         total += tl.sum(tl.load(base + offset, mask=mask, other=0.0).to(tl.float32), axis=0)
         base += tl.cast(N, tl.int64) * BLOCK_R
-    tl.store(out_ptr + column, total.to(out_ptr.dtype.element_ty), mask=column < N)
-    if TWICE:
-        tl.store(out_ptr + N + column, total.to(out_ptr.dtype.element_ty), mask=column < N)
+    return column, total
 
 
 @triton.jit
 def recurrent_weight_gradient_kernel(
     d_gates_ptr,
+    d_apart_ptr,
     x_ptr,
     previous_ptr,
     d_output_ptr,
@@ -126,18 +115,20 @@ def recurrent_weight_gradient_kernel(
     outputs,
     gates,
     directions,
+    apart,
     elements,
     rows_a_split,
     hidden_start,
     projection_start,
     input_tiles,
     hidden_tiles,
+    shared_tiles,
     all_hidden_tiles,
     projection_tiles,
     all_projection_tiles,
     stride_xr,
     stride_xi,
-    PARTS: tl.constexpr,
+    HAS_APART: tl.constexpr,
     PROJECTED: tl.constexpr,
     EVEN_R: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -148,10 +139,11 @@ def recurrent_weight_gradient_kernel(
 ):
     """One tile of one gradient over one split's rows; out [SPLIT, elements].
 
-    d_gates [PARTS, R, D gates] holds d_input first and d_hidden last, x [R, inputs], previous [R, D, outputs]; with
-    PROJECTED d_output [R, D, outputs] and unprojected [R, D, hidden]. Programs make `input_tiles` tiles of dW_ih, then
-    `hidden_tiles` of dW_hh and `projection_tiles` of dW_hr a direction, then column blocks of db_ih and db_hh (both at
-    once where d_input is d_hidden). The gradients lie in that order in `out`, dW_hh and dW_hr from their `_start`.
+    d_gates [R, D, gates] is d_input, and d_hidden but for the last `apart` of each direction's `gates` (HAS_APART):
+    these are d_apart [R, D, apart]. x [R, inputs], previous [R, D, outputs]; with PROJECTED d_output [R, D, outputs]
+    and unprojected [R, D, hidden]. Programs make `input_tiles` tiles of dW_ih, then a direction `hidden_tiles` of
+    dW_hh, the first `shared_tiles` from d_gates, and `projection_tiles` of dW_hr, then column blocks of db_ih and
+    db_hh. The gradients lie in that order in `out`, dW_hh and dW_hr from their `_start`.
     """
     program = tl.program_id(0)
     split = tl.program_id(1)
@@ -159,7 +151,6 @@ def recurrent_weight_gradient_kernel(
     last_row = min(first_row + rows_a_split, R)
     width = directions * gates
     out = out_ptr + split.to(tl.int64) * elements
-    d_hidden_ptr = d_gates_ptr + tl.cast(R, tl.int64) * width * (PARTS - 1)
     bias_program = program - input_tiles - all_hidden_tiles - all_projection_tiles
     if program < input_tiles:
         weight_tile(
@@ -184,25 +175,48 @@ def recurrent_weight_gradient_kernel(
     elif program < input_tiles + all_hidden_tiles:
         tile = program - input_tiles
         direction = tile // hidden_tiles
-        weight_tile(
-            d_hidden_ptr + direction * gates,
-            previous_ptr + direction * outputs,
-            out + hidden_start + direction.to(tl.int64) * gates * outputs,
-            tile % hidden_tiles,
-            first_row,
-            last_row,
-            gates,
-            outputs,
-            width,
-            directions * outputs,
-            1,
-            EVEN_R,
-            PRECISION,
-            GROUP,
-            BLOCK_N,
-            BLOCK_K,
-            BLOCK_R,
-        )
+        tile %= hidden_tiles
+        hidden_out = out + hidden_start + direction.to(tl.int64) * gates * outputs
+        if tile < shared_tiles:
+            weight_tile(
+                d_gates_ptr + direction * gates,
+                previous_ptr + direction * outputs,
+                hidden_out,
+                tile,
+                first_row,
+                last_row,
+                gates - apart,
+                outputs,
+                width,
+                directions * outputs,
+                1,
+                EVEN_R,
+                PRECISION,
+                GROUP,
+                BLOCK_N,
+                BLOCK_K,
+                BLOCK_R,
+            )
+        elif HAS_APART:
+            weight_tile(
+                d_apart_ptr + direction * apart,
+                previous_ptr + direction * outputs,
+                hidden_out + tl.cast(gates - apart, tl.int64) * outputs,
+                tile - shared_tiles,
+                first_row,
+                last_row,
+                apart,
+                outputs,
+                directions * apart,
+                directions * outputs,
+                1,
+                EVEN_R,
+                PRECISION,
+                GROUP,
+                BLOCK_N,
+                BLOCK_K,
+                BLOCK_R,
+            )
     elif bias_program < 0:
         if PROJECTED:
             tile = program - input_tiles - all_hidden_tiles
@@ -227,16 +241,30 @@ def recurrent_weight_gradient_kernel(
                 BLOCK_R,
             )
     else:
+        input_bias = out + elements - 2 * width
+        hidden_bias = input_bias + width
         blocks = tl.cdiv(width, BLOCK_N)
-        part = bias_program // blocks
-        d_part_ptr = d_gates_ptr + tl.cast(R, tl.int64) * width * (part * (PARTS - 1))
-        bias_out = out + elements - 2 * width + part * width
-        bias_tile(d_part_ptr, bias_out, bias_program % blocks, first_row, last_row, width, PARTS == 1, BLOCK_N, BLOCK_R)
+        if bias_program < blocks:
+            column, total = bias_tile(d_gates_ptr, bias_program, first_row, last_row, width, BLOCK_N, BLOCK_R)
+            total = total.to(out_ptr.dtype.element_ty)
+            shared = column < width
+            tl.store(input_bias + column, total, mask=shared)
+            if HAS_APART:
+                shared = shared & (column % gates < gates - apart)
+            tl.store(hidden_bias + column, total, mask=shared)
+        elif HAS_APART:
+            columns = directions * apart
+            tile = bias_program - blocks
+            column, total = bias_tile(d_apart_ptr, tile, first_row, last_row, columns, BLOCK_N, BLOCK_R)
+            total = total.to(out_ptr.dtype.element_ty)
+            place = column // apart * gates + gates - apart + column % apart
+            tl.store(hidden_bias + place, total, mask=column < columns)
 
 
 @costs(recurrent_weight_gradient_kernel)
 def recurrent_weight_gradient_cost(
     d_gates_ptr: Tensor,
+    d_apart_ptr: Tensor | None,
     x_ptr: Tensor,
     previous_ptr: Tensor,
     d_output_ptr: Tensor | None,
@@ -246,7 +274,7 @@ def recurrent_weight_gradient_cost(
     **_: Any,
 ) -> Cost:
     """Two operations a row and gradient; operands read once, every split's gradients written."""
-    operands = (d_gates_ptr, x_ptr, previous_ptr, d_output_ptr, unprojected_ptr)
+    operands = (d_gates_ptr, d_apart_ptr, x_ptr, previous_ptr, d_output_ptr, unprojected_ptr)
     return Cost(2 * R * out_ptr.shape[1], size_in_bytes(*operands, out_ptr))
 
 
@@ -270,6 +298,7 @@ class WeightGradients(NamedTuple):
 
 def recurrent_weight_gradients(
     d_gates: Tensor,
+    d_apart: Tensor | None,
     x: Tensor,
     previous: Tensor,
     d_output: Tensor | None,
@@ -283,7 +312,9 @@ def recurrent_weight_gradients(
     """The gradients that are wanted, at least one, in x's dtype.
 
     Args:
-        d_gates: [parts, R, D gates], contiguous: d_input first and d_hidden last, one part where both are the same.
+        d_gates: d_input [R, D gates], contiguous.
+        d_apart: the last columns of each direction's d_hidden [R, D apart], contiguous; the others are d_input's. None
+            where all are.
         x: [R, I], any strides.
         previous: h before each step [R, D, P], contiguous.
         d_output: gradient of the projected h [R, D, P], contiguous, or None without a projection.
@@ -293,10 +324,11 @@ def recurrent_weight_gradients(
         want_projection: whether to make dW_hr.
         want_bias: whether to make db_ih and db_hh.
     """
-    parts, R, width = d_gates.shape
+    R, width = d_gates.shape
     inputs = x.shape[1]
     _, D, outputs = previous.shape
-    gates, hidden = width // D, 0 if unprojected is None else unprojected.shape[2]
+    gates, apart = width // D, 0 if d_apart is None else d_apart.shape[1] // D
+    hidden = 0 if unprojected is None else unprojected.shape[2]
     shapes = (
         (width, inputs) if want_input else (0,),
         (D, gates, outputs) if want_hidden else (0,),
@@ -307,7 +339,7 @@ def recurrent_weight_gradients(
     sizes = [math.prod(shape) for shape in shapes]
     target = current_target()
     precision = dot_precision(x.dtype, target, matmul_precision())
-    aligned = has_wide_rows(x.stride()) and all(size % UNIT == 0 for size in (gates, outputs, hidden))
+    aligned = has_wide_rows(x.stride()) and all(size % UNIT == 0 for size in (gates, apart, outputs, hidden))
     # Several products in one kernel need as many registers beside the accumulator as an activation does.
     tile = linear_tile(gates, max(inputs, outputs), R, x.dtype, precision, aligned, "gelu", target)
     if want_projection and target.kind == "cuda":  # the third product gets a stage of shared memory of its own
@@ -318,9 +350,10 @@ def recurrent_weight_gradients(
         return ceil_div(rows, tile.block_m) * ceil_div(columns, tile.block_n) if wanted else 0
 
     input_tiles = tiles_of(want_input, width, inputs)
-    hidden_tiles = tiles_of(want_hidden, gates, outputs)
+    shared_tiles = tiles_of(want_hidden, gates - apart, outputs)
+    hidden_tiles = shared_tiles + tiles_of(want_hidden, apart, outputs)
     projection_tiles = tiles_of(want_projection, outputs, hidden)
-    bias_tiles = parts * ceil_div(width, tile.block_m) if want_bias else 0
+    bias_tiles = ceil_div(width, tile.block_m) + ceil_div(D * apart, tile.block_m) if want_bias else 0
     tiles = input_tiles + D * (hidden_tiles + projection_tiles) + bias_tiles
     steps = ceil_div(R, tile.block_k)
     rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
@@ -332,6 +365,7 @@ def recurrent_weight_gradients(
         recurrent_weight_gradient_kernel,
         (tiles, splits),
         d_gates,
+        d_apart,
         x,
         previous,
         d_output if want_projection else None,
@@ -343,17 +377,19 @@ def recurrent_weight_gradients(
         outputs,
         gates,
         D,
+        apart,
         partial.shape[1],
         rows_a_split,
         sizes[0],
         sizes[0] + sizes[1],
         input_tiles,
         max(hidden_tiles, 1),
+        shared_tiles,
         D * hidden_tiles,
         max(projection_tiles, 1),
         D * projection_tiles,
         *x.stride(),
-        PARTS=parts,
+        HAS_APART=d_apart is not None,
         PROJECTED=want_projection,
         EVEN_R=R % tile.block_k == 0,
         PRECISION=precision,

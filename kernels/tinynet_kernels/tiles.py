@@ -456,12 +456,16 @@ def every_register(rows: int, precision: str, target: Target) -> dict[str, int]:
 
 
 class RecurrentTile(NamedTuple):
-    """The tile of a persistent recurrent kernel: sequences a program, and the units it holds, all of them."""
+    """The tile of a persistent recurrent kernel: sequences a program, and the units it holds, all of them.
+
+    `dealt`: sorted sequences go to the programs in turn, so that each has long and short ones, else neighbors together.
+    """
 
     block_batch: int
     block_hidden: int
     block_output: int
     num_warps: int
+    dealt: bool = False
 
 
 # Beyond the weights a persistent kernel holds the operand of its product and what layout changes need.
@@ -476,7 +480,7 @@ def recurrent_tile(
 
     Args:
         batch: sequences.
-        packed: whether their lengths differ; a program works as long as its longest sequence.
+        packed: whether their lengths differ.
         gates: 1, 3 or 4 blocks of the recurrent weight.
         hidden: units.
         output: units after the projection; `hidden` without one.
@@ -492,8 +496,9 @@ def recurrent_tile(
         return RecurrentTile(min(64, max(16, power_of_2_at_least(batch))), block_hidden, block_output, 4)
     if target.kind == "cpu":
         share = ceil_div(batch, target.processors)
-        block_batch = min(8 if packed and target.processors > 1 else 32, max(8, power_of_2_at_least(share)))
-        return RecurrentTile(block_batch, block_hidden, block_output, 4) if block_hidden <= 512 else None
+        block_batch = min(32, max(8, power_of_2_at_least(share)))
+        # A program there computes only what is left at a step: dealt out, all have like work.
+        return RecurrentTile(block_batch, block_hidden, block_output, 4, packed) if block_hidden <= 512 else None
     # CDNA holds the weight in registers, which spill past this, however much shared memory there is.
     room = min(target.shared_memory, 64 << 10) if target.kind == "hip" else target.shared_memory
     if held + _RECURRENT_MARGIN > room:

@@ -102,8 +102,10 @@ class Kernel:
 def memory_span(tensor: Any) -> tuple[int, int]:
     """First byte of a tensor and the byte after its last."""
     start = tensor.data_ptr()
-    if not isinstance(tensor, torch.Tensor) or tensor.numel() == 0:
+    if not isinstance(tensor, torch.Tensor):
         return start, start
+    if tensor.is_contiguous():  # an empty one is, too
+        return start, start + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=False))
     return start, start + (last + 1) * tensor.element_size()
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import subprocess
 import sys
 import threading
@@ -208,6 +210,37 @@ def test_division_of_many_by_one_is_exact() -> None:
         assert torch.equal(y[0], quotient.int()), divisor
         assert torch.equal(y[1], (wide - quotient * divisor).int()), divisor
         assert torch.equal(y[2], torch.div(wide, 7, rounding_mode="trunc").int())
+
+
+@triton.jit
+def take_kernel(x_ptr, index_ptr, y_ptr, n, size, BLOCK: tl.constexpr):
+    offset = tl.arange(0, BLOCK)
+    index = tl.load(index_ptr + offset, mask=offset < n, other=0)
+    x = tl.load(x_ptr + index, mask=(offset < n) & (index < size), other=3.0)
+    tl.store(y_ptr + offset, x, mask=offset < n)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int16])
+@pytest.mark.parametrize("start", [0, 1])
+def test_16_bit_values_at_any_places(start: int, dtype: torch.dtype) -> None:
+    """A vector of loads reads the aligned words around them: none of those lies in the next page, which is locked."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    libc, address = ctypes.CDLL(None), ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(ctypes.c_void_p(address + page), ctypes.c_size_t(page), 0) == 0
+    x = torch.frombuffer(memory, dtype=dtype, count=page // 2)
+    x.copy_(torch.arange(-(page // 4), page // 4) / 8 if dtype.is_floating_point else torch.arange(page // 2) * 37 - 99)
+    x = x[start:]
+    index = torch.randint(0, len(x), (100,))
+    index[:3] = torch.tensor([len(x) - 1, 0, len(x)])
+    y = torch.empty(100, dtype=dtype)
+    take_kernel[(1,)](x, index, y, 100, len(x), BLOCK=128)
+    index[2] = 0
+    expected = x[index]
+    expected[2] = 3
+    assert torch.equal(y, expected)
+    del x
+    assert libc.mprotect(ctypes.c_void_p(address + page), ctypes.c_size_t(page), 3) == 0
 
 
 @triton.jit

@@ -321,7 +321,7 @@ def single_channel_problem(
     pixels, P, Q = output_pixels(shape, spec, (R, S), pool)
     block_pixels, block_channels, num_warps = rows_and_columns(pixels, K, target)
     block_pixels = max(block_pixels, 4)  # of one window
-    unrolls = R * S <= 16 and (C == 1 or target.kind == "cpu")  # a tile of x a tap would fill a GPU's registers
+    unrolls = C == 1 and R * S <= 9  # with more channels each tap has a tile of x: they would fill a GPU's registers
     return Problem(
         single_channel_forward_kernel,
         (ceil_div(pixels, block_pixels), ceil_div(K, block_channels)),

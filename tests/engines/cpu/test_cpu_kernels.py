@@ -221,16 +221,17 @@ def take_kernel(x_ptr, index_ptr, y_ptr, n, size, BLOCK: tl.constexpr):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int16])
-@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("start", [0, 2])
 def test_16_bit_values_at_any_places(start: int, dtype: torch.dtype) -> None:
-    """A vector of loads reads the aligned words around them: none of those lies in the next page, which is locked."""
+    """A vector of loads reads the aligned words around them: none lies in the next page or the one before."""
     page = mmap.PAGESIZE
-    memory = mmap.mmap(-1, 2 * page)
+    memory = mmap.mmap(-1, 3 * page)
     libc, address = ctypes.CDLL(None), ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert libc.mprotect(ctypes.c_void_p(address + page), ctypes.c_size_t(page), 0) == 0
-    x = torch.frombuffer(memory, dtype=dtype, count=page // 2)
-    x.copy_(torch.arange(-(page // 4), page // 4) / 8 if dtype.is_floating_point else torch.arange(page // 2) * 37 - 99)
-    x = x[start:]
+    for locked in (address, address + 2 * page):
+        assert libc.mprotect(ctypes.c_void_p(locked), ctypes.c_size_t(page), 0) == 0
+    x = torch.frombuffer(memory, dtype=dtype, count=(page - start) // 2, offset=page + start)
+    count = torch.arange(len(x))
+    x.copy_((count - 999) / 8 if dtype.is_floating_point else count * 37 - 99)
     index = torch.randint(0, len(x), (100,))
     index[:3] = torch.tensor([len(x) - 1, 0, len(x)])
     y = torch.empty(100, dtype=dtype)
@@ -239,8 +240,18 @@ def test_16_bit_values_at_any_places(start: int, dtype: torch.dtype) -> None:
     expected = x[index]
     expected[2] = 3
     assert torch.equal(y, expected)
-    del x
-    assert libc.mprotect(ctypes.c_void_p(address + page), ctypes.c_size_t(page), 3) == 0
+    for locked in (address, address + 2 * page):
+        assert libc.mprotect(ctypes.c_void_p(locked), ctypes.c_size_t(page), 3) == 0
+
+
+def test_16_bit_values_at_odd_addresses_are_right_or_refused() -> None:
+    x = torch.frombuffer(bytearray(2 * 100 + 1), dtype=torch.bfloat16, offset=1)
+    x.copy_(torch.arange(100.0))
+    y = torch.empty(100, dtype=torch.bfloat16)
+    round_kernel[(1,)](x, y, 100, BLOCK=128)
+    assert torch.equal(y, x.clone())
+    with pytest.raises(RuntimeError, match="x_ptr: got an odd address"):
+        take_kernel[(1,)](x, torch.arange(100), y, 100, 100, BLOCK=128)
 
 
 @triton.jit

@@ -80,6 +80,7 @@ class KernelWriter(DotWriter):
         self.forms: dict[Value, Scalar | Buffer] = {}
         self.offsets: dict[Value, str] = {}  # advancing loop-carried tensors -> C variable of what was added so far
         self.lines: list = []
+        self.checks: list[str] = []  # of the arguments, before all else
         self.preheaders: list[list] = []  # one a loop around the current place: lines that run before it
         self.names = 0
         self.arena_top = 0
@@ -93,6 +94,7 @@ class KernelWriter(DotWriter):
     def generate(self) -> GeneratedKernel:
         for position, parameter in enumerate(self.function.parameters):
             self._declare_parameter(position, parameter)
+        self.lines.append(self.checks)
         for block in self.function.blocks[1:]:
             for argument in block.arguments:
                 self._declare_variable(argument)
@@ -345,11 +347,18 @@ class KernelWriter(DotWriter):
         return from_memory(element, read)
 
     def _gathers_halves(self, pointer: Value, index: tuple[Index, ...]) -> bool:
-        """Whether loads of 16-bit floats lie at no constant step along the innermost loop."""
+        """Whether loads of 16-bit floats lie at no constant step along the innermost loop; not at odd addresses then."""
         if pointer.type.pointee not in ("bf16", "f16") or all(position.text == "0" for position in index):
             return False
         innermost = max(range(len(index)), key=lambda dimension: index[dimension].level)
-        return self.analysis.step(pointer, innermost) is None
+        base = self.analysis.base(pointer)
+        if base not in self.function.parameters or self.analysis.step(pointer, innermost) is not None:
+            return False
+        message = f"{base.name.lstrip('%')}: got an odd address, expected one that 16-bit values can have"
+        check = f'if ((uintptr_t){self.scalar(base)} & 1) {{ program->services->fail(program, "{message}"); return; }}'
+        if check not in self.checks:
+            self.checks.append(check)
+        return True
 
     # Views: which element of an operand (or which index) an element of the result is.
 

@@ -30,8 +30,8 @@ INLINE uint16_t store_f16(float value) {
 }
 INLINE float round_f16(float value) { return load_f16(store_f16(value)); }
 
-// 16 bits from a place that a vector of loads cannot foresee: there are gathers of 32 bits only, and an aligned word
-// around a valid element lies in the same page.
+// 16 bits from a place, at an even address, that a vector of loads cannot foresee: there are gathers of 32 bits only.
+// The aligned word around the value lies in the same page.
 INLINE uint16_t gathered_half(const uint16_t *place) {
   typedef uint32_t __attribute__((may_alias)) word;
   uintptr_t address = (uintptr_t)place;

@@ -180,6 +180,8 @@ class Analysis:
         self._carried_initial: dict[Value, tuple[Value, Value]] = {}
         self._costs: dict[Value, int] = {}
         self._bases: dict[Value, Value | None] = {}
+        self._exact: dict[tuple[Value, str], bool] = {}
+        self._constant_in_runs: dict[tuple[Value, int, int], bool] = {}
         self._loops = [operation for operation in function.walk() if operation.name == "scf.for"]
         for loop in self._loops:
             self._find_advances(loop)
@@ -323,7 +325,12 @@ class Analysis:
 
     def is_constant_in_runs(self, value: Value, dimension: int, run: int) -> bool:
         """Whether a tensor is the same along every run of ``run`` indices, which ``arange // run`` sets apart."""
-        value = self.resolve(value)
+        key = (self.resolve(value), dimension, run)
+        if key not in self._constant_in_runs:
+            self._constant_in_runs[key] = self._is_constant_in_runs(*key)
+        return self._constant_in_runs[key]
+
+    def _is_constant_in_runs(self, value: Value, dimension: int, run: int) -> bool:
         operation = value.owner
         if not value.type.shape or value.type.shape[dimension] == 1:
             return True
@@ -350,7 +357,12 @@ class Analysis:
 
     def is_exact(self, value: Value, element: str) -> bool:
         """Whether every element can be held in a smaller float type as it is: numbers of that type, chosen between."""
-        value = self.resolve(value)
+        key = (self.resolve(value), element)
+        if key not in self._exact:
+            self._exact[key] = self._is_exact(*key)
+        return self._exact[key]
+
+    def _is_exact(self, value: Value, element: str) -> bool:
         operation = value.owner
         if value.type.element == element:
             return True

@@ -347,7 +347,7 @@ class KernelWriter(DotWriter):
         return from_memory(element, read)
 
     def _gathers_halves(self, pointer: Value, index: tuple[Index, ...]) -> bool:
-        """Whether loads of 16-bit floats lie at no constant step along the innermost loop; not at odd addresses then."""
+        """Whether 16-bit floats lie at no constant step along the innermost loop; odd addresses are refused then."""
         if pointer.type.pointee not in ("bf16", "f16") or all(position.text == "0" for position in index):
             return False
         innermost = max(range(len(index)), key=lambda dimension: index[dimension].level)

@@ -41,6 +41,7 @@ from tinynet_kernels.tiles import (
     convolution_tile,
     current_target,
     dot_precision,
+    every_register,
 )
 
 FEW_CHANNELS = 16  # below this a tap's channels are too thin a step for a matrix instruction
@@ -582,7 +583,8 @@ def _many_channels_problem(
     K, group_inputs, R, S = weight_shape
     pixels, P, Q = output_pixels(shape, spec, (R, S), pool)
     group_outputs = K // spec.groups
-    tile = convolution_tile(pixels, group_outputs, group_inputs, dtype, precision, target)
+    pooled = constants["ACTIVATION"] if pool else None
+    tile = convolution_tile(pixels, group_outputs, group_inputs, dtype, precision, target, pooled=pooled)
     return Problem(
         convolution_forward_kernel,
         _grid(tile, pixels, group_outputs, spec.groups),
@@ -605,6 +607,7 @@ def _many_channels_problem(
         BLOCK_C=tile.block_k,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **(every_register(tile.block_m, precision, target) if pool else {}),
     )
 
 
@@ -643,6 +646,7 @@ def _few_channels_problem(
         BLOCK_REDUCTION=tile.block_k,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **(every_register(tile.block_m, precision, target) if pool else {}),
     )
 
 

@@ -36,7 +36,15 @@ from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import empty_channels_last, transpose
 from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import Target, ceil_div, current_target, depthwise_box, rows_and_columns, split_count
+from tinynet_kernels.tiles import (
+    Target,
+    ceil_div,
+    current_target,
+    depthwise_box,
+    every_register,
+    rows_and_columns,
+    split_count,
+)
 
 
 @triton.jit
@@ -321,7 +329,7 @@ def single_channel_problem(
     pixels, P, Q = output_pixels(shape, spec, (R, S), pool)
     block_pixels, block_channels, num_warps = rows_and_columns(pixels, K, target)
     block_pixels = max(block_pixels, 4)  # of one window
-    unrolls = C == 1 and R * S <= 9  # with more channels each tap has a tile of x: they would fill a GPU's registers
+    unrolls = target.kind == "cpu" and C == 1 and R * S <= 9  # a GPU's registers would not hold all taps of some tiles
     return Problem(
         single_channel_forward_kernel,
         (ceil_div(pixels, block_pixels), ceil_div(K, block_channels)),
@@ -340,6 +348,7 @@ def single_channel_problem(
         BLOCK_PIXELS=block_pixels,
         BLOCK_CHANNELS=block_channels,
         num_warps=num_warps,
+        **(every_register(block_pixels, "ieee", target) if pool else {}),
     )
 
 

@@ -293,6 +293,7 @@ def convolution_tile(
     precision: str,
     target: Target,
     is_gradient: bool = False,
+    pooled: str | None = None,
 ) -> GemmTile:
     """The tile for a convolution, or its data gradient: [pixels, channels_in] x [channels_in, channels_out].
 
@@ -307,10 +308,16 @@ def convolution_tile(
         precision: of their products; see `dot_precision`.
         target: where it runs.
         is_gradient: whether it is the data gradient, whose addresses take more registers.
+        pooled: the activation before a fused pooling, whose epilogue takes more registers; None without.
     """
     tile = gemm_tile(pixels, channels_out, channels_in, dtype, target)
     if is_gradient and tile == fit_stages(_GPU_TILES_16_BIT[0], dtype, target) and not _keeps_sums_apart(target):
         tile = fit_stages(_GPU_TILES_16_BIT[1], dtype, target)
+    if pooled is not None and target.kind in ("cuda", "hip"):
+        tiles = _GPU_TILES_32_BIT if dtype is torch.float32 else _GPU_TILES_16_BIT[1:]
+        largest = fit_stages(tiles[0 if pooled in _LIGHT_ACTIVATIONS else -1], dtype, target)
+        if tile.block_m * tile.block_n > largest.block_m * largest.block_n:
+            tile = largest
     if target.kind in ("cuda", "hip") and (channels_in % 16 or _keeps_operands_in_registers(precision, target)):
         tile = GemmTile(64, 64, 32, 8, 2)  # unaligned loads are one value each and fill registers too
     divisor = min(tile.block_k, channels_in & -channels_in)

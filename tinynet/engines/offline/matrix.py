@@ -133,9 +133,12 @@ def judge(case: Case, compiled: Sequence[Launch] | Exception) -> Outcome:
 
 
 def cost_key(launch: Launch) -> str:
-    """Kernel, operand type and tile: variants that differ only in flags share a figure, the worst of theirs."""
+    """Kernel, operand type and tile: variants that differ only in flags share a figure, the worst of theirs.
+
+    Pooling is no mere flag: pixels come window by window, whose addresses the main loop carries.
+    """
     tile = " ".join(f"{name}={value}" for name, value in launch.constants.items() if name.startswith(("BLOCK", "BOX")))
-    return f"{launch.name} {launch.operand_type} {tile}"
+    return f"{launch.name} {launch.operand_type} {tile}{' POOL' if launch.constants.get('POOL') else ''}"
 
 
 def check(launch: Launch, aligned: bool) -> list[str]:

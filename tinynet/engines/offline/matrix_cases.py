@@ -365,6 +365,12 @@ def conv_cases(target: Target) -> Iterator[Case]:
             function = Activation(row["activation"])
             run = partial(conv.convolution_forward, x, weight, bias, problem.spec, function, save=row["save"])
             yield Case(f"forward {name}", run, _convolution_aligned(problem))
+        for problem, function in zip(problems, itertools.cycle(("relu", "gelu", "mish")), strict=False):
+            x, weight, _ = _convolution_tensors(problem, dtype)
+            options = {"save": True, "pool": True}
+            run = partial(conv.convolution_forward, x, weight, None, problem.spec, Activation(function), **options)
+            name = f"{_text(dtype)} {tuple(problem)} activation={function}"
+            yield Case(f"forward pooled {name}", run, _convolution_aligned(problem))
         for index, problem in enumerate(problems):
             name, aligned = f"{_text(dtype)} {tuple(problem)}", _convolution_aligned(problem)
             x, weight, dz = _convolution_tensors(problem, dtype)

@@ -160,7 +160,7 @@ def test_tf32_where_pytorch_allows_it(setting: str, expected: str, device: str) 
     x, weight, bias = make((2, 16, 5, 6), 8, device=device, grad=False)
     with convolution_precision(setting):
         chip = tiles.Target("cuda", 80, 108, 163 * 1024)
-        assert tiles.dot_precision(x.dtype, chip, tiles.convolution_precision()) == expected
+        assert tiles.convolution_precision(x.dtype, chip) == expected
         y = conv2d(x, weight, bias)
     assert_close(y, torch.nn.functional.conv2d(x.double(), weight.double(), bias.double()), 2e-3)
 

@@ -40,7 +40,6 @@ from tinynet_kernels.tiles import (
     convolution_precision,
     convolution_tile,
     current_target,
-    dot_precision,
     every_register,
 )
 
@@ -505,7 +504,7 @@ def convolution_forward(
         x.shape,
         weight.shape,
         x.dtype,
-        precision_of(x.dtype, target),
+        convolution_precision(x.dtype, target),
         spec,
         activation,
         bias is not None,
@@ -520,11 +519,6 @@ def convolution_forward(
     if not save or activation.name == "identity":
         return y, None, winner
     return y, y if activation.reads_output else z, winner
-
-
-def precision_of(dtype: torch.dtype, target: Target) -> str:
-    """`dot_precision` by PyTorch's setting, which only CUDA's fp32 heeds: asking for it takes a microsecond."""
-    return dot_precision(dtype, target, convolution_precision() if target.kind == "cuda" else "ieee")
 
 
 def output_pixels(

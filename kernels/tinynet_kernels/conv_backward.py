@@ -37,7 +37,6 @@ from tinynet_kernels.conv import (
     output_pixels,
     output_position,
     pixel_position,
-    precision_of,
     window_constants,
 )
 from tinynet_kernels.conv_spec import ConvolutionSpec
@@ -50,6 +49,7 @@ from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
     Target,
     ceil_div,
+    convolution_precision,
     convolution_tile,
     convolution_weight_splits,
     convolution_weight_tile,
@@ -518,7 +518,7 @@ def convolution_input_gradient(
         return depthwise_input_gradient(dz, weight, spec, size, dtype)
     dx = empty_channels_last(dz, dz.shape[0], group_inputs * spec.groups, *size, dtype)
     target = current_target()
-    precision = precision_of(dz.dtype, target)
+    precision = convolution_precision(dz.dtype, target)
     _input_gradient_problem(dz.shape, weight.shape, dz.dtype, precision, spec, size, target).launch(dz, weight, dx)
     return dx
 
@@ -658,7 +658,7 @@ def convolution_weight_and_bias_gradient(
         dy.shape[1],
         winner is not None,
         x.dtype,
-        precision_of(x.dtype, target),
+        convolution_precision(x.dtype, target),
         spec,
         kernel_size,
         activation,

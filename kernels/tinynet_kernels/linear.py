@@ -30,7 +30,6 @@ from tinynet_kernels.tiles import (
     Target,
     ceil_div,
     current_target,
-    dot_precision,
     every_register,
     fuses_derivative,
     linear_tile,
@@ -284,11 +283,6 @@ def linear_weight_gradient_cost(dz_ptr: torch.Tensor, x_ptr: torch.Tensor, dw_pt
     return Cost(2 * dz_ptr.numel() * x_ptr.shape[1], size_in_bytes(dz_ptr, x_ptr, dw_ptr))
 
 
-def _precision(dtype: torch.dtype, target: Target) -> str:
-    """`dot_precision` by PyTorch's setting, which only CUDA's fp32 heeds: asking for it takes a microsecond."""
-    return dot_precision(dtype, target, matmul_precision() if target.kind == "cuda" else "ieee")
-
-
 @lru_cache(maxsize=4096)
 def _forward_problem(
     M: int,
@@ -359,7 +353,7 @@ def linear_forward(
         x.stride(),
         weight.stride(),
         dtype,
-        _precision(dtype, target),
+        matmul_precision(dtype, target),
         activation,
         bias is not None,
         save_input,
@@ -463,7 +457,7 @@ def _input_gradient_problem_of(
         dz.stride(),
         weight.stride(),
         dtype,
-        _precision(dtype, target),
+        matmul_precision(dtype, target),
         activation,
         want_bias,
         target,
@@ -509,7 +503,7 @@ def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor, dtype: torch.dtype
     M, N = dz.shape
     K = x.shape[1]
     target = current_target()
-    precision = _precision(dz.dtype, target)
+    precision = matmul_precision(dz.dtype, target)
     problem = _weight_gradient_problem(M, N, K, dz.stride(), x.stride(), dz.dtype, precision, target)
     splits = problem.grid[1]
     if splits == 1:

@@ -51,7 +51,6 @@ from tinynet_kernels.tiles import (
     RecurrentTile,
     ceil_div,
     current_target,
-    dot_precision,
     every_register,
     matmul_precision,
     recurrent_step_tile,
@@ -124,7 +123,7 @@ class _Call:
         self.hidden = gate_rows // self.gates
         self.tables = (reset, sequences.offsets, sequences.lengths)
         target = current_target()
-        precision = dot_precision(x.dtype, target, matmul_precision())
+        precision = matmul_precision(x.dtype, target)
         packed = sequences.offsets is not None
         self.tile: RecurrentTile | None = recurrent_tile(
             sequences.batch, packed, self.gates, self.hidden, self.outputs, x.dtype, precision, target

@@ -19,7 +19,7 @@ from torch import Tensor
 from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.recurrent_spec import GATES, Sequences, Weights
-from tinynet_kernels.tiles import ceil_div, current_target, dot_precision, matmul_precision, recurrent_gates_tile
+from tinynet_kernels.tiles import ceil_div, current_target, matmul_precision, recurrent_gates_tile
 
 GROUP = 8  # row tiles that share a column tile in the second-level cache
 
@@ -161,7 +161,7 @@ def recomputed_gates(mode: str, x: Tensor, previous: Tensor, weights: Weights) -
         HAS_BIAS=weights.input_bias is not None,
         EVEN_INPUTS=inputs % tile.block_k == 0,
         EVEN_OUTPUTS=outputs % tile.block_k == 0,
-        PRECISION=dot_precision(x.dtype, target, matmul_precision()),
+        PRECISION=matmul_precision(x.dtype, target),
         GROUP=GROUP,
         BLOCK_R=tile.block_m,
         BLOCK_H=tile.block_n,

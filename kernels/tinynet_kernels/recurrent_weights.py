@@ -24,7 +24,6 @@ from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
     ceil_div,
     current_target,
-    dot_precision,
     every_register,
     fit_stages,
     linear_tile,
@@ -338,7 +337,7 @@ def recurrent_weight_gradients(
     )
     sizes = [math.prod(shape) for shape in shapes]
     target = current_target()
-    precision = dot_precision(x.dtype, target, matmul_precision())
+    precision = matmul_precision(x.dtype, target)
     aligned = has_wide_rows(x.stride()) and all(size % UNIT == 0 for size in (gates, apart, outputs, hidden))
     # Several products in one kernel need as many registers beside the accumulator as an activation does.
     tile = linear_tile(gates, max(inputs, outputs), R, x.dtype, precision, aligned, "gelu", target)

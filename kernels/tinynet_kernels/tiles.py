@@ -79,32 +79,27 @@ def power_of_2_at_least(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def dot_precision(dtype: torch.dtype, target: Target, setting: str) -> str:
-    """`input_precision` of a `tl.dot` of fp32 operands that honours PyTorch's setting.
+def matmul_precision(dtype: torch.dtype, target: Target) -> str:
+    """`input_precision` of the products of linear and recurrent layers, by PyTorch's setting for fp32.
 
     "ieee" on NVIDIA chips would leave the tensor cores idle, so three tf32 products stand in for it (error 1e-6).
 
     Args:
         dtype: of the operands; 16-bit ones have one precision.
-        target: where it runs.
-        setting: PyTorch's: "ieee" or "tf32".
-    """
-    if dtype is torch.float32 and target.kind == "cuda":
-        return "tf32" if setting == "tf32" else "tf32x3"
-    return "ieee"
-
-
-def matmul_precision() -> str:
-    """PyTorch's fp32 setting for matrix products, "ieee" or "tf32".
+        target: where it runs. Only CUDA heeds the setting: asking for it takes a microsecond.
 
     Source: `torch.backends.cuda.matmul.fp32_precision`; reading `allow_tf32` raises once that is set.
     """
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    if dtype is not torch.float32 or target.kind != "cuda":
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-def convolution_precision() -> str:
-    """PyTorch's fp32 setting for convolutions, "ieee" or "tf32" (`torch.backends.cudnn.conv.fp32_precision`)."""
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # pyright: ignore
+def convolution_precision(dtype: torch.dtype, target: Target) -> str:
+    """As `matmul_precision`, of convolutions, by `torch.backends.cudnn.conv.fp32_precision`."""
+    if dtype is not torch.float32 or target.kind != "cuda":
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32x3"  # pyright: ignore
 
 
 # Largest first. Below 64 rows sm_90 and sm_100 leave their warpgroup instruction for the older, slower one.
@@ -173,7 +168,7 @@ def linear_tile(
 
     Args:
         M, N, K, dtype, target: as in `gemm_tile`.
-        precision: of the product; see `dot_precision`.
+        precision: of the product; see `matmul_precision`.
         aligned: whether operands are loaded 16 bytes at a time; single elements fill registers.
         activation: name of the one fused into the epilogue, which may keep its input too.
         derivative: whether it is the derivative that is fused: that loads a tile beside the accumulator.
@@ -305,7 +300,7 @@ def convolution_tile(
         channels_out: columns of the output, in one group.
         channels_in: reduced over, in one group.
         dtype: of the operands.
-        precision: of their products; see `dot_precision`.
+        precision: of their products; see `matmul_precision`.
         target: where it runs.
         is_gradient: whether it is the data gradient, whose addresses take more registers.
         pooled: the activation before a fused pooling, whose epilogue takes more registers; None without.
@@ -364,7 +359,7 @@ def convolution_weight_tile(
         taps: of the kernel.
         output: images, rows and columns of output pixels.
         dtype: of the operands.
-        precision: of their products; see `dot_precision`.
+        precision: of their products; see `matmul_precision`.
         target: where it runs.
     """
     flat = channels_in < 16
@@ -416,7 +411,7 @@ def _keeps_sums_apart(target: Target) -> bool:
 def _keeps_operands_in_registers(precision: str, target: Target) -> bool:
     """Whether a product's operands are split in registers, which leaves those for a 64 x 64 tile only.
 
-    Three tf32 products stand for one there (see `dot_precision`); sm_90 and sm_100 read them from shared memory.
+    Three tf32 products stand for one there (see `matmul_precision`); sm_90 and sm_100 read them from shared memory.
     """
     return precision == "tf32x3" and target.architecture not in (90, 100, 103)
 
@@ -492,7 +487,7 @@ def recurrent_tile(
         hidden: units.
         output: units after the projection; `hidden` without one.
         dtype: of the weights.
-        precision: of the product (`dot_precision`); three tf32 products hold the weight twice.
+        precision: of the product (`matmul_precision`); three tf32 products hold the weight twice.
         target: where it runs.
     """
     block_hidden = max(16, power_of_2_at_least(hidden))

@@ -34,6 +34,11 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor.to(dtype)
 
 
+def cast_to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """The tensors in `dtype`. To ask for a dtype that a tensor has takes a microsecond: none does."""
+    return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
+
+
 def autocast_to_float32(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in float32 where autocast is on for their device: what PyTorch does for losses and softmax."""
     if autocast_dtype(*tensors) is None:
@@ -41,12 +46,12 @@ def autocast_to_float32(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(_cast(tensor, torch.float32) for tensor in tensors)
 
 
-def check_floating(operator: str, cast_to: torch.dtype | None = None, /, **tensors: Tensor | None) -> None:
+def check_floating(operator: str, later: torch.dtype | None = None, /, **tensors: Tensor | None) -> None:
     """Raises TypeError unless all given tensors share one floating-point dtype, and ValueError unless one device.
 
     Args:
         operator: named in the message.
-        cast_to: autocast's dtype, where the operator casts later: tensors count as already cast.
+        later: autocast's dtype, where the operator casts later: tensors count as already cast.
         tensors: by argument name; absent ones (None) are skipped. The first is what the others are held against.
     """
     first: Tensor | None = None
@@ -60,8 +65,8 @@ def check_floating(operator: str, cast_to: torch.dtype | None = None, /, **tenso
         dtype = tensor.dtype
         if not dtype.is_floating_point:
             raise TypeError(f"{operator}: {name} must be floating point, got {dtype}")
-        if cast_to is not None and dtype is not torch.float64:
-            dtype = cast_to
+        if later is not None and dtype is not torch.float64:
+            dtype = later
         if first is None:
             first, first_name, first_dtype = tensor, name, dtype
         elif dtype is not first_dtype:

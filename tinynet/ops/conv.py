@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
-from tinynet.ops.arguments import autocast, autocast_dtype, check_floating, needs_gradient
+from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, check_floating, needs_gradient
 from tinynet.ops.autograd import once_differentiable
 from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
@@ -82,10 +82,9 @@ def _forward(
     from tinynet_kernels.layout import is_channels_last, to_channels_last
 
     channels_last = is_channels_last(x), is_channels_last(weight)
-    # To ask for a dtype that a tensor has takes a microsecond.
-    cast: list[Any] = [t if t is None or t.dtype is dtype else t.to(dtype) for t in (x, weight, bias)]
-    images, packed = to_channels_last(cast[0]), to_channels_last(cast[1])
-    y, saved, winner = convolution_forward(images, packed, cast[2], spec, activation, save=save, pool=pool)
+    x, weight, bias = cast_to(dtype, x, weight, bias)
+    images, packed = to_channels_last(x), to_channels_last(weight)
+    y, saved, winner = convolution_forward(images, packed, bias, spec, activation, save=save, pool=pool)
     # The converted tensors are kept, not their originals: backward would convert them again.
     return _in_order(y, any(channels_last)), (images, packed, saved, winner), channels_last
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
-from tinynet.ops.arguments import autocast, autocast_dtype, check_floating, needs_gradient
+from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, check_floating, needs_gradient
 from tinynet.ops.autograd import once_differentiable
 from tinynet_kernels.activation_spec import Activation
 
@@ -71,9 +71,7 @@ def _forward(
     """y of a chain, and what its backward reads: x, weight and what the derivative needs of each layer, in `dtype`."""
     linear_forward = _kernels().linear_forward
     kept = []
-    # To ask for a dtype that a tensor has takes a microsecond.
-    cast: list[Any] = [t if t is None or t.dtype is dtype else t.to(dtype) for t in (x, *parameters)]
-    x, *parameters = cast
+    x, *parameters = cast_to(dtype, x, *parameters)
     for activation, weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
         y, saved = linear_forward(x, weight, bias, activation, save=save)
         kept += x, weight, saved

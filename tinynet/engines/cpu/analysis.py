@@ -384,6 +384,7 @@ class Analysis:
         return bool(chosen) and all(self.is_exact(each, element) for each in chosen)
 
     def is_zero(self, value: Value) -> bool:
+        """Whether every element is the constant 0."""
         operation = self.resolve(value).owner
         while operation is not None and operation.name in ("tt.splat", "tt.broadcast"):
             operation = operation.operands[0].owner

@@ -85,11 +85,11 @@ def test_layouts(device: str) -> None:
 
 @pytest.mark.kernels
 def test_registered_operator_and_compile(device: str) -> None:
-    from tinynet.ops.activation import activation_backward_operator, activation_operator
+    from tinynet.ops.activation import activation_operator
 
     x = torch.randn(3, 4, device=device, requires_grad=True)
-    torch.library.opcheck(activation_operator, (x, "leaky_relu", [0.1]))
-    torch.library.opcheck(activation_backward_operator, (x.detach(), x.detach(), "silu", []))
+    torch.library.opcheck(activation_operator.forward, (x, "leaky_relu", [0.1], True))
+    torch.library.opcheck(activation_operator.backward, ([x.detach()], [x.detach()], "silu", [], [True]))
     compiled = torch.compile(lambda t: activate(t, "mish"), fullgraph=True, backend="aot_eager")
     with counted_launches() as launches:
         compiled(x).sum().backward()

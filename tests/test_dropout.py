@@ -72,7 +72,7 @@ def test_module_and_edges(device: str) -> None:
 
 def test_registered_operator_and_compile(device: str) -> None:
     x = torch.randn(40, device=device, requires_grad=True)
-    torch.library.opcheck(dropout_operator, (x, torch.tensor([7], device=device), 0.3))
+    torch.library.opcheck(dropout_operator.forward, (x, torch.tensor([7], device=device), 0.3, True))
     compiled = torch.compile(lambda t: dropout(t, 0.5), fullgraph=True, backend="aot_eager")
     y = compiled(x)
     y.backward(torch.ones_like(y))

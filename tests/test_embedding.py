@@ -9,7 +9,6 @@ from helpers import DTYPES, check_against_reference, counted_launches, non_conti
 from tinynet import nn
 from tinynet.ops.embedding import (
     embedding,
-    embedding_backward_operator,
     embedding_operator,
     embedding_reference,
 )
@@ -85,8 +84,9 @@ def test_gradient_is_bitwise_repeatable(device: str) -> None:
 
 def test_registered_operators_and_compile(device: str) -> None:
     index, weight = make(7, 4, (9,), torch.float32, device)
-    torch.library.opcheck(embedding_operator, (index, weight, 2, True))
-    torch.library.opcheck(embedding_backward_operator, (torch.randn(9, 4, device=device), index, 7, None, False))
+    torch.library.opcheck(embedding_operator.forward, (index, weight, 7, 2, True, True))
+    grad = torch.randn(9, 4, device=device)
+    torch.library.opcheck(embedding_operator.backward, ([grad], [index], 7, None, False, [False, True]))
     compiled = torch.compile(lambda i, w: embedding(i, w), fullgraph=True, backend="aot_eager")
     with counted_launches() as launches:
         compiled(index, weight).sum().backward()

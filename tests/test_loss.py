@@ -229,29 +229,30 @@ def test_autocast_computes_in_float32(device: str) -> None:
 @kernels
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_cross_entropy_operators(reduction: str, device: str) -> None:
-    from tinynet.ops.loss import cross_entropy_backward_operator, cross_entropy_operator
+    from tinynet.ops.loss import cross_entropy_operator
 
     logits = make_logits(3, 5, 2, device=device)
     target = make_probabilities(3, 5, 2, device=device)
     labels = make_labels(3, 2, classes=5, device=device)
-    torch.library.opcheck(cross_entropy_operator, (logits, labels, None, -100, reduction, 0.1, True))
-    torch.library.opcheck(cross_entropy_operator, (logits, target, None, -100, reduction, 0.0, True))
+    torch.library.opcheck(cross_entropy_operator.forward, (logits, labels, None, -100, reduction, 0.1, True))
+    torch.library.opcheck(cross_entropy_operator.forward, (logits, target, None, -100, reduction, 0.0, True))
     constants = (logits.detach(), labels, None, -100, reduction, 0.1)
     loss, divisor, saved = cross_entropy_operator(*constants, True)
-    arguments = (torch.randn_like(loss), *constants[:3], divisor, saved, *constants[3:], [True, False])
-    torch.library.opcheck(cross_entropy_backward_operator, arguments)
+    read = [*constants[:3], divisor, saved]
+    arguments = ([torch.randn_like(loss)], read, *constants[3:], [True, False, False])
+    torch.library.opcheck(cross_entropy_operator.backward, arguments)
 
 
 @kernels
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_mse_loss_operators(reduction: str, device: str) -> None:
-    from tinynet.ops.loss import mse_loss_backward_operator, mse_loss_operator
+    from tinynet.ops.loss import mse_loss_operator
 
     x, target = make_logits(3, 5, device=device), make_logits(5, 3, device=device).detach().t().requires_grad_()
-    torch.library.opcheck(mse_loss_operator, (x, target, reduction))
+    torch.library.opcheck(mse_loss_operator.forward, (x, target, reduction, True))
     grad = torch.randn((3, 5) if reduction == "none" else (), device=device)
-    arguments = (grad, x.detach(), target.detach(), reduction, [True, False])
-    torch.library.opcheck(mse_loss_backward_operator, arguments)
+    arguments = ([grad], [x.detach(), target.detach()], reduction, [True, False])
+    torch.library.opcheck(mse_loss_operator.backward, arguments)
 
 
 @kernels

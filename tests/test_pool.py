@@ -219,18 +219,17 @@ def test_registered_operators(channels_last: bool, device: str) -> None:
     memory_format = LAYOUTS[channels_last]
     x = make(2, 3, 6, 8, device=device, memory_format=memory_format)
     window = ([3, 3], [2, 2], [1, 1])
-    sizes = ([3, 4], channels_last)
     check_operator = torch.library.opcheck
-    check_operator(pool.max_pool2d_operator, (x, *window, [1, 1], *sizes, True, True))
-    check_operator(pool.max_pool2d_operator, (x.detach(), *window, [1, 1], *sizes, False, False))
-    check_operator(pool.avg_pool2d_operator, (x, *window, *sizes, True, 0))
-    check_operator(pool.adaptive_avg_pool2d_operator, (x, [4, 3], channels_last))
-    grad = torch.randn(2, 3, 3, 4, device=device)
+    sizes = ([6, 8], [3, 4], channels_last)
+    check_operator(pool.max_pool2d_operator.forward, (x, *window, [1, 1], *sizes, True, True))
+    check_operator(pool.max_pool2d_operator.forward, (x.detach(), *window, [1, 1], *sizes, False, False))
+    check_operator(pool.avg_pool2d_operator.forward, (x, *window, *sizes, True, 0, True))
+    check_operator(pool.adaptive_avg_pool2d_operator.forward, (x, [6, 8], [4, 3], channels_last, True))
+    grads = [torch.randn(2, 3, 3, 4, device=device)]
     winner = torch.zeros(2, 3, 3, 4, dtype=torch.int8, device=device).contiguous(memory_format=memory_format)
-    back = ([6, 8], channels_last)
-    check_operator(pool.max_pool2d_backward_operator, (grad, winner, *window, [1, 1], *back))
-    check_operator(pool.avg_pool2d_backward_operator, (grad, *window, *back, False, 0))
-    check_operator(pool.adaptive_avg_pool2d_backward_operator, (grad, *back))
+    check_operator(pool.max_pool2d_operator.backward, (grads, [winner], *window, [1, 1], *sizes, False, [True]))
+    check_operator(pool.avg_pool2d_operator.backward, (grads, [], *window, *sizes, False, 0, [True]))
+    check_operator(pool.adaptive_avg_pool2d_operator.backward, (grads, [], *sizes, [True]))
 
 
 @kernels

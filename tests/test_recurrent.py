@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import tinynet
 from tinynet.engines.offline.matrix_cases import pairwise
 from tinynet.nn import recurrent as layers
-from tinynet.ops.recurrent import recurrent, recurrent_backward_operator, recurrent_operator
+from tinynet.ops.recurrent import recurrent, recurrent_operator
 from tinynet_kernels import launch, recurrent_weights
 from tinynet_kernels import recurrent as kernels
 from tinynet_kernels.tiles import current_target
@@ -506,14 +506,13 @@ def test_registered_operators(mode: str, device: str) -> None:
     tensors: list[Any] = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
     h0 = torch.randn(1, 4, H, device=device, requires_grad=True)
     c0 = torch.randn(1, 4, H, device=device, requires_grad=True) if mode == "lstm" else None
-    arguments = (*tensors, None, h0, c0, None, None, mode, True, False)
-    torch.library.opcheck(recurrent_operator, arguments)
+    arguments = (*tensors, None, h0, c0, None, None, mode, False, True)
+    torch.library.opcheck(recurrent_operator.forward, arguments)
     with torch.no_grad():
         y, h_n, c_n, *saved = recurrent_operator(*arguments)
-        empty = y.new_empty(0)
-        kept = [*tensors, empty, y, h0, *saved, empty]
-        wanted = [True, True, True, True, False, False, True, mode == "lstm"]
-        torch.library.opcheck(recurrent_backward_operator, (y, h_n, c_n, kept, None, mode, wanted))
+        read = [*tensors, None, y, h0, *saved, None, None]
+        wanted = [True, True, True, True, False, False, True, mode == "lstm", False, False]
+        torch.library.opcheck(recurrent_operator.backward, ([y, h_n, c_n], read, mode, False, wanted))
 
 
 @pytest.mark.parametrize("name", ["RNNCell", "LSTMCell", "GRUCell"])

@@ -97,6 +97,12 @@ class Activation:
     def __setattr__(self, key: str, value: Any) -> None:
         raise AttributeError("Activation is immutable")
 
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        """This activation in a graph of torch.fx: its name, or a call of its constructor."""
+        if self.parameters == PARAMETERS[self.name]:
+            return self.name
+        return tracer.create_node("call_function", Activation, (self.name,), self.parameters)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.name, self.parameters)
 

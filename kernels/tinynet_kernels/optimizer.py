@@ -255,6 +255,8 @@ class PointerTable:
         if self._fixed != fixed:
             return False
         if self._gradients != gradients:
+            if 0 in gradients:  # one without memory, such as a zero tensor
+                return False
             self._point_to(gradients)
         return True
 
@@ -311,6 +313,7 @@ def _views(columns: Sequence[Sequence[torch.Tensor]]) -> list[Any]:
         [len(column) for column in columns],
         [tensor.dtype for tensor in tensors],
         [tensor.shape for tensor in tensors],
+        [gradient.is_neg() for gradient in columns[1]],
         [tensor.is_contiguous() or tensor.stride() for tensor in tensors],  # to ask for strides takes long
     ]
 

@@ -282,7 +282,7 @@ def recurrent_backward(
     d_c_n: Tensor | None,
     x: Tensor,
     weights: Weights,
-    y: Tensor,
+    y: Tensor | None,
     h0: Tensor,
     saved: Saved,
     sequences: Sequences,
@@ -298,7 +298,7 @@ def recurrent_backward(
         d_c_n: [D, B, H] for the LSTM, else None.
         x: as given to the forward.
         weights: as given to the forward.
-        y: the forward's.
+        y: the forward's; None where neither an RNN's derivative nor states to be recomputed read it.
         h0: as given to the forward.
         saved: the forward's.
         sequences: as given to the forward.
@@ -308,6 +308,7 @@ def recurrent_backward(
     call = _Call(mode, weights, sequences, reset, x)
     rows, D, H, P = x.shape[0], call.directions, call.hidden, call.outputs
     if saved.previous is None:
+        assert y is not None
         previous = previous_states(y.view(rows, D, P), h0, sequences, reset)
         gates = recomputed_gates(mode, x, previous, weights) if call.gates > 1 else None
         saved = Saved(gates, previous, saved.cell)
@@ -368,7 +369,7 @@ def _backward_persistent(
     d_y: Tensor,
     d_h_n: Tensor,
     d_c_n: Tensor | None,
-    y: Tensor,
+    y: Tensor | None,
     saved: Saved,
     made: _Made,
     _: bool,
@@ -400,7 +401,7 @@ def _backward_steps(
     d_y: Tensor,
     d_h_n: Tensor,
     d_c_n: Tensor | None,
-    y: Tensor,
+    y: Tensor | None,
     saved: Saved,
     made: _Made,
     want_h0: bool,

@@ -1,17 +1,21 @@
 """Who runs a tensor: our kernels, their registered operators, or the plain PyTorch reference.
 
-One question, asked here alone: does Triton's active driver name this tensor's device, or is TRITON_INTERPRET=1 set?
-Then the kernels run, else the reference. `tinynet.engine("auto" | "kernels" | "reference")` and the environment
-variable TINYNET_ENGINE overrule it; "kernels" is an error where no driver serves the device.
+One question about all operands, asked here alone: does Triton's active driver name their device, or is
+TRITON_INTERPRET=1 set, and are they plain strided tensors? Then the kernels run, else the reference, which PyTorch
+takes through whatever the operands are: lazy negations, wrapper subclasses, function transforms, forward derivatives.
+`tinynet.engine("auto" | "kernels" | "reference")` and the environment variable TINYNET_ENGINE overrule the choice of
+driver; "kernels" is an error where none serves the device.
 
-Under graph capture (`torch.compile`, `torch.export`, fake tensors) an operator registered with `torch.library` stands
-in for the launcher: a capture can't look into a launch. Eager code skips it, for it costs 20 to 30 us a call.
+Under graph capture (`torch.compile`, `torch.export`, fake tensors) and dispatch modes (`FlopCounterMode`) an operator
+registered with `torch.library` stands in for the launcher: they can't look into a launch. Eager code skips it, for it
+costs 20 to 30 us a call.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from enum import Enum
 from functools import lru_cache
@@ -19,6 +23,8 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from tinynet.engines import offline
 
@@ -26,7 +32,7 @@ EngineName = Literal["auto", "kernels", "reference"]
 NAMES: tuple[str, ...] = ("auto", "kernels", "reference")
 # What the kernels compute in; float64 is the reference's.
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 class Route(Enum):
@@ -76,22 +82,93 @@ class engine:
         _engine.reset(self._token)
 
 
-def route(x: torch.Tensor) -> Route:
-    """The way a call on `x` takes.
+def route(operator: str, names: Sequence[str], first: torch.Tensor, *others: torch.Tensor | None) -> Route:
+    """The way a call on these operands takes.
+
+    Args:
+        operator: named in messages.
+        names: of its arguments that follow.
+        first: decides on the dtype that the kernels compute in.
+        others: all other operands, on its device; None for absent ones.
 
     Raises:
-        RuntimeError: engine "kernels" is in force and no driver serves x's device.
-        TypeError: engine "kernels" is in force and the kernels don't compute in x's dtype.
+        RuntimeError: engine "kernels" is in force and no driver serves the device.
+        TypeError: engine "kernels" is in force and the kernels don't compute in the dtype; or an operand is nested, or
+            in a layout other than strided.
     """
-    if offline.is_inspecting():
-        return Route.KERNELS
-    if torch.compiler.is_compiling():
-        return Route.OPERATOR if _kernels_serve(x.device.type, x.dtype) else Route.REFERENCE
+    inspecting = offline.is_inspecting()
+    if inspecting or torch.compiler.is_compiling():
+        if _any_empty(first, *others):
+            return Route.REFERENCE
+        if inspecting:
+            return Route.KERNELS
+        return Route.OPERATOR if _kernels_serve(first.device.type, first.dtype) else Route.REFERENCE
+    if not all_plain(first, *others):
+        return _route_of_others(operator, names, (first, *others))
     # To name the type of a device takes a quarter of a microsecond.
-    device_type = "cpu" if x.is_cpu else x.device.type
-    if not _kernels_serve_now(device_type, x.dtype) or torch._C._are_functorch_transforms_active():
-        return Route.REFERENCE  # vmap and functional gradients see through plain PyTorch alone
-    return Route.KERNELS if type(x) in _PLAIN_TYPES else Route.OPERATOR
+    if not _kernels_serve_now("cpu" if first.is_cpu else first.device.type, first.dtype) or _sees_pytorch_alone():
+        return Route.REFERENCE
+    return Route.OPERATOR if torch._C._len_torch_dispatch_stack() else Route.KERNELS
+
+
+def all_plain(*tensors: torch.Tensor | None) -> bool:
+    """Whether the values of all these tensors (None: absent) lie in memory, strided, ready for a kernel.
+
+    Not plain are subclasses, layouts other than strided, nested tensors, tensors without memory (on the meta device,
+    zero tensors, those inside vmap, empty ones) and those with the lazy negative bit.
+    """
+    try:
+        for tensor in tensors:
+            if tensor is not None and (
+                type(tensor) not in _PLAIN_TYPES or tensor.is_neg() or tensor.is_nested or not tensor.data_ptr()
+            ):
+                return False
+    except RuntimeError:  # no memory to point at
+        return False
+    return True
+
+
+def is_plain_eager(*tensors: torch.Tensor | None) -> bool:
+    """Whether a backward may hand these upstream gradients to kernels: plain, and no mode waits to see operators."""
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all_plain(*tensors)
+
+
+def _any_empty(*tensors: torch.Tensor | None) -> bool:
+    return any(tensor is not None and tensor.numel() == 0 for tensor in tensors)
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode AD is at work, which PyTorch's fused recurrent operators don't know."""
+    return forward_ad._current_level >= 0
+
+
+def _sees_pytorch_alone() -> bool:
+    """Whether what is at work must see PyTorch's own operators: a function transform, forward-mode AD or a trace."""
+    return torch._C._are_functorch_transforms_active() or is_forward_mode() or torch._C._get_tracing_state() is not None
+
+
+def _route_of_others(operator: str, names: Sequence[str], operands: Sequence[Any]) -> Route:
+    """The way of operands that are not all plain: the reference, for PyTorch knows what to do with most of them.
+
+    Fake tensors, and subclasses whose memory is that of a plain tensor, take the operator, which returns their kind.
+    """
+    first = operands[0]
+    served = _kernels_serve_now("cpu" if first.is_cpu else first.device.type, first.dtype)
+    is_operator = served and not _sees_pytorch_alone()
+    for name, tensor in zip(names, operands, strict=True):
+        if tensor is None:
+            continue
+        if type(tensor) in _PLAIN_TYPES:
+            if tensor.is_nested or tensor.layout is not torch.strided:
+                kind = "nested" if tensor.is_nested else f"in layout {tensor.layout}"
+                raise TypeError(f"{operator}: {name} is {kind}, expected a strided tensor")
+            is_operator = is_operator and all_plain(tensor)
+        elif not isinstance(tensor, FakeTensor):
+            has_memory = not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python)
+            is_operator = is_operator and has_memory
+    return Route.OPERATOR if is_operator else Route.REFERENCE
 
 
 def _kernels_serve_now(device_type: str, dtype: torch.dtype) -> bool:

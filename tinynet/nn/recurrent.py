@@ -11,11 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from tinynet.ops.recurrent import recurrent, recurrent_cell
 
 # torch.nn.RNN, LSTM and GRU themselves are no base: torch.compile refuses to look into them and their subclasses.
+
+
+def as_leaf(module: torch.nn.Module, input: Proxy, *arguments: Any, **keywords: Any) -> Any:
+    """A call of `module` in a graph of torch.fx: a forward that looks at its input's rank can't be traced through."""
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, *arguments), keywords)
 
 
 class _RecurrentLayer(torch.nn.RNNBase):
@@ -41,6 +48,8 @@ class _RecurrentLayer(torch.nn.RNNBase):
         Raises:
             ValueError, TypeError: see `tinynet.ops.recurrent.recurrent`.
         """
+        if isinstance(input, Proxy):
+            return as_leaf(self, input, hx, reset=reset)
         packed = isinstance(input, PackedSequence)
         x: Any
         batch_sizes: Any
@@ -184,6 +193,8 @@ class RNNCell(torch.nn.RNNCell):
     """One step of an RNN; see `tinynet.ops.recurrent.recurrent_cell`."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input, hx)
         return _cell(f"rnn_{self.nonlinearity}", self, input, hx)[0]
 
 
@@ -191,6 +202,8 @@ class LSTMCell(torch.nn.LSTMCell):
     """One step of an LSTM; see `tinynet.ops.recurrent.recurrent_cell`."""
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input, hx)
         h, c = (None, None) if hx is None else hx
         h, c = _cell("lstm", self, input, h, c)
         assert c is not None
@@ -201,6 +214,8 @@ class GRUCell(torch.nn.GRUCell):
     """One step of a GRU; see `tinynet.ops.recurrent.recurrent_cell`."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input, hx)
         return _cell("gru", self, input, hx)[0]
 
 

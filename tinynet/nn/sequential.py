@@ -19,10 +19,11 @@ class Sequential(torch.nn.Sequential):
     `Linear` layers that follow one another: the product that makes a hidden layer's gradient also applies the
     derivative of its activation and sums its bias gradient. `Conv2d` before `MaxPool2d(2)`: the convolution passes on
     the largest of each window, as with `pool=2`. A layer with a hook is called as a module, so that its hooks run.
+    Under torch.fx and torch.compile every layer is called by itself.
     """
 
     def forward(self, input: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not isinstance(input, torch.Tensor):
             return super().forward(input)
         chain: list[Layer] = []
         modules = iter(self._modules.values())

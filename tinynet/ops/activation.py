@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.arguments import check_floating, needs_gradient
-from tinynet.ops.autograd import once_differentiable
+from tinynet.ops.autograd import gradients_of, through_kernels
+from tinynet.ops.operator import Operator
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 
 _REFERENCES: dict[str, Any] = {
@@ -37,6 +40,12 @@ _REFERENCES: dict[str, Any] = {
     "softshrink": F.softshrink,
     "tanhshrink": F.tanhshrink,
 }
+# dX of (dY, y) where the output is saved, as PyTorch does: changing it in place is an error. All others save x.
+_FROM_OUTPUT: dict[str, Any] = {
+    "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
+    "sigmoid": torch.ops.aten.sigmoid_backward,
+    "tanh": torch.ops.aten.tanh_backward,
+}
 # Made once: a call with a name costs a look-up.
 _DEFAULTS: dict[str, Activation] = {name: Activation(name) for name in _REFERENCES}
 
@@ -62,6 +71,14 @@ def activation_reference(x: Tensor, activation: Activation) -> Tensor:
     return _REFERENCES[activation.name](x, **activation.parameters)
 
 
+def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    (saved,) = ctx.saved_tensors
+    from_output = _FROM_OUTPUT.get(ctx.activation.name)
+    if from_output is not None:
+        return (from_output(grad, saved),)
+    return gradients_of(lambda x: activation_reference(x, ctx.activation), (saved,), (True,), (grad,))
+
+
 class ActivationFunction(torch.autograd.Function):
     """y = act(x) through the kernels; x is dense."""
 
@@ -70,12 +87,12 @@ class ActivationFunction(torch.autograd.Function):
         from tinynet_kernels.activation import activation_forward
 
         y = activation_forward(x, activation)
-        ctx.save_for_backward(y if activation.reads_output else x)
+        ctx.save_for_backward(y if activation.name in _FROM_OUTPUT else x)
         ctx.activation = activation
         return y
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
         (saved,) = ctx.saved_tensors
         return activation_input_gradient(grad, saved, ctx.activation), None
@@ -103,42 +120,31 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-@torch.library.custom_op("tinynet::activation", mutates_args=())
-def activation_operator(x: Tensor, name: str, parameters: list[float]) -> Tensor:
-    """`activation` for captured graphs."""
+def _operator_forward(x: Tensor, name: str, parameters: list[float], save: bool) -> list[Tensor]:
     from tinynet_kernels.activation import activation_forward
 
-    return activation_forward(x.contiguous(), Activation.from_values(name, parameters))
+    return [activation_forward(x.contiguous(), Activation.from_values(name, parameters))]
 
 
-@torch.library.custom_op("tinynet::activation_backward", mutates_args=())
-def activation_backward_operator(grad: Tensor, saved: Tensor, name: str, parameters: list[float]) -> Tensor:
-    """Its gradient."""
-    return activation_input_gradient(grad, saved.contiguous(), Activation.from_values(name, parameters))
+def _operator_backward(
+    grads: list[Tensor], saved: list[Any], name: str, parameters: list[float], wanted: list[bool]
+) -> list[Tensor]:
+    return [activation_input_gradient(grads[0], saved[0].contiguous(), Activation.from_values(name, parameters))]
 
 
-@activation_operator.register_fake
-def _(x: Tensor, name: str, parameters: list[float]) -> Tensor:
+activation_operator = Operator(
+    "activation(Tensor x, str name, float[] parameters, bool save) -> Tensor",
+    forward=_operator_forward,
+    fake=lambda x, *_: [_contiguous_like(x)],
+    saves=lambda given, made: [made[0] if given[1] in _FROM_OUTPUT else given[0]],
+    backward=_operator_backward,
+    fake_backward=lambda grads, saved, *_: [_contiguous_like(saved[0])],
+    reference=lambda x, name, parameters: activation_reference(x, Activation.from_values(name, parameters)),
+)
+
+
+def _contiguous_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@activation_backward_operator.register_fake
-def _(grad: Tensor, saved: Tensor, name: str, parameters: list[float]) -> Tensor:
-    return torch.empty_like(saved, memory_format=torch.contiguous_format)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ctx.name, ctx.parameters = inputs
-    reads_output = Activation.from_values(ctx.name, ctx.parameters).reads_output
-    ctx.save_for_backward(output if reads_output else x)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    (saved,) = ctx.saved_tensors
-    return activation_backward_operator(grad, saved, ctx.name, ctx.parameters), None, None
-
-
-activation_operator.register_autograd(_backward, setup_context=_setup_context)
 
 
 def activate(x: Tensor, activation: str | Activation | None) -> Tensor:
@@ -158,14 +164,16 @@ def activate(x: Tensor, activation: str | Activation | None) -> Tensor:
     Source: torch.nn.functional.
     """
     function = as_activation(activation)
+    if has_torch_function_unary(x):
+        return handle_torch_function(activate, (x,), x, function)
     check_floating("activation", x=x)
     if function.name == "identity":
         return x
-    way = Route.REFERENCE if x.numel() == 0 else route(x)
+    way = route("activation", ("x",), x)
     if way is Route.REFERENCE:
         return activation_reference(x, function)
     if way is Route.OPERATOR:
-        return activation_operator(x, function.name, function.values)
+        return activation_operator(x, function.name, function.values, needs_gradient(x))
     dense = x if is_dense(x) else x.contiguous()
     if needs_gradient(x):
         return ActivationFunction.apply(dense, function)  # pyright: ignore[reportReturnType]

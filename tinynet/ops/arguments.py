@@ -63,10 +63,11 @@ def check_floating(operator: str, later: torch.dtype | None = None, /, **tensors
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{operator}: {name} must be a tensor, got {type(tensor).__name__}")
         dtype = tensor.dtype
-        if not dtype.is_floating_point:
-            raise TypeError(f"{operator}: {name} must be floating point, got {dtype}")
-        if later is not None and dtype is not torch.float64:
-            dtype = later
+        if dtype is not first_dtype:
+            if not dtype.is_floating_point:
+                raise TypeError(f"{operator}: {name} must be floating point, got {dtype}")
+            if later is not None and dtype is not torch.float64:
+                dtype = later
         if first is None:
             first, first_name, first_dtype = tensor, name, dtype
         elif dtype is not first_dtype:
@@ -74,7 +75,7 @@ def check_floating(operator: str, later: torch.dtype | None = None, /, **tensors
                 f"{operator}: {name} has dtype {dtype} but {first_name} has {first_dtype}; "
                 "they must agree (or run under torch.autocast)"
             )
-        else:
+        elif not (first.is_cpu and tensor.is_cpu):
             check_device(operator, name, tensor, first_name, first)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, check_floating, needs_gradient
-from tinynet.ops.autograd import once_differentiable
+from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
+from tinynet.ops.operator import Operator
 from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
@@ -32,10 +34,18 @@ def conv2d_reference(
     return activation_reference(F.conv2d(x, weight, bias, spec.stride, padding, spec.dilation, spec.groups), activation)
 
 
+def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    images, *_, x = ctx.saved_tensors
+    x = images if x is None else x
+    inputs = (*ctx.settings, x, *held(ctx.parameters))
+    wanted = (*[False] * len(ctx.settings), *ctx.needs_input_grad[:3])
+    return gradients_of(_in_dtype, inputs, wanted, (grad,))[len(ctx.settings) :]
+
+
 class Conv2dFunction(torch.autograd.Function):
     """act(x * W + b) of x [N, C, H, W], and for `pool` its largest of each 2 x 2 window, through the kernels.
 
-    The kernels compute in `dtype`; gradients come in the tensors' own.
+    The kernels compute in `dtype`, which an x that needs a gradient has already; gradients come in the tensors' own.
     """
 
     @staticmethod
@@ -49,21 +59,40 @@ class Conv2dFunction(torch.autograd.Function):
         activation: Activation,
         pool: bool,
     ) -> Tensor:
-        y, kept, ctx.channels_last = _forward(x, weight, bias, dtype, spec, activation, pool, save=True)
-        ctx.save_for_backward(*kept)
-        ctx.spec, ctx.activation = spec, activation
+        y, saved, ctx.channels_last = _forward(x, weight, bias, dtype, spec, activation, pool, save=True)
+        # A converted x has lost its history, which second derivatives through x need.
+        needs_original = ctx.needs_input_grad[0] and saved[0] is not x
+        ctx.save_for_backward(*saved, x if needs_original else None)
+        ctx.parameters = hold(weight, bias)
+        ctx.settings = dtype, spec, activation, pool
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         return y
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, saved, winner = ctx.saved_tensors
+        x, weight, saved, winner, _ = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
+        _, spec, activation, _ = ctx.settings
         gradients = conv2d_gradients(
-            grad, x, weight, saved, ctx.spec, ctx.activation, ctx.channels_last, wanted, ctx.dtypes, winner
+            grad, x, weight, saved, spec, activation, ctx.channels_last, wanted, ctx.dtypes, winner
         )
         return (*gradients, None, None, None, None)
+
+
+def _in_dtype(
+    dtype: torch.dtype,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    pool: bool,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """The definition in `dtype`, pooled for `pool`."""
+    x, weight, bias = cast_to(dtype, x, weight, bias)
+    y = conv2d_reference(x, weight, bias, spec, activation)
+    return F.max_pool2d(y, 2) if pool else y
 
 
 def _forward(
@@ -176,52 +205,30 @@ def _to_winners(grad: Tensor, winner: Tensor, size: tuple[int, int]) -> Tensor:
     return max_pool2d_backward(grad, winner, Window((2, 2), (2, 2), (0, 0)), size, channels_last=True)
 
 
-@torch.library.custom_op("tinynet::conv2d", mutates_args=())
-def conv2d_operator(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    spec: list[int],
-    name: str,
-    parameters: list[float],
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    """`conv2d` of x [N, C, H, W] for captured graphs: y, and z where the backward needs it (else empty).
-
-    y has the memory order of `conv2d`; z is channels_last.
-    """
-    from tinynet_kernels.conv import convolution_forward
-    from tinynet_kernels.layout import is_channels_last, to_channels_last
-
+def _operator_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: list[int], name: str, parameters: list[float], save: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y in the memory order of `conv2d`, and z, channels_last, where the backward needs it."""
     activation = Activation.from_values(name, parameters)
-    y, saved, _ = convolution_forward(
-        to_channels_last(x),
-        to_channels_last(weight),
-        bias,
-        ConvolutionSpec.from_values(spec),
-        activation,
-        save=save and not activation.reads_output,
-    )
-    y = _in_order(y, is_channels_last(x) or is_channels_last(weight))
-    return y, y.new_empty(0) if saved is None else saved
+    settings = ConvolutionSpec.from_values(spec), activation, False
+    save = save and not activation.reads_output
+    y, (_, _, z, _), _ = _forward(x, weight, bias, x.dtype, *settings, save=save)
+    return y, z
 
 
-@conv2d_operator.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    spec: list[int],
-    name: str,
-    parameters: list[float],
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    R, S = weight.shape[2:]
-    P, Q = ConvolutionSpec.from_values(spec).output_size((x.shape[2], x.shape[3]), (R, S))
+def _operator_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: list[int], name: str, parameters: list[float], save: bool
+) -> tuple[Tensor, Tensor | None]:
+    P, Q = _output_size(x, weight, spec)
     shape = (x.shape[0], weight.shape[0], P, Q)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x, weight))
-    keeps_input = save and name != "identity" and not Activation.from_values(name, parameters).reads_output
-    return y, torch.empty_like(y, memory_format=torch.channels_last) if keeps_input else y.new_empty(0)
+    saves_input = save and name != "identity" and not Activation.from_values(name, parameters).reads_output
+    return y, torch.empty_like(y, memory_format=torch.channels_last) if saves_input else None
+
+
+def _output_size(x: Tensor, weight: Tensor, spec: list[int]) -> tuple[int, int]:
+    size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
+    return ConvolutionSpec.from_values(spec).output_size(size, kernel_size)
 
 
 def _memory_format(*tensors: Tensor) -> torch.memory_format:
@@ -231,69 +238,47 @@ def _memory_format(*tensors: Tensor) -> torch.memory_format:
     return torch.channels_last if any(map(is_channels_last, tensors)) else torch.contiguous_format
 
 
-@torch.library.custom_op("tinynet::conv2d_backward", mutates_args=())
-def conv2d_backward_operator(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    saved: Tensor,
-    spec: list[int],
-    name: str,
-    parameters: list[float],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Its gradients, in the memory order of x and weight; those not wanted come back empty."""
+def _operator_backward(
+    grads: list[Tensor], saved: list[Any], spec: list[int], name: str, parameters: list[float], wanted: list[bool]
+) -> Sequence[Tensor | None]:
+    """In the memory order of x and weight."""
     from tinynet_kernels.layout import is_channels_last
 
-    gradients = conv2d_gradients(
-        grad,
-        x,
-        weight,
-        saved,
-        ConvolutionSpec.from_values(spec),
-        Activation.from_values(name, parameters),
-        (is_channels_last(x), is_channels_last(weight)),
-        wanted,
-        [x.dtype] * 3,
-    )
-    dx, dw, db = (grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
-    return dx, dw, db
+    x, weight, for_derivative = saved
+    settings = ConvolutionSpec.from_values(spec), Activation.from_values(name, parameters)
+    channels_last = is_channels_last(x), is_channels_last(weight)
+    return conv2d_gradients(grads[0], x, weight, for_derivative, *settings, channels_last, wanted, [x.dtype] * 3)
 
 
-@conv2d_backward_operator.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    saved: Tensor,
-    spec: list[int],
-    name: str,
-    parameters: list[float],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dw = (
-        torch.empty_like(tensor, memory_format=_memory_format(tensor)) if want else grad.new_empty(0)
-        for tensor, want in ((x, wanted[0]), (weight, wanted[1]))
-    )
-    return dx, dw, grad.new_empty(weight.shape[:1] if wanted[2] else (0,))
+def _operator_fake_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> list[Tensor | None]:
+    x, weight, _ = saved
+    want_x, want_weight, want_bias = rest[-1]
+    return [
+        torch.empty_like(x, memory_format=_memory_format(x)) if want_x else None,
+        torch.empty_like(weight, memory_format=_memory_format(weight)) if want_weight else None,
+        grads[0].new_empty(weight.shape[:1]) if want_bias else None,
+    ]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, ctx.spec, ctx.name, ctx.parameters, _ = inputs
-    y, z = output
-    ctx.save_for_backward(x, weight, y if Activation.from_values(ctx.name, ctx.parameters).reads_output else z)
-    ctx.mark_non_differentiable(z)
+def _flops(wanted: list[bool] | None, x: Tensor, weight: Tensor, *rest: Any) -> int:
+    """Two for each output pixel and weight that it meets; one such product forward, one a gradient."""
+    P, Q = _output_size(x, weight, rest[1])
+    return 2 * x.shape[0] * P * Q * weight.numel() * (1 if wanted is None else sum(wanted[:2]))
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, saved = ctx.saved_tensors
-    wanted = list(ctx.needs_input_grad[:3])
-    gradients = conv2d_backward_operator(grad, x, weight, saved, ctx.spec, ctx.name, ctx.parameters, wanted)
-    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
-    return (*kept, None, None, None, None)
-
-
-conv2d_operator.register_autograd(_backward, setup_context=_setup_context)
+conv2d_operator = Operator(
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, int[] spec, str name, float[] parameters, bool save) "
+    "-> (Tensor, Tensor)",
+    forward=_operator_forward,
+    fake=_operator_fake,
+    saves=lambda given, made: [*given[:2], made[0] if Activation.from_values(*given[4:6]).reads_output else made[1]],
+    backward=_operator_backward,
+    fake_backward=_operator_fake_backward,
+    reference=lambda x, weight, bias, spec, name, parameters: conv2d_reference(
+        x, weight, bias, ConvolutionSpec.from_values(spec), Activation.from_values(name, parameters)
+    ),
+    flops=_flops,
+)
 
 
 def conv2d(
@@ -334,14 +319,19 @@ def conv2d(
     Source: torch.nn.functional.conv2d.
     """
     function = as_activation(activation)
-    check_floating("conv2d", autocast_dtype(input), input=input, weight=weight, bias=bias)
+    if has_torch_function_unary(input):
+        window = stride, padding, dilation, groups
+        return handle_torch_function(conv2d, (input,), input, weight, bias, *window, function, pool)
+    dtype = autocast_dtype(input)
+    check_floating("conv2d", dtype, input=input, weight=weight, bias=bias)
+    way = route("conv2d", ("input", "weight", "bias"), input, weight, bias)
     spec = convolution_spec(input, weight, bias, stride, padding, dilation, groups)
     pooled = pool != 1 and check_pool(
         pool, spec.output_size((input.shape[-2], input.shape[-1]), (weight.shape[2], weight.shape[3]))
     )
     if input.dim() == 3:
-        return _conv2d(input.unsqueeze(0), weight, bias, spec, function, pooled).squeeze(0)
-    return _conv2d(input, weight, bias, spec, function, pooled)
+        return _conv2d(way, dtype, input.unsqueeze(0), weight, bias, spec, function, pooled).squeeze(0)
+    return _conv2d(way, dtype, input, weight, bias, spec, function, pooled)
 
 
 def check_pool(pool: int, size: tuple[int, int]) -> bool:
@@ -358,11 +348,20 @@ def check_pool(pool: int, size: tuple[int, int]) -> bool:
 
 
 def _conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation, pool: bool
+    way: Route,
+    dtype: torch.dtype | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    pool: bool,
 ) -> Tensor:
-    way = Route.REFERENCE if x.numel() == 0 or weight.numel() == 0 else route(x)
     if way is Route.KERNELS:
-        dtype = autocast_dtype(x) or x.dtype
+        if dtype is None:
+            dtype = x.dtype
+        elif x.requires_grad:
+            (x,) = cast_to(dtype, x)  # here, so that autograd knows what the function is given
         if needs_gradient(x, weight, bias):
             return Conv2dFunction.apply(x, weight, bias, dtype, spec, activation, pool)  # pyright: ignore
         return _forward(x, weight, bias, dtype, spec, activation, pool, save=False)[0]

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import is_dense
 from tinynet.ops.arguments import check_floating, needs_gradient
-from tinynet.ops.autograd import once_differentiable
+from tinynet.ops.autograd import through_kernels
+from tinynet.ops.operator import Operator
 
 
 def dropout_reference(x: Tensor, p: float) -> Tensor:
     """Dropout in plain PyTorch; it drops other elements than the kernels do, with the same probability."""
     return F.dropout(x, p, training=True)
+
+
+def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    from tinynet_kernels.dropout import dropout_apply
+
+    (seed,) = ctx.saved_tensors
+    ones = torch.empty_strided(ctx.shape, ctx.strides, dtype=grad.dtype, device=seed.device).fill_(1)
+    return (grad * dropout_apply(ones, seed, ctx.p),)
 
 
 class DropoutFunction(torch.autograd.Function):
@@ -27,11 +38,11 @@ class DropoutFunction(torch.autograd.Function):
         from tinynet_kernels.dropout import dropout_apply
 
         ctx.save_for_backward(seed)
-        ctx.p, ctx.strides = p, x.stride()
+        ctx.p, ctx.shape, ctx.strides = p, x.shape, x.stride()
         return dropout_apply(x, seed, p)
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         from tinynet_kernels.dropout import dropout_apply
 
@@ -41,30 +52,25 @@ class DropoutFunction(torch.autograd.Function):
         return dropout_apply(grad, seed, ctx.p), None, None
 
 
-@torch.library.custom_op("tinynet::dropout", mutates_args=())
-def dropout_operator(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    """`dropout` with a given seed for captured graphs; its gradient is itself, applied to the upstream gradient."""
+def _scaled(x: Tensor, seed: Tensor, p: float, save: bool) -> list[Tensor]:
     from tinynet_kernels.dropout import dropout_apply
 
-    return dropout_apply(x.contiguous(), seed, p)
+    return [dropout_apply(x.contiguous(), seed, p)]
 
 
-@dropout_operator.register_fake
-def _(x: Tensor, seed: Tensor, p: float) -> Tensor:
+def _contiguous_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-    _, seed, ctx.p = inputs
-    ctx.save_for_backward(seed)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    (seed,) = ctx.saved_tensors
-    return dropout_operator(grad, seed, ctx.p), None, None
-
-
-dropout_operator.register_autograd(_backward, setup_context=_setup_context)
+dropout_operator = Operator(
+    "dropout(Tensor x, Tensor seed, float p, bool save) -> Tensor",
+    forward=_scaled,
+    fake=lambda x, seed, p, save: [_contiguous_like(x)],
+    saves=lambda given, made: [given[1]],
+    backward=lambda grads, saved, p, wanted: [*_scaled(grads[0], saved[0], p, False), None],
+    fake_backward=lambda grads, saved, p, wanted: [_contiguous_like(grads[0]), None],
+    reference=lambda x, seed, p: x * _scaled(torch.ones_like(x), seed, p, False)[0],
+)
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -85,6 +91,8 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 
     Source: torch.nn.functional.dropout (Srivastava et al. 2014).
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(dropout, (input,), input, p, training, inplace)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
     check_floating("dropout", input=input)
@@ -92,12 +100,12 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         return input
     if p == 1.0:
         return input * 0.0
-    way = Route.REFERENCE if input.numel() == 0 else route(input)
+    way = route("dropout", ("input",), input)
     if way is Route.REFERENCE:
         return dropout_reference(input, p)
     seed = torch.randint(1 << 62, (1,), device=input.device)
     if way is Route.OPERATOR:
-        return dropout_operator(input, seed, p)
+        return dropout_operator(input, seed, p, needs_gradient(input))
     dense = input if is_dense(input) else input.contiguous()
     if needs_gradient(input):
         return DropoutFunction.apply(dense, seed, p)  # pyright: ignore[reportReturnType]

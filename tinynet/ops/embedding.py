@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.arguments import check_device, check_floating, needs_gradient
-from tinynet.ops.autograd import once_differentiable
+from tinynet.ops.autograd import through_kernels
+from tinynet.ops.operator import Operator
 
 
 def embedding_reference(
@@ -18,6 +21,15 @@ def embedding_reference(
 ) -> Tensor:
     """weight[index] in plain PyTorch."""
     return F.embedding(index, weight, padding_idx, scale_grad_by_freq=scale_by_frequency)
+
+
+def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    (index,) = ctx.saved_tensors
+    return None, torch.ops.aten.embedding_dense_backward(grad, index, *_for_pytorch(*ctx.settings))
+
+
+def _for_pytorch(rows: int, padding_idx: int | None, scale_by_frequency: bool) -> tuple[int, int, bool]:
+    return rows, -1 if padding_idx is None else padding_idx, scale_by_frequency
 
 
 class EmbeddingFunction(torch.autograd.Function):
@@ -32,7 +44,7 @@ class EmbeddingFunction(torch.autograd.Function):
         return embedding_forward(index, weight)
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         from tinynet_kernels.embedding import embedding_backward
 
@@ -40,46 +52,36 @@ class EmbeddingFunction(torch.autograd.Function):
         return None, embedding_backward(grad.contiguous(), index, *ctx.settings), None, None
 
 
-@torch.library.custom_op("tinynet::embedding", mutates_args=())
-def embedding_operator(index: Tensor, weight: Tensor, padding_idx: int | None, scale_by_frequency: bool) -> Tensor:
-    """`embedding` of index [T] for captured graphs."""
+def _operator_forward(index: Tensor, weight: Tensor, *_: Any) -> list[Tensor]:
     from tinynet_kernels.embedding import embedding_forward
 
-    return embedding_forward(index.contiguous(), _rows_contiguous(weight))
+    return [embedding_forward(index.contiguous(), _rows_contiguous(weight))]
 
 
-@embedding_operator.register_fake
-def _(index: Tensor, weight: Tensor, padding_idx: int | None, scale_by_frequency: bool) -> Tensor:
-    return weight.new_empty((index.shape[0], weight.shape[1]))
-
-
-@torch.library.custom_op("tinynet::embedding_backward", mutates_args=())
-def embedding_backward_operator(
-    grad: Tensor, index: Tensor, rows: int, padding_idx: int | None, scale_by_frequency: bool
-) -> Tensor:
-    """Its gradient."""
+def _operator_backward(
+    grads: list[Tensor],
+    saved: list[Any],
+    rows: int,
+    padding_idx: int | None,
+    scale_by_frequency: bool,
+    wanted: list[bool],
+) -> list[Tensor | None]:
     from tinynet_kernels.embedding import embedding_backward
 
-    return embedding_backward(grad.contiguous(), index.contiguous(), rows, padding_idx, scale_by_frequency)
+    index = saved[0].contiguous()
+    return [None, embedding_backward(grads[0].contiguous(), index, rows, padding_idx, scale_by_frequency)]
 
 
-@embedding_backward_operator.register_fake
-def _(grad: Tensor, index: Tensor, rows: int, padding_idx: int | None, scale_by_frequency: bool) -> Tensor:
-    return grad.new_empty((rows, grad.shape[1]))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    index, weight, padding_idx, scale_by_frequency = inputs
-    ctx.save_for_backward(index)
-    ctx.settings = weight.shape[0], padding_idx, scale_by_frequency
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-    (index,) = ctx.saved_tensors
-    return None, embedding_backward_operator(grad, index, *ctx.settings), None, None
-
-
-embedding_operator.register_autograd(_backward, setup_context=_setup_context)
+embedding_operator = Operator(
+    "embedding(Tensor index, Tensor weight, SymInt rows, int? padding_idx, bool scale_by_frequency, bool save) "
+    "-> Tensor",
+    forward=_operator_forward,
+    fake=lambda index, weight, *_: [weight.new_empty((index.shape[0], weight.shape[1]))],
+    saves=lambda given, made: [given[0]],
+    backward=_operator_backward,
+    fake_backward=lambda grads, saved, rows, *_: [None, grads[0].new_empty((rows, grads[0].shape[1]))],
+    reference=lambda index, weight, rows, *settings: embedding_reference(index, weight, *settings),
+)
 
 
 def embedding(
@@ -112,20 +114,23 @@ def embedding(
 
     Source: torch.nn.functional.embedding.
     """
+    if has_torch_function_unary(input):
+        arguments = padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
+        return handle_torch_function(embedding, (input,), input, weight, *arguments)
     if sparse:
         raise ValueError("embedding: sparse=True is not supported; the gradient is dense and deterministic")
     check_floating("embedding", weight=weight)
     if input.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"embedding: input must be int32 or int64, got {input.dtype}")
+    check_device("embedding", "input", input, "weight", weight)
+    way = route("embedding", ("weight", "input"), weight, input)
     if weight.dim() != 2:
         raise ValueError(f"embedding: weight must be [V, D], got shape {tuple(weight.shape)}")
-    check_device("embedding", "input", input, "weight", weight)
     rows, columns = weight.shape
     if padding_idx is not None:
         if not -rows <= padding_idx < rows:
             raise ValueError(f"embedding: padding_idx must be in [-{rows}, {rows}), got {padding_idx}")
         padding_idx %= rows
-    way = Route.REFERENCE if input.numel() == 0 or weight.numel() == 0 else route(weight)
     if way is Route.KERNELS and input.device.type == "cpu":
         _check_range(input, rows)
     if max_norm is not None:
@@ -136,11 +141,9 @@ def embedding(
         return embedding_reference(input, weight, padding_idx, scale_grad_by_freq)
     index = input.reshape(-1)
     if way is Route.OPERATOR:
-        y = embedding_operator(index, weight, padding_idx, scale_grad_by_freq)
+        y = embedding_operator(index, weight, rows, padding_idx, scale_grad_by_freq, needs_gradient(weight))
     elif needs_gradient(weight):
-        y: Tensor = EmbeddingFunction.apply(  # pyright: ignore[reportAssignmentType]
-            index.contiguous(), _rows_contiguous(weight), padding_idx, scale_grad_by_freq
-        )
+        y = EmbeddingFunction.apply(index.contiguous(), _rows_contiguous(weight), padding_idx, scale_grad_by_freq)
     else:
         from tinynet_kernels.embedding import embedding_forward
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, check_floating, needs_gradient
-from tinynet.ops.autograd import once_differentiable
+from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
+from tinynet.ops.operator import Operator
 from tinynet_kernels.activation_spec import Activation
 
 
@@ -35,26 +37,43 @@ def _kernels() -> ModuleType:
 Layer = tuple[Tensor, Tensor | None, Activation]
 
 
+def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    x, parameters = ctx.saved_tensors[0], held(ctx.parameters)
+    wanted = [False, False, *ctx.needs_input_grad[2:]]
+    return gradients_of(_chain_reference, (ctx.activations, ctx.dtype, x, *parameters), wanted, (grad,))
+
+
+def _chain_reference(
+    activations: Sequence[Activation], dtype: torch.dtype, x: Tensor, *parameters: Tensor | None
+) -> Tensor:
+    """A chain of linear layers in `dtype`, in plain PyTorch."""
+    x, *cast = cast_to(dtype, x, *parameters)
+    for activation, weight, bias in zip(activations, cast[::2], cast[1::2], strict=True):
+        x = linear_reference(x, weight, bias, activation)
+    return x
+
+
 class LinearFunction(torch.autograd.Function):
     """A chain of linear layers, one or more, of x [M, K] through the kernels.
 
     Its tensors come as x, weight, bias, weight, bias, ... in their own dtypes, and so do their gradients; the kernels
-    compute in `dtype`. A chain knows who reads a hidden layer's output: the product that makes its gradient applies
-    act' and sums db too, which else takes a pass of its own.
+    compute in `dtype`. An x that needs a gradient has it already. A chain knows who reads a hidden layer's output: the
+    product that makes its gradient applies act' and sums db too, which else takes a pass of its own.
     """
 
     @staticmethod
     def forward(
         ctx: Any, activations: tuple[Activation, ...], dtype: torch.dtype, x: Tensor, *parameters: Tensor | None
     ) -> Tensor:
-        y, kept = _forward(x, parameters, activations, dtype, save=True)
-        ctx.save_for_backward(*kept)
-        ctx.activations = activations
+        y, saved = _forward(x, parameters, activations, dtype, save=True)
+        ctx.save_for_backward(*saved)
+        ctx.parameters = hold(*parameters)
+        ctx.activations, ctx.dtype = activations, dtype
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, *parameters)]
         return y
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[2:]
         return None, None, *linear_gradients(grad, ctx.saved_tensors, ctx.activations, wanted, ctx.dtypes)
@@ -70,18 +89,18 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """y of a chain, and what its backward reads: x, weight and what the derivative needs of each layer, in `dtype`."""
     linear_forward = _kernels().linear_forward
-    kept = []
+    saved = []
     x, *parameters = cast_to(dtype, x, *parameters)
     for activation, weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
-        y, saved = linear_forward(x, weight, bias, activation, save=save)
-        kept += x, weight, saved
+        y, for_derivative = linear_forward(x, weight, bias, activation, save=save)
+        saved += x, weight, for_derivative
         x = y
-    return x, kept
+    return x, saved
 
 
 def linear_gradients(
     grad: Tensor,
-    kept: Sequence[Any],
+    saved: Sequence[Any],
     activations: Sequence[Activation],
     wanted: Sequence[bool],
     dtypes: Sequence[torch.dtype | None],
@@ -90,7 +109,7 @@ def linear_gradients(
 
     Args:
         grad: dY [M, N].
-        kept: what `_forward` kept: x [M, K], weight [N, K], and what the derivative needs, of each layer.
+        saved: what `_forward` saved: x [M, K], weight [N, K], and what the derivative needs, of each layer.
         activations: the fused functions.
         wanted: which gradients are.
         dtypes: of the gradients; None for a bias that isn't.
@@ -100,10 +119,10 @@ def linear_gradients(
     dz, db = grad if grad.stride(1) == 1 else grad.contiguous(), None
     curved = activations[-1].name != "identity"
     if wanted[-1] or (curved and any(wanted)):
-        made, db = kernels.activation_backward(dz, kept[-1], activations[-1], want_dz=curved, want_bias=wanted[-1])
+        made, db = kernels.activation_backward(dz, saved[-1], activations[-1], want_dz=curved, want_bias=wanted[-1])
         dz = dz if made is None else made
     for layer in reversed(range(len(activations))):
-        x, weight = kept[3 * layer], kept[3 * layer + 1]
+        x, weight = saved[3 * layer], saved[3 * layer + 1]
         of_weight, of_bias = 2 * layer + 1, 2 * layer + 2
         if wanted[of_weight]:
             gradients[of_weight] = kernels.linear_weight_gradient(dz, x, dtypes[of_weight])
@@ -116,78 +135,51 @@ def linear_gradients(
         else:
             below = activations[layer - 1]
             dz, db = kernels.linear_hidden_gradient(
-                dz, weight, kept[3 * layer - 1], below, want_bias=wanted[of_bias - 2]
+                dz, weight, saved[3 * layer - 1], below, want_bias=wanted[of_bias - 2]
             )
     return gradients
 
 
-@torch.library.custom_op("tinynet::linear", mutates_args=())
-def linear_operator(
+def _operator_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, name: str, parameters: list[float], save: bool
-) -> tuple[Tensor, Tensor]:
-    """`linear` of x [M, K] for captured graphs: y, and z where the backward needs it (else empty)."""
+) -> tuple[Tensor, Tensor | None]:
+    """y, and z where the backward needs it."""
     activation = Activation.from_values(name, parameters)
-    y, saved = _kernels().linear_forward(x, weight, bias, activation, save=save and not activation.reads_output)
-    return y, y.new_empty(0) if saved is None else saved
+    return _kernels().linear_forward(x, weight, bias, activation, save=save and not activation.reads_output)
 
 
-@linear_operator.register_fake
-def _(
+def _operator_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, name: str, parameters: list[float], save: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     y = x.new_empty((x.shape[0], weight.shape[0]))
-    keeps_input = save and name != "identity" and not Activation.from_values(name, parameters).reads_output
-    return y, torch.empty_like(y) if keeps_input else y.new_empty(0)
+    saves_input = save and name != "identity" and not Activation.from_values(name, parameters).reads_output
+    return y, torch.empty_like(y) if saves_input else None
 
 
-@torch.library.custom_op("tinynet::linear_backward", mutates_args=())
-def linear_backward_operator(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    saved: Tensor,
-    name: str,
-    parameters: list[float],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Its gradients; those not wanted come back empty."""
+def _operator_backward(
+    grads: list[Tensor], saved: list[Any], name: str, parameters: list[float], wanted: list[bool]
+) -> list[Tensor | None]:
     activation = Activation.from_values(name, parameters)
-    gradients = linear_gradients(grad, (x, weight, saved), (activation,), wanted, [x.dtype] * 3)
-    dx, dw, db = (grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
-    return dx, dw, db
+    return linear_gradients(grads[0], saved, (activation,), wanted, [saved[0].dtype] * 3)
 
 
-@linear_backward_operator.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    saved: Tensor,
-    name: str,
-    parameters: list[float],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (x.shape, weight.shape, weight.shape[:1])
-    dx, dw, db = (grad.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
-    return dx, dw, db
+def _operator_fake_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> list[Tensor | None]:
+    shapes = saved[0].shape, saved[1].shape, saved[1].shape[:1]
+    return [grads[0].new_empty(shape) if want else None for shape, want in zip(shapes, rest[-1], strict=True)]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, ctx.name, ctx.parameters, _ = inputs
-    y, z = output
-    ctx.save_for_backward(x, weight, y if Activation.from_values(ctx.name, ctx.parameters).reads_output else z)
-    ctx.mark_non_differentiable(z)
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, saved = ctx.saved_tensors
-    wanted = list(ctx.needs_input_grad[:3])
-    gradients = linear_backward_operator(grad, x, weight, saved, ctx.name, ctx.parameters, wanted)
-    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
-    return (*kept, None, None, None)
-
-
-linear_operator.register_autograd(_backward, setup_context=_setup_context)
+linear_operator = Operator(
+    "linear(Tensor x, Tensor weight, Tensor? bias, str name, float[] parameters, bool save) -> (Tensor, Tensor)",
+    forward=_operator_forward,
+    fake=_operator_fake,
+    saves=lambda given, made: [*given[:2], made[0] if Activation.from_values(*given[3:5]).reads_output else made[1]],
+    backward=_operator_backward,
+    fake_backward=_operator_fake_backward,
+    reference=lambda x, weight, bias, name, parameters: linear_reference(
+        x, weight, bias, Activation.from_values(name, parameters)
+    ),
+    flops=lambda wanted, x, weight, *_: 2 * x.shape[0] * weight.numel() * (1 if wanted is None else sum(wanted[:2])),
+)
 
 
 def linear(
@@ -213,7 +205,10 @@ def linear(
 
     Source: torch.nn.functional.linear.
     """
-    return linear_chain(input, ((weight, bias, as_activation(activation)),))
+    function = as_activation(activation)
+    if has_torch_function_unary(input):
+        return handle_torch_function(linear, (input,), input, weight, bias, function)
+    return linear_chain(input, ((weight, bias, function),))
 
 
 def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -230,21 +225,23 @@ def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
         ValueError, TypeError: see `linear`.
     """
     dtype = autocast_dtype(input)
-    shape = input.shape
     parameters: list[Tensor | None] = []
-    empty = input.numel() == 0
     for weight, bias, _ in layers:
         check_floating("linear", dtype, input=input, weight=weight, bias=bias)
+        parameters += weight, bias
+    way = route("linear", ("input", *("weight", "bias") * len(layers)), input, *parameters)
+    shape = input.shape
+    for weight, bias, _ in layers:
         _check_shapes(shape, weight, bias)
         shape = (*shape[:-1], weight.shape[0])
-        empty = empty or weight.numel() == 0
-        parameters += weight, bias
-    way = Route.REFERENCE if empty else route(input)
     if way is not Route.KERNELS:
         return _layer_by_layer(input, layers, way)
+    if dtype is None:
+        dtype = input.dtype
+    elif input.requires_grad:
+        (input,) = cast_to(dtype, input)  # here, so that autograd knows what the function is given
     rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
     activations = tuple([layer[2] for layer in layers])
-    dtype = input.dtype if dtype is None else dtype
     if needs_gradient(input, *parameters):
         y: Tensor = LinearFunction.apply(activations, dtype, rows, *parameters)  # pyright: ignore[reportAssignmentType]
     else:

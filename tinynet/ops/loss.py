@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import is_dense
 from tinynet.ops.arguments import autocast_to_float32, check_device, check_floating, needs_gradient
-from tinynet.ops.autograd import once_differentiable
+from tinynet.ops.autograd import gradients_of, through_kernels
+from tinynet.ops.operator import Operator, Tensors, like_saved
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -38,6 +41,12 @@ def mse_loss_reference(input: Tensor, target: Tensor, reduction: str = "mean") -
     return F.mse_loss(input, target, reduction=reduction)
 
 
+def _cross_entropy_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    logits, target, weight, _, _ = ctx.saved_tensors
+    wanted = (*ctx.needs_input_grad[:2], *[False] * (1 + len(ctx.options)))
+    return gradients_of(cross_entropy_reference, (logits, target, weight, *ctx.options), wanted, (grad,))
+
+
 class CrossEntropyFunction(torch.autograd.Function):
     """Cross-entropy of logits [N, C] or [N, C, S] through the kernels."""
 
@@ -58,7 +67,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_cross_entropy_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = _backward(grad, *ctx.saved_tensors, *ctx.options, wanted=ctx.needs_input_grad[:2])
         return (*gradients, None, None, None, None)
@@ -128,8 +137,12 @@ def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
         raise IndexError(f"cross_entropy: target {label} is out of bounds: expected 0 to {classes - 1} or ignore_index")
 
 
-@torch.library.custom_op("tinynet::cross_entropy", mutates_args=())
-def cross_entropy_operator(
+def _operator_forward(*arguments: Any) -> Tensors:
+    *given, save = arguments
+    return _forward(*given, save=save)
+
+
+def _operator_fake(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -137,102 +150,30 @@ def cross_entropy_operator(
     reduction: str,
     label_smoothing: float,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`cross_entropy` of logits [N, C] or [N, C, S] for captured graphs: the loss, and what its backward reads."""
-    loss, divisor, saved = _forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
-    empty = {"dtype": torch.float32, "device": logits.device}
-    return (
-        loss,
-        torch.empty(0, **empty) if divisor is None else divisor,
-        torch.empty(0, **empty) if saved is None else saved,
-    )
-
-
-@cross_entropy_operator.register_fake
-def _(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensors:
     N, _, *S = logits.shape
     return (
         logits.new_empty((N, *S) if reduction == "none" else ()),
-        logits.new_empty(1 if reduction == "mean" else 0, dtype=torch.float32),
-        logits.new_empty((3, math.prod([N, *S])) if save else (0,), dtype=torch.float32),
+        logits.new_empty(1, dtype=torch.float32) if reduction == "mean" else None,
+        logits.new_empty((3, math.prod([N, *S])), dtype=torch.float32) if save else None,
     )
 
 
-@torch.library.custom_op("tinynet::cross_entropy_backward", mutates_args=())
-def cross_entropy_backward_operator(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    divisor: Tensor,
-    saved: Tensor,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor]:
-    """Its gradients; those not wanted come back empty."""
-    gradients = _backward(
-        grad,
-        logits,
-        target,
-        weight,
-        divisor if reduction == "mean" else None,
-        saved,
-        ignore_index,
-        reduction,
-        label_smoothing,
-        wanted=wanted,
-    )
-    dx, dtarget = (logits.new_empty(0) if gradient is None else gradient for gradient in gradients)
-    return dx, dtarget
+def _operator_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> Tensors:
+    *options, wanted = rest
+    return (*_backward(grads[0], *saved, *options, wanted=wanted[:2]), None)
 
 
-@cross_entropy_backward_operator.register_fake
-def _(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    divisor: Tensor,
-    saved: Tensor,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor]:
-    dx, dtarget = (
-        torch.empty_like(tensor) if want else logits.new_empty(0)
-        for tensor, want in zip((logits, target), wanted, strict=True)
-    )
-    return dx, dtarget
-
-
-def _setup_cross_entropy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    logits, target, weight, *options, _ = inputs
-    _, divisor, saved = output
-    ctx.save_for_backward(logits, target, weight, divisor, saved)
-    ctx.options = options
-    ctx.mark_non_differentiable(divisor, saved)
-
-
-def _backward_cross_entropy(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[:2])
-    logits, target, weight, divisor, saved = ctx.saved_tensors
-    gradients = cross_entropy_backward_operator(grad, logits, target, weight, divisor, saved, *ctx.options, wanted)
-    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
-    return (*kept, None, None, None, None, None)
-
-
-cross_entropy_operator.register_autograd(_backward_cross_entropy, setup_context=_setup_cross_entropy)
+cross_entropy_operator = Operator(
+    "cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, str reduction, "
+    "float label_smoothing, bool save) -> (Tensor, Tensor, Tensor)",
+    forward=_operator_forward,
+    fake=_operator_fake,
+    saves=lambda given, made: [*given[:3], *made[1:]],
+    backward=_operator_backward,
+    fake_backward=lambda grads, saved, *rest: [*like_saved(grads, saved[:2], rest[-1][:2]), None],
+    reference=cross_entropy_reference,
+)
 
 
 def cross_entropy(
@@ -269,13 +210,20 @@ def cross_entropy(
 
     Source: torch.nn.functional.cross_entropy; label smoothing: Szegedy et al. 2016.
     """
+    if has_torch_function_unary(input):
+        arguments = weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        return handle_torch_function(cross_entropy, (input,), input, target, *arguments)
     reduction = _checked_reduction("cross_entropy", reduction, size_average, reduce)
     input, target, weight = autocast_to_float32(input, target, weight)
+    check_floating("cross_entropy", input=input, weight=weight)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"cross_entropy: target must be a tensor, got {type(target).__name__}")
+    check_device("cross_entropy", "target", target, "input", input)
+    way = route("cross_entropy", ("input", "target", "weight"), input, target, weight)
     _check_cross_entropy(input, target, weight, ignore_index, label_smoothing)
     weight = None if weight is None else weight.detach()
     target = target.long() if target.dtype is torch.uint8 else target
     options = (ignore_index, reduction, float(label_smoothing))
-    way = Route.REFERENCE if input.numel() == 0 else route(input)
     if way is Route.REFERENCE:
         return cross_entropy_reference(input, target, weight, *options)
     logits = _as_rows(input, classes=True)
@@ -311,10 +259,6 @@ def _checked_reduction(operator: str, reduction: str, size_average: bool | None,
 def _check_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> None:
-    check_floating("cross_entropy", input=input, weight=weight)
-    if not isinstance(target, Tensor):
-        raise TypeError(f"cross_entropy: target must be a tensor, got {type(target).__name__}")
-    check_device("cross_entropy", "target", target, "input", input)
     if input.dim() == 0:
         raise ValueError("cross_entropy: input must be [C], [N, C] or [N, C, d1, ...], got a scalar")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -338,20 +282,24 @@ def _check_cross_entropy(
         raise TypeError(f"cross_entropy: target must hold labels in int64 or uint8, got {target.dtype}")
 
 
+def _mse_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    inputs = (*ctx.saved_tensors, ctx.reduction)
+    return gradients_of(mse_loss_reference, inputs, (*ctx.needs_input_grad[:2], False), (grad,))
+
+
 class MSELossFunction(torch.autograd.Function):
-    """(x - target)^2, reduced, through the kernels; any strides."""
+    """(x - target)^2, reduced, through the kernels; both dense, in one layout."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, target: Tensor, reduction: str) -> Tensor:
         from tinynet_kernels.loss import mse_loss_forward
 
-        x, target = _same_dense_layout(x, target)
         ctx.save_for_backward(x, target)
         ctx.reduction = reduction
         return mse_loss_forward(x, target, reduction)
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_mse_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, target = ctx.saved_tensors
         return (*_mse_gradients(grad, x, target, ctx.reduction, ctx.needs_input_grad[:2]), None)
@@ -375,49 +323,25 @@ def _mse_gradients(
     return mse_loss_backward(grad, x, target, reduction, want_dx=wanted[0], want_dtarget=wanted[1])
 
 
-@torch.library.custom_op("tinynet::mse_loss", mutates_args=())
-def mse_loss_operator(x: Tensor, target: Tensor, reduction: str) -> Tensor:
-    """`mse_loss` for captured graphs."""
+def _mse_operator_forward(x: Tensor, target: Tensor, reduction: str, save: bool) -> Tensors:
     from tinynet_kernels.loss import mse_loss_forward
 
-    return mse_loss_forward(x.contiguous(), target.contiguous(), reduction)
+    return [mse_loss_forward(x.contiguous(), target.contiguous(), reduction)]
 
 
-@mse_loss_operator.register_fake
-def _(x: Tensor, target: Tensor, reduction: str) -> Tensor:
-    return x.new_empty(x.shape if reduction == "none" else ())
-
-
-@torch.library.custom_op("tinynet::mse_loss_backward", mutates_args=())
-def mse_loss_backward_operator(
-    grad: Tensor, x: Tensor, target: Tensor, reduction: str, wanted: list[bool]
-) -> tuple[Tensor, Tensor]:
-    """Its gradients; those not wanted come back empty."""
-    gradients = _mse_gradients(grad, x.contiguous(), target.contiguous(), reduction, wanted)
-    dx, dtarget = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
-    return dx, dtarget
-
-
-@mse_loss_backward_operator.register_fake
-def _(grad: Tensor, x: Tensor, target: Tensor, reduction: str, wanted: list[bool]) -> tuple[Tensor, Tensor]:
-    dx, dtarget = (x.new_empty(x.shape if want else (0,)) for want in wanted)
-    return dx, dtarget
-
-
-def _setup_mse_loss(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, target, ctx.reduction = inputs
-    ctx.save_for_backward(x, target)
-
-
-def _backward_mse_loss(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[:2])
-    x, target = ctx.saved_tensors
-    gradients = mse_loss_backward_operator(grad, x, target, ctx.reduction, wanted)
-    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
-    return (*kept, None)
-
-
-mse_loss_operator.register_autograd(_backward_mse_loss, setup_context=_setup_mse_loss)
+mse_loss_operator = Operator(
+    "mse_loss(Tensor x, Tensor target, str reduction, bool save) -> Tensor",
+    forward=_mse_operator_forward,
+    fake=lambda x, target, reduction, save: [x.new_empty(x.shape if reduction == "none" else ())],
+    saves=lambda given, made: given[:2],
+    backward=lambda grads, saved, reduction, wanted: _mse_gradients(
+        grads[0], saved[0].contiguous(), saved[1].contiguous(), reduction, wanted
+    ),
+    fake_backward=lambda grads, saved, reduction, wanted: [
+        x.new_empty(x.shape) if want else None for x, want in zip(saved, wanted, strict=True)
+    ],
+    reference=mse_loss_reference,
+)
 
 
 def mse_loss(
@@ -446,23 +370,26 @@ def mse_loss(
 
     Source: torch.nn.functional.mse_loss.
     """
+    if has_torch_function_unary(input):
+        arguments = size_average, reduce, reduction, weight
+        return handle_torch_function(mse_loss, (input,), input, target, *arguments)
     reduction = _checked_reduction("mse_loss", reduction, size_average, reduce)
     input, target, weight = autocast_to_float32(input, target, weight)
     check_floating("mse_loss", input=input, target=target, weight=weight)
+    way = route("mse_loss", ("input", "target", "weight"), input, target, weight)
     if weight is not None:
         return _weighted_mse_loss(input, target, weight, reduction)
     if input.shape != target.shape:
         input, target = _broadcast(input, target)
-    way = Route.REFERENCE if input.numel() == 0 else route(input)
     if way is Route.REFERENCE:
         return mse_loss_reference(input, target, reduction)
     if way is Route.OPERATOR:
-        return mse_loss_operator(input, target, reduction)
+        return mse_loss_operator(input, target, reduction, needs_gradient(input, target))
+    input, target = _same_dense_layout(input, target)
     if needs_gradient(input, target):
         return MSELossFunction.apply(input, target, reduction)  # pyright: ignore[reportReturnType]
     from tinynet_kernels.loss import mse_loss_forward
 
-    input, target = _same_dense_layout(input, target)
     return mse_loss_forward(input, target, reduction)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tinynet.engines.dispatch import Route, route
+from tinynet.engines.dispatch import Route, all_plain, route
 from tinynet.ops.activation import is_dense
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def _buckets(
     _check_gradients(operator, params, grads)
     tables = [] if tables is None else tables
     if (  # the last step again: what its one launch was checked and prepared for still holds
-        len(tables) == 1 and len(set(phases)) == 1 and route(params[0]) is Route.KERNELS and tables[0].follows(lists)
+        len(tables) == 1 and len(set(phases)) == 1 and _takes_kernels(operator, params[0]) and tables[0].follows(lists)
     ):
         _name_to_guard(lists)
         return [_Bucket(phases[0], (), tables[0])]
@@ -245,7 +245,7 @@ def _buckets(
     buckets = []
     launches = 0
     for (phase, scattered), rows in _groups(lists, phases):
-        if scattered or route(rows[0][0]) is not Route.KERNELS or _share_memory([row[0] for row in rows]):
+        if scattered or not _takes_kernels(operator, rows[0][0]) or _share_memory([row[0] for row in rows]):
             buckets.append(_Bucket(phase, rows, None))
             continue
         _name_to_guard(rows)
@@ -261,6 +261,10 @@ def _buckets(
     return buckets
 
 
+def _takes_kernels(operator: str, parameter: Tensor) -> bool:
+    return route(operator, ("params",), parameter) is Route.KERNELS
+
+
 def _groups(
     columns: Sequence[Sequence[Tensor]], phases: Sequence[Any]
 ) -> Iterable[tuple[tuple[Any, bool], list[tuple[Tensor, ...]]]]:
@@ -274,7 +278,7 @@ def _groups(
 
 
 def _flat_row(row: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """The row with every tensor in its parameter's dense layout; None where there is none, or dtypes differ.
+    """The row with every tensor in its parameter's dense layout; None where there is none, or a kernel can't read it.
 
     A gradient in another layout is copied. A state in another layout (the parameter has changed its own since) gets
     new memory once and stays the same tensor.
@@ -285,6 +289,8 @@ def _flat_row(row: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if tensor.dtype is not dtype:
             return None
         contiguous = contiguous and tensor.is_contiguous()
+    if not all_plain(*row):
+        return None
     if contiguous:
         return row
     parameter, gradient, *states = row

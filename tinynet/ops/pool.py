@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.arguments import check_floating, needs_gradient
-from tinynet.ops.autograd import once_differentiable
+from tinynet.ops.autograd import gradients_of, through_kernels
+from tinynet.ops.operator import Operator, Tensors
 
 Pair = tuple[int, int]
 
@@ -41,6 +44,24 @@ def adaptive_avg_pool2d_reference(input: Tensor, output_size: Pair) -> Tensor:
     return F.adaptive_avg_pool2d(input, output_size)
 
 
+def _max_in_pytorch(ctx: Any, grad: Tensor, _: Tensor | None) -> Sequence[Tensor | None]:
+    window, size, _ = ctx.geometry
+    return (_to_winners(grad, ctx.saved_tensors[0], window, size),)
+
+
+def _to_winners(grad: Tensor, winner: Tensor, window: Sequence[Any], size: Sequence[int]) -> Tensor:
+    """The gradients of windows [N, C, OH, OW] summed where x [N, C, *size] won them, in plain PyTorch."""
+    (_, columns), (stride_h, stride_w), (padding_h, padding_w), (dilation_h, dilation_w) = window
+    tap = winner.long()
+    top = torch.arange(winner.shape[2], device=tap.device)[:, None] * stride_h - padding_h
+    left = torch.arange(winner.shape[3], device=tap.device) * stride_w - padding_w
+    pixel = (top + tap // columns * dilation_h) * size[1] + left + tap % columns * dilation_w
+    flat = grad.new_zeros((*winner.shape[:2], size[0] * size[1])).scatter_add(
+        2, pixel.flatten(2), grad.reshape(*winner.shape[:2], -1)
+    )
+    return flat.view(*winner.shape[:2], *size)
+
+
 class MaxPool2dFunction(torch.autograd.Function):
     """The maxima of x [N, C, H, W], and their indices where wanted, through the kernels."""
 
@@ -61,7 +82,7 @@ class MaxPool2dFunction(torch.autograd.Function):
         return y, index
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_max_in_pytorch)
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         (winner,) = ctx.saved_tensors
         return _max_backward(grad, winner, *ctx.geometry), None, None, None, None
@@ -83,6 +104,29 @@ def _max_backward(grad: Tensor, winner: Tensor, window: Sequence[Any], size: Any
     return max_pool2d_backward(_dense(grad, channels_last), winner, Window(*window), size, channels_last=channels_last)
 
 
+def _avg_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    window, _, _, *options = ctx.geometry
+    x = torch.zeros((), dtype=grad.dtype, device=grad.device).expand(ctx.shape)  # of no effect: means are linear
+    return gradients_of(partial(_avg_in_size, window, ctx.out_size, *options), (x,), (True,), (grad,))
+
+
+def _avg_in_size(
+    window: Sequence[Any] | None, out_size: Sequence[int], count_include_pad: bool, divisor_override: int, x: Tensor
+) -> Tensor:
+    """The means of x [N, C, H, W] in plain PyTorch; `window` None stands for adaptive ones."""
+    if window is None:
+        return adaptive_avg_pool2d_reference(x, (out_size[0], out_size[1]))
+    kernel, stride, padding = window
+    options = count_include_pad, divisor_override or None
+    return _of_size(out_size, lambda ceil: avg_pool2d_reference(x, kernel, stride, padding, ceil, *options))
+
+
+def _of_size(out_size: Sequence[int], pool: Callable[[bool], Tensor]) -> Tensor:
+    """`pool(ceil_mode)` with the mode that gives an output of `out_size`."""
+    y = pool(False)
+    return y if y.shape[-2:] == tuple(out_size) else pool(True)
+
+
 class AvgPool2dFunction(torch.autograd.Function):
     """The means of windows of x [N, C, H, W] through the kernels; `window` None stands for adaptive ones."""
 
@@ -96,11 +140,12 @@ class AvgPool2dFunction(torch.autograd.Function):
         count_include_pad: bool,
         divisor_override: int,
     ) -> Tensor:
+        ctx.shape, ctx.out_size = x.shape, out_size
         ctx.geometry = window, x.shape[2:], channels_last, count_include_pad, divisor_override
         return _avg_forward(x, window, out_size, channels_last, count_include_pad, divisor_override)
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_avg_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _avg_backward(grad, *ctx.geometry), None, None, None, None, None
 
@@ -159,7 +204,7 @@ def _avg_backward(
     )
 
 
-def _pairs(*given: list[int]) -> tuple[tuple[int, ...], ...]:
+def _pairs(*given: list[int]) -> Any:
     """What a registered operator is given as lists, hashable."""
     return tuple(tuple(pair) for pair in given)
 
@@ -175,16 +220,11 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
-def _fake(
-    x: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None, wanted: bool = True
-) -> Tensor:
-    """What an operator returns for its images: [N, C, *size], or an empty tensor where not wanted."""
-    dtype = dtype or x.dtype
-    if not wanted:
-        return x.new_empty(0, dtype=dtype)
+def _fake(x: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """What an operator returns for its images: [N, C, *size]."""
     shape = (x.shape[0], x.shape[1], *size)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=memory_format)
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
 
 
 def _winner_dtype(kernel: Sequence[int]) -> torch.dtype:
@@ -193,198 +233,106 @@ def _winner_dtype(kernel: Sequence[int]) -> torch.dtype:
     return winner_dtype(kernel[0] * kernel[1])
 
 
-@torch.library.custom_op("tinynet::max_pool2d", mutates_args=())
-def max_pool2d_operator(
+def _max_operator_forward(
     x: Tensor,
     kernel: list[int],
     stride: list[int],
     padding: list[int],
     dilation: list[int],
+    size: list[int],
     out_size: list[int],
     channels_last: bool,
-    save: bool,
     want_index: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`max_pool2d` of x [N, C, H, W] for captured graphs: maxima, winners and indices, empty where not wanted."""
+    save: bool,
+) -> Tensors:
+    """The maxima, which tap won (where a backward follows), and the indices where wanted."""
     window = _pairs(kernel, stride, padding, dilation)
-    y, winner, index = _max_forward(x, window, tuple(out_size), channels_last, save, want_index)
-    return (
-        y,
-        x.new_empty(0, dtype=_winner_dtype(kernel)) if winner is None else winner,
-        x.new_empty(0, dtype=torch.int64) if index is None else index,
-    )
+    return _max_forward(x, window, tuple(out_size), channels_last, save, want_index)
 
 
-@max_pool2d_operator.register_fake
-def _(
-    x: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    out_size: list[int],
-    channels_last: bool,
-    save: bool,
-    want_index: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _max_operator_fake(x: Tensor, kernel: list[int], *rest: Any) -> Tensors:
+    *_, out_size, channels_last, want_index, save = rest
     return (
         _fake(x, out_size, channels_last),
-        _fake(x, out_size, channels_last, _winner_dtype(kernel), save),
-        _fake(x, out_size, channels_last, torch.int64, want_index),
+        _fake(x, out_size, channels_last, _winner_dtype(kernel)) if save else None,
+        _fake(x, out_size, channels_last, torch.int64) if want_index else None,
     )
 
 
-@torch.library.custom_op("tinynet::max_pool2d_backward", mutates_args=())
-def max_pool2d_backward_operator(
-    grad: Tensor,
-    winner: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    size: list[int],
-    channels_last: bool,
-) -> Tensor:
-    """Its gradient."""
-    return _max_backward(grad, winner, _pairs(kernel, stride, padding, dilation), tuple(size), channels_last)
+def _max_operator_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> Tensors:
+    *window, size, _, channels_last, _, _ = rest
+    return [_max_backward(grads[0], saved[0], _pairs(*window), tuple(size), channels_last)]
 
 
-@max_pool2d_backward_operator.register_fake
-def _(
-    grad: Tensor,
-    winner: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    size: list[int],
-    channels_last: bool,
-) -> Tensor:
-    return _fake(grad, size, channels_last)
+def _max_operator_reference(x: Tensor, *settings: Any) -> Tensor:
+    *window, _, out_size, _, _ = settings
+    kernel, stride, padding, dilation = _pairs(*window)
+    return _of_size(out_size, lambda ceil: max_pool2d_reference(x, kernel, stride, padding, dilation, ceil)[0])
 
 
-def _setup_max_pool2d(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, *ctx.window, _, ctx.channels_last, _, _ = inputs
-    _, winner, index = output
-    ctx.size = list(x.shape[2:])
-    ctx.save_for_backward(winner)
-    ctx.mark_non_differentiable(winner, index)
+max_pool2d_operator = Operator(
+    "max_pool2d(Tensor x, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] size, "
+    "SymInt[] out_size, bool channels_last, bool want_index, bool save) -> (Tensor, Tensor, Tensor)",
+    forward=_max_operator_forward,
+    fake=_max_operator_fake,
+    saves=lambda given, made: [made[1]],
+    backward=_max_operator_backward,
+    fake_backward=lambda grads, saved, *rest: [_fake(grads[0], rest[-5], rest[-3])],
+    reference=_max_operator_reference,
+)
 
 
-def _backward_max_pool2d(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    (winner,) = ctx.saved_tensors
-    dx = max_pool2d_backward_operator(grad, winner, *ctx.window, ctx.size, ctx.channels_last)
-    return dx, *[None] * 8
-
-
-max_pool2d_operator.register_autograd(_backward_max_pool2d, setup_context=_setup_max_pool2d)
-
-
-@torch.library.custom_op("tinynet::avg_pool2d", mutates_args=())
-def avg_pool2d_operator(
+def _avg_operator_forward(
     x: Tensor,
     kernel: list[int],
     stride: list[int],
     padding: list[int],
+    size: list[int],
     out_size: list[int],
     channels_last: bool,
     count_include_pad: bool,
     divisor_override: int,
-) -> Tensor:
-    """`avg_pool2d` of x [N, C, H, W] for captured graphs."""
+    save: bool,
+) -> Tensors:
     window = _pairs(kernel, stride, padding)
-    return _avg_forward(x, window, tuple(out_size), channels_last, count_include_pad, divisor_override)
+    return [_avg_forward(x, window, tuple(out_size), channels_last, count_include_pad, divisor_override)]
 
 
-@avg_pool2d_operator.register_fake
-def _(
-    x: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    out_size: list[int],
-    channels_last: bool,
-    count_include_pad: bool,
-    divisor_override: int,
-) -> Tensor:
-    return _fake(x, out_size, channels_last)
+def _avg_operator_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> Tensors:
+    *window, size, _, channels_last, count_include_pad, divisor_override, _ = rest
+    options = channels_last, count_include_pad, divisor_override
+    return [_avg_backward(grads[0], _pairs(*window), tuple(size), *options)]
 
 
-@torch.library.custom_op("tinynet::avg_pool2d_backward", mutates_args=())
-def avg_pool2d_backward_operator(
-    grad: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    size: list[int],
-    channels_last: bool,
-    count_include_pad: bool,
-    divisor_override: int,
-) -> Tensor:
-    """Its gradient."""
-    window = _pairs(kernel, stride, padding)
-    return _avg_backward(grad, window, tuple(size), channels_last, count_include_pad, divisor_override)
+def _avg_operator_reference(x: Tensor, *settings: Any) -> Tensor:
+    *window, _, out_size, _, count_include_pad, divisor_override = settings
+    return _avg_in_size(_pairs(*window), out_size, count_include_pad, divisor_override, x)
 
 
-@avg_pool2d_backward_operator.register_fake
-def _(
-    grad: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    size: list[int],
-    channels_last: bool,
-    count_include_pad: bool,
-    divisor_override: int,
-) -> Tensor:
-    return _fake(grad, size, channels_last)
+avg_pool2d_operator = Operator(
+    "avg_pool2d(Tensor x, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] size, SymInt[] out_size, "
+    "bool channels_last, bool count_include_pad, int divisor_override, bool save) -> Tensor",
+    forward=_avg_operator_forward,
+    fake=lambda x, *rest: [_fake(x, rest[-5], rest[-4])],
+    saves=lambda given, made: [],
+    backward=_avg_operator_backward,
+    fake_backward=lambda grads, saved, *rest: [_fake(grads[0], rest[-6], rest[-4])],
+    reference=_avg_operator_reference,
+)
 
-
-def _setup_avg_pool2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, *ctx.window, _, ctx.channels_last, ctx.count_include_pad, ctx.divisor_override = inputs
-    ctx.size = list(x.shape[2:])
-
-
-def _backward_avg_pool2d(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    options = (ctx.channels_last, ctx.count_include_pad, ctx.divisor_override)
-    return avg_pool2d_backward_operator(grad, *ctx.window, ctx.size, *options), *[None] * 7
-
-
-avg_pool2d_operator.register_autograd(_backward_avg_pool2d, setup_context=_setup_avg_pool2d)
-
-
-@torch.library.custom_op("tinynet::adaptive_avg_pool2d", mutates_args=())
-def adaptive_avg_pool2d_operator(x: Tensor, out_size: list[int], channels_last: bool) -> Tensor:
-    """`adaptive_avg_pool2d` of x [N, C, H, W] for captured graphs."""
-    return _avg_forward(x, None, tuple(out_size), channels_last, True, 0)
-
-
-@adaptive_avg_pool2d_operator.register_fake
-def _(x: Tensor, out_size: list[int], channels_last: bool) -> Tensor:
-    return _fake(x, out_size, channels_last)
-
-
-@torch.library.custom_op("tinynet::adaptive_avg_pool2d_backward", mutates_args=())
-def adaptive_avg_pool2d_backward_operator(grad: Tensor, size: list[int], channels_last: bool) -> Tensor:
-    """Its gradient."""
-    return _avg_backward(grad, None, tuple(size), channels_last, True, 0)
-
-
-@adaptive_avg_pool2d_backward_operator.register_fake
-def _(grad: Tensor, size: list[int], channels_last: bool) -> Tensor:
-    return _fake(grad, size, channels_last)
-
-
-def _setup_adaptive_avg_pool2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, _, ctx.channels_last = inputs
-    ctx.size = list(x.shape[2:])
-
-
-def _backward_adaptive_avg_pool2d(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return adaptive_avg_pool2d_backward_operator(grad, ctx.size, ctx.channels_last), None, None
-
-
-adaptive_avg_pool2d_operator.register_autograd(_backward_adaptive_avg_pool2d, setup_context=_setup_adaptive_avg_pool2d)
+adaptive_avg_pool2d_operator = Operator(
+    "adaptive_avg_pool2d(Tensor x, SymInt[] size, SymInt[] out_size, bool channels_last, bool save) -> Tensor",
+    forward=lambda x, size, out_size, channels_last, _: [
+        _avg_forward(x, None, tuple(out_size), channels_last, True, 0)
+    ],
+    fake=lambda x, size, out_size, channels_last, _: [_fake(x, out_size, channels_last)],
+    saves=lambda given, made: [],
+    backward=lambda grads, saved, size, out_size, channels_last, _: [
+        _avg_backward(grads[0], None, tuple(size), channels_last, True, 0)
+    ],
+    fake_backward=lambda grads, saved, size, out_size, channels_last, _: [_fake(grads[0], size, channels_last)],
+    reference=lambda x, size, out_size, _: adaptive_avg_pool2d_reference(x, tuple(out_size)),
+)
 
 
 def max_pool2d(
@@ -418,14 +366,18 @@ def max_pool2d(
 
     Source: torch.nn.functional.max_pool2d.
     """
-    _check_input("max_pool2d", input)
+    if has_torch_function_unary(input):
+        arguments = kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        return handle_torch_function(max_pool2d, (input,), input, *arguments)
+    check_floating("max_pool2d", input=input)
+    way = route("max_pool2d", ("input",), input)
+    _check_shape("max_pool2d", input)
     kernel = _pair("max_pool2d", "kernel_size", kernel_size, least=1)
     step = kernel if stride is None else _pair("max_pool2d", "stride", stride, least=1)
     border = _pair("max_pool2d", "padding", padding, least=0)
     spread = _pair("max_pool2d", "dilation", dilation, least=1)
     window = (kernel, step, border, spread)
     out_size = _output_size("max_pool2d", input, window, ceil_mode)
-    way = Route.REFERENCE if input.numel() == 0 else route(input)
     if way is Route.REFERENCE:
         y, index = max_pool2d_reference(input, *window, ceil_mode)
         return (y, index) if return_indices else y
@@ -433,7 +385,8 @@ def max_pool2d(
     channels_last = _is_channels_last(x)
     needs_grad = needs_gradient(input)
     if way is Route.OPERATOR:
-        y, _, index = max_pool2d_operator(x, *window, out_size, channels_last, needs_grad, return_indices)
+        sizes = x.shape[2:], out_size
+        y, _, index = max_pool2d_operator(x, *window, *sizes, channels_last, return_indices, needs_grad)
     elif needs_grad:
         y, index = MaxPool2dFunction.apply(x, window, out_size, channels_last, return_indices)  # pyright: ignore
     else:
@@ -474,7 +427,12 @@ def avg_pool2d(
 
     Source: torch.nn.functional.avg_pool2d.
     """
-    _check_input("avg_pool2d", input)
+    if has_torch_function_unary(input):
+        arguments = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        return handle_torch_function(avg_pool2d, (input,), input, *arguments)
+    check_floating("avg_pool2d", input=input)
+    way = route("avg_pool2d", ("input",), input)
+    _check_shape("avg_pool2d", input)
     kernel = _pair("avg_pool2d", "kernel_size", kernel_size, least=1)
     step = kernel if stride is None else _pair("avg_pool2d", "stride", stride, least=1)
     border = _pair("avg_pool2d", "padding", padding, least=0)
@@ -482,12 +440,14 @@ def avg_pool2d(
         raise ValueError(f"avg_pool2d: divisor_override must be an integer other than 0, got {divisor_override!r}")
     window = (kernel, step, border)
     out_size = _output_size("avg_pool2d", input, (*window, (1, 1)), ceil_mode)
-    way = Route.REFERENCE if input.numel() == 0 else route(input)
     if way is Route.REFERENCE:
         return avg_pool2d_reference(input, *window, ceil_mode, count_include_pad, divisor_override)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     options = (out_size, _is_channels_last(x), count_include_pad, divisor_override or 0)
-    y = avg_pool2d_operator(x, *window, *options) if way is Route.OPERATOR else _avg_eager(x, window, *options)
+    if way is Route.OPERATOR:
+        y = avg_pool2d_operator(x, *window, x.shape[2:], *options, needs_gradient(x))
+    else:
+        y = _avg_eager(x, window, *options)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -507,19 +467,22 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
 
     Source: torch.nn.functional.adaptive_avg_pool2d.
     """
-    _check_input("adaptive_avg_pool2d", input)
+    if has_torch_function_unary(input):
+        return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
+    check_floating("adaptive_avg_pool2d", input=input)
+    way = route("adaptive_avg_pool2d", ("input",), input)
+    _check_shape("adaptive_avg_pool2d", input)
     sizes = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
     kept = [given if size is None else size for size, given in zip(sizes, input.shape[-2:], strict=False)]
     if len(sizes) != 2:
         raise ValueError(f"adaptive_avg_pool2d: output_size must be one number or two, got {output_size!r}")
     out_size = _pair("adaptive_avg_pool2d", "output_size", kept, least=1)
-    way = Route.REFERENCE if input.numel() == 0 else route(input)
     if way is Route.REFERENCE:
         return adaptive_avg_pool2d_reference(input, out_size)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     channels_last = _is_channels_last(x)
     if way is Route.OPERATOR:
-        y = adaptive_avg_pool2d_operator(x, out_size, channels_last)
+        y = adaptive_avg_pool2d_operator(x, x.shape[2:], out_size, channels_last, needs_gradient(x))
     else:
         y = _avg_eager(x, None, out_size, channels_last, True, 0)
     return y if input.dim() == 4 else y.squeeze(0)
@@ -531,8 +494,7 @@ def _avg_eager(x: Tensor, *arguments: Any) -> Tensor:
     return _avg_forward(x, *arguments)
 
 
-def _check_input(operator: str, input: Tensor) -> None:
-    check_floating(operator, input=input)
+def _check_shape(operator: str, input: Tensor) -> None:
     if input.dim() not in (3, 4):
         raise ValueError(f"{operator}: input must be [N, C, H, W] or [C, H, W], got shape {tuple(input.shape)}")
     if 0 in input.shape[-3:]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinynet.engines.dispatch import Route, route
+from tinynet.engines.dispatch import Route, is_forward_mode, route
 from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient
-from tinynet.ops.autograd import once_differentiable
+from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
+from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.recurrent_spec import GATES, Gradients, Saved, Sequences, Wanted, Weights, packed_sequences
 
 
@@ -73,6 +75,20 @@ def _cell_reference(mode: str, from_input: Tensor, from_hidden: Tensor, h: Tenso
     return h, h
 
 
+def _in_pytorch(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
+    x, *weights, _, h0, _, _, _, reset = ctx.saved_tensors
+    (c0,) = held(ctx.c0)
+    definition = partial(_definition, ctx.mode, ctx.sequences, reset)
+    return gradients_of(definition, (x, *weights, h0, c0), ctx.needs_input_grad[:8], grads)
+
+
+def _definition(
+    mode: str, sequences: Sequences, reset: Tensor | None, x: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    *weights, h0, c0 = rest
+    return recurrent_reference(mode, x, Weights(*weights), h0, c0, sequences, reset)
+
+
 class RecurrentFunction(torch.autograd.Function):
     """One layer through the kernels; tensors as `tinynet_kernels.recurrent` lays them out."""
 
@@ -98,15 +114,23 @@ class RecurrentFunction(torch.autograd.Function):
         y, h_n, c_n, saved = recurrent_forward(
             mode, x, weights, h0, c0, sequences, reset, save=True, recompute=recompute
         )
-        ctx.save_for_backward(x, *weights, y, h0, *saved, reset)
+        ctx.save_for_backward(x, *weights, _saved_output(mode, y, recompute), h0, *saved, reset)
+        ctx.c0 = hold(c0)
         ctx.mode, ctx.sequences = mode, sequences
         return y, h_n, c_n
 
     @staticmethod
-    @once_differentiable
+    @through_kernels(_in_pytorch)
     def backward(ctx: Any, d_y: Tensor, d_h_n: Tensor, d_c_n: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients = _gradients(ctx.mode, d_y, d_h_n, d_c_n, ctx.saved_tensors, ctx.sequences, ctx.needs_input_grad[:8])
         return (*gradients, None, None, None, None)
+
+
+def _saved_output(mode: str, y: Tensor, recompute: bool) -> Tensor | None:
+    """What the backward reads of y: a copy, for the caller may change y in place, as PyTorch's layers allow."""
+    if recompute:
+        return y
+    return y.clone() if GATES[mode] == 1 else None
 
 
 def _gradients(
@@ -114,20 +138,20 @@ def _gradients(
     d_y: Tensor,
     d_h_n: Tensor,
     d_c_n: Tensor | None,
-    kept: Sequence[Tensor | None],
+    saved: Sequence[Tensor | None],
     sequences: Sequences,
     wanted: Sequence[bool],
 ) -> Gradients:
-    """The layer's gradients. `kept`: x, the five weights, y, h0, what `recurrent_forward` saved, and reset."""
+    """The layer's gradients. `saved`: x, the five weights, y, h0, what the forward saved, and reset."""
     from tinynet_kernels.recurrent import recurrent_backward
 
-    x, y, h0 = kept[0], kept[6], kept[7]
-    assert x is not None and y is not None and h0 is not None and kept[1] is not None and kept[2] is not None
-    weights = Weights(kept[1], kept[2], *kept[3:6])
-    saved, reset = Saved(*kept[8:11]), kept[11]
+    x, y, h0 = saved[0], saved[6], saved[7]
+    assert x is not None and h0 is not None and saved[1] is not None and saved[2] is not None
+    weights = Weights(saved[1], saved[2], *saved[3:6])
+    states, reset = Saved(*saved[8:11]), saved[11]
     d_y, d_h_n = d_y.contiguous(), d_h_n.contiguous()
     d_c_n = d_c_n.contiguous() if mode == "lstm" and d_c_n is not None else None
-    return recurrent_backward(mode, d_y, d_h_n, d_c_n, x, weights, y, h0, saved, sequences, reset, Wanted(*wanted))
+    return recurrent_backward(mode, d_y, d_h_n, d_c_n, x, weights, y, h0, states, sequences, reset, Wanted(*wanted))
 
 
 def _sequences(x: Tensor, h0: Tensor, batch_sizes: Tensor | None) -> Sequences:
@@ -137,8 +161,7 @@ def _sequences(x: Tensor, h0: Tensor, batch_sizes: Tensor | None) -> Sequences:
     return packed_sequences(batch_sizes, x.device)
 
 
-@torch.library.custom_op("tinynet::recurrent", mutates_args=())
-def recurrent_operator(
+def _operator_forward(
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
@@ -150,108 +173,96 @@ def recurrent_operator(
     reset: Tensor | None,
     batch_sizes: Tensor | None,
     mode: str,
-    save: bool,
     recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One layer for captured graphs: y, h_n, c_n, gates, previous, cell; those that don't exist are empty."""
+    save: bool,
+) -> Tensors:
+    """One layer: y, h_n, c_n, gates, previous, cell."""
     from tinynet_kernels.recurrent import recurrent_forward
 
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     sequences = _sequences(x, h0, batch_sizes)
     y, h_n, c_n, saved = recurrent_forward(mode, x, weights, h0, c0, sequences, reset, save=save, recompute=recompute)
-    c_n, gates, previous, cell = (x.new_empty(0) if tensor is None else tensor for tensor in (c_n, *saved))
-    return y, h_n, c_n, gates, previous, cell
+    return y, h_n, c_n, *saved
 
 
-@recurrent_operator.register_fake
-def _(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    reset: Tensor | None,
-    batch_sizes: Tensor | None,
-    mode: str,
-    save: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _operator_fake(x: Tensor, *rest: Any) -> Tensors:
+    _, weight_hh, _, _, _, h0, c0, _, _, mode, recompute, save = rest
     rows = x.shape[0]
     directions, gate_rows, outputs = weight_hh.shape
     hidden = gate_rows // GATES[mode]
-    keep = save and not recompute
+    save_all = save and not recompute
     return (
         x.new_empty((rows, directions * outputs)),
         torch.empty_like(h0),
-        x.new_empty(0) if c0 is None else torch.empty_like(c0),
-        x.new_empty((rows, directions, 4 * hidden) if keep and GATES[mode] > 1 else 0),
-        x.new_empty((rows, directions, outputs) if keep else 0),
-        x.new_empty((rows, directions, hidden), dtype=torch.float32) if save and mode == "lstm" else x.new_empty(0),
+        None if c0 is None else torch.empty_like(c0),
+        x.new_empty((rows, directions, 4 * hidden)) if save_all and GATES[mode] > 1 else None,
+        x.new_empty((rows, directions, outputs)) if save_all else None,
+        x.new_empty((rows, directions, hidden), dtype=torch.float32) if save and mode == "lstm" else None,
     )
 
 
-@torch.library.custom_op("tinynet::recurrent_backward", mutates_args=())
-def recurrent_backward_operator(
-    d_y: Tensor,
-    d_h_n: Tensor,
-    d_c_n: Tensor,
-    kept: list[Tensor],
-    batch_sizes: Tensor | None,
-    mode: str,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Its gradients; those not wanted come back empty. `kept` is what `_gradients` takes, absent ones empty."""
-    present = [tensor if tensor.numel() else None for tensor in kept]
-    assert present[0] is not None and present[7] is not None
-    sequences = _sequences(present[0], present[7], batch_sizes)
-    gradients = _gradients(mode, d_y, d_h_n, d_c_n, present, sequences, wanted)
+def _operator_saves(given: Sequence[Any], made: Sequence[Tensor]) -> Tensors:
+    x, *weights, h0, _, reset, batch_sizes, _, _, _ = given
+    y, _, _, *saved = made
+    return x, *weights, y, h0, *saved, reset, batch_sizes
+
+
+def _operator_backward(
+    grads: list[Tensor], saved: list[Any], mode: str, recompute: bool, wanted: list[bool]
+) -> list[Tensor | None]:
+    d_y, d_h_n, d_c_n = grads
+    *tensors, batch_sizes = saved
+    sequences = _sequences(tensors[0], tensors[7], batch_sizes)
+    gradients = _gradients(mode, d_y, d_h_n, d_c_n, tensors, sequences, wanted[:8])
     # The weights' gradients are parts of one buffer; an operator's results must not be.
-    x, w, v, b, bias, p, h0, c0 = (d_y.new_empty(0) if made is None else made.clone() for made in gradients)
-    return x, w, v, b, bias, p, h0, c0
+    return [*(None if gradient is None else gradient.clone() for gradient in gradients), None, None]
 
 
-@recurrent_backward_operator.register_fake
-def _(
-    d_y: Tensor,
-    d_h_n: Tensor,
-    d_c_n: Tensor,
-    kept: list[Tensor],
-    batch_sizes: Tensor | None,
-    mode: str,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shapes = [*(tensor.shape for tensor in kept[:6]), d_h_n.shape, d_c_n.shape]
-    x, w, v, b, bias, p, h0, c0 = (
-        d_y.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True)
-    )
-    return x, w, v, b, bias, p, h0, c0
+def _operator_fake_backward(
+    grads: list[Tensor], saved: list[Any], mode: str, recompute: bool, wanted: list[bool]
+) -> list[Tensor | None]:
+    _, d_h_n, d_c_n = grads
+    likes = [*saved[:6], d_h_n, d_c_n]
+    gradients = [
+        like.new_empty(like.shape) if want and like is not None else None
+        for like, want in zip(likes, wanted[:8], strict=True)
+    ]
+    return [*gradients, None, None]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, reset, batch_sizes, ctx.mode, _, _ = inputs
-    y, _, c_n, gates, previous, cell = output
-    ctx.save_for_backward(*tensors[:6], y, tensors[6], gates, previous, cell, reset, batch_sizes)
-    absent = () if ctx.mode == "lstm" else (c_n,)
-    ctx.mark_non_differentiable(*absent, gates, previous, cell)
+def _operator_reference(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    *weights, h0, c0, reset, batch_sizes, mode, _ = rest
+    sequences = _sequences(x, h0, batch_sizes)
+    return recurrent_reference(mode, x, Weights(*weights), h0, c0, sequences, reset)
 
 
-def _backward(ctx: Any, d_y: Tensor, d_h_n: Tensor, d_c_n: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    *saved, batch_sizes = ctx.saved_tensors
-    kept = [d_y.new_empty(0) if tensor is None else tensor for tensor in saved]
-    wanted = list(ctx.needs_input_grad[:8])
-    d_c_n = d_y.new_empty(0) if d_c_n is None else d_c_n
-    gradients = recurrent_backward_operator(d_y, d_h_n, d_c_n, kept, batch_sizes, ctx.mode, wanted)
-    shown = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
-    return (*shown, None, None, None, None, None)
+def _flops(wanted: list[bool] | None, x: Tensor, *rest: Any) -> int:
+    """A product of all rows with each weight; backward one for the states, and one for each gradient wanted."""
+    weight_ih, weight_hh, _, _, weight_hr = rest[:5]
+    sizes = [weight_ih.numel(), weight_hh.numel(), 0 if weight_hr is None else weight_hr.numel()]
+    if wanted is None:
+        return 2 * x.shape[0] * sum(sizes)
+    times = wanted[0] + wanted[1], 1 + wanted[2], 1 + wanted[5]
+    return 2 * x.shape[0] * sum(size * count for size, count in zip(sizes, times, strict=True))
 
 
-recurrent_operator.register_autograd(_backward, setup_context=_setup_context)
+recurrent_operator = Operator(
+    "recurrent(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, "
+    "Tensor h0, Tensor? c0, Tensor? reset, Tensor? batch_sizes, str mode, bool recompute, bool save) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    forward=_operator_forward,
+    fake=_operator_fake,
+    saves=_operator_saves,
+    backward=_operator_backward,
+    fake_backward=_operator_fake_backward,
+    reference=_operator_reference,
+    flops=_flops,
+    outputs=3,
+)
 
 
 def recurrent_layer(
+    way: Route,
     mode: str,
     x: Tensor,
     weights: Weights,
@@ -265,6 +276,7 @@ def recurrent_layer(
     """One layer, both directions: (y [R, D P], h_n [D, B, P], c_n [D, B, H] or None) of packed rows.
 
     Args:
+        way: who computes.
         mode: "rnn_tanh", "rnn_relu", "lstm" or "gru".
         x: [R, I], rows in time order.
         weights: the layer's, directions stacked.
@@ -274,7 +286,6 @@ def recurrent_layer(
         reset: uint8 [R], nonzero where the state before the row's step is zeroed, or None.
         recompute: save only y and c for backward.
     """
-    way = route(x)
     if way is Route.REFERENCE:
         return recurrent_reference(mode, x, weights, h0, c0, sequences, reset)
     weights = weights._replace(
@@ -285,7 +296,7 @@ def recurrent_layer(
     needs_grad = needs_gradient(x, *weights, h0, c0)
     if way is Route.OPERATOR:
         y, h_n, c_n, *_ = recurrent_operator(
-            x, *weights, h0, c0, reset, sequences.batch_sizes, mode, needs_grad, recompute
+            x, *weights, h0, c0, reset, sequences.batch_sizes, mode, recompute, needs_grad
         )
         return y, h_n, c_n if mode == "lstm" else None
     if needs_grad:
@@ -342,15 +353,15 @@ def recurrent(
         raise ValueError(f"recurrent: mode must be one of {', '.join(GATES)}, got {mode!r}")
     x, h, c = autocast(input, h0, c0)
     parameters = [autocast(*group) for group in parameters]
-    _check_arguments(mode, x, h, c, parameters, batch_sizes, reset)
+    way = _way(mode, x, h, c, parameters, reset)
+    _check_shapes(mode, x, parameters, batch_sizes, reset)
     directions = 2 if bidirectional else 1
     batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
     outputs, hidden = parameters[0][1].shape[1], parameters[0][1].shape[0] // GATES[mode]
     h = x.new_zeros((len(parameters), batch, outputs)) if h is None else h
     c = x.new_zeros((len(parameters), batch, hidden)) if c is None and mode == "lstm" else c
     _check_states(mode, (len(parameters), batch), h0=(h, outputs), c0=(c, hidden))
-    way = Route.REFERENCE if x.numel() == 0 else route(x)
-    if way is Route.REFERENCE and reset is None:
+    if way is Route.REFERENCE and reset is None and not is_forward_mode():
         return _library(mode, x, h, c, parameters, bias, bidirectional, dropout, training, batch_sizes)
     if batch_sizes is None:
         sequences = Sequences(x.shape[0], batch)
@@ -365,6 +376,7 @@ def recurrent(
         if first and dropout and training:
             rows = F.dropout(rows, dropout)
         rows, h_n, c_n = recurrent_layer(
+            way,
             mode,
             rows,
             _layer_weights(parameters[layer], bias),
@@ -463,17 +475,29 @@ def recurrent_cell(
     return y[0], None if c_n is None else c_n[0]
 
 
-def _check_arguments(
+def _way(
     mode: str,
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
     parameters: Sequence[Sequence[Tensor]],
+    reset: Tensor | None,
+) -> Route:
+    """Who computes, after a look at dtypes and devices."""
+    named = {f"parameters[{i}][{j}]": p for i, group in enumerate(parameters) for j, p in enumerate(group)}
+    check_floating(mode, input=x, h0=h0, c0=c0, **named)
+    if reset is not None:
+        check_device(mode, "reset", reset, "input", x)
+    return route(mode, ("input", "h0", "c0", "reset", *named), x, h0, c0, reset, *named.values())
+
+
+def _check_shapes(
+    mode: str,
+    x: Tensor,
+    parameters: Sequence[Sequence[Tensor]],
     batch_sizes: Tensor | None,
     reset: Tensor | None,
 ) -> None:
-    named = {f"parameters[{i}][{j}]": p for i, group in enumerate(parameters) for j, p in enumerate(group)}
-    check_floating(mode, input=x, h0=h0, c0=c0, **named)
     dimensions = 3 if batch_sizes is None else 2
     if x.dim() != dimensions:
         raise ValueError(f"{mode}: input must have {dimensions} dimensions, got shape {tuple(x.shape)}")
@@ -482,10 +506,8 @@ def _check_arguments(
         raise ValueError(f"{mode}: input must have {expected} features, got shape {tuple(x.shape)}")
     if batch_sizes is None and x.shape[0] == 0:
         raise ValueError(f"{mode}: input must have at least one step, got shape {tuple(x.shape)}")
-    if reset is not None:
-        check_device(mode, "reset", reset, "input", x)
-        if reset.shape != x.shape[:-1]:
-            raise ValueError(f"{mode}: reset must be {list(x.shape[:-1])} for this input, got {list(reset.shape)}")
+    if reset is not None and reset.shape != x.shape[:-1]:
+        raise ValueError(f"{mode}: reset must be {list(x.shape[:-1])} for this input, got {list(reset.shape)}")
 
 
 def _check_states(mode: str, leading: tuple[int, int], **states: tuple[Tensor | None, int]) -> None:

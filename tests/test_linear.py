@@ -293,12 +293,3 @@ def test_refuses_what_does_not_fit(device: str) -> None:
         linear(x, weight, bias, "rleu")
     with pytest.raises(TypeError, match="float64|float32, bfloat16 or float16"):
         linear(x.double(), weight.double(), bias.double())
-
-
-def test_a_second_derivative_is_an_error(device: str) -> None:
-    x = torch.randn(3, 4, device=device, requires_grad=True)
-    weight = torch.randn(5, 4, device=device, requires_grad=True)
-    y = linear(x, weight, activation="tanh").square().sum()
-    (dx,) = torch.autograd.grad(y, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        dx.sum().backward()

@@ -45,7 +45,7 @@ def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
 class Conv2dFunction(torch.autograd.Function):
     """act(x * W + b) of x [N, C, H, W], and for `pool` its largest of each 2 x 2 window, through the kernels.
 
-    The kernels compute in `dtype`, which an x that needs a gradient has already; gradients come in the tensors' own.
+    The kernels compute in `dtype`; gradients come in the tensors' own.
     """
 
     @staticmethod
@@ -358,10 +358,7 @@ def _conv2d(
     pool: bool,
 ) -> Tensor:
     if way is Route.KERNELS:
-        if dtype is None:
-            dtype = x.dtype
-        elif x.requires_grad:
-            (x,) = cast_to(dtype, x)  # here, so that autograd knows what the function is given
+        dtype = x.dtype if dtype is None else dtype
         if needs_gradient(x, weight, bias):
             return Conv2dFunction.apply(x, weight, bias, dtype, spec, activation, pool)  # pyright: ignore
         return _forward(x, weight, bias, dtype, spec, activation, pool, save=False)[0]

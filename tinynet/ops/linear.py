@@ -38,7 +38,8 @@ Layer = tuple[Tensor, Tensor | None, Activation]
 
 
 def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    x, parameters = ctx.saved_tensors[0], held(ctx.parameters)
+    cast, *_, x = ctx.saved_tensors
+    x, parameters = cast if x is None else x, held(ctx.parameters)
     wanted = [False, False, *ctx.needs_input_grad[2:]]
     return gradients_of(_chain_reference, (ctx.activations, ctx.dtype, x, *parameters), wanted, (grad,))
 
@@ -57,8 +58,8 @@ class LinearFunction(torch.autograd.Function):
     """A chain of linear layers, one or more, of x [M, K] through the kernels.
 
     Its tensors come as x, weight, bias, weight, bias, ... in their own dtypes, and so do their gradients; the kernels
-    compute in `dtype`. An x that needs a gradient has it already. A chain knows who reads a hidden layer's output: the
-    product that makes its gradient applies act' and sums db too, which else takes a pass of its own.
+    compute in `dtype`. A chain knows who reads a hidden layer's output: the product that makes its gradient applies
+    act' and sums db too, which else takes a pass of its own.
     """
 
     @staticmethod
@@ -66,7 +67,9 @@ class LinearFunction(torch.autograd.Function):
         ctx: Any, activations: tuple[Activation, ...], dtype: torch.dtype, x: Tensor, *parameters: Tensor | None
     ) -> Tensor:
         y, saved = _forward(x, parameters, activations, dtype, save=True)
-        ctx.save_for_backward(*saved)
+        # A cast x has lost its history, which second derivatives through x need.
+        needs_original = ctx.needs_input_grad[2] and saved[0] is not x
+        ctx.save_for_backward(*saved, x if needs_original else None)
         ctx.parameters = hold(*parameters)
         ctx.activations, ctx.dtype = activations, dtype
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, *parameters)]
@@ -76,7 +79,7 @@ class LinearFunction(torch.autograd.Function):
     @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[2:]
-        return None, None, *linear_gradients(grad, ctx.saved_tensors, ctx.activations, wanted, ctx.dtypes)
+        return None, None, *linear_gradients(grad, ctx.saved_tensors[:-1], ctx.activations, wanted, ctx.dtypes)
 
 
 def _forward(
@@ -236,10 +239,7 @@ def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
         shape = (*shape[:-1], weight.shape[0])
     if way is not Route.KERNELS:
         return _layer_by_layer(input, layers, way)
-    if dtype is None:
-        dtype = input.dtype
-    elif input.requires_grad:
-        (input,) = cast_to(dtype, input)  # here, so that autograd knows what the function is given
+    dtype = input.dtype if dtype is None else dtype
     rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
     activations = tuple([layer[2] for layer in layers])
     if needs_gradient(input, *parameters):

@@ -36,8 +36,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
     except WriteError as error:
         raise CheckpointError(f"the checkpoint {error}") from error
-    except RuntimeError as error:  # what torch.save makes of a full disk
-        raise CheckpointError(f"the checkpoint {path} cannot be written: {error}") from error
+    except RuntimeError as error:  # what torch.save raises over the OSError of a full disk
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f"the checkpoint {path} cannot be written: {reason}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

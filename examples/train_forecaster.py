@@ -6,6 +6,9 @@
 Writes metrics.csv, checkpoint.pt, curve.png and forecast.png into runs/NAME/.
 """
 
+import start_up  # noqa: F401, before the imports that take seconds
+
+# isort: split
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +22,7 @@ from tinynet.data import SunspotBatches, load_sunspots
 from tinynet.models import Forecaster
 from tinynet.train import DTYPES, Trainer, make_deterministic, warm_up_and_cosine
 from tinynet.train.options import RunParser
-from tinynet.train.report import write_forecast_report
+from tinynet.train.report import FORECAST_PICTURES, write_forecast_report
 from tinynet.train.run import run_training
 
 WEIGHT_DECAY = 0.01
@@ -72,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model="lstm",
             data=data,
             folder_name="lstm-sunspots",
+            report_names=FORECAST_PICTURES,
             report=report,
             summary=summary,
         )

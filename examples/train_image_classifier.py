@@ -7,6 +7,9 @@
 Writes metrics.csv, checkpoint.pt, curve.png, confusion.png, filters.png and samples.png into runs/NAME/.
 """
 
+import start_up  # noqa: F401, before the imports that take seconds
+
+# isort: split
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +19,7 @@ from tinynet.data import IMAGE_DATA, ImageBatches, load_images
 from tinynet.models import build
 from tinynet.train import DTYPES, Trainer, accuracy, make_deterministic, warm_up_and_cosine
 from tinynet.train.options import RunParser
-from tinynet.train.report import write_image_report
+from tinynet.train.report import IMAGE_PICTURES, write_image_report
 from tinynet.train.run import run_training
 
 LABEL_SMOOTHING = 0.05
@@ -56,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model=options.model,
             data=data,
             folder_name=f"{options.model}-{options.data}",
+            report_names=IMAGE_PICTURES,
             report=lambda folder: write_image_report(folder, trainer, data),
             summary=lambda: f"test accuracy {100 * trainer.rows[-1]['test_accuracy']:.2f} %",
         )

@@ -7,6 +7,9 @@
 Writes metrics.csv, checkpoint.pt, curve.png and confusion.png into runs/NAME/.
 """
 
+import start_up  # noqa: F401, before the imports that take seconds
+
+# isort: split
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +19,7 @@ from tinynet.data import NameBatches, load_names
 from tinynet.models import SequenceClassifier
 from tinynet.train import DTYPES, Trainer, accuracy, make_deterministic, warm_up_and_cosine
 from tinynet.train.options import RunParser
-from tinynet.train.report import write_classifier_report
+from tinynet.train.report import CLASSIFIER_PICTURES, write_classifier_report
 from tinynet.train.run import run_training
 
 LABEL_SMOOTHING = 0.05
@@ -60,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model=options.cell,
             data=data,
             folder_name=f"{options.cell}-names",
+            report_names=CLASSIFIER_PICTURES,
             report=lambda folder: write_classifier_report(folder, trainer, data.languages),
             summary=summary,
         )

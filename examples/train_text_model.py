@@ -7,6 +7,9 @@
 Writes metrics.csv, checkpoint.pt, curve.png and samples.txt into runs/NAME/.
 """
 
+import start_up  # noqa: F401, before the imports that take seconds
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence
@@ -20,8 +23,9 @@ from tinynet import functional, optim
 from tinynet.data import TextBatches, TextData, load_text
 from tinynet.models import CharLanguageModel
 from tinynet.train import DTYPES, Trainer, make_deterministic, warm_up_and_cosine
+from tinynet.train.files import replacing
 from tinynet.train.options import RunParser
-from tinynet.train.report import write_curve_report
+from tinynet.train.report import CURVE_PICTURES, write_curve_report
 from tinynet.train.run import run_training
 
 WEIGHT_DECAY = 0.01
@@ -58,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def report(folder: Path) -> list[str]:
             samples = write_samples(model, data, prompt, options.seed)
+            with replacing(folder / SAMPLES_NAME) as part:
+                part.write_text(samples + "\n", encoding="utf-8")
             print(samples)
-            (folder / SAMPLES_NAME).write_text(samples + "\n", encoding="utf-8")
             return [*write_curve_report(folder, trainer), SAMPLES_NAME]
 
         return run_training(
@@ -70,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model="lstm",
             data=data,
             folder_name="lstm-text",
+            report_names=(*CURVE_PICTURES, SAMPLES_NAME),
             report=report,
             summary=lambda: f"held-out text: {trainer.rows[-1]['test_loss']:.3f} nats a character",
         )

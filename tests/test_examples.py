@@ -1,4 +1,4 @@
-"""The examples as a person runs them: accuracy, sameness, Ctrl-C, resumption, and what they say to bad input."""
+"""The examples as a person runs them: accuracy, sameness, signals, resumption, and what they say to bad input."""
 
 import csv
 import os
@@ -105,15 +105,15 @@ def test_same_seed_gives_the_same_numbers_bit_for_bit(tmp_path, script, flags):
 
 
 @pytest.mark.parametrize(
-    ("script", "flags", "steps", "picture"),
+    ("script", "flags", "steps", "picture", "number"),
     [
-        (CLASSIFIER, ["--data", "digits", "--epochs", "40"], 960, "confusion.png"),
-        (NAMES, ["--epochs", "12", "--batch-size", "128"], 384, "confusion.png"),
-        (FORECASTER, ["--epochs", "30"], 390, "forecast.png"),
+        (CLASSIFIER, ["--data", "digits", "--epochs", "40"], 960, "confusion.png", signal.SIGINT),
+        (NAMES, ["--epochs", "12", "--batch-size", "128"], 384, "confusion.png", signal.SIGTERM),
+        (FORECASTER, ["--epochs", "30"], 390, "forecast.png", signal.SIGTERM),
     ],
 )
-def test_control_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(
-    tmp_path, script, flags, steps, picture
+def test_a_signal_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(
+    tmp_path, script, flags, steps, picture, number
 ):
     assert run(tmp_path, *flags, "--out", "whole", script=script).returncode == 0
     process = subprocess.Popen(
@@ -126,10 +126,10 @@ def test_control_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch 2"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     rest = process.stdout.read()
-    assert process.wait() == 130
+    assert process.wait() == 128 + number
     assert "--resume cut goes on from there" in rest
     assert (tmp_path / "cut" / picture).exists()
     resumed = run(tmp_path, "--resume", "cut", script=script)
@@ -138,6 +138,65 @@ def test_control_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(
     assert_same_weights(tmp_path / "cut", tmp_path / "whole")
     again = run(tmp_path, "--resume", "cut", script=script)
     assert again.returncode == 2 and f"has done its {steps} steps: give more with --epochs" in again.stderr
+
+
+# What ends each program at its start and in its pictures, and where its output then goes while it is resumed.
+INTERRUPTED = [
+    (CLASSIFIER, ["--data", "digits", "--model", "mlp"], signal.SIGINT, "> /dev/full"),
+    (NAMES, [], signal.SIGTERM, "| head -1 && exit ${PIPESTATUS[0]}"),
+    (FORECASTER, [], signal.SIGTERM, ">&- 2>&-"),
+    (TEXT, ["--batch-size", "4"], signal.SIGINT, "> out.txt"),
+]
+FILES = {
+    CLASSIFIER: {"curve.png", "confusion.png", "filters.png", "samples.png"},
+    NAMES: {"curve.png", "confusion.png"},
+    FORECASTER: {"curve.png", "forecast.png"},
+    TEXT: {"curve.png", "samples.txt"},
+}
+
+
+def package_that_sends(folder: Path, name: str, number: int) -> str:
+    """Writes a package that, once imported, sends a signal to its program; returns the folder to import it from."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(f"import os, time\nos.kill(os.getpid(), {number})\ntime.sleep(30)\n")
+    return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.mark.parametrize(("script", "number"), [(script, number) for script, _, number, _ in INTERRUPTED])
+def test_a_signal_during_the_imports_ends_a_program_with_a_sentence(tmp_path, script, number):
+    result = run(tmp_path, script=script, PYTHONPATH=package_that_sends(tmp_path / "fake", "torch", number))
+    assert (result.returncode, result.stdout) == (128 + number, "")
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+    assert result.stderr == f"{script.stem}: interrupted by {name}\n"
+
+
+@pytest.mark.parametrize(("script", "flags", "number", "output"), INTERRUPTED)
+def test_a_signal_during_the_pictures_costs_nothing_and_resume_draws_them_or_sees_damage(
+    tmp_path, script, flags, number, output
+):
+    flags = [*flags, "--steps", "1", "--engine", "reference", "--out", "out"]
+    fake = package_that_sends(tmp_path / "fake", "matplotlib", number)
+    result = run(tmp_path, *flags, script=script, PYTHONPATH=fake)
+    assert result.returncode == 128 + number
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+    sentence = f"{script.stem}: interrupted by {name}; --resume out goes on from its last checkpoint\n"
+    assert result.stderr == sentence
+    before = metrics(tmp_path / "out")
+    (tmp_path / "out" / "metrics.csv").unlink()
+
+    line = f'PYTHONIOENCODING=ascii "{sys.executable}" "{script}" --engine reference --resume out {output}'
+    resumed = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"metrics.csv", "checkpoint.pt"} | FILES[script]
+    assert metrics(tmp_path / "out") == before
+
+    checkpoint = bytearray((tmp_path / "out" / "checkpoint.pt").read_bytes())
+    checkpoint[len(checkpoint) // 2] ^= 1
+    (tmp_path / "out" / "checkpoint.pt").write_bytes(checkpoint)
+    refused = run(tmp_path, "--resume", "out", script=script)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "out/checkpoint.pt cannot be read as a checkpoint" in refused.stderr
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -224,13 +283,18 @@ def test_a_run_never_overwrites_another_ones_checkpoint(tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_without_matplotlib_a_run_says_so_in_one_line(tmp_path):
-    (tmp_path / "hide").mkdir()
-    (tmp_path / "hide" / "sitecustomize.py").write_text(
+def package_without_matplotlib(folder: Path) -> str:
+    """Writes what hides matplotlib from a program; returns the folder to import it from."""
+    (folder / "hide").mkdir()
+    (folder / "hide" / "sitecustomize.py").write_text(
         "import importlib.util as util\n"
         "find = util.find_spec\n"
         "util.find_spec = lambda name, package=None: None if name == 'matplotlib' else find(name, package)\n"
     )
+    return os.pathsep.join([str(folder / "hide"), os.environ.get("PYTHONPATH", "")])
+
+
+def test_without_matplotlib_a_run_says_so_in_one_line(tmp_path):
     result = run(
         tmp_path,
         "--data",
@@ -241,7 +305,7 @@ def test_without_matplotlib_a_run_says_so_in_one_line(tmp_path):
         "2",
         "--out",
         "out",
-        PYTHONPATH=str(tmp_path / "hide"),
+        PYTHONPATH=package_without_matplotlib(tmp_path),
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("no pictures: matplotlib is not installed") == 1

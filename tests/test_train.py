@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ import tinynet
 from tinynet import nn, optim
 from tinynet.data import ImageBatches, ImageData, NameBatches, load_images, load_names, load_sunspots
 from tinynet.engines import dispatch
+from tinynet.engines.cpu.toolchain import find_compiler
 from tinynet.models import CNN, MLP, SequenceClassifier
+from tinynet.signals import Terminated
 from tinynet.train import (
     CheckpointError,
     Trainer,
@@ -30,6 +33,7 @@ from tinynet.train import (
     save_checkpoint,
     warm_up_and_cosine,
 )
+from tinynet.train.files import WriteError
 from tinynet.train.interrupt import Interrupt
 from tinynet.train.options import RunParser
 from tinynet.train.report import (
@@ -203,38 +207,77 @@ def test_packed_sequences_are_trained_on_as_tensors_are(on_reference):
 
 
 class InterruptedBatches(ImageBatches):
-    """Presses Ctrl-C while the given step's batch is made."""
+    """Sends a signal while the given step's batch is computed."""
 
     presses = 4
+    number = signal.SIGINT
 
     def train(self, epoch: int, start: int = 0):
         for index, batch in enumerate(super().train(epoch, start)):
             if epoch * len(self) + start + index + 1 == self.presses:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.number)
             yield batch
 
 
-def test_control_c_finishes_the_step_and_keeps_what_was_learned(tmp_path, on_reference):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_and_keeps_what_was_learned(tmp_path, on_reference, number):
     expected = make_trainer()
     expected.fit(TOTAL_STEPS)
     interrupted = make_trainer(tmp_path)
     interrupted.batches = InterruptedBatches(tiny_data(), 8, seed=1, shift=1)
-    before = signal.getsignal(signal.SIGINT)
-    assert interrupted.fit(TOTAL_STEPS) is False
-    assert signal.getsignal(signal.SIGINT) is before
+    interrupted.batches.number = number
+    before = signal.getsignal(number)
+    assert interrupted.fit(TOTAL_STEPS) is False and interrupted.stopped_by == number
+    assert signal.getsignal(number) is before
     assert interrupted.progress.step == InterruptedBatches.presses
     resumed = make_trainer(tmp_path)
     resumed.resume(tmp_path / "checkpoint.pt")
-    assert resumed.fit(TOTAL_STEPS) is True
+    assert resumed.fit(TOTAL_STEPS) is True and resumed.stopped_by is None
     assert_same_run(resumed, expected)
 
 
-def test_a_second_control_c_interrupts_at_once():
-    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.requested
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the second Ctrl-C did nothing")
+def test_a_step_that_fails_after_a_signal_is_interrupted(on_reference):
+    trainer = make_trainer()
+
+    def step(inputs: Any, targets: Tensor) -> Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("the compiler was interrupted as well")
+
+    trainer.step = step
+    with pytest.raises(Terminated):
+        trainer.fit(TOTAL_STEPS)
+
+
+def test_a_signal_before_the_first_step_waits_for_one(tmp_path, on_reference, monkeypatch):
+    enter = Interrupt.__enter__
+
+    def signaled(interrupt: Interrupt) -> Interrupt:
+        entered = enter(interrupt)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return entered
+
+    monkeypatch.setattr(Interrupt, "__enter__", signaled)
+    trainer = make_trainer(tmp_path)
+    assert trainer.fit(TOTAL_STEPS) is False
+    assert trainer.progress.step == len(trainer.rows) == 1
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C compiler")
+def test_control_c_in_a_terminal_does_not_reach_the_compiler_of_a_step(tmp_path):
+    compiler = tmp_path / "compiler"
+    # A terminal sends SIGINT to every process of the group that the program leads.
+    compiler.write_text('#!/bin/sh\ncase "$*" in *--version*) ;; *) kill -s INT -- -$PPID; esac\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    code = (
+        "from tinynet.engines.cpu.toolchain import build; from tinynet.train.interrupt import Interrupt\n"
+        "with Interrupt() as interrupt: print(build('int one(void) { return 1; }').exists(), end=' ')\n"
+        "print(interrupt.signal.name)"
+    )
+    environment = {**os.environ, "TINYNET_CPU_COMPILER": str(compiler), "TINYNET_CPU_CACHE": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, start_new_session=True
+    )
+    assert result.stdout == "True SIGINT\n", result.stderr
 
 
 # Checkpoints
@@ -260,6 +303,32 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, kept):
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
         read_checkpoint(path)
+
+
+def test_a_checkpoint_with_a_flipped_byte_is_refused_or_the_same(tmp_path):
+    path = some_checkpoint(tmp_path)
+    content = path.read_bytes()
+    expected = torch.arange(5000.0)
+    start = content.index(expected.numpy().tobytes())
+    inside = {start, start + 10001, start + 4 * 5000 - 1}
+    for position in inside | set(range(0, len(content), 211)):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        if position in inside:
+            with pytest.raises(CheckpointError, match=r"data/\d+ in it is damaged"):
+                read_checkpoint(path)
+            continue
+        try:
+            assert torch.equal(read_checkpoint(path)["model"]["weight"], expected)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+
+
+def test_a_folder_and_a_name_that_is_too_long_are_no_checkpoints(tmp_path):
+    for path in (tmp_path, tmp_path / ("x" * 300), Path("/dev/null")):
+        with pytest.raises(CheckpointError, match="there is no checkpoint"):
+            read_checkpoint(path)
 
 
 class Evil:
@@ -293,9 +362,10 @@ def test_foreign_files_are_refused_and_their_code_is_not_run(tmp_path):
 
 def test_a_checkpoint_of_a_later_version_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, {"version": 2})
-    with pytest.raises(CheckpointError, match="version 2"):
-        read_checkpoint(path)
+    for version, shown in ((2, "2"), (None, "None"), (True, "True"), (torch.ones(2), "tensor")):
+        save_checkpoint(path, {"version": version})
+        with pytest.raises(CheckpointError, match=f"version {shown}"):
+            read_checkpoint(path)
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -310,6 +380,132 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         save_checkpoint(path, {"model": {}})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_files(tmp_path, on_reference):
+    resource = pytest.importorskip("resource")
+    trainer = make_trainer(tmp_path)
+    trainer.fit(3)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, name in ((1000, "checkpoint.pt"), (10, "metrics.csv"), (10, "curve.png")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+        try:
+            if name == "checkpoint.pt":
+                with pytest.raises(CheckpointError, match=r"checkpoint\.pt cannot be written: .*File too large"):
+                    trainer.save()
+            elif name == "metrics.csv":
+                with pytest.raises(CheckpointError, match=r"metrics\.csv cannot be written: "):
+                    trainer._write_metrics(tmp_path / name)
+            else:
+                with pytest.raises(WriteError, match=r"curve\.png cannot be written: "):
+                    write_curve_report(tmp_path, trainer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+ABSURD = [
+    ("progress", None, "progress: got None"),
+    ("progress.epoch", -1, "progress.epoch: got -1"),
+    ("progress.epoch", 10**30, "progress.step: got 7"),
+    ("progress.epoch", 2.0, "progress.epoch: got 2.0"),
+    ("progress.epoch", True, "progress.epoch: got True"),
+    ("progress.epoch", 1, "progress.step: got 7, expected 4 after 1 epochs of 3 batches"),
+    ("progress.batch", -1, "progress.batch: got -1"),
+    ("progress.batch", 4, "progress.batch: got 4, expected less than the 3 batches of an epoch"),
+    ("progress.batch", torch.zeros(2), "progress.batch: got tensor"),
+    ("progress.step", math.nan, "progress.step: got nan"),
+    ("progress.step", 10**6, "progress.step: got 1000000, expected 7"),
+    ("progress.step", "7", "progress.step: got '7'"),
+    ("progress.seconds", math.nan, "progress.seconds: got nan"),
+    ("progress.seconds", -1.0, "progress.seconds: got -1.0"),
+    ("progress.seconds", None, "progress.seconds: got None"),
+    ("progress.steps", [], "progress.steps: got [], expected a list of 7"),
+    ("progress.steps", 3, "progress.steps: got 3"),
+    ("progress.steps.6", [8, 1.0], "progress.steps[6]: got [8, 1.0], expected a list of 3"),
+    ("progress.steps.6.0", 0, "progress.steps[6][0]: got 0, expected a count from 1 to 20"),
+    ("progress.steps.6.0", 21, "progress.steps[6][0]: got 21"),
+    ("progress.steps.6.1", "much", "progress.steps[6][1]: got 'much'"),
+    ("progress.rows", [{}], "progress.rows: got [{}], expected a list of 2"),
+    ("progress.rows.1", {}, "progress.rows[1]: got {}, expected a dict of epoch, step, train_loss"),
+    ("progress.rows.1.epoch", 7, "progress.rows[1].epoch: got 7, expected 2"),
+    ("progress.rows.1.step", -6, "progress.rows[1].step: got -6, expected 6"),
+    ("progress.rows.1.test_loss", None, "progress.rows[1].test_loss: got None"),
+    ("progress.more", 1, "expected a dict of batch, epoch"),
+    ("scheduler", {}, "scheduler: got {}, expected a dict with"),
+    ("scheduler", [], "scheduler: got [], expected a dict with"),
+    ("scheduler.last_epoch", -5, "scheduler.last_epoch: got -5, expected 7"),
+    ("scheduler.last_epoch", "late", "scheduler.last_epoch: got 'late'"),
+    ("scheduler.base_lrs", [0.1, 0.2], "scheduler.base_lrs: got [0.1, 0.2], expected a list of 1"),
+    ("scheduler.base_lrs.0", math.inf, "scheduler.base_lrs[0]: got inf, expected a finite number"),
+    ("optimizer", {}, "in 'optimizer': "),
+    ("optimizer", 3, "in 'optimizer': "),
+    ("optimizer.param_groups", [], "in 'optimizer': "),
+    ("optimizer.param_groups.0.lr", math.nan, "in 'optimizer': lr: got nan"),
+    ("optimizer.state.0.momentum_buffer", torch.zeros(3), "in 'optimizer': state momentum_buffer: got shape (3,)"),
+    ("model", {}, "in 'model': Error(s) in loading state_dict for Sequential: Missing key(s)"),
+    ("model", [1], "in 'model': "),
+    ("random", {}, "in 'random': "),
+    ("random.cpu", torch.zeros(5, dtype=torch.uint8), "in 'random': "),
+    ("random.cpu", torch.ones(5056), "in 'random': "),
+    ("random.cpu", torch.full((5056,), 255, dtype=torch.uint8), "in 'random': "),
+    ("random.cpu", None, "in 'random': "),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "sentence"), ABSURD)
+def test_values_that_no_run_has_are_refused_by_name(tmp_path, on_reference, field, value, sentence):
+    path = tmp_path / "checkpoint.pt"
+    make_trainer(tmp_path).fit(7)
+    state = read_checkpoint(path)
+    target: Any = state
+    *way, last = (int(key) if key.isdigit() else key for key in field.split("."))
+    for key in way:
+        target = target[key]
+    target[last] = value
+    save_checkpoint(path, state)
+    with pytest.raises(CheckpointError) as refused:
+        make_trainer().resume(path)
+    message = str(refused.value)
+    assert message.startswith(f"{path} is not a checkpoint of this model and run: in ") and sentence in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["progress", "model", "optimizer", "scheduler", "scaler", "random"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, on_reference, name):
+    path = tmp_path / "checkpoint.pt"
+    make_trainer(tmp_path).fit(1)
+    state = read_checkpoint(path)
+    del state[name]
+    save_checkpoint(path, state)
+    with pytest.raises(CheckpointError, match=f"it has no '{name}'"):
+        make_trainer().resume(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("scale", -1.0), ("scale", math.nan), ("scale", "big"), ("growth_interval", None)]
+)
+def test_a_gradient_scale_that_no_run_has_is_refused(tmp_path, on_reference, name, value):
+    path = tmp_path / "checkpoint.pt"
+    make_trainer(tmp_path, torch.float16).fit(1)
+    state = read_checkpoint(path)
+    state["scaler"][name] = value
+    save_checkpoint(path, state)
+    with pytest.raises(CheckpointError, match=rf"scaler\.{name}: got "):
+        make_trainer(dtype=torch.float16).resume(path)
+
+
+@pytest.mark.parametrize("steps", [7, TOTAL_STEPS])
+def test_a_finished_run_writes_its_files_anew(tmp_path, on_reference, steps):
+    trainer = make_trainer(tmp_path)
+    trainer.fit(steps)
+    metrics = (tmp_path / "metrics.csv").read_bytes()
+    (tmp_path / "metrics.csv").unlink()
+    resumed = make_trainer(tmp_path)
+    resumed.resume(tmp_path / "checkpoint.pt")
+    assert resumed.fit(steps) is True
+    assert resumed.rows == trainer.rows and (tmp_path / "metrics.csv").read_bytes() == metrics
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, on_reference):
@@ -519,6 +715,65 @@ def test_resume_refuses_flags_of_another_run(tmp_path, capsys):
     with pytest.raises(SystemExit):
         other.parse_run(["--resume", str(folder)])
     assert "is a checkpoint of train_something" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", -1.0),
+        ("lr", math.nan),
+        ("lr", "fast"),
+        ("lr", None),
+        ("lr", torch.zeros(2)),
+        ("batch_size", 0),
+        ("batch_size", 16.5),
+        ("batch_size", True),
+        ("seed", 10**30),
+        ("epochs", -3),
+        ("steps", [3]),
+        ("dtype", "fp8"),
+        ("dtype", 32),
+        ("colour", "red"),
+    ],
+)
+def test_resume_refuses_flags_that_the_program_would_refuse(tmp_path, capsys, name, value):
+    parser = make_parser()
+    config = parser.config(parser.parse_run([])) | {name: value}
+    save_checkpoint(tmp_path / "checkpoint.pt", {"config": config})
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_run(["--resume", str(tmp_path)])
+    message = capsys.readouterr().err
+    assert exit_.value.code == 2 and message.count("\n") == 1
+    assert f"{tmp_path / 'checkpoint.pt'} is damaged: config.{name} is " in message
+
+
+@pytest.mark.parametrize("config", [None, [], 3, {}, {"program": torch.ones(2)}, {"program": None}])
+def test_resume_refuses_what_names_no_program(tmp_path, capsys, config):
+    save_checkpoint(tmp_path / "checkpoint.pt", {"config": config})
+    with pytest.raises(SystemExit):
+        make_parser().parse_run(["--resume", str(tmp_path)])
+    assert "is a checkpoint of another program" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_a_signal_outside_of_the_training_ends_the_program_with_a_sentence(tmp_path, capsys, number, has_checkpoint):
+    parser = make_parser()
+    folder = parser.make_folder(tmp_path / "run", "run", None)
+    if has_checkpoint:
+        some_checkpoint(folder)
+    with pytest.raises(SystemExit) as exit_, parser.sentences():
+        os.kill(os.getpid(), number)
+    assert exit_.value.code == 128 + number
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+    way_on = f"; --resume {folder} goes on from its last checkpoint" if has_checkpoint else ""
+    assert capsys.readouterr().err == f"train_something: interrupted by {name}{way_on}\n"
+
+
+def test_an_out_folder_with_too_long_a_name_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        make_parser().make_folder(tmp_path / ("x" * 300), "name", None)
+    assert "cannot be made: File name too long" in capsys.readouterr().err
 
 
 # Kernels

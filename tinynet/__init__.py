@@ -10,21 +10,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tinynet.engines.dispatch import engine
-from tinynet_kernels.activation_spec import Activation
-
 if TYPE_CHECKING:
     from tinynet import functional as functional
     from tinynet import nn as nn
     from tinynet import optim as optim
+    from tinynet.engines.dispatch import engine as engine
     from tinynet.engines.interpreter import guard as guard
     from tinynet.engines.offline import inspect as inspect
+    from tinynet_kernels.activation_spec import Activation as Activation
 
 __all__ = ["Activation", "engine", "functional", "guard", "inspect", "nn", "optim"]
 __version__ = "0.1.0"
 
-# Loaded on first use: `import tinynet` stays quick and touches no Triton.
+# Loaded on first use: `import tinynet` stays quick and touches neither PyTorch nor Triton.
 _LAZY = {
+    "Activation": ("tinynet_kernels.activation_spec", "Activation"),
+    "engine": ("tinynet.engines.dispatch", "engine"),
     "functional": ("tinynet.functional", None),
     "nn": ("tinynet.nn", None),
     "optim": ("tinynet.optim", None),
@@ -38,4 +39,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tinynet' has no attribute {name!r}")
     module_name, attribute = _LAZY[name]
     module = importlib.import_module(module_name)
-    return module if attribute is None else getattr(module, attribute)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value

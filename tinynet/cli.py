@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+
+from tinynet import signals, streams
 
 DTYPES = ("fp32", "bf16", "fp16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    streams.open_closed()
+    output, errors = streams.lenient(sys.stdout), streams.lenient(sys.stderr)
+    with redirect_stdout(output), redirect_stderr(errors), signals.raised():
+        try:
+            status = _run(sys.argv[1:] if arguments is None else list(arguments))
+        except KeyboardInterrupt as error:
+            number = signals.signal_of(error)
+            print(f"tinynet: {signals.sentence(number)}", file=sys.stderr)
+            status = 128 + number
+        finally:
+            failure = streams.failure(output)
+            streams.failure(errors)
+        if failure is not None and failure.errno != errno.EPIPE:  # a reader that has seen enough is no fault
+            print(f"tinynet: standard output cannot be written: {failure.strerror}", file=sys.stderr, flush=True)
+            return 2
+        return status
+
+
+def _run(arguments: list[str]) -> int:
     parser = _parser()
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
     mark = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:mark])
     options.script_arguments = arguments[mark + 1 :]
@@ -75,10 +97,13 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
             program()
         print(report.table(), end="\n\n")
         reports.append(report)
-    if options.json:
-        write_json(reports, options.json)
-    if options.html:
-        write_html(reports, options.html, title)
+    try:
+        if options.json:
+            write_json(reports, options.json)
+        if options.html:
+            write_html(reports, options.html, title)
+    except OSError as error:
+        parser.error(f"{error.filename or 'the report'} cannot be written: {error.strerror}")
     return 1 if any(report.errors for report in reports) else 0
 
 

@@ -1,10 +1,15 @@
 """Checkpoints: everything a run needs to go on, in one file that is never half written."""
 
+import math
 import os
+import reprlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tinynet.train.files import WriteError, replacing
 
 FORMAT = "tinynet checkpoint"
 VERSION = 1
@@ -24,38 +29,76 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         CheckpointError: the file cannot be written; what was there before is still there.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
+        with replacing(path) as part, open(part, "wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise CheckpointError(f"the checkpoint {path} cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    except WriteError as error:
+        raise CheckpointError(f"the checkpoint {error}") from error
+    except RuntimeError as error:  # what torch.save raises over the OSError of a full disk
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f"the checkpoint {path} cannot be written: {reason}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU, without running any code that the file may hold.
 
     Raises:
-        CheckpointError: the file is absent, truncated, or no checkpoint of tinynet.
+        CheckpointError: the file is absent, truncated, damaged, or no checkpoint of tinynet.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            damaged = zipfile.ZipFile(file).testzip()  # torch.load does not look at the checksums
+            file.seek(0)
+            state = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch, zipfile and pickle each raise their own
         raise CheckpointError(f"{path} cannot be read as a checkpoint: it is truncated, or no checkpoint") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if damaged:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {damaged} in it is damaged")
+    if not isinstance(state, dict) or not _is(state.get("format"), FORMAT):
         raise CheckpointError(f"{path} is no checkpoint of tinynet")
-    if state["version"] != VERSION:
-        raise CheckpointError(
-            f"{path} is a checkpoint of version {state['version']}, and this tinynet reads version {VERSION}"
-        )
+    if not _is(state.get("version"), VERSION):
+        version = reprlib.repr(state.get("version"))
+        raise CheckpointError(f"{path} is a checkpoint of version {version}, and this tinynet reads version {VERSION}")
     return state
+
+
+def check_like(name: str, saved: Any, fresh: Any) -> None:
+    """Checks that a value of a checkpoint is built as that of a run that begins.
+
+    Args:
+        name: of the value, for the error.
+        saved: from the checkpoint.
+        fresh: dicts, lists, numbers and what else a `state_dict` holds; a dict may lack keys that `saved` has.
+
+    Raises:
+        ValueError: another type or length, a key that is absent, or a number that is not finite.
+    """
+    if isinstance(fresh, dict):
+        absent = [key for key in fresh if not isinstance(saved, dict) or key not in saved]
+        if absent:
+            raise ValueError(f"{name}: got {reprlib.repr(saved)}, expected a dict with {absent[0]!r}")
+        for key in fresh:
+            check_like(f"{name}.{key}", saved[key], fresh[key])
+    elif isinstance(fresh, list | tuple):
+        if not isinstance(saved, type(fresh)) or len(saved) != len(fresh):
+            raise ValueError(f"{name}: got {reprlib.repr(saved)}, expected a {type(fresh).__name__} of {len(fresh)}")
+        for index, (mine, other) in enumerate(zip(saved, fresh, strict=True)):
+            check_like(f"{name}[{index}]", mine, other)
+    elif isinstance(fresh, float):
+        if type(saved) not in (int, float) or not math.isfinite(saved):
+            raise ValueError(f"{name}: got {reprlib.repr(saved)}, expected a finite number")
+    elif type(saved) is not type(fresh):
+        raise ValueError(f"{name}: got {reprlib.repr(saved)}, expected a value like {fresh!r}")
+
+
+def _is(value: Any, expected: Any) -> bool:
+    return type(value) is type(expected) and value == expected
 
 
 def export_weights(model: torch.nn.Module, path: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any, NoReturn
 
 import torch
 
+from tinynet import signals
 from tinynet.data import DataError
 from tinynet.engines import dispatch
 from tinynet.train.checkpoint import CheckpointError, read_checkpoint
+from tinynet.train.files import WriteError
 from tinynet.train.trainer import CHECKPOINT_NAME, DTYPES, TrainingError
 
 # A resumed run may train longer and run elsewhere, but it computes what the checkpoint's run did.
@@ -36,6 +39,7 @@ class RunParser(argparse.ArgumentParser):
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )
+        self._folder: Path | None = None
         add = self.add_argument
         add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
         add("--dtype", choices=DTYPES, default="fp32", help="what to compute in, by autocast")
@@ -86,16 +90,11 @@ class RunParser(argparse.ArgumentParser):
 
         A folder with a checkpoint other than the resumed one is refused.
         """
-        if out is None:
-            number = 1
-            out = Path("runs") / default_name
-            while out.exists():
-                number += 1
-                out = Path("runs") / f"{default_name}-{number}"
-        checkpoint = out / CHECKPOINT_NAME
-        if checkpoint.exists() and (resumed is None or not checkpoint.samefile(resumed)):
-            self.error(f"--out {out} holds a checkpoint: go on with --resume {out}, or name another folder")
         try:
+            out = out or _new_folder(default_name)
+            checkpoint = out / CHECKPOINT_NAME
+            if checkpoint.exists() and (resumed is None or not checkpoint.samefile(resumed)):
+                self.error(f"--out {out} holds a checkpoint: go on with --resume {out}, or name another folder")
             out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             self.error(f"--out {out} is a file, or lies in one, and not a folder")
@@ -103,19 +102,31 @@ class RunParser(argparse.ArgumentParser):
             self.error(f"--out {out} cannot be made: {error.strerror}")
         if not os.access(out, os.W_OK):
             self.error(f"--out {out} cannot be written to")
+        self._folder = out
         return out
 
     @contextmanager
     def sentences(self) -> Iterator[None]:
-        """Turns what a person can mend into a sentence and exit code 2 (1 where the training itself failed)."""
-        try:
-            yield
-        except (CheckpointError, DataError) as error:
-            self.error(str(error))
-        except TrainingError as error:
-            self.exit(1, f"{self.prog}: {error}\n")
-        except KeyboardInterrupt:
-            self.exit(130, f"{self.prog}: interrupted; what the last epoch left is in its checkpoint\n")
+        """Turns what a person can fix into a sentence and exit code 2 (1 where the training itself failed).
+
+        Ctrl-C ends the program with a sentence and exit code 130, SIGTERM with 143.
+        """
+        with signals.raised():
+            try:
+                yield
+            except (CheckpointError, DataError) as error:
+                self.error(str(error))
+            except (TrainingError, WriteError) as error:
+                self.exit(1, f"{self.prog}: {error}\n")
+            except KeyboardInterrupt as error:
+                number = signals.signal_of(error)
+                self.exit(128 + number, f"{self.prog}: {signals.sentence(number)}{self._way_on()}\n")
+
+    def _way_on(self) -> str:
+        """How an interrupted run goes on, where it has a checkpoint to go on from."""
+        if self._folder is None or not (self._folder / CHECKPOINT_NAME).exists():
+            return ""
+        return f"; --resume {self._folder} goes on from its last checkpoint"
 
     def _given(self, arguments: Sequence[str] | None) -> set[str]:
         """The flags that are on the command line."""
@@ -125,13 +136,10 @@ class RunParser(argparse.ArgumentParser):
         return {name for name, value in vars(parsed).items() if value is not absent}
 
     def _take_over_checkpoint(self, options: argparse.Namespace, given: set[str]) -> None:
-        if options.resume.is_dir():
+        if os.path.isdir(options.resume):
             options.resume = options.resume / CHECKPOINT_NAME
         with self.sentences():
-            config = read_checkpoint(options.resume).get("config", {})
-        program = config.pop("program", "another program")
-        if program != self.prog:
-            self.error(f"--resume {options.resume} is a checkpoint of {program}")
+            config = self._read_config(options.resume)
         if "epochs" in given:
             config["steps"] = None
         for name, value in config.items():
@@ -144,6 +152,24 @@ class RunParser(argparse.ArgumentParser):
                     "leave it out, or start a new run"
                 )
         options.out = options.out or options.resume.parent
+
+    def _read_config(self, path: Path) -> dict[str, Any]:
+        """The flags that a checkpoint's run had, each of them one that this program takes.
+
+        Raises:
+            CheckpointError: no checkpoint, or one of another program, or a flag that this program would refuse.
+        """
+        config = read_checkpoint(path).get("config")
+        program = config.pop("program", None) if isinstance(config, dict) else None
+        if not isinstance(config, dict) or not isinstance(program, str):
+            raise CheckpointError(f"--resume {path} is a checkpoint of another program")
+        if program != self.prog:
+            raise CheckpointError(f"--resume {path} is a checkpoint of {program}")
+        flags = {action.dest: action for action in self._actions if action.dest not in NOT_OF_THE_RUN}
+        for name, value in config.items():
+            if name not in flags or not _can_be(flags[name], value):
+                raise CheckpointError(f"{path} is damaged: config.{name} is {reprlib.repr(value)}")
+        return config
 
     def _existing_device(self, name: str) -> torch.device:
         if name == "auto":
@@ -159,6 +185,29 @@ class RunParser(argparse.ArgumentParser):
         except (RuntimeError, AssertionError, NotImplementedError, ImportError):
             self.error(f"--device {name} is not on this machine, or PyTorch {torch.__version__} cannot use it")
         return device
+
+
+def _new_folder(name: str) -> Path:
+    """The first of runs/NAME, runs/NAME-2, ... that is not there."""
+    number, folder = 1, Path("runs") / name
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _can_be(flag: argparse.Action, value: Any) -> bool:
+    """Whether a flag can have given the value."""
+    if value is None:
+        return flag.default is None
+    if not isinstance(value, str | int | float):
+        return False
+    parse = flag.type if callable(flag.type) else str
+    try:
+        is_parsed = parse(str(value)) == value
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+    return is_parsed and (flag.choices is None or value in flag.choices)
 
 
 def positive_int(text: str) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tinynet.train.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -53,7 +55,7 @@ def draw_curve(path: Path, steps: Sequence[Sequence[float]], rows: Sequence[dict
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
@@ -90,7 +92,7 @@ def draw_confusion(path: Path, matrix: Tensor, class_names: Sequence[str], unit:
     rotation = 0 if max(map(len, class_names)) <= 2 else 45
     axes.set_xticks(range(classes), class_names, rotation=rotation, ha="center" if rotation == 0 else "right")
     axes.set_yticks(range(classes), class_names)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def draw_filters(path: Path, weight: Tensor, image: Tensor, responses: Tensor | None) -> None:
@@ -125,7 +127,7 @@ def draw_filters(path: Path, weight: Tensor, image: Tensor, responses: Tensor | 
         inset = first.inset_axes((0.0, 0.62, 0.38, 0.38))
         inset.axis("off")
         _show_image(inset, image)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def draw_samples(path: Path, images: Tensor, labels: Tensor, probabilities: Tensor, class_names: Sequence[str]) -> None:
@@ -178,7 +180,7 @@ def draw_samples(path: Path, images: Tensor, labels: Tensor, probabilities: Tens
             ha="right" if is_long else "left",
             color="white" if is_long else "black",
         )
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def draw_forecast(path: Path, years: Tensor, truth: Tensor, forecast: Tensor, persistence: Tensor) -> None:
@@ -209,7 +211,13 @@ def draw_forecast(path: Path, years: Tensor, truth: Tensor, forecast: Tensor, pe
         each.spines[["top", "right"]].set_visible(False)
         each.legend(frameon=False)
         each.set(ylabel="sunspots")
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all."""
+    with replacing(path) as part:
+        figure.savefig(part, format="png")
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -20,6 +20,10 @@ from tinynet.train.pictures import (
 from tinynet.train.trainer import Trainer
 
 SAMPLES, MISTAKES = 12, 6
+IMAGE_PICTURES = ("curve.png", "confusion.png", "filters.png", "samples.png")
+CLASSIFIER_PICTURES = ("curve.png", "confusion.png")
+CURVE_PICTURES = ("curve.png",)
+FORECAST_PICTURES = ("curve.png", "forecast.png")
 
 
 def write_image_report(folder: Path, trainer: Trainer, data: ImageData) -> list[str]:
@@ -43,7 +47,7 @@ def write_image_report(folder: Path, trainer: Trainer, data: ImageData) -> list[
     draw_filters(folder / "filters.png", weight, images[0], responses)
     chosen = choose_samples(labels, predictions, probabilities)
     draw_samples(folder / "samples.png", images[chosen], labels[chosen], probabilities[chosen], data.class_names)
-    return ["curve.png", "confusion.png", "filters.png", "samples.png"]
+    return list(IMAGE_PICTURES)
 
 
 def write_classifier_report(folder: Path, trainer: Trainer, class_names: Sequence[str]) -> list[str]:
@@ -54,7 +58,7 @@ def write_classifier_report(folder: Path, trainer: Trainer, class_names: Sequenc
     matrix = confusion_matrix(torch.cat(targets).cpu(), torch.cat(outputs).argmax(dim=1).cpu(), len(class_names))
     draw_curve(folder / "curve.png", trainer.progress.steps, trainer.rows)
     draw_confusion(folder / "confusion.png", matrix, class_names, trainer.unit)
-    return ["curve.png", "confusion.png"]
+    return list(CLASSIFIER_PICTURES)
 
 
 def write_curve_report(folder: Path, trainer: Trainer) -> list[str]:
@@ -62,7 +66,7 @@ def write_curve_report(folder: Path, trainer: Trainer) -> list[str]:
     if not _can_draw_or_says_so():
         return []
     draw_curve(folder / "curve.png", trainer.progress.steps, trainer.rows)
-    return ["curve.png"]
+    return list(CURVE_PICTURES)
 
 
 def write_forecast_report(folder: Path, trainer: Trainer, data: SunspotData, forecast: Tensor) -> list[str]:
@@ -70,11 +74,10 @@ def write_forecast_report(folder: Path, trainer: Trainer, data: SunspotData, for
 
     Returns as `write_image_report` does.
     """
-    names = write_curve_report(folder, trainer)
-    if not names:
+    if not write_curve_report(folder, trainer):
         return []
     draw_forecast(folder / "forecast.png", data.years, data.sunspots, forecast, data.persistence)
-    return [*names, "forecast.png"]
+    return list(FORECAST_PICTURES)
 
 
 def _can_draw_or_says_so() -> bool:

@@ -2,10 +2,12 @@
 
 import csv
 import math
-import os
+import reprlib
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from tinynet import nn
-from tinynet.train.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from tinynet.signals import interruption
+from tinynet.train.checkpoint import CheckpointError, check_like, read_checkpoint, save_checkpoint
+from tinynet.train.files import WriteError, replacing
 from tinynet.train.interrupt import Interrupt
+from tinynet.train.progress import Progress, read_progress, row_names
 
 CHECKPOINT_NAME = "checkpoint.pt"
 METRICS_NAME = "metrics.csv"
@@ -55,27 +60,6 @@ class TrainingError(RuntimeError):
     """A training that cannot go on: its loss is not a finite number any more."""
 
 
-@dataclass
-class Progress:
-    """How far a run is. Everything in it comes back from a checkpoint exactly.
-
-    Attributes:
-        epoch: epochs done.
-        batch: batches done of the epoch that is under way.
-        step: optimizer steps done.
-        seconds: time spent in training.
-        steps: of each step, the number of samples, and for the loss and each measure its sum over them.
-        rows: of each epoch, the measures on the train and the test set: the rows of metrics.csv.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    steps: list[list[float]] = field(default_factory=list)
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """The number of samples whose largest logit is their label's: logits [N, C], labels [N] -> scalar."""
     return (logits.argmax(dim=1) == labels).sum()
@@ -111,6 +95,10 @@ class Trainer:
         unit: what a sample is called in the progress bar.
         folder: where metrics.csv and checkpoint.pt go after each epoch; nothing is written where None.
         config: what a checkpoint says about the run besides its state.
+
+    Attributes:
+        progress: how far the run is.
+        stopped_by: the signal that ended the last `fit` before its end, or None.
     """
 
     def __init__(
@@ -138,6 +126,7 @@ class Trainer:
         self.folder = folder
         self.config = config or {}
         self.progress = Progress()
+        self.stopped_by: signal.Signals | None = None
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self._unfinished_row: dict[str, float] | None = None
@@ -162,28 +151,51 @@ class Trainer:
         return loss.detach()
 
     def fit(self, total_steps: int) -> bool:
-        """Trains until `total_steps` optimizer steps are done in all; returns False where Ctrl-C ended it before.
+        """Trains until `total_steps` optimizer steps are done in all; returns False where a signal ended it before.
+
+        Ctrl-C and SIGTERM end it after the step it is in, a second Ctrl-C at once. A run that has done all its steps
+        only writes its files anew.
 
         Raises:
             TrainingError: the loss became infinite or not a number; the checkpoint is the last epoch's.
+            CheckpointError: a file cannot be written; what was there before is still there.
         """
         self._unfinished_row = None
         with Interrupt() as interrupt:
-            while self.progress.step < total_steps and not interrupt.requested:
-                samples_per_second = self._train_epoch(total_steps, interrupt)
-                is_finished = self.progress.batch == len(self.batches)
-                if not is_finished:
-                    self.save()  # before anything else takes time: who interrupts once may do so twice
-                row = self._row()
-                self._print(row, samples_per_second)
-                if is_finished:
-                    self.progress.rows.append(row)
-                    self.progress.epoch += 1
-                    self.progress.batch = 0
-                else:
-                    self._unfinished_row = row
-                self.save()
-        return self.progress.step >= total_steps
+            try:
+                self._fit(total_steps, interrupt)
+            except (CheckpointError, TrainingError):
+                raise
+            except Exception as error:
+                if interrupt.signal is None:
+                    raise
+                # The signal has also ended a compiler that the step had started.
+                raise interruption(interrupt.signal) from error
+        is_complete = self.progress.step >= total_steps
+        self.stopped_by = None if is_complete else interrupt.signal
+        return is_complete
+
+    def _fit(self, total_steps: int, interrupt: Interrupt) -> None:
+        if self.progress.step >= total_steps:
+            if self.progress.batch:
+                self._unfinished_row = self._row()
+            self.save()
+        while self.progress.step < total_steps:
+            samples_per_second = self._train_epoch(total_steps, interrupt)
+            is_finished = self.progress.batch == len(self.batches)
+            if not is_finished:
+                self.save()  # before anything else takes time: a scheduler that sends SIGTERM soon kills
+            row = self._row()
+            self._print(row, samples_per_second)
+            if is_finished:
+                self.progress.rows.append(row)
+                self.progress.epoch += 1
+                self.progress.batch = 0
+            else:
+                self._unfinished_row = row
+            self.save()
+            if interrupt.signal is not None:
+                break
 
     @property
     def rows(self) -> list[dict[str, float]]:
@@ -235,19 +247,49 @@ class Trainer:
         """Takes over the state of a checkpoint, so that `fit` goes on as if it had never stopped.
 
         Raises:
-            CheckpointError: no checkpoint, or one of another model or optimizer.
+            CheckpointError: no checkpoint, one of another model, optimizer or data set, or with values that no run has.
         """
         state = read_checkpoint(path)
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            if self.scaler.is_enabled():
-                self.scaler.load_state_dict(state["scaler"])
-            _set_random_state(state["random"], self.device)
-            self.progress = Progress(**state["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is not a checkpoint of this model and optimizer: {error}") from error
+        for name, take_over in (
+            ("progress", self._take_over_progress),
+            ("model", self.model.load_state_dict),
+            ("optimizer", self.optimizer.load_state_dict),
+            ("scheduler", self._take_over_schedule),
+            ("scaler", self._take_over_scaler),
+            ("random", partial(_set_random_state, device=self.device)),
+        ):
+            if name not in state:
+                raise CheckpointError(f"{path} is not a checkpoint of this model and run: it has no {name!r}")
+            try:
+                take_over(state[name])
+            except Exception as error:  # PyTorch raises anything where a value is not what it expects
+                reason = " ".join(str(error).split())
+                raise CheckpointError(
+                    f"{path} is not a checkpoint of this model and run: in {name!r}: {reason}"
+                ) from error
+
+    def _take_over_progress(self, saved: Any) -> None:
+        self.progress = read_progress(
+            saved, batches=len(self.batches), samples=self.batches.train_count, measures=self._names
+        )
+
+    def _take_over_schedule(self, saved: Any) -> None:
+        fresh = self.scheduler.state_dict()
+        check_like("scheduler", saved, {name: fresh[name] for name in ("base_lrs", "last_epoch", "lr_lambdas")})
+        done = self.progress.step
+        # With gradient scaling, a step whose numbers overflowed is not taken.
+        least = 0 if self.scaler.is_enabled() else done
+        if not least <= saved["last_epoch"] <= done:
+            raise ValueError(f"scheduler.last_epoch: got {reprlib.repr(saved['last_epoch'])}, expected {done}")
+        self.scheduler.load_state_dict(saved)
+
+    def _take_over_scaler(self, saved: Any) -> None:
+        if not self.scaler.is_enabled():
+            return
+        check_like("scaler", saved, self.scaler.state_dict())
+        if saved["scale"] <= 0:
+            raise ValueError(f"scaler.scale: got {saved['scale']}, expected a number above 0")
+        self.scaler.load_state_dict(saved)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -274,7 +316,7 @@ class Trainer:
             raise TrainingError(f"the loss is {loss} after {self.progress.step} steps: try a smaller learning rate")
 
     def _train_epoch(self, total_steps: int, interrupt: Interrupt) -> float:
-        """Takes the epoch's remaining steps, or as many as the total or Ctrl-C leave; returns samples a second."""
+        """Takes the epoch's remaining steps, or as many as the total or a signal leave; returns samples a second."""
         started = shown = time.perf_counter()
         seen_before = self._seen()
         bar = tqdm(
@@ -293,7 +335,7 @@ class Trainer:
                     bar.set_postfix_str(_in_words(self._train_means()), refresh=False)
                     bar.update(self._seen() - bar.n)
                     shown = time.perf_counter()
-                if interrupt.requested or self.progress.step >= total_steps:
+                if interrupt.signal is not None or self.progress.step >= total_steps:
                     break
             self._collect()
         seconds = time.perf_counter() - started
@@ -316,10 +358,10 @@ class Trainer:
 
     def _row(self) -> dict[str, float]:
         """The line of metrics.csv about the epoch under way."""
-        row: dict[str, float] = {"epoch": self.progress.epoch + 1, "step": self.progress.step}
-        row |= {f"train_{name}": value for name, value in self._train_means().items()}
-        row |= {f"test_{name}": value for name, value in self.evaluate().items()}
-        return row | {"seconds": round(self.progress.seconds, 2)}
+        train, test = self._train_means(), self.evaluate()
+        means = [means[name] for means in (train, test) for name in self._names]
+        values = [self.progress.epoch + 1, self.progress.step, *means, round(self.progress.seconds, 2)]
+        return dict(zip(row_names(self._names), values, strict=True))
 
     def _print(self, row: dict[str, float], samples_per_second: float) -> None:
         train = _in_words({name: row[f"train_{name}"] for name in self._names})
@@ -328,12 +370,13 @@ class Trainer:
 
     def _write_metrics(self, path: Path) -> None:
         """Writes metrics.csv anew, in one move."""
-        part = path.with_name(path.name + ".part")
-        with open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(part, path)
+        try:
+            with replacing(path) as part, open(part, "w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+                writer.writeheader()
+                writer.writerows(self.rows)
+        except WriteError as error:
+            raise CheckpointError(str(error)) from error
 
 
 def _in_words(means: dict[str, float]) -> str:

@@ -1,7 +1,11 @@
 """`tinynet inspect`: scripts, files it writes, bad input."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -137,3 +141,45 @@ def test_bad_input_is_one_sentence(arguments: list[str], message: str, capsys: p
         main(arguments)
     assert refused.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def command(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a line of bash in which TINYNET stands for the command."""
+    program = '"$PYTHON" -c "import sys; from tinynet.cli import main; sys.exit(main())"'
+    environment = {**os.environ, "PYTHON": sys.executable}
+    line = line.replace("TINYNET", program)
+    return subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "inspect --help"])
+def test_help_that_nobody_reads_ends_quietly(arguments: str, tmp_path: Path):
+    answer = command(f"PYTHONUNBUFFERED=1 TINYNET {arguments} | head -c 1; echo $PIPESTATUS", tmp_path)
+    assert (answer.stdout, answer.stderr) == ("u0\n", "")
+
+
+def test_a_report_that_nobody_reads_is_written_all_the_same(script: str, tmp_path: Path):
+    answer = command("TINYNET inspect script.py --json r.json -- 5000 | head -0; echo $PIPESTATUS", tmp_path)
+    assert (answer.stdout, answer.stderr) == ("0\n", "")
+    assert json.loads((tmp_path / "r.json").read_text())[0]["target"]["name"] == "sm_90"
+
+
+def test_a_report_that_does_not_fit_is_said_and_fails(script: str, tmp_path: Path):
+    answer = command("TINYNET inspect script.py -- 5000 > /dev/full", tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr == "tinynet: standard output cannot be written: No space left on device\n"
+
+
+def test_a_file_that_cannot_be_written_is_a_sentence(script: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as refused:
+        main(["inspect", script, "--json", str(tmp_path / "nowhere" / "r.json"), "--", "5000"])
+    assert refused.value.code == 2
+    assert "r.json cannot be written: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_with_a_sentence(number: int, tmp_path: Path, capsys: pytest.CaptureFixture):
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, time\nos.kill(os.getpid(), {number:d})\ntime.sleep(30)\n")
+    assert main(["inspect", str(script)]) == 128 + number
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+    assert capsys.readouterr().err == f"tinynet: interrupted by {name}\n"

@@ -205,7 +205,8 @@ def _compile(source: str, options: list[str], path: Path, key: str) -> None:
         text, result = Path(directory) / "kernel.c", Path(directory) / "kernel.so"
         text.write_text(source)
         command = [compiler.path, *options, f"-I{RUNTIME}", str(text), "-o", str(result), "-lm", "-lpthread"]
-        answer = subprocess.run(command, capture_output=True, text=True)
+        # In a session of its own: Ctrl-C reaches every process of the terminal's, and would fail the kernel's launch.
+        answer = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
         if answer.returncode != 0:
             raise ToolchainError(f"{compiler.path} failed:\n{answer.stderr[:4000]}")
         content = result.read_bytes()

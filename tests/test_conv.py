@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -365,22 +364,6 @@ def test_pointwise_is_a_linear_layer(device: str) -> None:
     launches = check(make((2, 16, 3, 5), 8, (1, 1), device=device), "gelu")
     assert launches.count("linear_forward_kernel") == 1
     assert not any("convolution" in name for name in launches)
-
-
-@pytest.mark.parametrize("case", ["3x3 stride 2", "5x5 of 3 channels", "one channel", "depthwise stride 2"])
-def test_offsets_beyond_int32(case: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels' int64 offsets, taken here at small sizes."""
-    from tinynet_kernels import conv, conv_backward, depthwise
-
-    problems = [conv._forward_problem]
-    for module in (conv_backward, depthwise):
-        problems += module._input_gradient_problem, module._weight_gradient_problem
-    for module in (conv, conv_backward, depthwise):
-        monkeypatch.setattr(module, "LARGEST_OFFSET", 0)
-    for problem in problems:  # those met before have int32 offsets
-        monkeypatch.setattr(sys.modules[problem.__module__], problem.__name__, problem.__wrapped__)
-    shape, channels_out, kernel_size, sliding = CASES[case]
-    check(make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device), **sliding)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 1, 7, 2), (1, 70, 9, 33), (65, 5, 1, 3)])

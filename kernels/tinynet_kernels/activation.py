@@ -21,6 +21,7 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.launch import Cost, Problem, costs, launch, size_in_bytes
+from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
     Target,
@@ -233,6 +234,7 @@ def activation_backward_kernel(
     PARAMETER_B: tl.constexpr,
     WANT_DZ: tl.constexpr,
     WANT_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
@@ -242,6 +244,9 @@ def activation_backward_kernel(
     A program walks at most TILES tiles of [BLOCK_ROWS, BLOCK_COLUMNS] downwards. `saved` and dZ are contiguous
     [rows, columns]; dY's rows are `stride_grad` apart.
     """
+    rows = widened(rows, WIDE)
+    columns = widened(columns, WIDE)
+    stride_grad = widened(stride_grad, WIDE)
     first_column = tl.program_id(1) * BLOCK_COLUMNS
     column = first_column + tl.arange(0, BLOCK_COLUMNS)
     in_columns = tl.arange(0, BLOCK_COLUMNS) < columns - first_column
@@ -361,6 +366,10 @@ def _backward_problem(
         **activation.constants,
         WANT_DZ=want_dz,
         WANT_BIAS=want_bias,
+        WIDE=exceed_int32(
+            ((min(block_rows, rows), max(stride_grad, columns)), (columns + block_columns, 1)),
+            ((rows + block_rows, 1),),
+        ),
         BLOCK_ROWS=block_rows,
         BLOCK_COLUMNS=block_columns,
         TILES=tiles,

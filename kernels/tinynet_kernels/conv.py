@@ -32,6 +32,7 @@ from tinynet_kernels.gemm import grouped_tile
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
 from tinynet_kernels.linear import GROUP, linear_forward
+from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.tiles import (
     GemmTile,
     Target,
@@ -44,7 +45,6 @@ from tinynet_kernels.tiles import (
 )
 
 FEW_CHANNELS = 16  # below this a tap's channels are too thin a step for a matrix instruction
-LARGEST_OFFSET = (1 << 31) - 1  # of an int32
 
 
 @triton.jit
@@ -220,7 +220,7 @@ def convolution_forward_kernel(
     SAVE_INPUT: tl.constexpr,
     POOL: tl.constexpr,
     EVEN_C: tl.constexpr,
-    WIDE_OFFSETS: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
@@ -230,9 +230,14 @@ def convolution_forward_kernel(
     """y = act(x * W + b), one [BLOCK_PIXELS, BLOCK_K] tile a program; the second grid axis is the group.
 
     For POOL, `pixels` counts those that a 2 x 2 window holds, and y is the largest of each window.
-    Input offsets are relative to the tile's first image: int32, or int64 for WIDE_OFFSETS (huge images of few output
-    pixels). EVEN_C says that BLOCK_C divides the group's input channels.
+    Input offsets are relative to the tile's first image: int32, or int64 for WIDE (huge images). EVEN_C says that
+    BLOCK_C divides the group's input channels.
     """
+    pixels = widened(pixels, WIDE)
+    W = widened(W, WIDE)
+    P = widened(P, WIDE)
+    K = widened(K, WIDE)
+    group_inputs = widened(group_inputs, WIDE)
     pixel_tile, column_tile = grouped_tile(
         tl.program_id(0), tl.cdiv(pixels, BLOCK_PIXELS), tl.cdiv(group_outputs, BLOCK_K), GROUP
     )
@@ -248,8 +253,6 @@ def convolution_forward_kernel(
     h = p * STRIDE_H - PADDING_H
     w = q * STRIDE_W - PADDING_W
     image -= first_image
-    if WIDE_OFFSETS:
-        image = image.to(tl.int64)
     x_offset = (((image * H + h) * W + w) * C)[:, None] + channel[None, :]
     x_base = x_ptr + first_image.to(tl.int64) * H * W * C + group * group_inputs
 
@@ -352,16 +355,19 @@ def convolution_few_channels_kernel(
     HAS_BIAS: tl.constexpr,
     SAVE_INPUT: tl.constexpr,
     POOL: tl.constexpr,
-    WIDE_OFFSETS: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_REDUCTION: tl.constexpr,
 ):
     """As `convolution_forward_kernel`, with steps of BLOCK_REDUCTION (tap, channel) pairs."""
+    W = widened(W, WIDE)
+    P = widened(P, WIDE)
+    K = widened(K, WIDE)
     column_tiles = tl.cdiv(group_outputs, BLOCK_K)
     group = tl.program_id(1)
-    pixel_start = tl.program_id(0) // column_tiles * BLOCK_PIXELS
+    pixel_start = widened(tl.program_id(0) // column_tiles, WIDE) * BLOCK_PIXELS
     column_start = tl.program_id(0) % column_tiles * BLOCK_K
     pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
     column = tl.arange(0, BLOCK_K) % (group_outputs - column_start)  # past the end: copies, never stored
@@ -371,8 +377,6 @@ def convolution_few_channels_kernel(
     h = p * STRIDE_H - PADDING_H
     w = q * STRIDE_W - PADDING_W
     image -= first_image
-    if WIDE_OFFSETS:
-        image = image.to(tl.int64)
     x_offset = ((image * H + h) * W + w) * C
     x_base = x_ptr + first_image.to(tl.int64) * H * W * C + group * GROUP_INPUTS
 
@@ -455,16 +459,20 @@ def window_constants(spec: ConvolutionSpec, kernel_size: tuple[int, int]) -> dic
     }
 
 
-def needs_wide_offsets(block_pixels: int, image_pixels: int, image_elements: int) -> bool:
-    """Whether a tile of `block_pixels` output pixels spans more input than an int32 offset reaches.
+def is_wide_convolution(
+    pixels: int, image_pixels: int, block_pixels: int, image_elements: int, *offsets: tuple[tuple[int, int], ...]
+) -> bool:
+    """Whether a tile of output pixels reaches further over its input than int32 offsets do, or they count its pixels.
 
     Args:
+        pixels: of all images.
+        image_pixels: of one image.
         block_pixels: of one program.
-        image_pixels: output pixels of one image.
         image_elements: values of one image of the tensor that is read.
+        offsets: others in the tile; see `exceed_int32`.
     """
     images = (block_pixels - 1) // image_pixels + 2
-    return images * image_elements > LARGEST_OFFSET
+    return exceed_int32(((pixels + block_pixels, 1),), ((images + 1, image_elements),), *offsets)
 
 
 def convolution_forward(
@@ -495,6 +503,7 @@ def convolution_forward(
     from tinynet_kernels.depthwise import taps_first
 
     K, group_inputs, R, S = weight.shape
+    bias = None if bias is None else bias.contiguous()
     if spec.is_pointwise((R, S)) and not pool:
         y, saved = linear_forward(as_rows(x), weight.view(K, -1), bias, activation, save=save)
         return as_images(y, x), None if saved is None else as_images(saved, x), None
@@ -593,7 +602,14 @@ def _many_channels_problem(
         group_outputs,
         **constants,
         EVEN_C=group_inputs % tile.block_k == 0,
-        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, pixels // N, C * H * W),
+        WIDE=is_wide_convolution(
+            pixels,
+            pixels // N,
+            tile.block_m,
+            C * H * W,
+            ((tile.block_m, K), (tile.block_n, 1)),
+            ((tile.block_n, R * S * group_inputs), (tile.block_k, 1)),
+        ),
         PRECISION=precision,
         GROUP=GROUP,
         BLOCK_PIXELS=tile.block_m,
@@ -633,7 +649,7 @@ def _few_channels_problem(
         group_outputs,
         GROUP_INPUTS=group_inputs,
         **constants,
-        WIDE_OFFSETS=needs_wide_offsets(tile.block_m, pixels // N, C * H * W),
+        WIDE=is_wide_convolution(pixels, pixels // N, tile.block_m, C * H * W, ((tile.block_m, K), (tile.block_n, 1))),
         PRECISION=precision,
         BLOCK_PIXELS=tile.block_m,
         BLOCK_K=tile.block_n,

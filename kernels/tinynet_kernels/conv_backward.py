@@ -30,9 +30,8 @@ from tinynet_kernels.activation import activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.conv import (
     FEW_CHANNELS,
-    LARGEST_OFFSET,
     inside,
-    needs_wide_offsets,
+    is_wide_convolution,
     next_box,
     output_pixels,
     output_position,
@@ -45,6 +44,7 @@ from tinynet_kernels.gemm import grouped_tile
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
 from tinynet_kernels.linear import GROUP, linear_input_gradient, linear_weight_gradient
+from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
     Target,
@@ -99,7 +99,7 @@ def convolution_input_gradient_kernel(
     TAP_STEP_H: tl.constexpr,
     TAP_STEP_W: tl.constexpr,
     EVEN_K: tl.constexpr,
-    WIDE_OFFSETS: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
@@ -112,6 +112,10 @@ def convolution_input_gradient_kernel(
     grows by TAP_STEP and the output pixel shrinks by TAP_STEP dilation / stride. EVEN_K says that BLOCK_K divides the
     group's output channels; offsets are as in `convolution_forward_kernel`.
     """
+    N = widened(N, WIDE)
+    H = widened(H, WIDE)
+    Q = widened(Q, WIDE)
+    group_inputs = widened(group_inputs, WIDE)
     phase_h = tl.program_id(1) // STRIDE_W
     phase_w = tl.program_id(1) % STRIDE_W
     group = tl.program_id(2)
@@ -140,8 +144,6 @@ def convolution_input_gradient_kernel(
     image, row, along = pixel_position(pixel, phase_rows, phase_columns)
     first_image = pixel_start // (phase_rows * phase_columns)
     image -= first_image
-    if WIDE_OFFSETS:
-        image = image.to(tl.int64)
     p = row + (phase_h + PADDING_H - r * DILATION_H) // STRIDE_H  # exact
     q = along + (phase_w + PADDING_W - s * DILATION_W) // STRIDE_W
     in_tile = pixel < pixels
@@ -281,7 +283,7 @@ def convolution_weight_gradient_kernel(
     TAPS_A_TILE: tl.constexpr,
     CONSECUTIVE: tl.constexpr,
     EVEN_BOXES: tl.constexpr,
-    WIDE_OFFSETS: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
     BOX_N: tl.constexpr,
@@ -299,6 +301,13 @@ def convolution_weight_gradient_kernel(
     FLAT and CONSECUTIVE boxes may be of dY: dZ then takes ACTIVATION's derivative at `saved`; with winners dY, `saved`
     and they are of 2 x 2 windows, whose pixels come one after the other. The sums of dZ go to db[split], if given.
     """
+    N = widened(N, WIDE)
+    H = widened(H, WIDE)
+    W = widened(W, WIDE)
+    P = widened(P, WIDE)
+    K = widened(K, WIDE)
+    group_inputs = widened(group_inputs, WIDE)
+    boxes_a_split = widened(boxes_a_split, WIDE)
     TAPS: tl.constexpr = R * S
     if not (FLAT and CONSECUTIVE):
         tl.static_assert(ACTIVATION == "identity" and winner_ptr is None and db_ptr is None, "boxes are of dZ")
@@ -388,11 +397,8 @@ def convolution_weight_gradient_kernel(
             dw = tl.trans(transposed)
     else:
         image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), BOX_P, BOX_Q)
-        far_image = image
-        if WIDE_OFFSETS:
-            far_image = image.to(tl.int64)
-        dz_offset = k[:, None] + (((far_image * P + row) * Q + along) * K)[None, :]
-        x_offset = (((far_image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None]
+        dz_offset = k[:, None] + (((image * P + row) * Q + along) * K)[None, :]
+        x_offset = (((image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None]
         x_offset += ((tap_h * W + tap_w) * C + channel)[None, :]
         n, p, q = pixel_position(first_box, tl.cdiv(P, BOX_P), tl.cdiv(Q, BOX_Q))
         n *= BOX_N
@@ -483,8 +489,12 @@ def _input_gradient_problem(
         TAP_STEP_H=stride_h // math.gcd(stride_h, spec.dilation[0]),
         TAP_STEP_W=stride_w // math.gcd(stride_w, spec.dilation[1]),
         EVEN_K=group_outputs % tile.block_k == 0,
-        WIDE_OFFSETS=needs_wide_offsets(
-            tile.block_m, max(1, (H // stride_h) * (W // stride_w)), max(C * H * W, K * P * Q)
+        WIDE=is_wide_convolution(
+            pixels,
+            max(1, (H // stride_h) * (W // stride_w)),
+            tile.block_m,
+            max(C * H * W, K * P * Q),
+            ((tile.block_k, R * S * group_inputs), (tile.block_n, 1)),
         ),
         PRECISION=precision,
         GROUP=GROUP,
@@ -614,7 +624,12 @@ def _weight_gradient_problem(
         TAPS_A_TILE=tile.taps,
         CONSECUTIVE=tile.consecutive,
         EVEN_BOXES=N % tile.box[0] == P % tile.box[1] == Q % tile.box[2] == 0,
-        WIDE_OFFSETS=tile.box[0] * max(C * H * W, K * P * Q) > LARGEST_OFFSET,
+        WIDE=exceed_int32(
+            ((tile.box[0] + 1, max(C * H * W, K * P * Q)),),
+            ((box_pixels, K), (tile.block_rows, 1)),
+            ((tile.block_rows, R * S * group_inputs), (R * S * group_inputs, 1)),
+            (((boxes + boxes_a_split) * box_pixels, 1),),
+        ),
         PRECISION=precision,
         GROUP=GROUP,
         BOX_N=tile.box[0],

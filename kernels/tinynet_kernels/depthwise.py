@@ -13,6 +13,7 @@ neighbors. Backward of depthwise convolutions, from dZ:
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -21,10 +22,9 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.conv import (
-    LARGEST_OFFSET,
     first_image_of,
     inside,
-    needs_wide_offsets,
+    is_wide_convolution,
     next_box,
     output_pixels,
     output_position,
@@ -35,6 +35,7 @@ from tinynet_kernels.conv import (
 from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import empty_channels_last, transpose
+from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
     Target,
@@ -78,7 +79,7 @@ def single_channel_forward_kernel(
     HAS_BIAS: tl.constexpr,
     SAVE_INPUT: tl.constexpr,
     POOL: tl.constexpr,
-    WIDE_OFFSETS: tl.constexpr,
+    WIDE: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
@@ -87,7 +88,10 @@ def single_channel_forward_kernel(
 
     UNROLL rows of taps are added at once. POOL as in `convolution_forward_kernel`.
     """
-    pixel_start = tl.program_id(0) * BLOCK_PIXELS
+    W = widened(W, WIDE)
+    P = widened(P, WIDE)
+    K = widened(K, WIDE)
+    pixel_start = widened(tl.program_id(0), WIDE) * BLOCK_PIXELS
     column_start = tl.program_id(1) * BLOCK_CHANNELS
     pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
     column = column_start + tl.arange(0, BLOCK_CHANNELS)
@@ -98,8 +102,6 @@ def single_channel_forward_kernel(
     h = p * STRIDE_H - PADDING_H
     w = q * STRIDE_W - PADDING_W
     image -= first_image
-    if WIDE_OFFSETS:
-        image = image.to(tl.int64)
     x_offset = ((image * H + h) * W + w) * C
     x_base = x_ptr + first_image.to(tl.int64) * H * W * C
 
@@ -161,7 +163,7 @@ def depthwise_input_gradient_kernel(
     PADDING_W: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
-    WIDE_OFFSETS: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
@@ -169,7 +171,9 @@ def depthwise_input_gradient_kernel(
 
     One [BLOCK_PIXELS, BLOCK_CHANNELS] tile of dX a program; `pixels` are N H W.
     """
-    pixel_start = tl.program_id(0) * BLOCK_PIXELS
+    H = widened(H, WIDE)
+    C = widened(C, WIDE)
+    pixel_start = widened(tl.program_id(0), WIDE) * BLOCK_PIXELS
     pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     in_pixels = pixel < pixels
@@ -177,8 +181,6 @@ def depthwise_input_gradient_kernel(
     image, h, w = pixel_position(pixel, H, W)
     first_image = pixel_start // (H * W)
     image -= first_image
-    if WIDE_OFFSETS:
-        image = image.to(tl.int64)
     dz_base = dz_ptr + first_image.to(tl.int64) * P * Q * K
 
     dx = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
@@ -225,7 +227,7 @@ def depthwise_weight_gradient_kernel(
     PADDING_W: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
-    WIDE_OFFSETS: tl.constexpr,
+    WIDE: tl.constexpr,
     BOX_N: tl.constexpr,
     BOX_P: tl.constexpr,
     BOX_Q: tl.constexpr,
@@ -236,6 +238,9 @@ def depthwise_weight_gradient_kernel(
     One tap and BLOCK_CHANNELS output channels a program. A step is a box of BOX_N images, BOX_P rows and BOX_Q columns:
     in-box offsets are hoisted, only the box's corner moves.
     """
+    H = widened(H, WIDE)
+    P = widened(P, WIDE)
+    boxes_a_split = widened(boxes_a_split, WIDE)
     column = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     in_columns = column < K
     tap = tl.program_id(1)
@@ -245,13 +250,8 @@ def depthwise_weight_gradient_kernel(
 
     BLOCK_PIXELS: tl.constexpr = BOX_N * BOX_P * BOX_Q
     image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), BOX_P, BOX_Q)
-    far_image = image
-    if WIDE_OFFSETS:
-        far_image = image.to(tl.int64)
-    dz_offset = (((far_image * P + row) * Q + along) * K)[:, None] + column[None, :]
-    x_offset = (((far_image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None] + (column // MULTIPLIER)[
-        None, :
-    ]
+    dz_offset = (((image * P + row) * Q + along) * K)[:, None] + column[None, :]
+    x_offset = (((image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None] + (column // MULTIPLIER)[None, :]
 
     first_box = split * boxes_a_split
     n, p, q = pixel_position(first_box, tl.cdiv(P, BOX_P), tl.cdiv(Q, BOX_Q))
@@ -343,7 +343,9 @@ def single_channel_problem(
         MULTIPLIER=K // C,
         ONE_CHANNEL=C == 1,
         **constants,
-        WIDE_OFFSETS=needs_wide_offsets(block_pixels, pixels // N, C * H * W),
+        WIDE=is_wide_convolution(
+            pixels, pixels // N, block_pixels, C * H * W, ((block_pixels, K), (block_channels, 1))
+        ),
         UNROLL=R if unrolls else 1,
         BLOCK_PIXELS=block_pixels,
         BLOCK_CHANNELS=block_channels,
@@ -376,7 +378,7 @@ def _input_gradient_problem(
         K,
         MULTIPLIER=K // C,
         **window_constants(spec, kernel_size),
-        WIDE_OFFSETS=needs_wide_offsets(block_pixels, H * W, K * P * Q),
+        WIDE=is_wide_convolution(N * H * W, H * W, block_pixels, K * P * Q, ((block_pixels, C), (block_channels, 1))),
         BLOCK_PIXELS=block_pixels,
         BLOCK_CHANNELS=block_channels,
         num_warps=num_warps,
@@ -429,7 +431,7 @@ def _weight_gradient_problem(
         boxes_a_split,
         MULTIPLIER=K // C,
         **window_constants(spec, kernel_size),
-        WIDE_OFFSETS=box[0] * max(C * H * W, K * P * Q) > LARGEST_OFFSET,
+        WIDE=exceed_int32(((box[0] + 1, max(C * H * W, K * P * Q)),), (((boxes + boxes_a_split) * math.prod(box), 1),)),
         BOX_N=box[0],
         BOX_P=box[1],
         BOX_Q=box[2],

@@ -28,7 +28,7 @@ def embedding_forward_kernel(
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     token_mask = token < tokens - first
     mask = token_mask[:, None] & (column < columns)[None, :]
-    index = tl.load(index_ptr + first + token, mask=token_mask, other=0)
+    index = tl.load(index_ptr + first + token, mask=token_mask, other=0).to(tl.int64)
     row = tl.load(weight_ptr + index[:, None] * stride_row + column[None, :], mask=mask, other=0.0)
     tl.store(y_ptr + first * columns + token[:, None] * columns + column[None, :], row, mask=mask)
 

@@ -1,9 +1,9 @@
 """The main loop that linear layers share: one tile of C = A B with any strides, accumulated in fp32.
 
-One program makes a [BLOCK_M, BLOCK_N] tile and walks the reduction in steps of BLOCK_K. In-tile offsets are int32 and
-hoisted; an int64 scalar base advances. Rows and columns past the edge wrap round to valid ones, so the loop needs no
-mask for them and what they compute is never stored: on sm_90 that is 80 instructions a step against 99 with masks.
-Only a reduction that BLOCK_K does not divide is masked.
+One program makes a [BLOCK_M, BLOCK_N] tile and walks the reduction in steps of BLOCK_K. In-tile offsets are int32, or
+int64 where sizes and strides are (`is_wide_product`), and hoisted; an int64 scalar base advances. Rows and columns past
+the edge wrap round to valid ones, so the loop needs no mask for them and what they compute is never stored: on sm_90
+that is 80 instructions a step against 99 with masks. Only a reduction that BLOCK_K does not divide is masked.
 
 Triton compiles for integers that 16 divides, and calls all others odd. `in_units` lets a kernel know of 8: a row of 72
 16-bit values still begins at a multiple of 16 bytes, and is loaded 16 bytes at a time.
@@ -11,10 +11,13 @@ Triton compiles for integers that 16 divides, and calls all others odd. `in_unit
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 
-from tinynet_kernels.tiles import Target
+from tinynet_kernels.offsets import LARGEST_OFFSET, exceed_int32
+from tinynet_kernels.tiles import GemmTile, Target
 
 UNIT = 8  # 16-bit elements of the widest load
 
@@ -84,8 +87,30 @@ def in_units(target: Target, *numbers: int) -> tuple[tuple[int, ...], tuple[int,
     """
     if target.kind == "cpu":  # its code is the same for all
         return numbers, (1,) * len(numbers)
-    units = tuple([UNIT if number % (2 * UNIT) == UNIT else 1 for number in numbers])
+    # A number past an int32 comes as an int64, its eighth would not.
+    units = tuple([UNIT if number % (2 * UNIT) == UNIT and number <= LARGEST_OFFSET else 1 for number in numbers])
     return tuple([number // unit for number, unit in zip(numbers, units, strict=True)]), units
+
+
+@lru_cache(maxsize=4096)
+def is_wide_product(
+    M: int, N: int, K: int, tile: GemmTile, stride_a: tuple[int, int], stride_b: tuple[int, int]
+) -> bool:
+    """Whether a tile of the product A B, or of its contiguous result, reaches further than int32 offsets do.
+
+    Args:
+        M, N, K: rows and columns of the result, length of the reduction.
+        tile: of the product.
+        stride_a: of A [M, K].
+        stride_b: of B as [N, K].
+    """
+    rows, columns, depth = min(tile.block_m, M), min(tile.block_n, N), min(tile.block_k, K)
+    return exceed_int32(
+        ((rows, stride_a[0]), (depth, stride_a[1])),
+        ((columns, stride_b[0]), (depth, stride_b[1])),
+        ((rows, N), (columns, 1)),
+        ((max(M + tile.block_m, N + tile.block_n, K + tile.block_k), 1),),  # where the last tiles end
+    )
 
 
 def has_wide_rows(stride: tuple[int, ...]) -> bool:

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.tiles import Target, ceil_div, convolution_transpose_tile, current_target
 
 
@@ -27,11 +28,14 @@ def transpose_kernel(
     batch,
     rows,
     columns,
+    WIDE: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """target[b, column, row] = source[b, row, column], both contiguous."""
+    rows = widened(rows, WIDE)
+    columns = widened(columns, WIDE)
     row_tiles = tl.cdiv(rows, BLOCK_ROWS)
     column_tiles = tl.cdiv(columns, BLOCK_COLUMNS)
     program = tl.program_id(0)
@@ -59,12 +63,17 @@ def transpose_cost(source_ptr: torch.Tensor, target_ptr: torch.Tensor, **_: Any)
 def _transpose_problem(batch: int, rows: int, columns: int, target: Target) -> Problem:
     block_batch, block_rows, block_columns, num_warps = convolution_transpose_tile(batch, rows, columns, target)
     tiles = ceil_div(batch, block_batch) * ceil_div(rows, block_rows) * ceil_div(columns, block_columns)
+    images, lines, entries = min(block_batch, batch), min(block_rows, rows), min(block_columns, columns)
     return Problem(
         transpose_kernel,
         (tiles,),
         batch,
         rows,
         columns,
+        WIDE=exceed_int32(
+            ((images, rows * columns), (lines, columns), (entries, 1)),
+            ((images, rows * columns), (entries, rows), (lines, 1)),
+        ),
         BLOCK_BATCH=block_batch,
         BLOCK_ROWS=block_rows,
         BLOCK_COLUMNS=block_columns,

@@ -23,8 +23,9 @@ import triton.language as tl
 
 from tinynet_kernels.activation import activate, activation_backward, activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
-from tinynet_kernels.gemm import gemm_tile, grouped_tile, has_wide_rows, in_units
+from tinynet_kernels.gemm import gemm_tile, grouped_tile, has_wide_rows, in_units, is_wide_product
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
     Target,
@@ -55,6 +56,7 @@ def linear_forward_kernel(
     stride_wn,
     stride_wk,
     UNITS: tl.constexpr,
+    WIDE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PARAMETER_A: tl.constexpr,
     PARAMETER_B: tl.constexpr,
@@ -69,15 +71,15 @@ def linear_forward_kernel(
 ):
     """y = act(x W^T + b); SAVE_INPUT also stores z = x W^T + b. One [BLOCK_M, BLOCK_N] tile a program.
 
-    Sizes and strides come in UNITS (`gemm.in_units`).
+    Sizes and strides come in UNITS (`gemm.in_units`); offsets are int64 for WIDE.
     """
-    M *= UNITS[0]
-    N *= UNITS[1]
-    K *= UNITS[2]
-    stride_xm *= UNITS[3]
-    stride_xk *= UNITS[4]
-    stride_wn *= UNITS[5]
-    stride_wk *= UNITS[6]
+    M = widened(M, WIDE) * UNITS[0]
+    N = widened(N, WIDE) * UNITS[1]
+    K = widened(K, WIDE) * UNITS[2]
+    stride_xm = widened(stride_xm, WIDE) * UNITS[3]
+    stride_xk = widened(stride_xk, WIDE) * UNITS[4]
+    stride_wn = widened(stride_wn, WIDE) * UNITS[5]
+    stride_wk = widened(stride_wk, WIDE) * UNITS[6]
     row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
     row_start = row_tile * BLOCK_M
     column_start = column_tile * BLOCK_N
@@ -129,6 +131,7 @@ def linear_input_gradient_kernel(
     stride_wn,
     stride_wk,
     UNITS: tl.constexpr,
+    WIDE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PARAMETER_A: tl.constexpr,
     PARAMETER_B: tl.constexpr,
@@ -143,14 +146,14 @@ def linear_input_gradient_kernel(
     """dX = dZ W act'(saved). One [BLOCK_M, BLOCK_K] tile of dX a program; the loop walks N in steps of BLOCK_N.
 
     `saved` and dX are contiguous [M, K]. WANT_BIAS also leaves the sums of dX's columns, a row [K] a row tile.
-    Sizes and strides come in UNITS (`gemm.in_units`).
+    Sizes and strides come in UNITS (`gemm.in_units`); offsets are int64 for WIDE.
     """
-    M *= UNITS[0]
-    N *= UNITS[1]
-    K *= UNITS[2]
-    stride_dzm *= UNITS[3]
-    stride_wn *= UNITS[4]
-    stride_wk *= UNITS[5]
+    M = widened(M, WIDE) * UNITS[0]
+    N = widened(N, WIDE) * UNITS[1]
+    K = widened(K, WIDE) * UNITS[2]
+    stride_dzm = widened(stride_dzm, WIDE) * UNITS[3]
+    stride_wn = widened(stride_wn, WIDE) * UNITS[4]
+    stride_wk = widened(stride_wk, WIDE) * UNITS[5]
     row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP)
     row_start = row_tile * BLOCK_M
     column_start = column_tile * BLOCK_K
@@ -201,6 +204,7 @@ def linear_weight_gradient_kernel(
     stride_xk,
     rows_a_split,
     UNITS: tl.constexpr,
+    WIDE: tl.constexpr,
     EVEN_M: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
@@ -211,14 +215,15 @@ def linear_weight_gradient_kernel(
     """dW[split] = dZ^T x over the split's rows, fp32 or the weight's dtype; [SPLIT, N, K].
 
     One [BLOCK_N, BLOCK_K] tile of one split a program; the loop walks `rows_a_split` rows in steps of BLOCK_M.
-    Sizes and strides come in UNITS (`gemm.in_units`).
+    Sizes and strides come in UNITS (`gemm.in_units`); offsets are int64 for WIDE.
     """
-    M *= UNITS[0]
-    N *= UNITS[1]
-    K *= UNITS[2]
-    stride_dzm *= UNITS[3]
-    stride_xm *= UNITS[4]
-    stride_xk *= UNITS[5]
+    M = widened(M, WIDE) * UNITS[0]
+    N = widened(N, WIDE) * UNITS[1]
+    K = widened(K, WIDE) * UNITS[2]
+    stride_dzm = widened(stride_dzm, WIDE) * UNITS[3]
+    stride_xm = widened(stride_xm, WIDE) * UNITS[4]
+    stride_xk = widened(stride_xk, WIDE) * UNITS[5]
+    rows_a_split = widened(rows_a_split, WIDE)
     row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP)
     split = tl.program_id(1)
     row_start = row_tile * BLOCK_N
@@ -305,6 +310,7 @@ def _forward_problem(
         (ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n),),
         *numbers,
         UNITS=units,
+        WIDE=is_wide_product(M, N, K, tile, stride_x, stride_weight),
         **activation.constants,
         HAS_BIAS=has_bias,
         SAVE_INPUT=save_input,
@@ -341,6 +347,7 @@ def linear_forward(
     """
     M, K = x.shape
     N = weight.shape[0]
+    bias = None if bias is None else bias.contiguous()
     y = x.new_empty((M, N))
     save_input = save and not activation.reads_output and activation.name != "identity"
     z = torch.empty_like(y) if save_input else None
@@ -386,6 +393,7 @@ def _input_gradient_problem(
         (ceil_div(M, tile.block_m) * ceil_div(K, tile.block_n),),
         *numbers,
         UNITS=units,
+        WIDE=is_wide_product(M, K, N, tile, stride_dz, stride_weight[::-1]),
         **activation.constants,
         WANT_BIAS=want_bias,
         EVEN_N=N % tile.block_k == 0,
@@ -487,6 +495,7 @@ def _weight_gradient_problem(
         *numbers,
         rows_a_split,
         UNITS=units,
+        WIDE=is_wide_product(N, K, M, tile, stride_dz[::-1], stride_x[::-1]),
         EVEN_M=M % tile.block_k == 0,
         PRECISION=precision,
         GROUP=GROUP,

@@ -31,6 +31,7 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.launch import Cost, Problem, costs, launch, size_in_bytes
+from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block, power_of_2_at_least
 
 # Where the running maximum starts, and what stands for a masked logit: finite, so that no difference is NaN.
@@ -39,13 +40,15 @@ MASKED = tl.constexpr(-3.4e38)
 
 
 @triton.jit
-def row_offset(first, S, stride_n, stride_s, BLOCK_ROWS: tl.constexpr):
+def row_offset(first, S, stride_n, stride_s, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr):
     """Where the BLOCK_ROWS rows n S + s from the int64 row `first` on start in a [N, *, S] tensor.
 
-    The long division is one a program: 64-bit ones of every row would cost more than the row's exponentials.
+    The long division is one a program: 64-bit ones of every row, as for WIDE, would cost more than the row's
+    exponentials.
     """
     image = first // S
-    s = (first - image * S).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
+    s = first - image * S
+    s = (s if WIDE else s.to(tl.int32)) + tl.arange(0, BLOCK_ROWS)
     return (image + s // S) * stride_n + (s % S).to(tl.int64) * stride_s
 
 
@@ -69,8 +72,8 @@ def coefficients(
         offset = target_row[:, None] + column.to(tl.int64)[None, :] * stride_tc
         q = tl.load(target_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     else:
-        # A label past int32 is out of range: its row's loss is NaN whatever matches.
-        q = tl.where(column[None, :] == label.to(tl.int32)[:, None], 1.0, 0.0)
+        # A label that column's type does not hold is out of range: its row's loss is NaN whatever matches.
+        q = tl.where(column[None, :] == label.to(column.dtype)[:, None], 1.0, 0.0)
     if LABEL_SMOOTHING > 0:
         q = q * (1.0 - LABEL_SMOOTHING) + LABEL_SMOOTHING / C
     if HAS_WEIGHT:
@@ -132,6 +135,7 @@ def cross_entropy_forward_kernel(
     REDUCTION: tl.constexpr,
     ONE_PROGRAM: tl.constexpr,
     SAVE: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
 ):
@@ -140,11 +144,13 @@ def cross_entropy_forward_kernel(
     With REDUCTION "none" the losses go to `loss`, else the sums of losses and of divisors to `partial` [2, programs],
     or, where there is ONE_PROGRAM, the finished loss to `loss`.
     """
+    C = widened(C, WIDE)
+    S = widened(S, WIDE)
     first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
     inside = tl.arange(0, BLOCK_ROWS) < rows - first
-    logits_row = row_offset(first, S, stride_xn, stride_xs, BLOCK_ROWS)
-    target_row = row_offset(first, S, stride_tn, stride_ts, BLOCK_ROWS)
+    logits_row = row_offset(first, S, stride_xn, stride_xs, WIDE, BLOCK_ROWS)
+    target_row = row_offset(first, S, stride_tn, stride_ts, WIDE, BLOCK_ROWS)
     label = tl.zeros((BLOCK_ROWS,), tl.int64)
     counted = inside
     if not PROBABILITIES:
@@ -250,10 +256,13 @@ def cross_entropy_backward_kernel(
     REDUCTION: tl.constexpr,
     WANT_DX: tl.constexpr,
     WANT_DTARGET: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
 ):
     """dx and dp, times the upstream gradient: one [BLOCK_ROWS, BLOCK_CLASSES] tile a program."""
+    C = widened(C, WIDE)
+    S = widened(S, WIDE)
     first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
     inside = tl.arange(0, BLOCK_ROWS) < rows - first
@@ -261,7 +270,7 @@ def cross_entropy_backward_kernel(
     column = first_column + tl.arange(0, BLOCK_CLASSES)
     wide_column = column.to(tl.int64)[None, :]
     mask = inside[:, None] & (tl.arange(0, BLOCK_CLASSES) < C - first_column)[None, :]
-    target_row = row_offset(first, S, stride_tn, stride_ts, BLOCK_ROWS)
+    target_row = row_offset(first, S, stride_tn, stride_ts, WIDE, BLOCK_ROWS)
     label = tl.zeros((BLOCK_ROWS,), tl.int64)
     counted = inside
     if not PROBABILITIES:
@@ -277,7 +286,7 @@ def cross_entropy_backward_kernel(
         scale = tl.full((BLOCK_ROWS,), 1.0, tl.float32) * upstream
     maximum = tl.load(saved_ptr + row, mask=inside, other=0.0)
     log_sum = tl.load(saved_ptr + rows + row, mask=inside, other=0.0)
-    offset = row_offset(first, S, stride_xn, stride_xs, BLOCK_ROWS)[:, None] + wide_column * stride_xc
+    offset = row_offset(first, S, stride_xn, stride_xs, WIDE, BLOCK_ROWS)[:, None] + wide_column * stride_xc
     x = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     log_probability = x - maximum[:, None] - log_sum[:, None]
     if WANT_DX:
@@ -297,13 +306,15 @@ def cross_entropy_backward_kernel(
         )
         dx = scale[:, None] * (coefficient_sum[:, None] * tl.exp(log_probability) - q)
         dx = tl.where(counted[:, None], dx, 0.0)
-        dx_offset = row_offset(first, S, stride_dxn, stride_dxs, BLOCK_ROWS)[:, None] + wide_column * stride_dxc
+        dx_offset = row_offset(first, S, stride_dxn, stride_dxs, WIDE, BLOCK_ROWS)[:, None] + wide_column * stride_dxc
         tl.store(dx_ptr + dx_offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if WANT_DTARGET:
         dtarget = scale[:, None] * log_probability * (LABEL_SMOOTHING - 1.0)
         if HAS_WEIGHT:
             dtarget *= tl.load(weight_ptr + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
-        dtarget_offset = row_offset(first, S, stride_dtn, stride_dts, BLOCK_ROWS)[:, None] + wide_column * stride_dtc
+        dtarget_offset = (
+            row_offset(first, S, stride_dtn, stride_dts, WIDE, BLOCK_ROWS)[:, None] + wide_column * stride_dtc
+        )
         tl.store(dtarget_ptr + dtarget_offset, dtarget.to(dtarget_ptr.dtype.element_ty), mask=mask)
 
 
@@ -478,6 +489,7 @@ def _cross_entropy_forward_problem(
         REDUCTION=reduction,
         ONE_PROGRAM=programs == 1,
         SAVE=save,
+        WIDE=exceed_int32(((C + block_classes, 1),), ((S + block_rows, 1),)),
         BLOCK_ROWS=block_rows,
         BLOCK_CLASSES=block_classes,
         num_warps=num_warps,
@@ -569,6 +581,7 @@ def _cross_entropy_backward_problem(
         REDUCTION=reduction,
         WANT_DX=dx_stride is not None,
         WANT_DTARGET=dtarget_stride is not None,
+        WIDE=exceed_int32(((C + block_classes, 1),), ((S + block_rows, 1),)),
         BLOCK_ROWS=block_rows,
         BLOCK_CLASSES=block_classes,
         num_warps=num_warps,

@@ -26,7 +26,10 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.tiles import Target, ceil_div, current_target, power_of_2_at_least
+
+MOST_POSITIONS = 1 << 16  # of a tile
 
 
 class Window(NamedTuple):
@@ -70,6 +73,19 @@ class Window(NamedTuple):
             )
         )
 
+    def is_wide(self, size: tuple[int, int], out_size: tuple[int, int], stride: tuple[int, ...] = (0, 0)) -> bool:
+        """Whether kernels need int64: for a tap's offset, to count pixels or, adaptive, to find a window's bounds.
+
+        Args:
+            size: (H, W).
+            out_size: (OH, OW).
+            stride: of H and W where taps are read.
+        """
+        reach = [(kernel - 1) * dilation + 1 for kernel, dilation in zip(self.kernel, self.dilation, strict=True)]
+        areas = [(length[0] * length[1] + MOST_POSITIONS, 1) for length in (size, out_size)]
+        products = [((length + 1) * (out + 1), 1) for length, out in zip(size, out_size, strict=True) if self.adaptive]
+        return exceed_int32(tuple(zip(reach, stride, strict=True)), *[(count,) for count in (*areas, *products)])
+
     def overlap(self, axis: int, size: int, out_size: int) -> int:
         """How many windows at most hold one element, along one axis."""
         if self.adaptive:
@@ -83,23 +99,27 @@ def tile_indices(
     positions,
     channels,
     CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """(image, pixel, channel, mask) of this program's tile; in NCHW the image is part of the channel, and here 0."""
+    """(image, pixel, channel, mask) of this program's tile; in NCHW the image is part of the channel, and here 0.
+
+    Pixels count in int32, which divides faster, or in int64 for WIDE.
+    """
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     block = tl.program_id(0) // channel_blocks
     first_channel = (tl.program_id(0) % channel_blocks) * BLOCK_CHANNELS
     channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
     start = block.to(tl.int64) * BLOCK_POSITIONS
     position = tl.arange(0, BLOCK_POSITIONS)
+    first_pixel = start % area if CHANNELS_LAST else start  # of the tile's first image
+    pixel = (first_pixel if WIDE else first_pixel.to(tl.int32)) + position
     if CHANNELS_LAST:
-        pixel = (start % area).to(tl.int32) + position  # counted from the tile's first image: 32 bits divide faster
         image = start // area + pixel // area
         pixel %= area
     else:
         image = tl.zeros((BLOCK_POSITIONS,), tl.int64)
-        pixel = start.to(tl.int32) + position
     in_channels = tl.arange(0, BLOCK_CHANNELS) < channels - first_channel
     mask = (position < positions - start)[:, None] & in_channels[None, :]
     return image, pixel, channel, mask
@@ -154,6 +174,7 @@ def max_pool2d_forward_kernel(
     WANT_INDEX: tl.constexpr,
     ALWAYS_INSIDE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
@@ -162,8 +183,14 @@ def max_pool2d_forward_kernel(
 
     ALWAYS_INSIDE says that every tap of every window lies in the image.
     """
+    H = widened(H, WIDE)
+    W = widened(W, WIDE)
+    OH = widened(OH, WIDE)
+    OW = widened(OW, WIDE)
+    stride_xh = widened(stride_xh, WIDE)
+    stride_xw = widened(stride_xw, WIDE)
     image, pixel, channel, mask = tile_indices(
-        OH * OW, positions, channels, CHANNELS_LAST, BLOCK_POSITIONS, BLOCK_CHANNELS
+        OH * OW, positions, channels, CHANNELS_LAST, WIDE, BLOCK_POSITIONS, BLOCK_CHANNELS
     )
     first_row = (pixel // OW) * STRIDE_H - PADDING_H
     first_column = (pixel % OW) * STRIDE_W - PADDING_W
@@ -220,13 +247,18 @@ def max_pool2d_backward_kernel(
     WINDOWS_H: tl.constexpr,
     WINDOWS_W: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """dx = the sum of dY over the windows that x's element won."""
+    H = widened(H, WIDE)
+    W = widened(W, WIDE)
+    OH = widened(OH, WIDE)
+    OW = widened(OW, WIDE)
     image, pixel, channel, mask = tile_indices(
-        H * W, positions, channels, CHANNELS_LAST, BLOCK_POSITIONS, BLOCK_CHANNELS
+        H * W, positions, channels, CHANNELS_LAST, WIDE, BLOCK_POSITIONS, BLOCK_CHANNELS
     )
     row = pixel // W + PADDING_H
     column = pixel % W + PADDING_W
@@ -307,13 +339,20 @@ def avg_pool2d_forward_kernel(
     COUNT_INCLUDE_PAD: tl.constexpr,
     DIVISOR_OVERRIDE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """y = the sum over the window / divisor."""
+    H = widened(H, WIDE)
+    W = widened(W, WIDE)
+    OH = widened(OH, WIDE)
+    OW = widened(OW, WIDE)
+    stride_xh = widened(stride_xh, WIDE)
+    stride_xw = widened(stride_xw, WIDE)
     image, pixel, channel, mask = tile_indices(
-        OH * OW, positions, channels, CHANNELS_LAST, BLOCK_POSITIONS, BLOCK_CHANNELS
+        OH * OW, positions, channels, CHANNELS_LAST, WIDE, BLOCK_POSITIONS, BLOCK_CHANNELS
     )
     top, bottom, height = mean_window(pixel // OW, H, OH, KERNEL_H, STRIDE_H, PADDING_H, ADAPTIVE)
     left, right, width = mean_window(pixel % OW, W, OW, KERNEL_W, STRIDE_W, PADDING_W, ADAPTIVE)
@@ -363,13 +402,18 @@ def avg_pool2d_backward_kernel(
     WINDOWS_H: tl.constexpr,
     WINDOWS_W: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """dx = the sum of dY / divisor over the windows that hold x's element."""
+    H = widened(H, WIDE)
+    W = widened(W, WIDE)
+    OH = widened(OH, WIDE)
+    OW = widened(OW, WIDE)
     image, pixel, channel, mask = tile_indices(
-        H * W, positions, channels, CHANNELS_LAST, BLOCK_POSITIONS, BLOCK_CHANNELS
+        H * W, positions, channels, CHANNELS_LAST, WIDE, BLOCK_POSITIONS, BLOCK_CHANNELS
     )
     row = pixel // W
     column = pixel % W
@@ -435,7 +479,7 @@ def pool_tile(positions: int, channels: int, channels_last: bool, target: Target
         channels_last: whether neighbouring channels are neighbours in memory; else neighbouring pixels are.
         target: where it runs.
     """
-    elements = {"interpreter": 1 << 16, "cpu": 4096}.get(target.kind, 1024)
+    elements = {"interpreter": MOST_POSITIONS, "cpu": 4096}.get(target.kind, 1024)
     if channels_last:
         block_channels = min(128, elements, power_of_2_at_least(channels))
         return min(elements // block_channels, power_of_2_at_least(positions)), block_channels, 4
@@ -502,6 +546,7 @@ def _max_forward_problem(
         WANT_WINNER=want_winner,
         WANT_INDEX=want_index,
         ALWAYS_INSIDE=window.always_inside((H, W), out_size),
+        WIDE=window.is_wide((H, W), out_size, stride[2:]),
         UNROLL=_unroll(window.kernel[0] * window.kernel[1]),
         **constants,
     )
@@ -560,6 +605,7 @@ def _max_backward_problem(
         **window.dilation_constants(),
         WINDOWS_H=windows[0],
         WINDOWS_W=windows[1],
+        WIDE=window.is_wide(size, (OH, OW)),
         UNROLL=_unroll(windows[0] * windows[1]),
         **constants,
     )
@@ -608,6 +654,7 @@ def _mean_forward_problem(
         ADAPTIVE=window.adaptive,
         COUNT_INCLUDE_PAD=count_include_pad,
         DIVISOR_OVERRIDE=divisor_override,
+        WIDE=window.is_wide((H, W), out_size, stride[2:]),
         UNROLL=_unroll(window.kernel[0] * window.kernel[1]),
         **constants,
     )
@@ -667,6 +714,7 @@ def _mean_backward_problem(
         DIVISOR_OVERRIDE=divisor_override,
         WINDOWS_H=windows[0],
         WINDOWS_W=windows[1],
+        WIDE=window.is_wide(size, (OH, OW)),
         UNROLL=_unroll(windows[0] * windows[1]),
         **constants,
     )

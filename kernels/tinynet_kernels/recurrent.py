@@ -83,6 +83,7 @@ def recurrent_forward(
         save: whether a backward will follow.
         recompute: save only the LSTM's c (y is saved anyway).
     """
+    weights = _with_dense_biases(weights)
     gates_x, _ = linear_forward(x, weights.input, _folded_bias(mode, weights), IDENTITY, save=False)
     call = _Call(mode, weights, sequences, reset, x)
     directions, rows = call.directions, x.shape[0]
@@ -97,6 +98,14 @@ def recurrent_forward(
     run = _forward_steps if call.tile is None else _forward_persistent
     h_n, c_n = run(call, gates_x, h0, c0, y, saved)
     return y, h_n, c_n, saved
+
+
+def _with_dense_biases(weights: Weights) -> Weights:
+    """The weights with biases that kernels can walk: without gaps."""
+    input_bias, hidden_bias = weights.input_bias, weights.hidden_bias
+    if input_bias is None or hidden_bias is None or (input_bias.is_contiguous() and hidden_bias.is_contiguous()):
+        return weights
+    return weights._replace(input_bias=input_bias.contiguous(), hidden_bias=hidden_bias.contiguous())
 
 
 def _folded_bias(mode: str, weights: Weights) -> Tensor | None:
@@ -305,6 +314,7 @@ def recurrent_backward(
         reset: as given to the forward.
         wanted: which of `Gradients` to make.
     """
+    weights = _with_dense_biases(weights)
     call = _Call(mode, weights, sequences, reset, x)
     rows, D, H, P = x.shape[0], call.directions, call.hidden, call.outputs
     if saved.previous is None:

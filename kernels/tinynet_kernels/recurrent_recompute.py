@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows
+from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows, is_wide_product
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.offsets import widened
 from tinynet_kernels.recurrent_spec import GATES, Sequences, Weights
 from tinynet_kernels.tiles import ceil_div, current_target, matmul_precision, recurrent_gates_tile
 
@@ -43,6 +44,7 @@ def recurrent_gates_kernel(
     stride_wi,
     GATES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
     EVEN_INPUTS: tl.constexpr,
     EVEN_OUTPUTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -55,6 +57,12 @@ def recurrent_gates_kernel(
 
     x [R, inputs], previous [R, D, outputs], W_ih [D GATES H, inputs], W_hh [D, GATES H, outputs].
     """
+    R = widened(R, WIDE)
+    inputs = widened(inputs, WIDE)
+    stride_xr = widened(stride_xr, WIDE)
+    stride_xi = widened(stride_xi, WIDE)
+    stride_wn = widened(stride_wn, WIDE)
+    stride_wi = widened(stride_wi, WIDE)
     gate = tl.program_id(1)
     direction = tl.program_id(2)
     directions = tl.num_programs(2)
@@ -159,6 +167,7 @@ def recomputed_gates(mode: str, x: Tensor, previous: Tensor, weights: Weights) -
         *weights.input.stride(),
         GATES=GATES[mode],
         HAS_BIAS=weights.input_bias is not None,
+        WIDE=is_wide_product(R, hidden, inputs, tile, x.stride(), weights.input.stride()),
         EVEN_INPUTS=inputs % tile.block_k == 0,
         EVEN_OUTPUTS=outputs % tile.block_k == 0,
         PRECISION=matmul_precision(x.dtype, target),

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.launch import Cost, costs, size_in_bytes
+from tinynet_kernels.offsets import widened
 from tinynet_kernels.recurrent_cells import (
     first_row_of,
     gru_cell,
@@ -61,6 +62,12 @@ def step_product(
         operand_ptr += BLOCK_K
         weight_ptr += BLOCK_K * weight_step
     return acc
+
+
+@triton.jit
+def weight_rows(unit, UNITS: tl.constexpr, LENGTH: tl.constexpr):
+    """Where the rows of a weight [UNITS, LENGTH] begin, [1, units]."""
+    return widened(unit, UNITS * LENGTH >= 1 << 31)[None, :] * LENGTH
 
 
 @triton.jit
@@ -168,7 +175,7 @@ def rnn_step_forward_kernel(
         h_in_ptr + state,
         weight_hh_ptr + direction.to(tl.int64) * (H * H),
         index[:, None] * H,
-        unit[None, :] * H,
+        weight_rows(unit, H, H),
         rows,
         unit_mask,
         1,
@@ -316,7 +323,7 @@ def lstm_step_forward_kernel(
         h_in_ptr + state * P,
         weight,
         operand_offset,
-        unit[None, :] * P,
+        weight_rows(unit, H, P),
         rows,
         unit_mask,
         1,
@@ -329,7 +336,7 @@ def lstm_step_forward_kernel(
         h_in_ptr + state * P,
         weight + H * P,
         operand_offset,
-        unit[None, :] * P,
+        weight_rows(unit, H, P),
         rows,
         unit_mask,
         1,
@@ -342,7 +349,7 @@ def lstm_step_forward_kernel(
         h_in_ptr + state * P,
         weight + 2 * H * P,
         operand_offset,
-        unit[None, :] * P,
+        weight_rows(unit, H, P),
         rows,
         unit_mask,
         1,
@@ -355,7 +362,7 @@ def lstm_step_forward_kernel(
         h_in_ptr + state * P,
         weight + 3 * H * P,
         operand_offset,
-        unit[None, :] * P,
+        weight_rows(unit, H, P),
         rows,
         unit_mask,
         1,
@@ -430,7 +437,7 @@ def lstm_step_projection_kernel(
         unprojected_ptr + state * H,
         weight_hr_ptr + direction.to(tl.int64) * (P * H),
         index[:, None] * H,
-        unit[None, :] * H,
+        weight_rows(unit, P, H),
         active,
         unit_mask,
         1,
@@ -616,7 +623,7 @@ def gru_step_forward_kernel(
         h_in_ptr + state * H,
         weight,
         operand_offset,
-        unit[None, :] * H,
+        weight_rows(unit, H, H),
         rows,
         unit_mask,
         1,
@@ -629,7 +636,7 @@ def gru_step_forward_kernel(
         h_in_ptr + state * H,
         weight + H * H,
         operand_offset,
-        unit[None, :] * H,
+        weight_rows(unit, H, H),
         rows,
         unit_mask,
         1,
@@ -642,7 +649,7 @@ def gru_step_forward_kernel(
         h_in_ptr + state * H,
         weight + 2 * H * H,
         operand_offset,
-        unit[None, :] * H,
+        weight_rows(unit, H, H),
         rows,
         unit_mask,
         1,

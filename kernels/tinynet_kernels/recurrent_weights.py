@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows
+from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows, is_wide_product
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
     ceil_div,
@@ -129,6 +130,7 @@ def recurrent_weight_gradient_kernel(
     stride_xi,
     HAS_APART: tl.constexpr,
     PROJECTED: tl.constexpr,
+    WIDE: tl.constexpr,
     EVEN_R: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
@@ -144,6 +146,11 @@ def recurrent_weight_gradient_kernel(
     dW_hh, the first `shared_tiles` from d_gates, and `projection_tiles` of dW_hr, then column blocks of db_ih and
     db_hh. The gradients lie in that order in `out`, dW_hh and dW_hr from their `_start`.
     """
+    R = widened(R, WIDE)
+    inputs = widened(inputs, WIDE)
+    rows_a_split = widened(rows_a_split, WIDE)
+    stride_xr = widened(stride_xr, WIDE)
+    stride_xi = widened(stride_xi, WIDE)
     program = tl.program_id(0)
     split = tl.program_id(1)
     first_row = split * rows_a_split
@@ -390,6 +397,7 @@ def recurrent_weight_gradients(
         *x.stride(),
         HAS_APART=d_apart is not None,
         PROJECTED=want_projection,
+        WIDE=is_wide_product(width, inputs, R, tile, (1, width), x.stride()[::-1]),
         EVEN_R=R % tile.block_k == 0,
         PRECISION=precision,
         GROUP=GROUP,

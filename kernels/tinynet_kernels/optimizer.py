@@ -255,7 +255,7 @@ class PointerTable:
         if self._fixed != fixed:
             return False
         if self._gradients != gradients:
-            if 0 in gradients:  # one without memory, such as a zero tensor
+            if gradients.count(0) != self._gradients.count(0):  # one without memory, such as a zero tensor
                 return False
             self._point_to(gradients)
         return True

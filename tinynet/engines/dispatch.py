@@ -161,14 +161,26 @@ def _route_of_others(operator: str, names: Sequence[str], operands: Sequence[Any
         if tensor is None:
             continue
         if type(tensor) in _PLAIN_TYPES:
-            if tensor.is_nested or tensor.layout is not torch.strided:
-                kind = "nested" if tensor.is_nested else f"in layout {tensor.layout}"
-                raise TypeError(f"{operator}: {name} is {kind}, expected a strided tensor")
+            check_strided(operator, name, tensor)
             is_operator = is_operator and all_plain(tensor)
         elif not isinstance(tensor, FakeTensor):
             has_memory = not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python)
             is_operator = is_operator and has_memory
     return Route.OPERATOR if is_operator else Route.REFERENCE
+
+
+def check_strided(operator: str, name: str, tensor: torch.Tensor | None) -> None:
+    """Raises TypeError for a nested tensor and one in a layout other than strided; subclasses know what they do."""
+    if tensor is None or type(tensor) not in _PLAIN_TYPES:
+        return
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested" if tensor.is_nested else f"in layout {tensor.layout}"
+        raise TypeError(f"{operator}: {name} is {kind}, expected a strided tensor")
+
+
+def any_subclass(*tensors: torch.Tensor | None) -> bool:
+    """Whether one of these (None: absent) is of a subclass of Tensor."""
+    return any(tensor is not None and type(tensor) not in _PLAIN_TYPES for tensor in tensors)
 
 
 def _kernels_serve_now(device_type: str, dtype: torch.dtype) -> bool:

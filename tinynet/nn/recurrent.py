@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
+from tinynet.engines.dispatch import check_strided
 from tinynet.ops.recurrent import recurrent, recurrent_cell
 
 # torch.nn.RNN, LSTM and GRU themselves are no base: torch.compile refuses to look into them and their subclasses.
@@ -51,6 +52,7 @@ class _RecurrentLayer(torch.nn.RNNBase):
         if isinstance(input, Proxy):
             return as_leaf(self, input, hx, reset=reset)
         packed = isinstance(input, PackedSequence)
+        check_strided(type(self).__name__, "input", input.data if packed else input)
         x: Any
         batch_sizes: Any
         x, batch_sizes, order, order_back = input if packed else (input, None, None, None)
@@ -94,6 +96,8 @@ class _RecurrentLayer(torch.nn.RNNBase):
         if hx is None:
             return None, None
         given = hx if self.mode == "LSTM" else (hx,)
+        for state in given:
+            check_strided(type(self).__name__, "hx", state)
         dimensions = 2 if unbatched else 3
         for state in given:
             if state.dim() != dimensions:
@@ -223,6 +227,8 @@ def _cell(
     mode: str, cell: torch.nn.RNNCellBase, input: Tensor, h: Tensor | None, c: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """A step of input [B, I] or [I] and states [B, H] or [H], zeros where None."""
+    for name, tensor in (("input", input), ("hx", h), ("hx", c)):
+        check_strided(type(cell).__name__, name, tensor)
     if input.dim() not in (1, 2):
         raise ValueError(f"{type(cell).__name__}: input must have 1 or 2 dimensions, got shape {tuple(input.shape)}")
     for state in (h, c):

@@ -98,9 +98,9 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     check_floating("dropout", input=input)
     if not training or p == 0.0:
         return input
+    way = route("dropout", ("input",), input)
     if p == 1.0:
         return input * 0.0
-    way = route("dropout", ("input",), input)
     if way is Route.REFERENCE:
         return dropout_reference(input, p)
     seed = torch.randint(1 << 62, (1,), device=input.device)

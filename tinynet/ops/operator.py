@@ -7,12 +7,13 @@ how much they compute. Eager calls launch without them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from tinynet.ops.autograd import gradients_of, held, hold
 
@@ -104,14 +105,32 @@ class Operator:
         self.backward.register_fake(pretend_backward)
         if flops is not None:
             operators = torch.ops.tinynet
-            register_flop_formula(getattr(operators, name), get_raw=True)(lambda *given, out_val: flops(None, *given))
-            register_flop_formula(getattr(operators, f"{name}_backward"), get_raw=True)(
-                lambda grads, saved, *rest, out_val: flops(rest[-1], *saved, *rest[:-1])
+            _FORMULAS[getattr(operators, name)] = lambda *given, out_val: flops(None, *given)
+            _FORMULAS[getattr(operators, f"{name}_backward")] = lambda grads, saved, *rest, out_val: flops(
+                rest[-1], *saved, *rest[:-1]
             )
 
     def __call__(self, *arguments: Any) -> Any:
         """The results of these arguments, in the schema's order."""
+        _tell_flop_counters()
         return self.forward(*arguments)
+
+
+# How much each operator computes, in the form that `torch.utils.flop_counter` takes.
+_FORMULAS: dict[Any, Callable[..., int]] = {}
+
+
+def _tell_flop_counters() -> None:
+    """Gives the formulas to PyTorch's counters, those at work too. To import their module would import Triton."""
+    if "torch.utils.flop_counter" not in sys.modules or torch.compiler.is_compiling():
+        return
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+    flop_registry.update(_FORMULAS)
+    for mode in _get_current_dispatch_mode_stack():
+        counter = getattr(mode, "counter", None)
+        if isinstance(counter, FlopCounterMode):
+            counter.flop_registry.update(_FORMULAS)
 
 
 def _present(results: Tensors, like: Tensor) -> tuple[Tensor, ...]:

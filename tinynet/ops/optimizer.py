@@ -289,7 +289,7 @@ def _flat_row(row: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if tensor.dtype is not dtype:
             return None
         contiguous = contiguous and tensor.is_contiguous()
-    if not all_plain(*row):
+    if row[0].numel() and not all_plain(*row):
         return None
     if contiguous:
         return row

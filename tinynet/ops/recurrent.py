@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinynet.engines.dispatch import Route, is_forward_mode, route
+from tinynet.engines.dispatch import Route, any_subclass, is_forward_mode, route
 from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
@@ -361,7 +362,7 @@ def recurrent(
     h = x.new_zeros((len(parameters), batch, outputs)) if h is None else h
     c = x.new_zeros((len(parameters), batch, hidden)) if c is None and mode == "lstm" else c
     _check_states(mode, (len(parameters), batch), h0=(h, outputs), c0=(c, hidden))
-    if way is Route.REFERENCE and reset is None and not is_forward_mode():
+    if way is Route.REFERENCE and reset is None and _library_serves(x, h, c, *chain(*parameters)):
         return _library(mode, x, h, c, parameters, bias, bidirectional, dropout, training, batch_sizes)
     if batch_sizes is None:
         sequences = Sequences(x.shape[0], batch)
@@ -413,6 +414,13 @@ def _layer_weights(groups: Sequence[Sequence[Tensor]], bias: bool) -> Weights:
         joined(3) if bias else None,
         stacked(-1) if projected else None,
     )
+
+
+def _library_serves(*tensors: Tensor | None) -> bool:
+    """Whether PyTorch's fused operators are right for these: not for tangents, wrapper subclasses and zero tensors."""
+    if is_forward_mode() or any_subclass(*tensors):
+        return False
+    return not any(tensor is not None and tensor._is_zerotensor() for tensor in tensors)
 
 
 def _library(

@@ -1,0 +1,382 @@
+"""Every public function and module given operands that are not plain tensors, one at a time.
+
+Each must compute what PyTorch computes of the same values, or refuse with a sentence that names the argument.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_close
+from torch import Tensor
+
+import tinynet.functional as ours
+from tinynet import nn, optim
+
+ERROR = 1e-4
+
+
+class Case(NamedTuple):
+    """A function of ours, PyTorch's own, and operands for both by argument name."""
+
+    function: Callable[..., Any]
+    twin: Callable[..., Any]
+    operands: dict[str, Tensor]
+
+
+def of_module(
+    name: str, *arguments: Any, **options: Any
+) -> tuple[Callable[..., Any], Callable[..., Any], dict[str, Tensor]]:
+    """A module of both libraries as functions of its input and parameters; its parameters."""
+    module = getattr(nn, name)(*arguments, **options)
+    twin = getattr(torch.nn, name)(*arguments, **options)
+    parameters = {key: parameter.detach().clone() for key, parameter in module.named_parameters()}
+
+    def call(module: torch.nn.Module) -> Callable[..., Any]:
+        def function(input: Tensor, hx: Any = None, cx: Any = None, **parameters: Tensor) -> Any:
+            states = () if hx is None else ((hx if cx is None else (hx, cx)),)
+            return torch.func.functional_call(module, parameters, (input, *states))
+
+        return function
+
+    return call(module), call(twin), parameters
+
+
+def recurrent(name: str, *states: str, cell: bool = False) -> Case:
+    function, twin, parameters = of_module(name, 3, 4)
+    input = torch.randn(5, 3) if cell else torch.randn(6, 5, 3)
+    initial = {state: torch.randn(5, 4) if cell else torch.randn(1, 5, 4) for state in states}
+    return Case(function, twin, {"input": input, **initial, **parameters})
+
+
+def module(name: str, input: Tensor, *arguments: Any, **options: Any) -> Case:
+    function, twin, parameters = of_module(name, *arguments, **options)
+    return Case(function, twin, {"input": input, **parameters})
+
+
+def image() -> Tensor:
+    return torch.randn(2, 4, 6, 6)
+
+
+ACTIVATIONS = (
+    *("ReLU", "LeakyReLU", "ReLU6", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "LogSigmoid", "Tanh"),
+    *("Softplus", "Softsign", "Hardtanh", "Hardswish", "Hardsigmoid", "Hardshrink", "Softshrink", "Tanhshrink"),
+)
+CASES: dict[str, Callable[[], Case]] = {
+    **{name: (lambda name=name: module(name, torch.randn(6, 6))) for name in ACTIVATIONS},
+    "linear": lambda: Case(
+        ours.linear, F.linear, {"input": torch.randn(4, 6), "weight": torch.randn(5, 6), "bias": torch.randn(5)}
+    ),
+    "Linear": lambda: module("Linear", torch.randn(4, 6), 6, 6),
+    "conv2d": lambda: Case(
+        ours.conv2d, F.conv2d, {"input": image(), "weight": torch.randn(3, 4, 3, 3), "bias": torch.randn(3)}
+    ),
+    "Conv2d": lambda: module("Conv2d", image(), 4, 8, 3, 2, 1, 1, 4),
+    "max_pool2d": lambda: Case(
+        lambda input: ours.max_pool2d(input, 2), lambda input: F.max_pool2d(input, 2), {"input": image()}
+    ),
+    "MaxPool2d": lambda: module("MaxPool2d", image(), 3, 2, 1),
+    "AvgPool2d": lambda: module("AvgPool2d", image(), 3, 2, 1),
+    "AdaptiveAvgPool2d": lambda: module("AdaptiveAvgPool2d", image(), (3, 4)),
+    "cross_entropy-labels": lambda: Case(
+        ours.cross_entropy,
+        F.cross_entropy,
+        {"input": torch.randn(4, 6), "target": torch.randint(6, (4,)), "weight": torch.rand(6)},
+    ),
+    "cross_entropy-probabilities": lambda: Case(
+        ours.cross_entropy, F.cross_entropy, {"input": torch.randn(4, 6), "target": torch.rand(4, 6)}
+    ),
+    "mse_loss": lambda: Case(ours.mse_loss, F.mse_loss, {"input": torch.randn(4, 6), "target": torch.randn(4, 6)}),
+    "embedding": lambda: Case(
+        ours.embedding, F.embedding, {"input": torch.randint(6, (4, 3)), "weight": torch.randn(6, 4)}
+    ),
+    "dropout": lambda: Case(
+        lambda input: ours.dropout(input, 1.0), lambda input: F.dropout(input, 1.0), {"input": torch.randn(4, 6)}
+    ),
+    "RNN": lambda: recurrent("RNN", "hx"),
+    "LSTM": lambda: recurrent("LSTM", "hx", "cx"),
+    "GRU": lambda: recurrent("GRU", "hx"),
+    "RNNCell": lambda: recurrent("RNNCell", "hx", cell=True),
+    "LSTMCell": lambda: recurrent("LSTMCell", "hx", "cx", cell=True),
+    "GRUCell": lambda: recurrent("GRUCell", "hx", cell=True),
+}
+# Other names that a message may give an argument.
+ALIASES = {
+    "hx": ("h0", "hx", "h"),
+    "cx": ("c0", "hx", "c"),
+    "input": ("input", "x"),
+    "weight_ih_l0": ("parameters[0][0]",),
+    "weight_hh_l0": ("parameters[0][1]",),
+    "bias_ih_l0": ("parameters[0][2]",),
+    "bias_hh_l0": ("parameters[0][3]",),
+    "weight_ih": ("parameters[0][0]",),
+    "weight_hh": ("parameters[0][1]",),
+    "bias_ih": ("parameters[0][2]",),
+    "bias_hh": ("parameters[0][3]",),
+}
+
+
+def negated(x: Tensor) -> Tensor:
+    """x behind the lazy negative bit."""
+    y = torch.complex(torch.zeros_like(x), -x).conj().imag if x.is_floating_point() else torch._neg_view(-x)  # pyright: ignore[reportPrivateImportUsage]
+    assert y.is_neg()
+    return y
+
+
+def conjugate_real(x: Tensor) -> Tensor:
+    """x as the real part of a conjugate view."""
+    return torch.complex(x, x).conj().real if x.is_floating_point() else x
+
+
+def in_larger_storage(x: Tensor) -> Tensor:
+    """x transposed in the middle of a larger storage, with gaps."""
+    if x.dim() == 0:
+        return misaligned(x)
+    sizes = x.shape[::-1]
+    wide = torch.full((3 * x.numel() + 7,), 97 if x.dtype is torch.int64 else torch.nan, dtype=x.dtype)
+    strides = [2] * x.dim()
+    for d in range(x.dim() - 2, -1, -1):
+        strides[d] = strides[d + 1] * sizes[d + 1]
+    view = wide.as_strided(sizes, strides, 5).permute(*reversed(range(x.dim())))
+    return _Filled.apply(view, x)  # pyright: ignore[reportReturnType]
+
+
+def misaligned(x: Tensor) -> Tensor:
+    """x one element after an aligned address."""
+    storage = torch.empty(x.numel() + 1, dtype=x.dtype)
+    return _Filled.apply(storage[1:].view(x.shape), x)  # pyright: ignore[reportReturnType]
+
+
+class _Filled(torch.autograd.Function):
+    """The first tensor filled with the second's values, and the second's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, view: Tensor, x: Tensor) -> Tensor:
+        view.copy_(x)
+        ctx.mark_dirty(view)
+        return view
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, grad
+
+
+def wrapped(x: Tensor) -> Tensor:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    return TwoTensor(x.detach(), x.detach())
+
+
+def zeros_without_memory(x: Tensor) -> Tensor:
+    return torch._efficientzerotensor(x.shape, dtype=x.dtype)  # pyright: ignore[reportPrivateImportUsage]
+
+
+# Of each operand: the same values in another guise; None where there is none.
+SAME_VALUES: dict[str, Callable[[Tensor], Tensor]] = {
+    "negated": negated,
+    "conjugate_real": conjugate_real,
+    "in_larger_storage": in_larger_storage,
+    "misaligned": misaligned,
+}
+# Layouts and kinds that carry no gradient here; right or refused.
+OTHER_KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "wrapped": wrapped,
+    "sparse_coo": lambda x: x.detach().to_sparse(),
+    "sparse_csr": lambda x: x.detach().to_sparse_csr() if x.dim() > 1 else x.detach().to_sparse(),
+    "mkldnn": lambda x: x.detach().to_mkldnn() if x.is_floating_point() else x.detach().to_sparse(),
+    "nested": lambda x: torch.nested.nested_tensor(list(x.detach())),
+    "meta": lambda x: x.detach().to("meta"),
+    "zero": zeros_without_memory,
+    "other_dtype": lambda x: x.detach().long() if x.is_floating_point() else x.detach().float(),
+}
+
+
+def outputs(made: Any) -> list[Tensor]:
+    if isinstance(made, Tensor):
+        return [made]
+    return [tensor for part in made for tensor in outputs(part)]
+
+
+def gradients(function: Callable[..., Any], leaves: dict[str, Tensor], operands: dict[str, Tensor]) -> Any:
+    """Outputs, and the gradients of the leaves for fixed upstream gradients."""
+    made = outputs(function(**operands))
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(y.shape, generator=generator).to(y.dtype) for y in made]
+    wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
+    return made, torch.autograd.grad(made, wanted, grads, allow_unused=True) if wanted else ()
+
+
+def made_leaves(case: Case, operands: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Copies of the operands of a case in `dtype`, which require a gradient where they can have one."""
+    constant = ("target", "weight") if case.twin is F.cross_entropy and "weight" in operands else ()
+    leaves = {}
+    for name, x in operands.items():
+        leaves[name] = x.to(dtype).clone() if x.is_floating_point() else x.clone()
+        leaves[name].requires_grad_(x.is_floating_point() and name not in constant)
+    return leaves
+
+
+def assert_both_close(actual: Tensor | None, expected: Tensor | None, what: str) -> None:
+    """Both are None, or both are tensors that agree."""
+    if actual is None or expected is None:
+        assert actual is expected, what
+    else:
+        assert_close(actual, expected, ERROR, what)
+
+
+def names_of(operand: str) -> tuple[str, ...]:
+    return (operand, *ALIASES.get(operand, ()))
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # prototypes of PyTorch announce themselves
+        yield
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", CASES)
+def test_same_values_in_another_guise(name: str) -> None:
+    torch.manual_seed(0)
+    case = CASES[name]()
+    exact = made_leaves(case, case.operands, torch.float64)
+    expected, expected_gradients = gradients(case.twin, exact, exact)
+    for operand in case.operands:
+        for kind, disguise in SAME_VALUES.items():
+            leaves = made_leaves(case, case.operands)
+            actual, actual_gradients = gradients(case.function, leaves, {**leaves, operand: disguise(leaves[operand])})
+            what = f"{operand} {kind}"
+            for a, e in zip(actual, expected, strict=True):
+                assert_close(a, e, ERROR, what)
+            for a, e in zip(actual_gradients, expected_gradients, strict=True):
+                assert_both_close(a, e, f"gradient, {what}")
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", CASES)
+def test_repeated_values_with_stride_0(name: str) -> None:
+    torch.manual_seed(1)
+    case = CASES[name]()
+    for operand, x in case.operands.items():
+        for dimension in range(x.dim()):
+            repeated = {**case.operands, operand: x.select(dimension, 0).unsqueeze(dimension).expand(x.shape)}
+            leaves, exact = made_leaves(case, repeated), made_leaves(case, repeated, torch.float64)
+            leaves[operand] = repeated[operand].detach().requires_grad_(leaves[operand].requires_grad)
+            actual, actual_gradients = gradients(case.function, leaves, leaves)
+            expected, expected_gradients = gradients(case.twin, exact, exact)
+            for a, e in zip((*actual, *actual_gradients), (*expected, *expected_gradients), strict=True):
+                assert_both_close(a, e, f"{operand}, dimension {dimension}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_kinds_are_right_or_refused_by_name(name: str) -> None:
+    torch.manual_seed(2)
+    case = CASES[name]()
+    for operand, x in case.operands.items():
+        for kind, convert in OTHER_KINDS.items():
+            hostile = {**case.operands, operand: convert(x)}
+            what = f"{operand} {kind}"
+            try:
+                with torch.no_grad():
+                    actual = outputs(case.function(**hostile))
+            except (TypeError, ValueError, RuntimeError) as error:
+                said = str(error)
+                assert any(re.search(rf"(?<!\w){re.escape(n)}(?!\w)", said) for n in names_of(operand)), (what, said)
+                assert "\n" not in said, (what, said)
+                continue
+            plain = torch.zeros_like(x) if kind == "zero" else x
+            if kind == "meta":
+                assert all(y.is_meta for y in actual), what
+                continue
+            assert kind in ("wrapped", "zero") or (kind == "other_dtype" and not x.is_floating_point()), what
+            for a, e in zip(actual, outputs(case.twin(**{**case.operands, operand: plain})), strict=True):
+                assert_close(getattr(a, "a", a), e, ERROR, what)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_elements(name: str) -> None:
+    """A batch of none: what PyTorch returns, or an error where PyTorch raises one."""
+    torch.manual_seed(3)
+    case = CASES[name]()
+    batch = {"RNN": 1, "LSTM": 1, "GRU": 1}.get(name, 0)
+    empty = {
+        key: x.narrow(batch if key == "input" else x.dim() - 2 if key in ("hx", "cx") else 0, 0, 0).clone()
+        if key in ("input", "hx", "cx", "target")
+        else x
+        for key, x in case.operands.items()
+    }
+    leaves, exact = made_leaves(case, empty), made_leaves(case, empty, torch.float64)
+    expected, expected_gradients = gradients(case.twin, exact, exact)
+    actual, actual_gradients = gradients(case.function, leaves, leaves)
+    for a, e in zip((*actual, *actual_gradients), (*expected, *expected_gradients), strict=True):
+        assert_both_close(a, e, name)
+
+
+UPSTREAM: dict[str, Callable[[Tensor], Tensor]] = {
+    **SAME_VALUES,
+    "stride_0": lambda x: x.flatten()[:1].expand(x.numel()).view(x.shape),
+    "zero": zeros_without_memory,
+}
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", CASES)
+def test_upstream_gradients(name: str) -> None:
+    torch.manual_seed(4)
+    case = CASES[name]()
+    leaves, exact = made_leaves(case, case.operands), made_leaves(case, case.operands, torch.float64)
+    y, z = outputs(case.function(**leaves))[0], outputs(case.twin(**exact))[0]
+    wanted = [name for name, leaf in leaves.items() if leaf.requires_grad]
+    for kind, disguise in UPSTREAM.items():
+        upstream = disguise(torch.randn_like(y).detach())
+        before = upstream.clone()
+        actual = torch.autograd.grad(y, [leaves[n] for n in wanted], upstream, retain_graph=True, allow_unused=True)
+        grad = upstream.clone().double()
+        expected = torch.autograd.grad(z, [exact[n] for n in wanted], grad, retain_graph=True, allow_unused=True)
+        assert torch.equal(upstream.clone(), before), kind
+        for n, a, e in zip(wanted, actual, expected, strict=True):
+            if a is not None and e is not None:
+                assert_close(a, e, ERROR, f"gradient of {n}, upstream {kind}")
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "Linear", "mse_loss", "dropout"])
+def test_upstream_gradient_in_the_memory_of_an_input(name: str) -> None:
+    torch.manual_seed(5)
+    case = CASES[name]()
+    if name in ("Linear",):
+        case = module("Linear", torch.randn(6, 6), 6, 6)
+    leaves, exact = made_leaves(case, case.operands), made_leaves(case, case.operands, torch.float64)
+    y, z = outputs(case.function(**leaves))[0], outputs(case.twin(**exact))[0]
+    upstream = leaves["input"].detach().flatten()[: y.numel()].view(y.shape)
+    (actual,) = torch.autograd.grad(y, leaves["input"], upstream)
+    (expected,) = torch.autograd.grad(z, exact["input"], upstream.double())
+    assert_close(actual, expected, ERROR, "gradient")
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("kind", [*SAME_VALUES, "zero", "stride_0"])
+def test_optimizers(name: str, kind: str) -> None:
+    torch.manual_seed(6)
+    options = {"lr": 0.1, "weight_decay": 0.1, **({"momentum": 0.9} if name == "SGD" else {})}
+    start = [torch.randn(4, 6), torch.randn(5)]
+    parameters, exact = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    optimizer = getattr(optim, name)(parameters, **options)
+    twin = getattr(torch.optim, name)(exact, **options)
+    for step in range(3):
+        plain = [torch.randn_like(x) for x in start]
+        for index, (p, q, grad) in enumerate(zip(parameters, exact, plain, strict=True)):
+            hostile = UPSTREAM[kind](grad) if (step + index) % 2 else grad
+            p.grad, q.grad = hostile, hostile.clone()
+        optimizer.step()
+        twin.step()
+        for p, q in zip(parameters, exact, strict=True):
+            assert_close(p, q, 1e-5, f"{kind}, step {step}")

@@ -220,6 +220,26 @@ def test_small_tiles(name: str, device: str) -> None:
         check(tensors, "gelu", **sliding)
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(24, 1), (3, 1), (40, 2)])
+def test_nan_stays_where_it_belongs(channels: int, groups: int, device: str) -> None:
+    """What lies past a reduction's end, the next pixel's or filter's first channel, is not multiplied even by zero."""
+    x, weight, bias = make((2, channels, 5, 6), 20 * groups, (2, 3), groups, device=device)
+    tile = GemmTile(32, 16, 16, 4, 1)
+    upstream = torch.randn(2, 20 * groups, 4, 4, device=device)
+    upstream[0, 0, 1, 2] = float("nan")
+    with forced_tiles(convolution_tile=tile, convolution_few_channels_tile=tile):
+        gradients = torch.autograd.grad(conv2d(x, weight, bias, groups=groups), (x, weight, bias), upstream)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+    y = torch.nn.functional.conv2d(*exact, groups=groups)
+    for actual, expected in zip(gradients, torch.autograd.grad(y, exact, upstream.double()), strict=True):
+        assert torch.equal(actual.isnan(), expected.isnan())
+    with torch.no_grad(), forced_tiles(convolution_tile=tile, convolution_few_channels_tile=tile):
+        x[0, 0, 2, 3] = weight[7, 0, 0, 0] = float("nan")
+        y = conv2d(x, weight, bias, groups=groups)
+        expected = torch.nn.functional.conv2d(x.double(), weight.double(), groups=groups)
+    assert torch.equal(y.isnan(), expected.isnan()) and not y.isnan().all()
+
+
 @pytest.mark.parametrize(
     "case",
     [

@@ -115,6 +115,22 @@ def test_small_tiles(M: int, widths: tuple[int, ...], dtype: torch.dtype, device
     assert launches.count("sum_partials_kernel") >= 2
 
 
+def test_nan_stays_in_its_row_and_column(device: str) -> None:
+    """What lies past the end of a reduction, a neighbor's first element, is not multiplied even by zero."""
+    x, weight, bias = make(40, 37, 50, torch.float32, device)
+    upstream = torch.randn(40, 37, device=device)
+    upstream[7, 0] = float("nan")
+    with forced_tiles(linear_tile=GemmTile(16, 32, 16, 4, 1)):
+        dx, dw, db = torch.autograd.grad(linear(x, weight, bias), (x, weight, bias), upstream)
+        with torch.no_grad():
+            x[3, 0] = weight[5, 0] = float("nan")
+            y = linear(x, weight, bias)
+    assert y.isnan().all(1).nonzero().tolist() == [[3]] and y.isnan().all(0).nonzero().tolist() == [[5]]
+    assert y.isnan().sum() == 40 + 37 - 1
+    for gradient, row in ((dx, 7), (dw, 0), (db, 0)):
+        assert gradient[row].isnan().all() and gradient.isnan().sum() == gradient[row].numel()
+
+
 @pytest.mark.parametrize("widths", [(24, 8, 40), (16, 33, 72)])
 def test_sizes_in_units_as_on_a_gpu(widths: tuple[int, ...], device: str) -> None:
     with forced_tiles(current_target=GPU, linear_tile=GemmTile(16, 16, 8, 4, 1)):

@@ -127,8 +127,8 @@ def test_small_tiles(memory_format: torch.memory_format, device: str) -> None:
     with forced_tiles(pool_tile=(16, 4, 4)):
         window = {
             "kernel_size": (3, 2),
-            "stride": (1, 2),
-            "padding": (1, 0),
+            "stride": (2, 1),
+            "padding": 1,
             "dilation": (2, 3),
             "return_indices": True,
         }

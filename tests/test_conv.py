@@ -258,7 +258,7 @@ def test_small_tiles_of_depthwise(case: Any, device: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 20])
 def test_small_tiles_of_fused_pooling(channels: int, device: str) -> None:
     """Windows of several tiles, with a last row and column that no window holds; of few channels also backward."""
-    x, weight, bias = make((3, channels, 7, 9), 20, device=device)
+    x, weight, bias = make((2, channels, 7, 7), 20, device=device)
     weight_tile = ConvolutionWeightTile(16, 16, (1, 1, 16), True, 1, True, 4, 1)
     with forced_tiles(
         convolution_tile=GemmTile(16, 16, 16, 4, 1),

@@ -7,9 +7,19 @@ import pickle
 
 import pytest
 import torch
-from helpers import DTYPES, check_against_reference, counted_launches, tolerance
+from forced_tiles import forced_tiles
+from helpers import (
+    DTYPES,
+    assert_close,
+    check_against_reference,
+    counted_launches,
+    nan_filled_memory,
+    non_contiguous,
+    tolerance,
+)
 
 from tinynet.ops.activation import activate, activation_reference, as_activation
+from tinynet_kernels.activation import activation_backward
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 
 NAMES = [name for name in PARAMETERS if name != "identity"]
@@ -64,6 +74,34 @@ def test_nan_and_infinity(name: str, device: str) -> None:
     x = torch.tensor([float("nan"), float("inf")], device=device)
     actual, expected = activate(x, name).double(), activation_reference(x.double(), Activation(name))
     torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.mark.kernels
+def test_small_tiles(device: str) -> None:
+    function = Activation("silu")
+    x = torch.randn(7, 43, device=device, requires_grad=True)
+    with forced_tiles(flat_block=(64, 4)):
+        check_against_reference(
+            lambda t: activate(t, function), lambda t: activation_reference(t, function), x, error=1e-6
+        )
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("rows", [21, 37])
+@pytest.mark.parametrize("name", ["silu", "identity"])
+def test_small_tiles_of_the_derivative_and_bias_gradient(name: str, rows: int, device: str) -> None:
+    """One program's tiles and two programs', the last ones in part, of gradients whose rows lie apart."""
+    function, columns = Activation(name), 19
+    z = torch.randn(rows, columns, device=device)
+    grad = non_contiguous(torch.randn(rows, columns, device=device))
+    leaf = z.double().requires_grad_()
+    (expected,) = torch.autograd.grad(activation_reference(leaf, function), leaf, grad.double())
+    with forced_tiles(rows_and_columns=(4, 8, 4), _tiles_a_program=8, flat_block=(8, 4)), nan_filled_memory():
+        saved = None if name == "identity" else z
+        dz, db = activation_backward(grad, saved, function, want_dz=True, want_bias=True)
+    assert dz is not None and db is not None
+    assert_close(dz, expected, 1e-6)
+    assert_close(db, expected.sum(0), 1e-6)
 
 
 @pytest.mark.kernels

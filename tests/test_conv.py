@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DTYPES, assert_close, check_against_reference, counted_launches, tolerance
+from forced_tiles import GPU, forced_tiles
+from helpers import DTYPES, assert_close, check_against_reference, counted_launches, nan_filled_memory, tolerance
 
 from tinynet.nn.conv import Conv2d
 from tinynet.ops.activation import as_activation
 from tinynet.ops.conv import conv2d, conv2d_reference, convolution_spec
 from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.tiles import ConvolutionWeightTile, GemmTile, convolution_weight_tile
 
 pytestmark = pytest.mark.kernels
 
@@ -76,6 +78,23 @@ def check(tensors: Any, activation: str | Activation | None = None, **sliding: A
         bias,
         error=2 * tolerance(x.dtype, window),
         gradient_errors=4 * tolerance(x.dtype, max(window, x[:, 0].numel())),
+    )
+
+
+def check_pooled(tensors: Any, activation: str, **sliding: Any) -> list[str]:
+    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
+    spec = convolution_spec(*tensors, **arguments)
+
+    def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.max_pool2d(conv2d_reference(x, weight, bias, spec, as_activation(activation)), 2)
+
+    window = tensors[1][0].numel()
+    return check_against_reference(
+        lambda x, weight, bias: conv2d(x, weight, bias, **arguments, activation=activation, pool=2),
+        reference,
+        *tensors,
+        error=2 * tolerance(torch.float32, window),
+        gradient_errors=4 * tolerance(torch.float32, max(window, tensors[0][:, 0].numel())),
     )
 
 
@@ -143,6 +162,134 @@ def test_dtypes_and_nchw(case: str, dtype: torch.dtype, device: str) -> None:
     check(tensors, activation="relu", **sliding)
 
 
+# A case of `CASES` or another one, the weight gradient's tile, and whether offsets are int64.
+SMALL_TILES = {
+    "even boxes": (
+        ((2, 32, 6, 8), 32, (3, 3), {"padding": 1}),
+        ConvolutionWeightTile(16, 16, (1, 2, 8), False, 1, False, 4, 1),
+        False,
+    ),
+    "boxes past every edge": (
+        ((3, 48, 7, 9), 40, (3, 2), {"padding": (1, 2), "stride": (2, 3), "dilation": (1, 2), "groups": 2}),
+        ConvolutionWeightTile(16, 16, (2, 2, 4), False, 1, False, 4, 1),
+        True,
+    ),
+    "flat boxes": (
+        ((3, 24, 5, 6), 20, (2, 3), {"padding": 1, "dilation": (2, 1)}),
+        ConvolutionWeightTile(16, 32, (2, 2, 4), True, 1, False, 4, 1),
+        False,
+    ),
+    "consecutive pixels": (
+        ((2, 40, 5, 7), 36, (2, 3), {"padding": (0, 1), "stride": (1, 2), "groups": 2}),
+        ConvolutionWeightTile(16, 16, (1, 1, 16), False, 1, True, 4, 1),
+        False,
+    ),
+    "several taps a tile, more than a bitmask holds": (
+        ((2, 24, 5, 4), 20, (7, 5), {"padding": (3, 2)}),
+        ConvolutionWeightTile(16, 128, (1, 1, 16), False, 16, True, 4, 1),
+        True,
+    ),
+    "few channels": (
+        ((2, 6, 9, 8), 40, (3, 5), {"padding": (1, 2), "stride": (2, 1), "dilation": (1, 2), "groups": 2}),
+        ConvolutionWeightTile(16, 16, (2, 2, 4), True, 1, False, 4, 1),
+        False,
+    ),
+    "few channels of a long window": (
+        ((2, 2, 33, 3), 18, (33, 2), {"padding": (1, 1)}),
+        ConvolutionWeightTile(16, 64, (1, 1, 8), True, 1, True, 4, 1),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_TILES)
+def test_small_tiles(name: str, device: str) -> None:
+    """Several tiles along every axis, several steps of each reduction, in three splits."""
+    (shape, channels_out, kernel_size, sliding), weight_tile, wide = SMALL_TILES[name]
+    tensors = make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device)
+    tile = GemmTile(32, 16, 16, 4, 1)
+    wide_offsets = {"LARGEST_OFFSET": 0} if wide else {}
+    with forced_tiles(
+        convolution_tile=tile,
+        convolution_few_channels_tile=tile,
+        convolution_weight_tile=weight_tile,
+        convolution_weight_splits=3,
+        GROUP=2,
+        **wide_offsets,
+    ):
+        check(tensors, "gelu", **sliding)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(24, 1), (3, 1), (40, 2)])
+def test_nan_stays_where_it_belongs(channels: int, groups: int, device: str) -> None:
+    """What lies past a reduction's end, the next pixel's or filter's first channel, is not multiplied even by zero."""
+    x, weight, bias = make((2, channels, 5, 6), 20 * groups, (2, 3), groups, device=device)
+    tile = GemmTile(32, 16, 16, 4, 1)
+    upstream = torch.randn(2, 20 * groups, 4, 4, device=device)
+    upstream[0, 0, 1, 2] = float("nan")
+    with forced_tiles(convolution_tile=tile, convolution_few_channels_tile=tile):
+        gradients = torch.autograd.grad(conv2d(x, weight, bias, groups=groups), (x, weight, bias), upstream)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+    y = torch.nn.functional.conv2d(*exact, groups=groups)
+    for actual, expected in zip(gradients, torch.autograd.grad(y, exact, upstream.double()), strict=True):
+        assert torch.equal(actual.isnan(), expected.isnan())
+    with torch.no_grad(), forced_tiles(convolution_tile=tile, convolution_few_channels_tile=tile):
+        x[0, 0, 2, 3] = weight[7, 0, 0, 0] = float("nan")
+        y = conv2d(x, weight, bias, groups=groups)
+        expected = torch.nn.functional.conv2d(x.double(), weight.double(), groups=groups)
+    assert torch.equal(y.isnan(), expected.isnan()) and not y.isnan().all()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((2, 5, 9, 8), 10, (3, 2), {"padding": 1, "groups": 5, "stride": (2, 1), "dilation": (1, 2)}),
+        ((3, 6, 7, 6), 6, (2, 3), {"padding": (1, 0), "groups": 6, "stride": (1, 2), "dilation": (3, 1)}),
+    ],
+    ids=str,
+)
+def test_small_tiles_of_depthwise(case: Any, device: str) -> None:
+    shape, channels_out, kernel_size, sliding = case
+    tensors = make(shape, channels_out, kernel_size, sliding["groups"], device=device)
+    with forced_tiles(rows_and_columns=(16, 4, 4), depthwise_box=(2, 2, 4), split_count=3):
+        check(tensors, "gelu", **sliding)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 20])
+def test_small_tiles_of_fused_pooling(channels: int, device: str) -> None:
+    """Windows of several tiles, with a last row and column that no window holds; of few channels also backward."""
+    x, weight, bias = make((2, channels, 7, 7), 20, device=device)
+    weight_tile = ConvolutionWeightTile(16, 16, (1, 1, 16), True, 1, True, 4, 1)
+    with forced_tiles(
+        convolution_tile=GemmTile(16, 16, 16, 4, 1),
+        convolution_few_channels_tile=GemmTile(16, 16, 16, 4, 1),
+        rows_and_columns=(8, 16, 4),
+        convolution_weight_tile=weight_tile,
+        convolution_weight_splits=3,
+        takes_output_gradient=channels < 16,
+        GROUP=2,
+    ):
+        check_pooled((x.detach(), weight, bias), "gelu", padding=1)
+
+
+@pytest.mark.parametrize("case", ["3x3 stride 2", "5x5 of 3 channels", "one channel", "depthwise stride 2"])
+def test_tiles_of_a_gpu(case: str, device: str) -> None:
+    shape, channels_out, kernel_size, sliding = CASES[case]
+    with forced_tiles(current_target=GPU):
+        check(make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device), "relu", **sliding)
+
+
+@pytest.mark.parametrize("shape", [(5, 19, 3, 7), (3, 8, 4, 4)])
+def test_small_tiles_of_layout_conversions(shape: tuple[int, ...], device: str) -> None:
+    from tinynet_kernels.layout import to_channels_last, to_contiguous
+
+    x = torch.randn(shape, device=device)
+    with forced_tiles(convolution_transpose_tile=(2, 8, 4, 4)), nan_filled_memory():
+        images = to_channels_last(x)
+        assert images.is_contiguous(memory_format=torch.channels_last) and torch.equal(images, x)
+        assert torch.equal(to_contiguous(images), x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["gelu", "tanh", Activation("leaky_relu", negative_slope=-0.5)])
 @pytest.mark.parametrize("channels", [1, 4, 16])
@@ -171,21 +318,8 @@ POOLED = ["3x3", "3x3 stride 2", "5x5 of 3 channels", "one channel", "2 groups",
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_fused_pooling(activation: str, case: str, device: str) -> None:
     shape, channels_out, kernel_size, sliding = CASES[case]
-    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
-    tensors = make(shape, channels_out, kernel_size, arguments["groups"], device=device)
-    spec = convolution_spec(*tensors, **arguments)
-
-    def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.max_pool2d(conv2d_reference(x, weight, bias, spec, as_activation(activation)), 2)
-
-    window = tensors[1][0].numel()
-    launches = check_against_reference(
-        lambda x, weight, bias: conv2d(x, weight, bias, **arguments, activation=activation, pool=2),
-        reference,
-        *tensors,
-        error=2 * tolerance(torch.float32, window),
-        gradient_errors=4 * tolerance(torch.float32, max(window, tensors[0][:, 0].numel())),
-    )
+    tensors = make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device)
+    launches = check_pooled(tensors, activation, **sliding)
     assert "max_pool2d_forward_kernel" not in launches
     assert launches.count("max_pool2d_backward_kernel") == launches.count("activation_backward_kernel") == 1
 
@@ -232,19 +366,8 @@ FEW_CHANNELS = ["one channel", "5x5 of 3 channels", "4 thin groups", "3x5 of 2 c
 @pytest.mark.parametrize("case", FEW_CHANNELS)
 @pytest.mark.parametrize("activation", ["relu", "gelu", None])
 @pytest.mark.parametrize("pool", [1, 2])
-def test_first_layer_makes_its_gradients_in_one_pass(
-    pool: int, activation: str | None, case: str, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_first_layer_makes_its_gradients_in_one_pass(pool: int, activation: str | None, case: str, device: str) -> None:
     """Few channels that want no gradient: dW and db straight from dY. Chosen on a CPU, right on every engine."""
-    from tinynet_kernels import conv_backward
-    from tinynet_kernels.tiles import convolution_weight_tile
-
-    monkeypatch.setattr(conv_backward, "takes_output_gradient", lambda x, spec: True)
-    monkeypatch.setattr(
-        conv_backward, "convolution_weight_tile", lambda *a: convolution_weight_tile(*a)._replace(consecutive=True)
-    )
-    problem = conv_backward._weight_gradient_problem.__wrapped__  # those met before have other tiles
-    monkeypatch.setattr(conv_backward, "_weight_gradient_problem", problem)
     shape, channels_out, kernel_size, sliding = CASES[case]
     arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
     function = as_activation(activation)
@@ -256,16 +379,20 @@ def test_first_layer_makes_its_gradients_in_one_pass(
             y = conv2d_reference(x, weight, bias, spec, function)
             return torch.nn.functional.max_pool2d(y, 2) if pool == 2 else y
 
-        launches = check_against_reference(
-            lambda x, weight, bias: conv2d(x, weight, bias, **arguments, activation=activation, pool=pool),
-            reference,
-            x.detach(),
-            weight,
-            bias,
-            error=2 * tolerance(dtype, weight[0].numel()),
-            # Pooling in 16 bits may choose another of two values that round to one.
-            gradient_errors=4 * tolerance(dtype, x[:, 0].numel()) * (1 if pool == 1 or dtype.itemsize == 4 else 25),
-        )
+        with forced_tiles(
+            takes_output_gradient=True,
+            convolution_weight_tile=lambda *a: convolution_weight_tile(*a)._replace(consecutive=True),
+        ):
+            launches = check_against_reference(
+                lambda x, weight, bias: conv2d(x, weight, bias, **arguments, activation=activation, pool=pool),
+                reference,
+                x.detach(),
+                weight,
+                bias,
+                error=2 * tolerance(dtype, weight[0].numel()),
+                # Pooling in 16 bits may choose another of two values that round to one.
+                gradient_errors=4 * tolerance(dtype, x[:, 0].numel()) * (1 if pool == 1 or dtype.itemsize == 4 else 25),
+            )
         assert launches.count("convolution_weight_gradient_kernel") == 1
         assert not {"activation_backward_kernel", "max_pool2d_backward_kernel"} & set(launches)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forced_tiles import forced_tiles
 from helpers import DTYPES, counted_launches
 
 from tinynet import nn
 from tinynet.ops.dropout import dropout, dropout_operator
+from tinynet_kernels.dropout import dropout_apply
 
 pytestmark = pytest.mark.kernels
 
@@ -41,6 +43,30 @@ def test_backward_drops_the_same_elements(layout: torch.memory_format, device: s
     assert x.grad is not None
     torch.testing.assert_close(y, x * mask)
     torch.testing.assert_close(x.grad, upstream * mask)
+
+
+def philox(seed: int, counter: tuple[int, int, int, int]) -> list[int]:
+    """Philox 4x32-10 of Salmon et al. 2011."""
+    key, mask = [seed & 0xFFFFFFFF, seed >> 32], 0xFFFFFFFF
+    c = list(counter)
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(b >> 32) ^ c[1] ^ key[0], b & mask, (a >> 32) ^ c[3] ^ key[1], a & mask]
+        key = [(key[0] + 0x9E3779B9) & mask, (key[1] + 0xBB67AE85) & mask]
+    return c
+
+
+def test_small_tiles_draw_philoxs_numbers(device: str) -> None:
+    """Call i of a program draws its elements 4 i to 4 i + 3; one whose number is p itself is not dropped."""
+    seed, block = (5 << 32) + 7, 32
+    x = torch.randn(90, device=device)
+    numbers = [philox(seed, (i % block // 4, i // block, 0, 0))[(0, 2, 1, 3)[i % 4]] for i in range(x.numel())]
+    # The largest number is below 1, in fp32 too: the scale is a little less than 2^-31.
+    uniform = torch.tensor([min(n, 2**32 - 1 - n) for n in numbers], device=device).float() * 4.6566127342e-10
+    p = uniform.median().item()
+    with forced_tiles(flat_block=(block, 4)):
+        y = dropout_apply(x, torch.tensor([seed], device=device), p)
+    torch.testing.assert_close(y, torch.where(uniform >= p, x / (1 - p), 0.0))
 
 
 def test_follows_pytorchs_generator(device: str) -> None:

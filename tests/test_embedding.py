@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forced_tiles import forced_tiles
 from helpers import DTYPES, check_against_reference, counted_launches, non_contiguous, tolerance
 
 from tinynet import nn
@@ -26,6 +27,17 @@ def make(V: int, D: int, shape: tuple[int, ...], dtype: torch.dtype, device: str
 def test_lookup_and_gradient(V: int, D: int, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     index, weight = make(V, D, shape, dtype, device)
     check_against_reference(embedding, embedding_reference, index, weight, error=tolerance(dtype, index.numel()))
+
+
+def test_small_tiles(device: str) -> None:
+    index, weight = make(6, 19, (5, 4), torch.float32, device)
+    with forced_tiles(rows_and_columns=(8, 8, 4)):
+        check_against_reference(embedding, embedding_reference, index, non_contiguous(weight), error=1e-6)
+
+
+def test_more_columns_than_a_block(device: str) -> None:
+    index, weight = make(3, 1030, (9,), torch.float32, device)
+    check_against_reference(embedding, embedding_reference, index, weight, error=1e-6)
 
 
 @pytest.mark.parametrize("padding_idx", [0, -1, 3])

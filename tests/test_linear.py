@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from forced_tiles import GPU, forced_tiles
 from helpers import DTYPES, check_against_reference, counted_launches, non_contiguous, tolerance
 from triton import knobs
 
@@ -16,7 +17,7 @@ from tinynet.ops.linear import linear, linear_chain, linear_gradients, linear_re
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.gemm import in_units
 from tinynet_kernels.linear import linear_forward
-from tinynet_kernels.tiles import Target
+from tinynet_kernels.tiles import GemmTile, Target
 
 pytestmark = pytest.mark.kernels
 
@@ -101,6 +102,40 @@ def test_chain(widths: Any, M: int, activations: Any, biases: Any, dtype: torch.
     last = activations[-1] != "identity" or biases[-1]
     assert launches.count("activation_backward_kernel") == last
     assert launches.count("linear_input_gradient_kernel") == len(activations)
+
+
+@pytest.mark.parametrize(
+    ("M", "widths", "dtype"), [(75, (40, 37, 50), torch.float32), (96, (32, 48, 64), torch.bfloat16)]
+)
+def test_small_tiles(M: int, widths: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    """Several tiles along every axis, a last group of fewer rows, several steps of each reduction, in three splits."""
+    tensors = make_chain(widths, M, dtype, device, (True, True))
+    with forced_tiles(linear_tile=GemmTile(16, 32, 16, 4, 1), split_count=3, GROUP=2, flat_block=(256, 4)):
+        launches = check_chain(tensors, ("gelu", "tanh"))
+    assert launches.count("sum_partials_kernel") >= 2
+
+
+def test_nan_stays_in_its_row_and_column(device: str) -> None:
+    """What lies past the end of a reduction, a neighbor's first element, is not multiplied even by zero."""
+    x, weight, bias = make(40, 37, 50, torch.float32, device)
+    upstream = torch.randn(40, 37, device=device)
+    upstream[7, 0] = float("nan")
+    with forced_tiles(linear_tile=GemmTile(16, 32, 16, 4, 1)):
+        dx, dw, db = torch.autograd.grad(linear(x, weight, bias), (x, weight, bias), upstream)
+        with torch.no_grad():
+            x[3, 0] = weight[5, 0] = float("nan")
+            y = linear(x, weight, bias)
+    assert y.isnan().all(1).nonzero().tolist() == [[3]] and y.isnan().all(0).nonzero().tolist() == [[5]]
+    assert y.isnan().sum() == 40 + 37 - 1
+    for gradient, row in ((dx, 7), (dw, 0), (db, 0)):
+        assert gradient[row].isnan().all() and gradient.isnan().sum() == gradient[row].numel()
+
+
+@pytest.mark.parametrize("widths", [(24, 8, 40), (16, 33, 72)])
+def test_sizes_in_units_as_on_a_gpu(widths: tuple[int, ...], device: str) -> None:
+    with forced_tiles(current_target=GPU, linear_tile=GemmTile(16, 16, 8, 4, 1)):
+        launches = check_chain(make_chain(widths, 40, torch.float32, device, (True, False)), ("mish", "identity"))
+    assert launches.count("activation_backward_kernel") == 1  # mish's derivative is a pass of its own
 
 
 @pytest.mark.parametrize("leading", [(), (2, 3)])

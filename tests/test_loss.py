@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from forced_tiles import forced_tiles
 from helpers import DTYPES, assert_close, check_against_reference, counted_launches, non_contiguous, tolerance
 
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
@@ -76,6 +77,54 @@ def test_probabilities(label_smoothing: float, reduction: str, dtype: torch.dtyp
     target = make_probabilities(33, 19, dtype=dtype, device=device)
     weight = (torch.rand(19, device=device) + 0.1).to(dtype)
     check(input, target, weight, reduction=reduction, label_smoothing=label_smoothing)
+
+
+@kernels
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    ("probabilities", "label_smoothing", "weighted"), [(False, 0.0, True), (False, 0.1, False), (True, 0.2, True)]
+)
+def test_small_tiles(probabilities: bool, label_smoothing: float, weighted: bool, reduction: str, device: str) -> None:
+    """Blocks of rows that begin in one image and end in the next, several blocks of classes, strides of every axis."""
+    N, C, S = 3, 19, 7
+    input = torch.randn(N, S, 2 * C, device=device).transpose(1, 2)[:, ::2].mul(3).requires_grad_()
+    weight = torch.rand(C, device=device) + 0.1 if weighted else None
+    if probabilities:
+        target = make_probabilities(N, C, S, device=device).detach().transpose(0, 2).contiguous().transpose(0, 2)
+        target.requires_grad_()
+    else:
+        target = make_labels(S, N, classes=C, device=device).t()
+        target[1, 3] = -100
+    with forced_tiles(cross_entropy_tile=(4, 8, 4)):
+        check(input, target, weight, reduction=reduction, label_smoothing=label_smoothing)
+
+
+@kernels
+@pytest.mark.parametrize("mean", [False, True])
+def test_second_stage_walks_its_parts(mean: bool, device: str) -> None:
+    from tinynet_kernels.loss import _reduce_losses
+
+    partial = torch.rand(2, 2500, device=device)
+    loss, divisor = torch.empty((), device=device), torch.empty(1, device=device)
+    _reduce_losses(partial, loss, divisor if mean else None)
+    total, count = partial.double().sum(1)
+    assert_close(loss, total / count if mean else total, 1e-6)
+    assert not mean or abs(divisor.item() / count.item() - 1) < 1e-6
+
+
+@kernels
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_small_tiles_of_mse_loss(reduction: str, device: str) -> None:
+    input = torch.randn(5, 29, device=device, requires_grad=True)
+    target = torch.randn(5, 29, device=device, requires_grad=True)
+    with forced_tiles(flat_block=(32, 4)):
+        check_against_reference(
+            lambda *a: mse_loss(*a, reduction=reduction),
+            lambda *a: F.mse_loss(*a, reduction=reduction),
+            input,
+            target,
+            error=1e-6,
+        )
 
 
 @kernels

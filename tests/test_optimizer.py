@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from forced_tiles import GPU, forced_tiles
 from helpers import UNIT, assert_close, counted_launches, non_contiguous
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -17,6 +18,7 @@ import tinynet
 from tinynet import optim
 from tinynet.ops import optimizer as operator
 from tinynet.ops.optimizer import adam, sgd
+from tinynet_kernels.tiles import Target
 
 pytestmark = pytest.mark.kernels
 
@@ -123,6 +125,25 @@ def test_several_blocks_a_tensor(name: str, options: dict[str, Any], device: str
     getattr(optim, name)(ours, **options).step()
     getattr(torch.optim, name)(exact, **options).step()
     assert_params_close(ours, exact, 4 * UNIT[torch.float32])
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)
+def test_small_tiles(name: str, options: dict[str, Any], aligned: bool, device: str) -> None:
+    """Full blocks and a last one in part of each tensor; of aligned ones the full blocks are loaded without a mask."""
+    ours = make(device, ((37,), (3,), (5, 16)))
+    exact = doubled(ours)
+    target = GPU if aligned else Target("interpreter", "", 1, 1)
+    with forced_tiles(flat_block=(16, 4), current_target=target):
+        optimizer, expected = getattr(optim, name)(ours, **options), getattr(torch.optim, name)(exact, **options)
+        for step in range(2):
+            give_gradients(ours, exact, seed=step)
+            optimizer.step()
+            expected.step()
+    assert_params_close(ours, exact, 4 * UNIT[torch.float32])
+    for parameter, other in zip(ours, exact, strict=True):
+        for key, value in expected.state[other].items():
+            assert_close(optimizer.state[parameter][key], value, 4 * UNIT[torch.float32], key)
 
 
 @pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from forced_tiles import forced_tiles
 from helpers import DTYPES, check_against_reference, counted_launches, non_contiguous, tolerance
 
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -115,6 +116,21 @@ def test_more_than_one_program_each_way(device: str) -> None:
         x = make(9, 130, 12, 13, device=device, memory_format=memory_format)
         check(max_pool2d, F.max_pool2d, x, 3, 2, 1)
         check(avg_pool2d, F.avg_pool2d, x, 3, 2, 1)
+
+
+@kernels
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+def test_small_tiles(memory_format: torch.memory_format, device: str) -> None:
+    """Tiles that begin inside an image, end in the next and pass the last, in both directions."""
+    x = make(3, 5, 9, 7, device=device, memory_format=memory_format).detach()
+    x = torch.cat((x, x[:, :, :, :1]), 3)[:, :, :, :7].requires_grad_()  # with room between its rows
+    with forced_tiles(pool_tile=(16, 4, 4)):
+        window = {"kernel_size": (2, 3), "stride": (1, 2), "padding": 1, "dilation": (3, 1), "return_indices": True}
+        check(lambda t: max_pool2d(t, **window)[0], lambda t: F.max_pool2d(t, **window)[0], x)
+        assert torch.equal(max_pool2d(x, **window)[1], F.max_pool2d(x, **window)[1])
+        check(max_pool2d, F.max_pool2d, x, 2)
+        check(avg_pool2d, F.avg_pool2d, x, (3, 2), (2, 1), 1, count_include_pad=False)
+        check(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, (4, 5))
 
 
 @kernels

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from forced_tiles import forced_tiles
 from helpers import UNIT, assert_close, counted_launches, nan_filled_memory, non_contiguous
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -21,7 +22,7 @@ from tinynet.nn import recurrent as layers
 from tinynet.ops.recurrent import recurrent, recurrent_operator
 from tinynet_kernels import launch, recurrent_weights
 from tinynet_kernels import recurrent as kernels
-from tinynet_kernels.tiles import current_target
+from tinynet_kernels.tiles import GemmTile, RecurrentTile, current_target
 
 pytestmark = pytest.mark.kernels
 
@@ -44,12 +45,14 @@ def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     yield request.param
 
 
-def build(kind: str, dtype: torch.dtype, device: str, hidden: int = 12, **options: Any) -> tuple[Any, Any]:
+def build(
+    kind: str, dtype: torch.dtype, device: str, hidden: int = 12, inputs: int = INPUTS, **options: Any
+) -> tuple[Any, Any]:
     """Ours, and torch.nn's in float64 with the same parameters."""
     torch.manual_seed(hidden)
     recompute = {"recompute": options.pop("recompute")} if "recompute" in options else {}
-    ours = getattr(layers, kind)(INPUTS, hidden, device=device, dtype=dtype, **recompute, **options)
-    exact = getattr(torch.nn, kind)(INPUTS, hidden, device=device, dtype=torch.float64, **options)
+    ours = getattr(layers, kind)(inputs, hidden, device=device, dtype=dtype, **recompute, **options)
+    exact = getattr(torch.nn, kind)(inputs, hidden, device=device, dtype=torch.float64, **options)
     exact.load_state_dict(ours.state_dict())
     return ours, exact
 
@@ -207,6 +210,38 @@ def test_gradients_of_several_tiles(kind: str, regime: str, device: str) -> None
     """The GRU's dr and dz, dn and dq fill tiles of their own, of weights and of biases, the last ones in part."""
     ours, exact = build(kind, torch.float32, device, hidden=40, bidirectional=True)
     check(ours, exact, torch.randn(3, 4, INPUTS, device=device), states(ours, 4), torch.tensor([2, 3, 1, 2]))
+
+
+# The persistent kernels' tile, or None for kernels of one step; the layer, and its options.
+SMALL_TILES: dict[str, tuple[RecurrentTile | None, str, dict[str, Any]]] = {
+    "tanh steps": (None, "RNN", {}),
+    "relu steps": (None, "RNN", {"nonlinearity": "relu", "bias": False}),
+    "lstm steps, dense": (None, "LSTM", {}),
+    "projected steps": (None, "LSTM", {"proj_size": 18}),
+    "gru steps": (None, "GRU", {}),
+    "projected, dense": (RecurrentTile(16, 32, 32, 4), "LSTM", {"proj_size": 18, "recompute": True}),
+    "gru": (RecurrentTile(16, 32, 32, 4), "GRU", {"inputs": 16, "hidden": 24, "recompute": True}),
+    "gru without bias": (RecurrentTile(16, 32, 32, 4, True), "GRU", {"bias": False, "recompute": True}),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_TILES)
+def test_small_tiles(name: str, device: str) -> None:
+    """Blocks of sequences and units, the last ones in part, several steps of each product, two splits of the rows."""
+    tile, kind, options = SMALL_TILES[name]
+    T, B = 4, 19
+    ours, exact = build(kind, torch.float32, device, **{"hidden": 20, "bidirectional": True, **options})
+    lengths = None if name.endswith("dense") else torch.tensor([3, 4, 1, *[4] * 8, *[3] * 8])
+    reset = torch.rand(T, B, device=device) < 0.2
+    with forced_tiles(
+        recurrent_tile=tile,
+        recurrent_step_tile=GemmTile(16, 16, 16, 4, 1),
+        recurrent_gates_tile=GemmTile(16, 16, 8, 4, 1),
+        linear_tile=GemmTile(16, 32, 16, 4, 1),
+        split_count=2,
+        GROUP=2,
+    ):
+        check(ours, exact, torch.randn(T, B, ours.input_size, device=device), states(ours, B), lengths, reset)
 
 
 @pytest.mark.parametrize("reset", [False, True])

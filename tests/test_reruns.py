@@ -44,7 +44,6 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] =
     "convolution": (lambda: nn.Conv2d(16, 9, 3, 1, 1, activation="relu"), lambda: pictures(16), "sum_partials_kernel"),
     "of 3 channels": (lambda: nn.Conv2d(3, 9, 3, 1, 1, activation="relu"), lambda: pictures(3), "sum_partials_kernel"),
     "of 1 channel": (lambda: nn.Conv2d(1, 9, 3, 1, 1, activation="relu"), lambda: pictures(1), "sum_partials_kernel"),
-    "of 2 groups": (lambda: nn.Conv2d(32, 34, 3, 1, 1, groups=2), lambda: pictures(32), "sum_partials_kernel"),
     "depthwise": (lambda: nn.Conv2d(17, 17, 3, 1, 1, groups=17), lambda: pictures(17), "sum_partials_kernel"),
     "pooling": (
         lambda: nn.Conv2d(16, 20, 3, 1, 1, activation="relu", pool=2),

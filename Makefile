@@ -22,8 +22,9 @@ train: $(SET_UP) ## train the image classifier on handwritten digits; ARGS='--mo
 
 # One process an engine: Triton decides when it is imported whether it interprets its kernels.
 # Two processes share two cores better when their threads sleep instead of spinning while they wait.
-PYTEST := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2
-INTERPRETED := activation linear conv pool loss dropout embedding optimizer wide_strides
+THREADS := 2
+PYTEST := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2
+INTERPRETED := activation linear conv pool loss dropout embedding optimizer sequential reruns wide_strides
 
 test: test-interpreter test-driver ## run the test suite on every engine of this machine
 

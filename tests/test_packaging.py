@@ -115,10 +115,10 @@ def put_command(machine: Path, name: str, script: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def set_up(machine: Path) -> subprocess.CompletedProcess[str]:
+def set_up(machine: Path, *variables: str) -> subprocess.CompletedProcess[str]:
     """Runs `make set-up` with an environment beside the machine's commands."""
     return subprocess.run(
-        ["make", "--no-print-directory", "set-up", f"VENV={machine.parent / 'venv'}"],
+        ["make", "--no-print-directory", "set-up", f"VENV={machine.parent / 'venv'}", *variables],
         cwd=ROOT,
         env={"PATH": str(machine), "HOME": str(machine.parent)},
         capture_output=True,
@@ -194,6 +194,17 @@ def test_set_up_installs_once_in_the_size_of_the_machine(machine, has_gpu):
     assert set_up(machine).returncode == 0
     assert time.perf_counter() - started < 1
     assert (machine.parent / "venv" / "calls").read_text() == calls
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_set_up_takes_other_versions(machine, has_gpu):
+    put_command(machine, "python3", VENV_MAKER.replace("$PIP_EXIT", "0"))
+    put_command(machine, "cc", "")
+    if has_gpu:
+        put_command(machine, "nvidia-smi", "exit 0\n")
+    assert set_up(machine, "CONSTRAINT=constraints/triton-3.6.txt").returncode == 0
+    calls = (machine.parent / "venv" / "calls").read_text()
+    assert calls.count("--constraint") == 1 and "--constraint constraints/triton-3.6.txt -e .[dev]\n" in calls
 
 
 def test_set_up_whose_install_fails_says_so_and_is_tried_again(machine):

@@ -217,11 +217,9 @@ def test_winners_take_one_byte_where_they_fit(device: str) -> None:
 
 
 @kernels
-def test_reruns_are_bitwise_equal_and_nothing_is_saved_without_gradient(device: str) -> None:
+def test_nothing_is_saved_without_gradient(device: str) -> None:
     x = make(2, 3, 20, 20, device=device)
     for pool in (max_pool2d, avg_pool2d):
-        first, second = (torch.autograd.grad(y := pool(x, 3, 1, 1), x, torch.ones_like(y)) for _ in range(2))
-        assert torch.equal(first[0], second[0])
         with torch.no_grad():
             assert pool(x, 2).grad_fn is None
     assert adaptive_avg_pool2d(x.detach(), 2).grad_fn is None

@@ -5,20 +5,18 @@ The views are huge, what is in them is not: memory that nobody touches costs add
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from forced_tiles import forced_tiles
 from helpers import UNIT, assert_close, check_against_reference, tolerance
 from torch import Tensor
 
 import tinynet.nn
 import tinynet.optim
-import tinynet_kernels
 from tinynet.ops.activation import as_activation, gelu
 from tinynet.ops.conv import conv2d
 from tinynet.ops.embedding import embedding
@@ -26,7 +24,7 @@ from tinynet.ops.linear import linear, linear_chain
 from tinynet.ops.loss import cross_entropy, mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet_kernels import activation as activation_kernels
-from tinynet_kernels import launch, offsets
+from tinynet_kernels import launch
 from tinynet_kernels import layout as layout_kernels
 from tinynet_kernels import linear as linear_kernels
 from tinynet_kernels import pool as pool_kernels
@@ -316,9 +314,6 @@ def test_who_takes_int64() -> None:
 @pytest.fixture
 def always_wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every tile reaches past the largest offset, at any size: what takes dense tensors of many gigabytes else."""
-    names = [module.name for module in pkgutil.iter_modules(tinynet_kernels.__path__)]
-    modules = [importlib.import_module(f"tinynet_kernels.{name}") for name in names]
-    decisions = [each for module in modules for each in vars(module).values() if hasattr(each, "cache_clear")]
     run, seen = launch._run, []
 
     def look(kernel: Any, grid: Any, arguments: Any, constants: Any) -> None:
@@ -326,12 +321,8 @@ def always_wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         run(kernel, grid, arguments, constants)
 
     monkeypatch.setattr(launch, "_run", look)
-    monkeypatch.setattr(offsets, "LARGEST_OFFSET", 0)
-    for decision in decisions:
-        decision.cache_clear()
-    yield
-    for decision in decisions:
-        decision.cache_clear()
+    with forced_tiles(LARGEST_OFFSET=0):
+        yield
     assert True in seen and False not in seen
 
 

@@ -1,4 +1,4 @@
-"""Same seed, machine, versions and thread count: same numbers, bit for bit."""
+"""The same seed on the same machine, with the same versions and number of threads, gives the same bits."""
 
 import os
 

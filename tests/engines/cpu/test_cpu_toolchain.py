@@ -20,6 +20,7 @@ SOURCE = "int answer(void) { return ANSWER; }"
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TINYNET_CPU_CACHE", str(tmp_path))
+    monkeypatch.delenv("TINYNET_CPU_ISA", raising=False)
     return tmp_path
 
 

@@ -138,6 +138,20 @@ def test_a_loaded_scalar_is_a_loop_bound() -> None:
 
 
 @triton.jit
+def compared_scalars_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    tl.store(out_ptr + offsets, 1.0, mask=(tl.load(x_ptr) > 0.5) & (offsets < size))
+    tl.store(out_ptr + BLOCK + offsets, 1.0, mask=(offsets < size) & (tl.program_id(0) == 0))
+
+
+@pytest.mark.parametrize("value", [0.25, 0.75])
+def test_a_comparison_of_scalars_is_part_of_a_mask(value: float) -> None:
+    out = torch.zeros(2, 8)
+    compared_scalars_kernel[(1,)](torch.tensor([value]), out, 5, BLOCK=8)
+    assert out.sum(1).tolist() == [5 if value > 0.5 else 0, 5]
+
+
+@triton.jit
 def many_device_functions_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr):
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offsets, mask=offsets < size, other=0.0)

@@ -10,7 +10,8 @@
 - An int32 sum that wraps around raises. Cured: it wraps.
 - `tl.erf` is a Python loop. Cured: PyTorch's erf.
 - `libdevice` functions return None. Cured: the floating point ones that have a counterpart in PyTorch.
-
+- A comparison of two scalars becomes numbers of their dtype where it meets a block: Triton 3.9 refuses that as a mask,
+  and `&` refuses floats. Cured: it becomes booleans.
 - Triton 3.6 with numpy 2.4 or later can't take a scalar tensor as an index or a loop bound. Cured: it can.
 
 Not cured: a kernel that took `from triton.language.extra.libdevice import tanh` before `install()` holds the stub;
@@ -189,6 +190,17 @@ def _to_tensor(stock: Any) -> Any:
     return to_tensor
 
 
+def _create_splat(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def create_splat(self: Any, block_type: Any, argument: Any) -> Any:
+        block = stock(self, block_type, argument)
+        if block_type.scalar != tl.int1:
+            return block
+        return interpreter.TensorHandle(block.data.astype(bool), tl.int1)
+
+    return create_splat
+
+
 def _create_erf(self: Any, argument: Any) -> Any:
     return interpreter.TensorHandle(torch.erf(torch.tensor(argument.data)).numpy(), argument.dtype.scalar)
 
@@ -235,4 +247,5 @@ def apply() -> None:
     operations.to_tensor = _to_tensor(operations.to_tensor)
     builder_class: Any = interpreter.InterpreterBuilder
     builder_class.create_erf = _create_erf
+    builder_class.create_splat = _create_splat(builder_class.create_splat)
     _install_libdevice()

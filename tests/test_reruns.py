@@ -1,0 +1,120 @@
+"""Reruns on one machine, with the same versions and number of threads, give the same bits: here and in a new process.
+
+Nothing of the kind holds between tiles, numbers of threads or processors: they add in other orders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import counted_launches
+from torch import Tensor
+
+import tinynet
+from tinynet import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pictures(channels: int) -> Tensor:
+    return torch.randn(4, channels, 12, 11)
+
+
+def sequences() -> Tensor:
+    return torch.randn(4, 3, 7)
+
+
+# How to make a layer and its inputs, and the kernel in which its backward, or a loss, adds up what programs found.
+CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] = {
+    "linear": (lambda: nn.Linear(20, 9, activation="relu"), lambda: torch.randn(1030, 20), "sum_partials_kernel"),
+    "chain of linear": (
+        lambda: nn.Sequential(nn.Linear(20, 24, activation="gelu"), nn.Linear(24, 9, activation="relu")),
+        lambda: torch.randn(1030, 20),
+        "sum_partials_kernel",
+    ),
+    "convolution": (lambda: nn.Conv2d(16, 9, 3, 1, 1, activation="relu"), lambda: pictures(16), "sum_partials_kernel"),
+    "of 3 channels": (lambda: nn.Conv2d(3, 9, 3, 1, 1, activation="relu"), lambda: pictures(3), "sum_partials_kernel"),
+    "of 1 channel": (lambda: nn.Conv2d(1, 9, 3, 1, 1, activation="relu"), lambda: pictures(1), "sum_partials_kernel"),
+    "depthwise": (lambda: nn.Conv2d(17, 17, 3, 1, 1, groups=17), lambda: pictures(17), "sum_partials_kernel"),
+    "pooling": (
+        lambda: nn.Conv2d(16, 20, 3, 1, 1, activation="relu", pool=2),
+        lambda: pictures(16),
+        "convolution_weight_gradient_kernel",
+    ),
+    "max_pool2d": (lambda: nn.MaxPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "max_pool2d_backward_kernel"),
+    "avg_pool2d": (lambda: nn.AvgPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "avg_pool2d_backward_kernel"),
+    "cross_entropy": (
+        lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
+        lambda: (torch.randn(70_000, 3), torch.randint(3, (70_000,))),
+        "reduce_losses_kernel",
+    ),
+    "mse_loss": (nn.MSELoss, lambda: (torch.randn(70_001), torch.randn(70_001)), "reduce_losses_kernel"),
+    "embedding": (lambda: nn.Embedding(3, 33), lambda: torch.randint(3, (400,)), "embedding_backward_kernel"),
+    "RNN": (lambda: nn.RNN(7, 12, bidirectional=True), sequences, "recurrent_weight_gradient_kernel"),
+    "LSTM": (lambda: nn.LSTM(7, 12, bidirectional=True), sequences, "recurrent_weight_gradient_kernel"),
+    "GRU": (lambda: nn.GRU(7, 12, bidirectional=True), sequences, "recurrent_weight_gradient_kernel"),
+}
+RUNS = [
+    *((case, "float32") for case in CASES),
+    ("linear", "bfloat16"),
+    ("convolution", "bfloat16"),
+    ("GRU", "bfloat16"),
+]
+
+
+def run(case: str, dtype: str, device: str) -> list[Tensor]:
+    """A layer's output and all gradients, from the same numbers each time."""
+    torch.manual_seed(0)
+    make_layer, make_inputs, _ = CASES[case]
+    layer, inputs = make_layer().to(device, getattr(torch, dtype)), make_inputs()
+    inputs = [x.to(device) for x in (inputs if isinstance(inputs, tuple) else (inputs,))]
+    inputs = [x.to(getattr(torch, dtype)).requires_grad_() if x.is_floating_point() else x for x in inputs]
+    outputs = layer(*inputs)
+    y = outputs[0] if isinstance(outputs, tuple) else outputs
+    leaves = [tensor for tensor in (*inputs, *layer.parameters()) if tensor.requires_grad]
+    return [y, *torch.autograd.grad(y, leaves, torch.randn(y.shape).to(y))]
+
+
+def digests(device: str) -> dict[str, str]:
+    """A checksum of each run's bits."""
+    found = {}
+    for case, dtype in RUNS:
+        digest = hashlib.sha256()
+        for tensor in run(case, dtype, device):
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        found[f"{case}, {dtype}"] = digest.hexdigest()
+    return found
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(("case", "dtype"), RUNS)
+def test_a_rerun_gives_the_same_bits(case: str, dtype: str, device: str) -> None:
+    with counted_launches() as launches:
+        first = run(case, dtype, device)
+    assert CASES[case][2] in launches
+    for one, other in zip(first, run(case, dtype, device), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.kernels
+def test_another_process_gives_the_same_bits(device: str) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, __file__, device, str(torch.get_num_threads())]
+    answer = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout) == digests(device)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]))
+    with tinynet.engine("kernels"):
+        print(json.dumps(digests(sys.argv[1])))

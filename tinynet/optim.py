@@ -262,7 +262,7 @@ class Adam(_Optimizer):
         super().__setstate__(state)
         for values in self.state.values():
             if "step" in values:  # older versions saved a number; fused and capturable ones keep it on the device
-                values["step"] = torch.tensor(float(values["step"]), dtype=_step_dtype())
+                values["step"] = torch.tensor(float(values["step"]), dtype=_step_dtype(), device="cpu")
 
     def _complete(self, group: dict[str, Any]) -> None:
         older = ("amsgrad", False), ("capturable", False), ("decoupled_weight_decay", False), *_OLDER
@@ -304,7 +304,7 @@ class Adam(_Optimizer):
     def _state_of(self, parameter: Tensor, amsgrad: bool) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0, dtype=_step_dtype())
+            state["step"] = torch.tensor(0.0, dtype=_step_dtype(), device="cpu")
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         if amsgrad and "max_exp_avg_sq" not in state:

@@ -297,7 +297,7 @@ class CPUDriver(DriverBase):
         return benchmark
 
     def get_empty_cache_for_benchmark(self) -> torch.Tensor:
-        return torch.empty(1, dtype=torch.int)
+        return torch.empty(1, dtype=torch.int, device="cpu")
 
     def clear_cache(self, cache: torch.Tensor) -> None:
         """A CPU's caches are not flushed between runs."""

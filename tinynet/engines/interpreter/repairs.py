@@ -190,7 +190,7 @@ def _to_tensor(stock: Any) -> Any:
 
 
 def _create_erf(self: Any, argument: Any) -> Any:
-    return interpreter.TensorHandle(torch.erf(torch.tensor(argument.data)).numpy(), argument.dtype.scalar)
+    return interpreter.TensorHandle(torch.erf(torch.tensor(argument.data, device="cpu")).numpy(), argument.dtype.scalar)
 
 
 def _libdevice_function(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
@@ -202,7 +202,7 @@ def _libdevice_function(name: str, function: Callable[..., torch.Tensor]) -> Cal
         dtypes = [tensor.dtype for tensor in tensors]
         if not all(dtype in (tl.float32, tl.float64) for dtype in dtypes):
             raise ValueError(f"libdevice.{name}: got {[str(dtype) for dtype in dtypes]}, expected fp32 or fp64")
-        values = function(*(torch.tensor(tensor.handle.data) for tensor in tensors)).numpy()
+        values = function(*(torch.tensor(tensor.handle.data, device="cpu") for tensor in tensors)).numpy()
         result = {np.dtype(bool): tl.int1, np.dtype(np.float64): tl.float64}.get(values.dtype, tl.float32)
         is_block = any(tensor.type.is_block() for tensor in tensors)
         handle = interpreter.TensorHandle(values, result)

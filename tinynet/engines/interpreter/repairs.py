@@ -7,6 +7,8 @@
 - A numpy dtype is looked up in a table built anew each time. Cured: remembered by name.
 - numpy warns of overflow, division by zero and all-NaN slices; a device doesn't. Cured: silent. The argmax of
   nothing but NaN raises. Cured: index 0.
+- All threads share one place for the index of the running program and one patched `triton.language`: two launches at
+  once crash the process. Cured: one after the other.
 - An int32 sum that wraps around raises. Cured: it wraps.
 - `tl.erf` is a Python loop. Cured: PyTorch's erf.
 - `libdevice` functions return None. Cured: the floating point ones that have a counterpart in PyTorch.
@@ -23,6 +25,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +97,7 @@ _numpy_dtypes: dict[str, np.dtype[Any]] = {}
 
 # The modules (`tl`, `tl.core`) that the launch in progress has patched already.
 _patched: set[int] = set()
+_launching = threading.RLock()
 
 
 @functools.cache
@@ -140,12 +144,13 @@ def _get_np_dtype(stock: Any) -> Any:
 def _launch(stock: Any) -> Any:
     @functools.wraps(stock)
     def launch(self: Any, *arguments: Any, **named_arguments: Any) -> Any:
-        _patched.clear()
-        try:
-            with np.errstate(all="ignore"):
-                return stock(self, *arguments, **named_arguments)
-        finally:
+        with _launching:
             _patched.clear()
+            try:
+                with np.errstate(all="ignore"):
+                    return stock(self, *arguments, **named_arguments)
+            finally:
+                _patched.clear()
 
     return launch
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -179,3 +180,123 @@ def test_batches_stay_where_they_were_asked_for() -> None:
             actual = tensors_of(next(load().train(0)))
         for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def image(device: str) -> Tensor:
+    return torch.randn(2, 4, 9, 9, device=device, requires_grad=True)
+
+
+def table(device: str) -> Tensor:
+    return torch.randn(3, 4, device=device, requires_grad=True)
+
+
+def indices(device: str) -> Tensor:
+    return torch.tensor([[3, 1, 1], [0, 3, 2]], device=device)
+
+
+# A module from a function that makes its integers, and its input.
+WITH_INTEGERS: dict[str, tuple[Callable[[Any], torch.nn.Module], Callable[[str], Tensor]]] = {
+    "linear": (lambda n: nn.Linear(n(4), n(5)), table),
+    "conv": (lambda n: nn.Conv2d(n(4), n(6), n(3), stride=n(2), padding=n(1), dilation=n(1), groups=n(2)), image),
+    "conv_pairs": (lambda n: nn.Conv2d(4, 6, (n(3), n(2)), stride=(n(2), n(1)), padding=(n(1), n(0))), image),
+    "conv_pool": (lambda n: nn.Conv2d(4, 6, 3, padding=n(1), padding_mode="reflect", pool=n(2)), image),
+    "max_pool": (lambda n: nn.MaxPool2d(n(3), n(2), padding=(n(1), n(0)), dilation=n(1)), image),
+    "avg_pool": (lambda n: nn.AvgPool2d(torch.Size([n(2), n(3)]), n(1), n(1), divisor_override=n(3)), image),  # pyright: ignore
+    "adaptive_avg_pool": (lambda n: nn.AdaptiveAvgPool2d((n(4), None)), image),
+    "joined": (lambda n: nn.Sequential(nn.Conv2d(4, 3, 3), nn.MaxPool2d([n(2), n(2)], n(2))), image),  # pyright: ignore
+    "not_joined": (lambda n: nn.Sequential(nn.Conv2d(4, 3, 3), nn.MaxPool2d(n(3), dilation=(n(1), n(1)))), image),
+    "embedding_1": (lambda n: nn.Embedding(n(5), n(3), padding_idx=n(1)), indices),
+    "embedding_3": (lambda n: nn.Embedding(n(5), n(3), padding_idx=n(3)), indices),  # no kernel may take it for the 1
+    "lstm": (lambda n: nn.LSTM(4, 5, n(2), proj_size=n(2)), table),
+    "gru_cell": (lambda n: nn.GRUCell(n(4), n(5)), table),
+    "ignored_label": (lambda n: WithLabels(nn.CrossEntropyLoss(ignore_index=n(2))), table),
+}
+WITH_FLOATS: dict[str, tuple[Callable[[Any], torch.nn.Module], Callable[[str], Tensor]]] = {
+    "leaky_relu": (lambda n: nn.LeakyReLU(n(0.2)), table),
+    "softplus": (lambda n: nn.Softplus(n(0.5), n(10.0)), table),
+    "hardtanh": (lambda n: nn.Hardtanh(n(-0.5), n(0.5)), table),
+    "fused": (lambda n: nn.Linear(4, 5, activation=tinynet.Activation("elu", alpha=n(0.3))), table),
+    "dropout": (lambda n: nn.Dropout(n(0.5)), table),
+    "lstm_dropout": (lambda n: nn.LSTM(4, 5, 2, dropout=n(0.5)), table),
+    "max_norm": (lambda n: nn.Embedding(5, 3, max_norm=n(0.5), norm_type=n(2.0)), indices),
+    "label_smoothing": (lambda n: WithLabels(nn.CrossEntropyLoss(label_smoothing=n(0.3))), table),
+}
+INTEGERS = {"int64": np.int64, "uint8": np.uint8, "tensor": lambda value: torch.tensor(value)}
+FLOATS = {"float32": np.float32, "float16": np.float16, "float64": np.float64}
+
+
+class WithLabels(torch.nn.Module):
+    """A loss of logits [3, C] and fixed labels."""
+
+    def __init__(self, loss: torch.nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.loss(logits, torch.tensor([2, 0, 1], device=logits.device))
+
+
+def computed(make: Callable[[Any], torch.nn.Module], number: Any, x: Tensor) -> list[Tensor]:
+    """Outputs and parameter gradients, from one seed."""
+    torch.manual_seed(0)
+    module = make(number).to(x.device)
+    outputs = tensors_of(module(x))
+    leaves = [*module.parameters(), *([x] if x.requires_grad else [])]
+    return [*outputs, *torch.autograd.grad([y.sum() for y in outputs], leaves)]
+
+
+@pytest.mark.parametrize("engine_name", ["kernels", "reference"])
+@pytest.mark.parametrize("name", [*WITH_INTEGERS, *WITH_FLOATS])
+def test_numpys_numbers_are_pythons(name: str, engine_name: Any, device: str) -> None:
+    make, make_input = {**WITH_INTEGERS, **WITH_FLOATS}[name]
+    kinds = INTEGERS if name in WITH_INTEGERS else FLOATS
+    x = make_input(device)
+    with tinynet.engine(engine_name):
+        for kind, number in kinds.items():
+            if kind == "tensor" and name in ("linear", "lstm", "gru_cell", "conv", "conv_pool", "avg_pool"):
+                continue  # torch.nn's own constructors refuse these
+            if kind.startswith("float"):  # the same value, as Python's float
+                expected = computed(make, lambda value, number=number: float(number(value)), x)
+            else:
+                expected = computed(make, int, x)
+            for actual, wanted in zip(computed(make, number, x), expected, strict=True):
+                torch.testing.assert_close(
+                    actual, wanted, rtol=0, atol=0, msg=lambda text, kind=kind: f"{kind}: {text}"
+                )
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+def test_optimizers_take_numpys_numbers(number: Any, device: str) -> None:
+    makers: list[Callable[[list[Tensor], Any], Any]] = [
+        lambda p, n: optim.SGD(p, lr=n(0.1), momentum=n(0.9), dampening=n(0.3), weight_decay=n(0.1)),
+        lambda p, n: optim.AdamW(p, lr=n(0.1), betas=(n(0.8), n(0.9)), eps=n(1e-4), weight_decay=n(0.1)),
+    ]
+    for make in makers:
+        results = []
+        for kind in (number, lambda value: float(number(value))):
+            parameter = torch.ones(5, device=device, requires_grad=True)
+            optimizer = make([parameter], kind)
+            for _ in range(2):
+                parameter.grad = torch.linspace(-1, 1, 5, device=device)
+                optimizer.step()
+            results.append(parameter.detach())
+        assert torch.equal(*results)
+
+
+def test_what_is_no_integer_is_refused(device: str) -> None:
+    x = image(device)
+    for value in (True, np.bool_(True), torch.tensor(True), 2.0, np.float32(2), "2"):
+        with pytest.raises(TypeError, match="kernel_size must be an integer"):
+            nn.functional.max_pool2d(x, value)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(TypeError, match="groups must be an integer"):
+            nn.functional.conv2d(x, torch.ones(4, 4, 1, 1, device=device), groups=value)  # pyright: ignore
+        with pytest.raises(TypeError, match="stride must be an integer"):
+            nn.functional.conv2d(x, torch.ones(4, 4, 1, 1, device=device), stride=value)  # pyright: ignore
+        with pytest.raises(TypeError, match="padding_idx must be an integer"):
+            nn.functional.embedding(indices(device), torch.ones(5, 3, device=device), value)  # pyright: ignore
+        with pytest.raises(TypeError, match="ignore_index must be an integer"):
+            nn.functional.cross_entropy(table(device), torch.tensor([2, 0, 1], device=device), ignore_index=value)  # pyright: ignore
+        with pytest.raises(ValueError, match="divisor_override must be an integer"):
+            nn.functional.avg_pool2d(x, 2, divisor_override=value)  # pyright: ignore
+    with pytest.raises(TypeError, match="negative_slope must be a number"):
+        nn.functional.leaky_relu(x, np.bool_(True))  # pyright: ignore

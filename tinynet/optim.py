@@ -15,6 +15,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -369,7 +370,7 @@ def _check_options(group: dict[str, Any], at_least_0: tuple[str, ...], finite: t
         value = group.get(name)
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{name}: got a tensor of shape {tuple(value.shape)}, expected one element")
-        if not isinstance(value, (float, int, Tensor)):
+        if not isinstance(value, (float, int, Tensor, Real)):
             raise ValueError(f"{name}: got {value!r}, expected a number")
         if not math.isfinite(value) or (name in at_least_0 and value < 0):
             raise ValueError(f"{name}: got {float(value)}, expected a finite number, not below 0")

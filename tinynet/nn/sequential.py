@@ -53,11 +53,16 @@ def _join(module: Conv2d, following: torch.nn.Module) -> bool:
     if type(following) is not MaxPool2d or module.pool != 1:
         return False
     sizes = following.kernel_size, following.stride
-    if not all(size in (2, (2, 2)) for size in sizes) or following.ceil_mode or following.return_indices:
+    if not all(_is_twice(2, size) for size in sizes) or following.ceil_mode or following.return_indices:
         return False
-    if following.padding not in (0, (0, 0)) or following.dilation not in (1, (1, 1)):
+    if not _is_twice(0, following.padding) or not _is_twice(1, following.dilation):
         return False
     return _is_plain(module) and _is_plain(following)
+
+
+def _is_twice(number: int, size: Any) -> bool:
+    """Whether a size, one number or (height, width), is `number` in both directions."""
+    return all(part == number for part in size) if isinstance(size, tuple | list) else size == number
 
 
 def _is_plain(module: torch.nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch.nn import _reduction
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import is_dense
-from tinynet.ops.arguments import autocast_to_float32, check_device, check_floating, needs_gradient
+from tinynet.ops.arguments import as_integer, autocast_to_float32, check_device, check_floating, needs_gradient
 from tinynet.ops.autograd import once_differentiable
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -274,7 +274,7 @@ def cross_entropy(
     _check_cross_entropy(input, target, weight, ignore_index, label_smoothing)
     weight = None if weight is None else weight.detach()
     target = target.long() if target.dtype is torch.uint8 else target
-    options = (ignore_index, reduction, float(label_smoothing))
+    options = (as_integer(ignore_index), reduction, float(label_smoothing))
     way = Route.REFERENCE if input.numel() == 0 else route(input)
     if way is Route.REFERENCE:
         return cross_entropy_reference(input, target, weight, *options)
@@ -315,6 +315,8 @@ def _check_cross_entropy(
     if not isinstance(target, Tensor):
         raise TypeError(f"cross_entropy: target must be a tensor, got {type(target).__name__}")
     check_device("cross_entropy", "target", target, "input", input)
+    if as_integer(ignore_index) is None:
+        raise TypeError(f"cross_entropy: ignore_index must be an integer, got {ignore_index!r}")
     if input.dim() == 0:
         raise ValueError("cross_entropy: input must be [C], [N, C] or [N, C, d1, ...], got a scalar")
     if not 0.0 <= label_smoothing <= 1.0:

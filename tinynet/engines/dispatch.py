@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+import warnings
 from contextvars import ContextVar, Token
 from enum import Enum
 from functools import lru_cache
@@ -198,12 +199,20 @@ def _activate_cpu_engine() -> str | None:
     from tinynet_kernels import launch
 
     reason = cpu.unavailable_reason()
-    if reason is None:
-        cpu.activate()
-        from tinynet.engines.cpu import plan
+    if reason is not None:
+        return reason
+    from tinynet.engines.cpu.toolchain import ToolchainError
 
-        launch.planner = plan.launch
-    return reason
+    try:
+        cpu.activate()
+    except (OSError, ToolchainError) as error:  # all is installed that is needed, so nobody would look for a reason
+        reason = f"the CPU engine cannot build kernels: {' '.join(str(error).split())[:300]}"
+        warnings.warn(f"{reason}; plain PyTorch takes their place", RuntimeWarning, stacklevel=2)
+        return reason
+    from tinynet.engines.cpu import plan
+
+    launch.planner = plan.launch
+    return None
 
 
 def describe(device: torch.device | str) -> str:

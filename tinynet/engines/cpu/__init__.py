@@ -57,6 +57,8 @@ def activate() -> None:
 
     Raises:
         RuntimeError: the engine is unavailable here, or Triton has, or could have, another active driver.
+        ToolchainError: the C compiler does not work.
+        OSError: the run-time library cannot be written or loaded; `StorageError` where no folder can hold it.
     """
     with _activation:
         if not is_active():
@@ -67,6 +69,7 @@ def _activate() -> None:
     reason = unavailable_reason()
     if reason is not None:
         raise RuntimeError(reason)
+    from triton import knobs
     from triton import runtime as triton_runtime
     from triton.backends import Backend, backends  # type: ignore[attr-defined]
 
@@ -81,8 +84,11 @@ def _activate() -> None:
             f"Triton can use {', '.join(rivals)} here: the CPU engine serves machines without a GPU driver"
         )
     from . import driver as cpu_driver
+    from . import storage
     from .compiler import TARGET, CPUBackend
 
+    if not storage.is_usable(knobs.cache.dir, execute=False):
+        storage.leave_triton_cache()
     backends[TARGET] = Backend(CPUBackend, cpu_driver.CPUDriver)
     triton_runtime.driver.set_active(cpu_driver.CPUDriver())
 

@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from tinynet_kernels.launch import Constants
 
-from . import driver
+from . import driver, storage
 
 _LARGEST_CACHE = 2048
 _MISSING = object()
@@ -137,7 +137,11 @@ class CallSite:
         )
         compiled = self.compiled.get(key)
         if compiled is None:
-            compiled = self.kernel.warmup(*arguments, grid=grid, **self.constants)
+            try:
+                compiled = self.kernel.warmup(*arguments, grid=grid, **self.constants)
+            except OSError:  # Triton's cache cannot be written any more
+                storage.leave_triton_cache()
+                compiled = self.kernel.warmup(*arguments, grid=grid, **self.constants)
             if compiled is not None:
                 compiled._init_handles()
                 if not isinstance(compiled.function, driver.Kernel):

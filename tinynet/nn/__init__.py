@@ -110,7 +110,8 @@ __all__ = [
 def _refuse_scripting(layer: Module) -> Module:
     """What torch.jit.script calls first; else it would fail somewhere in the middle of our sources."""
     raise RuntimeError(
-        f"{type(layer).__name__}: torch.jit.script cannot compile tinynet's layers; use torch.export or torch.compile"
+        f"{type(layer).__name__}: torch.jit.script cannot compile tinynet's layers; use torch.jit.trace, "
+        "torch.export or torch.compile"
     )
 
 

@@ -177,7 +177,7 @@ def test_hessians_and_jacobians() -> None:
     x = torch.randn(3)
     twin = lambda x: F.linear(torch.tanh(F.linear(x, *parameters[:2])), *parameters[2:])  # noqa: E731
     parameters = [parameter.detach().double() for parameter in model.parameters()]
-    functional = torch.autograd.functional
+    functional: Any = torch.autograd.functional
     square: Callable[..., Tensor] = lambda f: lambda x: f(x).square().sum()  # noqa: E731
     for options in ({}, {"vectorize": True}, {"vectorize": True, "strategy": "forward-mode"}):
         jacobian = functional.jacobian(model, x, **options)

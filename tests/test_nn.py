@@ -125,6 +125,15 @@ def test_absent_layers_say_so() -> None:
         _ = nn.Nonsense
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", [*LAYERS, "Sequential"])
+def test_scripting_is_refused_in_a_sentence(name: str) -> None:
+    layer = nn.Sequential(nn.ReLU()) if name == "Sequential" else build(name)[0]
+    for module in (layer, torch.nn.Sequential(torch.nn.Identity(), layer)):
+        with pytest.raises(RuntimeError, match=rf"^{name}: torch\.jit\.script cannot compile .* torch\.export"):
+            torch.jit.script(module)
+
+
 def test_importing_tinynet_touches_no_triton() -> None:
     import subprocess
     import sys

@@ -670,6 +670,27 @@ def test_compiled_model_with_the_step_outside(device: str) -> None:
     assert_close(weight, eager, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)
+def test_a_graph_from_before_the_step_is_refused(
+    name: str, options: dict[str, Any], dtype: torch.dtype, device: str
+) -> None:
+    first, second = (nn.Parameter(torch.rand(5, 5, device=device, dtype=dtype)) for _ in range(2))
+    optimizer = getattr(optim, name)([first, second], **options)
+    with tinynet.engine("auto" if dtype is torch.float64 else "kernels"):
+        for step in range(3):  # the first one prepares what the later ones use again
+            optimizer.zero_grad()
+            loss = (first @ second).sum()  # each one's gradient reads the other
+            loss.backward(retain_graph=True)
+            states = [value for state in optimizer.state.values() for value in state.values()]
+            tensors = first, second, *states
+            versions = [tensor._version for tensor in tensors]
+            optimizer.step()
+            assert all(tensor._version > before for tensor, before in zip(tensors, versions, strict=True)), step
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+
+
 def test_functional_steps(device: str) -> None:
     parameter, gradient = torch.ones(3, device=device), torch.full((3,), 2.0, device=device)
     buffers: list[Tensor | None] = [None]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_close, counted_launches, tolerance
+from torch.nn.utils import parametrizations, prune
 
 from tinynet import nn
 
@@ -93,6 +94,97 @@ def test_a_replaced_forward_and_a_parametrization_are_heeded(device: str) -> Non
     torch.nn.utils.parametrize.register_parametrization(model[4], "weight", Doubled())
     after = nn.Sequential(model[4])(torch.ones(3, 12, device=device)) - model[4].bias
     torch.testing.assert_close(after, 2 * before)
+
+
+LAYERS = (nn.Linear, nn.Conv2d, nn.MaxPool2d)
+
+
+def one_of_each(device: str) -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 8), nn.Linear(8, 2))
+    return model.to(device), torch.randn(2, 1, 8, 8, device=device)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("attribute", ["forward", "__call__"])
+def test_what_replaces_a_class_method_is_called(
+    layer: type[torch.nn.Module], attribute: str, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    model, x = one_of_each(device)
+    expected, calls, original = model(x), [], getattr(layer, attribute)
+
+    def replacement(self: torch.nn.Module, *arguments: Any) -> Any:
+        calls.append(self)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(layer, attribute, replacement)
+    torch.testing.assert_close(model(x), expected)
+    assert calls == [module for module in model if type(module) is layer]
+
+
+def test_a_patched_module_call_sees_every_layer(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    model, x = one_of_each(device)
+    calls, original = [], torch.nn.Module.__call__
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda self, x: calls.append(self) or original(self, x))
+    model(x)
+    assert calls == [model, *model]
+
+
+@pytest.mark.parametrize("layer", [0, 1, 4])
+def test_a_compiled_layer_is_called(layer: int, device: str) -> None:
+    model, x = one_of_each(device)
+    calls: list[int] = []
+    model[layer].compile(backend=lambda graph, _: lambda *inputs: calls.append(layer) or graph(*inputs))
+    model(x)
+    assert calls == [layer]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_subclasses_are_called(layer: type[torch.nn.Module], device: str) -> None:
+    model, x = one_of_each(device)
+    calls = []
+
+    class Watched(layer):
+        def __call__(self, *arguments: Any) -> Any:
+            calls.append(self)
+            return super().__call__(*arguments)
+
+    for module in model:
+        if type(module) is layer:
+            module.__class__ = Watched
+    model(x)
+    assert calls == [module for module in model if type(module) is Watched]
+
+
+REWRITES = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+}
+
+
+@pytest.mark.parametrize("rewrite", REWRITES)
+def test_rewritten_weights_are_computed_with(rewrite: str, device: str) -> None:
+    model, x = one_of_each(device)
+    model.eval()  # each call in training refines a spectral norm
+    before = model(x)
+    for layer in (0, 3):
+        REWRITES[rewrite](model[layer])
+    if rewrite == "weight_norm":  # so far the same weights
+        for parameter in model.parameters():
+            torch.nn.init.ones_(parameter)
+    after = model(x)
+    torch.testing.assert_close(after, one_by_one(model, x))
+    assert not torch.allclose(after, before)
+
+
+def test_functional_call(device: str) -> None:
+    model, x = one_of_each(device)
+    other, _ = one_of_each(device)
+    state = {name: value * 2 for name, value in model.state_dict().items()}
+    other.load_state_dict(state)
+    torch.testing.assert_close(torch.func.functional_call(model, state, (x,)), other(x))
 
 
 def test_weight_names_and_state_are_torch_nns(device: str) -> None:

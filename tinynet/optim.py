@@ -15,6 +15,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -262,7 +263,7 @@ class Adam(_Optimizer):
         super().__setstate__(state)
         for values in self.state.values():
             if "step" in values:  # older versions saved a number; fused and capturable ones keep it on the device
-                values["step"] = torch.tensor(float(values["step"]), dtype=_step_dtype())
+                values["step"] = torch.tensor(float(values["step"]), dtype=_step_dtype(), device="cpu")
 
     def _complete(self, group: dict[str, Any]) -> None:
         older = ("amsgrad", False), ("capturable", False), ("decoupled_weight_decay", False), *_OLDER
@@ -304,7 +305,7 @@ class Adam(_Optimizer):
     def _state_of(self, parameter: Tensor, amsgrad: bool) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0, dtype=_step_dtype())
+            state["step"] = torch.tensor(0.0, dtype=_step_dtype(), device="cpu")
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         if amsgrad and "max_exp_avg_sq" not in state:
@@ -369,7 +370,7 @@ def _check_options(group: dict[str, Any], at_least_0: tuple[str, ...], finite: t
         value = group.get(name)
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{name}: got a tensor of shape {tuple(value.shape)}, expected one element")
-        if not isinstance(value, (float, int, Tensor)):
+        if not isinstance(value, (float, int, Tensor, Real)):
             raise ValueError(f"{name}: got {value!r}, expected a number")
         if not math.isfinite(value) or (name in at_least_0 and value < 0):
             raise ValueError(f"{name}: got {float(value)}, expected a finite number, not below 0")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
+
+import torch
+from torch import Tensor
 
 # name -> its parameters with PyTorch's defaults, in the order of torch.nn.functional.
 PARAMETERS: dict[str, dict[str, float]] = {
@@ -127,10 +131,15 @@ def _rebuild(name: str, parameters: dict[str, float]) -> Activation:
 
 
 def _check_number(name: str, key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not (isinstance(value, int | float) or _is_scalar(value)):
         raise TypeError(f"activation {name!r}: {key} must be a number, got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"activation {name!r}: {key} must be finite, got {value}")
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether a value is numpy's number or a tensor of one."""
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.dim() == 0 and value.dtype is not torch.bool)
 
 
 def _check_ranges(name: str, parameters: dict[str, float]) -> None:

@@ -275,7 +275,7 @@ class PointerTable:
         block, self.num_warps = flat_block(max(sizes), target)
         self.block = min(block, 1024) if target.kind == "cpu" else block
         pairs = [(row, block) for row, size in enumerate(sizes) for block in range(ceil_div(size, self.block))]
-        self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32), parameter.device)
+        self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32, device="cpu"), parameter.device)
         self.dtype, self._device = parameter.dtype, parameter.device
         self.width = 1 + len(columns)
         gradients, self._fixed = _places(columns)

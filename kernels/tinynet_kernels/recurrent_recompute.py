@@ -192,10 +192,10 @@ def previous_states(y: Tensor, h0: Tensor, sequences: Sequences, reset: Tensor |
     """
     rows, directions, _ = y.shape
     T, B = sequences.steps, sequences.batch
-    sizes = torch.full((T,), B) if sequences.batch_sizes is None else sequences.batch_sizes
+    sizes = torch.full((T,), B, device="cpu") if sequences.batch_sizes is None else sequences.batch_sizes
     offsets = sizes.cumsum(0) - sizes
-    step = torch.repeat_interleave(torch.arange(T), sizes, output_size=rows)
-    sequence = torch.arange(rows) - offsets[step]
+    step = torch.repeat_interleave(torch.arange(T, device="cpu"), sizes, output_size=rows)
+    sequence = torch.arange(rows, device="cpu") - offsets[step]
     after = (step + 1).clamp(max=T - 1)
     continues = (step + 1 < T) & (sequence < sizes[after])
     index = [

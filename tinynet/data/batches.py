@@ -41,7 +41,7 @@ class ShuffledBatches(ABC):
 
     def train(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Tensor]]:
         """Yields an epoch's train batches (inputs, targets) from `start` on."""
-        order = torch.randperm(self.train_count, generator=epoch_generator(self.seed, epoch))
+        order = torch.randperm(self.train_count, generator=epoch_generator(self.seed, epoch), device="cpu")
         for batch in range(start, len(self)):
             yield self._train_batch(order[batch * self.batch_size : (batch + 1) * self.batch_size], epoch)
 
@@ -144,7 +144,7 @@ class ImageBatches:
         """The order [N] and shifts [N, 2] of an epoch, drawn on the CPU: the same on every device."""
         generator = epoch_generator(self.seed, epoch)
         count = len(self.train_labels)
-        order = torch.randperm(count, generator=generator)
-        shifts = torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator)
+        order = torch.randperm(count, generator=generator, device="cpu")
+        shifts = torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator, device="cpu")
         device = self.train_labels.device
         return order.to(device), shifts.to(device)

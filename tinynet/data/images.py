@@ -85,7 +85,7 @@ def _load_mnist5k() -> ImageData:
     """MNIST's first 500 images a class; the last 100 of each class are the test set."""
     arrays = read_archive("mnist5k")
     images, labels = _as_tensors(arrays["images"], arrays["labels"])
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    is_test = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     for label in range(len(DIGIT_NAMES)):
         is_test[torch.nonzero(labels == label).flatten()[-100:]] = True
     return ImageData(

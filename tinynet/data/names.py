@@ -48,7 +48,7 @@ class NameData:
     def encode(self, name: str) -> Tensor:
         """Maps a name to its characters' numbers, [length] int64: 1 + the index in `characters`, 0 if unknown."""
         numbers = {character: number for number, character in enumerate(self.characters, start=1)}
-        return torch.tensor([numbers.get(character, 0) for character in name], dtype=torch.int64)
+        return torch.tensor([numbers.get(character, 0) for character in name], dtype=torch.int64, device="cpu")
 
 
 def load_names() -> NameData:
@@ -60,7 +60,7 @@ def load_names() -> NameData:
     arrays = read_archive("names")
     names = arrays["names"].tolist()
     labels = torch.from_numpy(arrays["labels"]).long()
-    is_test = torch.arange(len(names)) % 5 == 4
+    is_test = torch.arange(len(names), device="cpu") % 5 == 4
     train_names = tuple(name for name, test in zip(names, is_test.tolist(), strict=True) if not test)
     return NameData(
         train_names=train_names,
@@ -101,4 +101,6 @@ class NameBatches(ShuffledBatches):
         return self._pack(names), self.train_labels[chosen].to(self.device)
 
     def _pack(self, names: list[Tensor]) -> PackedSequence:
-        return pack_sequence(names, enforce_sorted=False).to(self.device)  # pyright: ignore[reportArgumentType]
+        with torch.device("cpu"):  # else pack_sequence would put the lengths on PyTorch's default device
+            packed = pack_sequence(names, enforce_sorted=False)
+        return packed.to(self.device)  # pyright: ignore[reportArgumentType]

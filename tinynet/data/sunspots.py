@@ -79,7 +79,7 @@ class SunspotBatches(ShuffledBatches):
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the held-out years in their order, as one batch."""
-        yield self._cut(torch.arange(self.train_count, len(self.series) - self.context))
+        yield self._cut(torch.arange(self.train_count, len(self.series) - self.context, device="cpu"))
 
     def _train_batch(self, chosen: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         return self._cut(chosen)

@@ -60,7 +60,7 @@ def load_text() -> TextData:
 
 def _indices(text: str, characters: tuple[str, ...]) -> Tensor:
     numbers = {character: number for number, character in enumerate(characters)}
-    return torch.tensor([numbers[character] for character in text], dtype=torch.int64)
+    return torch.tensor([numbers[character] for character in text], dtype=torch.int64, device="cpu")
 
 
 class TextBatches(ShuffledBatches):
@@ -97,12 +97,12 @@ class TextBatches(ShuffledBatches):
     def test(self, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the test text's windows, four times as long as those of the train text where there are such."""
         length = min(4 * self.length, len(self.test_text) - 1)
-        starts = torch.arange(0, len(self.test_text) - length, length)
+        starts = torch.arange(0, len(self.test_text) - length, length, device="cpu")
         for chosen in starts.split(batch_size):
             yield self._cut(self.test_text, chosen, length)
 
     def _train_batch(self, chosen: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        offset = int(torch.randint(self.length, (), generator=epoch_generator(self.seed, epoch)))
+        offset = int(torch.randint(self.length, (), generator=epoch_generator(self.seed, epoch), device="cpu"))
         return self._cut(self.train_text, chosen * self.length + offset, self.length)
 
     def _cut(self, text: Tensor, starts: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
+import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from enum import Enum
@@ -208,7 +210,9 @@ def _kernels_serve(device_type: str, dtype: torch.dtype) -> bool:
 _kernels_serve._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-_reasons: dict[tuple[str, int], str | None] = {}
+# By device type and Triton's active driver. Read without the lock, which one thread at a time decides under.
+_reasons: dict[tuple[str, Any], str | None] = {}
+_deciding = threading.Lock()
 
 
 def unavailable_reason(device_type: str) -> str | None:
@@ -216,14 +220,20 @@ def unavailable_reason(device_type: str) -> str | None:
     drivers = _triton_drivers()
     if drivers is None:
         return "Triton is not installed; install it with pip install triton (Linux only)"
-    # Which driver is active right now, without making Triton look for one.
-    key = (device_type, id(drivers._active))
-    if key not in _reasons:
-        _reasons.clear()  # the driver changed: what was said of the old one no longer holds
-        reason = _find_reason(device_type)
-        key = (device_type, id(drivers._active))
-        _reasons[key] = reason
-    return _reasons[key]
+    try:
+        # Which driver is active right now, without making Triton look for one.
+        return _reasons[device_type, drivers._active]
+    except KeyError:
+        return _decide_reason(device_type, drivers)
+
+
+def _decide_reason(device_type: str, drivers: Any) -> str | None:
+    """Finds and notes the reason, unless another thread has done so meanwhile."""
+    with _deciding:
+        if (device_type, drivers._active) not in _reasons:
+            reason = _find_reason(device_type)  # may make a driver active
+            _reasons[device_type, drivers._active] = reason
+        return _reasons[device_type, drivers._active]
 
 
 @lru_cache(maxsize=1)
@@ -278,12 +288,20 @@ def _activate_cpu_engine() -> str | None:
     from tinynet_kernels import launch
 
     reason = cpu.unavailable_reason()
-    if reason is None:
-        cpu.activate()
-        from tinynet.engines.cpu import plan
+    if reason is not None:
+        return reason
+    from tinynet.engines.cpu.toolchain import ToolchainError
 
-        launch.planner = plan.launch
-    return reason
+    try:
+        cpu.activate()
+    except (OSError, ToolchainError) as error:  # all is installed that is needed, so nobody would look for a reason
+        reason = f"the CPU engine cannot build kernels: {' '.join(str(error).split())[:300]}"
+        warnings.warn(f"{reason}; plain PyTorch takes their place", RuntimeWarning, stacklevel=2)
+        return reason
+    from tinynet.engines.cpu import plan
+
+    launch.planner = plan.launch
+    return None
 
 
 def describe(device: torch.device | str) -> str:

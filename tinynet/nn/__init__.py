@@ -107,6 +107,19 @@ __all__ = [
 ]
 
 
+def _refuse_scripting(layer: Module) -> Module:
+    """What torch.jit.script calls first; else it would fail somewhere in the middle of our sources."""
+    raise RuntimeError(
+        f"{type(layer).__name__}: torch.jit.script cannot compile tinynet's layers; use torch.jit.trace, "
+        "torch.export or torch.compile"
+    )
+
+
+for _name in __all__:
+    if getattr(globals()[_name], "__module__", "").startswith("tinynet.nn"):
+        globals()[_name].__prepare_scriptable__ = _refuse_scripting
+
+
 def __getattr__(name: str) -> Any:
     if hasattr(torch.nn, name):
         raise AttributeError(f"tinynet.nn has no {name} yet; torch.nn.{name} would not run on our kernels")

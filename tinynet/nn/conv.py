@@ -72,7 +72,7 @@ class Conv2d(torch.nn.Conv2d):
         self.activation = as_activation(activation)
         if pool not in (1, 2):
             raise ValueError(f"Conv2d: pool must be 1 or 2, got {pool!r}")
-        self.pool = pool
+        self.pool = int(pool)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.convolve(input, self.pool)

@@ -116,7 +116,7 @@ class _RecurrentLayer(torch.nn.RNNBase):
         if list(reset.shape) != expected:
             raise ValueError(f"{type(self).__name__}: reset must be {expected} in time order, got {list(reset.shape)}")
         reset = reset if order is None else reset.index_select(1, order)
-        exists = torch.arange(expected[1])[None, :] < batch_sizes[:, None]
+        exists = torch.arange(expected[1], device="cpu")[None, :] < batch_sizes[:, None]
         return reset.reshape(-1).index_select(0, exists.reshape(-1).nonzero()[:, 0].to(reset.device))
 
     def extra_repr(self) -> str:

@@ -12,14 +12,18 @@ from tinynet.nn.linear import Linear
 from tinynet.nn.pool import MaxPool2d
 from tinynet.ops.linear import Layer, linear_chain
 
+# What a call of a layer runs, unless somebody has put something else in its place since.
+_CALL = torch.nn.Module.__call__
+_FORWARDS: dict[type[torch.nn.Module], Any] = {layer: layer.forward for layer in (Linear, Conv2d, MaxPool2d)}
+
 
 class Sequential(torch.nn.Sequential):
     """torch.nn.Sequential, which joins what one autograd function can do together.
 
     `Linear` layers that follow one another: the product that makes a hidden layer's gradient also applies the
     derivative of its activation and sums its bias gradient. `Conv2d` before `MaxPool2d(2)`: the convolution passes on
-    the largest of each window, as with `pool=2`. A layer with a hook is called as a module, so that its hooks run.
-    Under torch.fx and torch.compile every layer is called by itself.
+    the largest of each window, as with `pool=2`. A layer with a hook, or whose call or `forward` was replaced, is
+    called as a module, so that these run. Under torch.fx and torch.compile every layer is.
     """
 
     def forward(self, input: Any) -> Any:
@@ -49,17 +53,26 @@ def _join(module: Conv2d, following: torch.nn.Module) -> bool:
     if type(following) is not MaxPool2d or module.pool != 1:
         return False
     sizes = following.kernel_size, following.stride
-    if not all(size in (2, (2, 2)) for size in sizes) or following.ceil_mode or following.return_indices:
+    if not all(_is_twice(2, size) for size in sizes) or following.ceil_mode or following.return_indices:
         return False
-    if following.padding not in (0, (0, 0)) or following.dilation not in (1, (1, 1)):
+    if not _is_twice(0, following.padding) or not _is_twice(1, following.dilation):
         return False
     return _is_plain(module) and _is_plain(following)
 
 
+def _is_twice(number: int, size: Any) -> bool:
+    """Whether a size, one number or (height, width), is `number` in both directions."""
+    return all(part == number for part in size) if isinstance(size, tuple | list) else size == number
+
+
 def _is_plain(module: torch.nn.Module) -> bool:
-    """Whether a call of the module is a call of its class's `forward` and nothing else."""
+    """Whether a call of the module is a call of its class's own `forward` and nothing else."""
+    layer = type(module)
     return not (
-        module._forward_hooks
+        layer.forward is not _FORWARDS[layer]
+        or layer.__call__ is not _CALL
+        or module._compiled_call_impl is not None
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -85,6 +86,21 @@ def check_device(operator: str, name: str, tensor: Tensor, first_name: str, firs
         raise ValueError(
             f"{operator}: {name} is on {tensor.device} but {first_name} is on {first.device}; they must agree"
         )
+
+
+def as_integer(value: Any) -> Any:
+    """An integer of any kind (numpy's, a tensor of one) as Python's, or the symbolic one it is; None for what is none.
+
+    Kernels are compiled and kept by the types of their arguments: they must see no others.
+    """
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype is torch.bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import activation_reference, as_activation
-from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, check_floating, needs_gradient
+from tinynet.ops.arguments import as_integer, autocast, autocast_dtype, cast_to, check_floating, needs_gradient
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator
 from tinynet.ops.pool import max_pool2d
@@ -344,7 +344,7 @@ def check_pool(pool: int, size: tuple[int, int]) -> bool:
         raise ValueError(f"conv2d: pool must be 1 or 2, got {pool!r}")
     if pool == 2 and min(size) < 2:
         raise ValueError(f"conv2d: pool=2 needs an output of at least 2 x 2 pixels, got {size}")
-    return pool == 2
+    return bool(pool == 2)
 
 
 def _conv2d(
@@ -389,8 +389,9 @@ def convolution_spec(
         raise ValueError(f"conv2d: weight must be [K, C / groups, R, S], got shape {tuple(weight.shape)}")
     if x.dim() not in (3, 4):
         raise ValueError(f"conv2d: input must be [N, C, H, W] or [C, H, W], got shape {tuple(x.shape)}")
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"conv2d: groups must be an integer, got {type(groups).__name__}")
+    given, groups = groups, as_integer(groups)
+    if groups is None:
+        raise TypeError(f"conv2d: groups must be an integer, got {type(given).__name__}")
     K, group_inputs, R, S = weight.shape
     C, H, W = x.shape[-3:]
     if groups < 1 or K % groups != 0:
@@ -417,11 +418,11 @@ def convolution_spec(
 
 def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     """(height, width) of a number or a pair, none below `least`."""
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    pair = tuple(map(as_integer, value if isinstance(value, tuple | list) else (value,)))
     pair = pair * 2 if len(pair) == 1 else pair
     if len(pair) != 2:
         raise ValueError(f"conv2d: {name} must be one number or (height, width), got {value!r}")
-    if any(isinstance(number, bool) or not isinstance(number, int) for number in pair):
+    if None in pair:
         raise TypeError(f"conv2d: {name} must be an integer or a pair of them, got {value!r}")
     if min(pair) < least:
         raise ValueError(f"conv2d: {name} must be at least {least}, got {value!r}")

@@ -95,6 +95,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         return handle_torch_function(dropout, (input,), input, p, training, inplace)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
+    p = float(p)  # numpy's numbers are none that a kernel takes
     check_floating("dropout", input=input)
     if not training or p == 0.0:
         return input

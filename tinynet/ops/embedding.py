@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
-from tinynet.ops.arguments import check_device, check_floating, needs_gradient
+from tinynet.ops.arguments import as_integer, check_device, check_floating, needs_gradient
 from tinynet.ops.autograd import through_kernels
 from tinynet.ops.operator import Operator
 
@@ -109,7 +109,7 @@ def embedding(
 
     Raises:
         ValueError: `sparse`, a padding_idx outside the table, a weight that is no matrix, or different devices.
-        TypeError: indices that are neither int32 nor int64.
+        TypeError: indices that are neither int32 nor int64, a padding_idx that is no integer.
         IndexError: an index outside the table (checked for CPU tensors; on a device it is undefined, as in PyTorch).
 
     Source: torch.nn.functional.embedding.
@@ -128,9 +128,12 @@ def embedding(
         raise ValueError(f"embedding: weight must be [V, D], got shape {tuple(weight.shape)}")
     rows, columns = weight.shape
     if padding_idx is not None:
-        if not -rows <= padding_idx < rows:
+        row = as_integer(padding_idx)
+        if row is None:
+            raise TypeError(f"embedding: padding_idx must be an integer, got {padding_idx!r}")
+        if not -rows <= row < rows:
             raise ValueError(f"embedding: padding_idx must be in [-{rows}, {rows}), got {padding_idx}")
-        padding_idx %= rows
+        padding_idx = row % rows
     if way is Route.KERNELS and input.device.type == "cpu":
         _check_range(input, rows)
     if max_norm is not None:

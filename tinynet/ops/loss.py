@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
 from tinynet.ops.activation import is_dense
-from tinynet.ops.arguments import autocast_to_float32, check_device, check_floating, needs_gradient
+from tinynet.ops.arguments import as_integer, autocast_to_float32, check_device, check_floating, needs_gradient
 from tinynet.ops.autograd import gradients_of, through_kernels
 from tinynet.ops.operator import Operator, Tensors, like_saved
 
@@ -223,7 +223,7 @@ def cross_entropy(
     _check_cross_entropy(input, target, weight, ignore_index, label_smoothing)
     weight = None if weight is None else weight.detach()
     target = target.long() if target.dtype is torch.uint8 else target
-    options = (ignore_index, reduction, float(label_smoothing))
+    options = (as_integer(ignore_index), reduction, float(label_smoothing))
     if way is Route.REFERENCE:
         return cross_entropy_reference(input, target, weight, *options)
     logits = _as_rows(input, classes=True)
@@ -259,6 +259,8 @@ def _checked_reduction(operator: str, reduction: str, size_average: bool | None,
 def _check_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> None:
+    if as_integer(ignore_index) is None:
+        raise TypeError(f"cross_entropy: ignore_index must be an integer, got {ignore_index!r}")
     if input.dim() == 0:
         raise ValueError("cross_entropy: input must be [C], [N, C] or [N, C, d1, ...], got a scalar")
     if not 0.0 <= label_smoothing <= 1.0:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from tinynet.engines.dispatch import Route, all_plain, route
 from tinynet.ops.activation import is_dense
@@ -146,6 +147,7 @@ def sgd(
             from tinynet_kernels.optimizer import sgd_step
 
             sgd_step(bucket.table, **settings)
+            increment_version(bucket.written)
 
 
 def adam(
@@ -210,6 +212,7 @@ def adam(
             from tinynet_kernels.optimizer import adam_step
 
             adam_step(bucket.table, amsgrad=amsgrad, **settings)
+            increment_version(bucket.written)
 
 
 class _Bucket(NamedTuple):
@@ -219,11 +222,13 @@ class _Bucket(NamedTuple):
         phase: what they share: the number of the step, or whether it is the first.
         rows: one (parameter, gradient, states...) a parameter, kept until the launch: a table doesn't keep them.
         table: the launch's; None where the definition takes them.
+        written: what the launch changes; autograd must be told of it, so that an older graph's backward is refused.
     """
 
     phase: Any
     rows: Sequence[tuple[Tensor, ...]]
     table: PointerTable | None
+    written: Sequence[Tensor] = ()
 
 
 def _buckets(
@@ -233,14 +238,14 @@ def _buckets(
 
     Raises for what no step can be made of, before a parameter or state is changed.
     """
-    params, grads, *_ = lists = list(columns.values())
+    params, grads, *states = lists = list(columns.values())
     _check_gradients(operator, params, grads)
     tables = [] if tables is None else tables
     if (  # the last step again: what its one launch was checked and prepared for still holds
         len(tables) == 1 and len(set(phases)) == 1 and _takes_kernels(operator, params[0]) and tables[0].follows(lists)
     ):
         _name_to_guard(lists)
-        return [_Bucket(phases[0], (), tables[0])]
+        return [_Bucket(phases[0], (), tables[0], [tensor for column in (params, *states) for tensor in column])]
     _check_columns(operator, **columns)
     buckets = []
     launches = 0
@@ -256,7 +261,8 @@ def _buckets(
             tables.append(PointerTable(flat))
         else:
             tables[launches].update(flat)
-        buckets.append(_Bucket(phase, rows, tables[launches]))
+        changed = [tensor for index, column in enumerate(flat) if index != 1 for tensor in column]  # all but gradients
+        buckets.append(_Bucket(phase, rows, tables[launches], changed))
         launches += 1
     return buckets
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.engines.dispatch import Route, route
-from tinynet.ops.arguments import check_floating, needs_gradient
+from tinynet.ops.arguments import as_integer, check_floating, needs_gradient
 from tinynet.ops.autograd import gradients_of, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 
@@ -436,14 +436,15 @@ def avg_pool2d(
     kernel = _pair("avg_pool2d", "kernel_size", kernel_size, least=1)
     step = kernel if stride is None else _pair("avg_pool2d", "stride", stride, least=1)
     border = _pair("avg_pool2d", "padding", padding, least=0)
-    if divisor_override is not None and (not _is_integer(divisor_override) or divisor_override == 0):
+    divisor = None if divisor_override is None else as_integer(divisor_override)
+    if divisor == 0 or (divisor is None and divisor_override is not None):
         raise ValueError(f"avg_pool2d: divisor_override must be an integer other than 0, got {divisor_override!r}")
     window = (kernel, step, border)
     out_size = _output_size("avg_pool2d", input, (*window, (1, 1)), ceil_mode)
     if way is Route.REFERENCE:
-        return avg_pool2d_reference(input, *window, ceil_mode, count_include_pad, divisor_override)
+        return avg_pool2d_reference(input, *window, ceil_mode, count_include_pad, divisor)
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    options = (out_size, _is_channels_last(x), count_include_pad, divisor_override or 0)
+    options = (out_size, _is_channels_last(x), count_include_pad, divisor or 0)
     if way is Route.OPERATOR:
         y = avg_pool2d_operator(x, *window, x.shape[2:], *options, needs_gradient(x))
     else:
@@ -501,14 +502,10 @@ def _check_shape(operator: str, input: Tensor) -> None:
         raise ValueError(f"{operator}: only the batch of input may be empty, got shape {tuple(input.shape)}")
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
-
-
 def _pair(operator: str, name: str, value: Any, least: int) -> Pair:
     """(height, width) from one number, or from one or two in a sequence."""
-    values = list(value) if isinstance(value, Sequence) else [value]
-    if not all(map(_is_integer, values)):
+    values = list(map(as_integer, value if isinstance(value, Sequence) else [value]))
+    if None in values:
         raise TypeError(f"{operator}: {name} must be an integer or a pair of integers, got {value!r}")
     if len(values) not in (1, 2):
         raise ValueError(f"{operator}: {name} must be one number or two, got {value!r}")

@@ -93,7 +93,7 @@ def choose_samples(labels: Tensor, predictions: Tensor, probabilities: Tensor) -
     wrong = wrong[sureness[wrong].argsort(descending=True, stable=True)][:MISTAKES]
     right = torch.nonzero(predictions == labels).flatten()
     wanted = min(SAMPLES - len(wrong), len(right))
-    spread = torch.linspace(0, max(0, len(right) - 1), wanted).round().long()
+    spread = torch.linspace(0, max(0, len(right) - 1), wanted, dtype=torch.float32, device="cpu").round().long()
     return torch.cat([right[spread], wrong])
 
 

@@ -204,7 +204,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Returns the mean loss and measures over the test set by name."""
-        total = torch.zeros(1 + len(self.measures), dtype=torch.float64)
+        total = torch.zeros(1 + len(self.measures), dtype=torch.float64, device="cpu")
         count = 0
         for outputs, targets in self.predict():
             with self._autocast():

@@ -11,10 +11,12 @@ import importlib.metadata
 import platform
 import re
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 OLDEST_TRITON, NEWEST_TRITON = (3, 6), (3, 9)
+_activation = threading.Lock()
 
 
 @functools.lru_cache
@@ -39,12 +41,13 @@ def unavailable_reason() -> str | None:
 def is_active() -> bool:
     """Whether this engine's driver is the one Triton uses."""
     runtime = sys.modules.get("triton.runtime.driver") or sys.modules.get("triton.runtime")
-    driver_module = sys.modules.get(__name__ + ".driver")
-    if runtime is None or driver_module is None:
+    # Another thread may be half through importing the module: its class, too, may not be there yet.
+    own = getattr(sys.modules.get(__name__ + ".driver"), "CPUDriver", None)
+    if runtime is None or own is None:
         return False
     from triton.runtime import driver
 
-    return isinstance(driver._active, driver_module.CPUDriver)  # type: ignore[attr-defined]
+    return isinstance(driver._active, own)  # type: ignore[attr-defined]
 
 
 def activate() -> None:
@@ -54,12 +57,19 @@ def activate() -> None:
 
     Raises:
         RuntimeError: the engine is unavailable here, or Triton has, or could have, another active driver.
+        ToolchainError: the C compiler does not work.
+        OSError: the run-time library cannot be written or loaded; `StorageError` where no folder can hold it.
     """
-    if is_active():
-        return
+    with _activation:
+        if not is_active():
+            _activate()
+
+
+def _activate() -> None:
     reason = unavailable_reason()
     if reason is not None:
         raise RuntimeError(reason)
+    from triton import knobs
     from triton import runtime as triton_runtime
     from triton.backends import Backend, backends  # type: ignore[attr-defined]
 
@@ -74,8 +84,11 @@ def activate() -> None:
             f"Triton can use {', '.join(rivals)} here: the CPU engine serves machines without a GPU driver"
         )
     from . import driver as cpu_driver
+    from . import storage
     from .compiler import TARGET, CPUBackend
 
+    if not storage.is_usable(knobs.cache.dir, execute=False):
+        storage.leave_triton_cache()
     backends[TARGET] = Backend(CPUBackend, cpu_driver.CPUDriver)
     triton_runtime.driver.set_active(cpu_driver.CPUDriver())
 

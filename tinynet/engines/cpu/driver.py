@@ -159,8 +159,7 @@ class Launcher:
 
     def __init__(self, src: Any, metadata: Any):
         self.signature = tuple(src.signature.values())
-        self.kinds: list[str] | None = None
-        self.pack: Callable[..., bytes] = struct.Struct("").pack
+        self.pack: Callable[..., bytes] | None = None
 
     def __call__(
         self,
@@ -176,9 +175,8 @@ class Launcher:
         *arguments: Any,
     ) -> None:
         flat = flatten_signature(self.signature, arguments)
-        if self.kinds is None:
-            self.kinds = [kind for kind, _ in flat]
-            self.pack = struct.Struct("=" + "".join(map(slot_format, self.kinds))).pack
+        if self.pack is None:
+            self.pack = struct.Struct("=" + "".join(slot_format(kind) for kind, _ in flat)).pack
         values, spans = [], []
         for kind, argument in flat:
             is_pointer = kind[0] == "*" and hasattr(argument, "data_ptr")
@@ -297,7 +295,7 @@ class CPUDriver(DriverBase):
         return benchmark
 
     def get_empty_cache_for_benchmark(self) -> torch.Tensor:
-        return torch.empty(1, dtype=torch.int)
+        return torch.empty(1, dtype=torch.int, device="cpu")
 
     def clear_cache(self, cache: torch.Tensor) -> None:
         """A CPU's caches are not flushed between runs."""

@@ -10,6 +10,7 @@ compiling (``warmup``), never by a launch.
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from tinynet_kernels.launch import Constants
 
-from . import driver
+from . import driver, storage
 
 _LARGEST_CACHE = 2048
 _MISSING = object()
@@ -69,6 +70,7 @@ class CallSite:
 
     def __init__(self, kernel: JITFunction, types: tuple[type, ...], constants: Mapping[str, Any]):
         self.kernel = kernel
+        self.compiling = _compiling.setdefault(id(kernel), threading.RLock())
         self.constants = dict(constants)
         self.names = [f"a{position}" for position in range(len(types))]
         self.tensors = [n for n, kind in zip(self.names, types, strict=False) if issubclass(kind, torch.Tensor)]
@@ -99,7 +101,11 @@ class CallSite:
         )
 
     def prepare(self, key: tuple, grid: tuple[int, ...], arguments: Sequence[Any]) -> Plan | None:
-        """A new plan; None for what only Triton's own path can launch."""
+        """A new plan; None for what only Triton's own path can launch. Threads that meet one together make it once."""
+        with self.compiling:
+            return self.plans.get(key) or self._prepare(key, grid, arguments)
+
+    def _prepare(self, key: tuple, grid: tuple[int, ...], arguments: Sequence[Any]) -> Plan | None:
         values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | self.constants
         compiled = self._compile(grid, arguments)
         if compiled is None:
@@ -129,8 +135,13 @@ class CallSite:
             a.dtype if isinstance(a, torch.Tensor) else _specialized(a) if isinstance(a, int) else None
             for a in arguments
         )
-        if key not in self.compiled:
-            compiled = self.kernel.warmup(*arguments, grid=grid, **self.constants)
+        compiled = self.compiled.get(key)
+        if compiled is None:
+            try:
+                compiled = self.kernel.warmup(*arguments, grid=grid, **self.constants)
+            except OSError:  # Triton's cache cannot be written any more
+                storage.leave_triton_cache()
+                compiled = self.kernel.warmup(*arguments, grid=grid, **self.constants)
             if compiled is not None:
                 compiled._init_handles()
                 if not isinstance(compiled.function, driver.Kernel):
@@ -138,7 +149,7 @@ class CallSite:
             if len(self.compiled) >= _LARGEST_CACHE:
                 self.compiled.clear()
             self.compiled[key] = compiled
-        return self.compiled[key]
+        return compiled
 
     def _sender(self, passed: tuple[str, ...]) -> Callable[..., Any]:
         """The function that packs the arguments a compiled kernel takes and calls it."""
@@ -186,6 +197,8 @@ def _share_memory(written: list[int], arguments: Sequence[Any]) -> bool:
 
 
 _sites: dict[tuple, CallSite] = {}
+# By the kernel's id: call sites of one kernel share what Triton keeps of it.
+_compiling: dict[int, threading.RLock] = {}
 
 
 def _content(constants: Mapping[str, Any]) -> tuple:
@@ -210,4 +223,5 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constan
     return site.launch(grid, arguments)
 
 
-driver.after_fork_callbacks.append(_sites.clear)
+# A lock that another thread held would never be released in the child.
+driver.after_fork_callbacks += [_sites.clear, _compiling.clear]

@@ -6,6 +6,7 @@ the flags and the CPU's features. An entry ends with its key and a checksum; wha
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -15,6 +16,8 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import storage
 
 RUNTIME = Path(__file__).parent / "runtime"
 _TRAILER = b"tinynet-cpu-1"
@@ -143,22 +146,15 @@ def environment_digest() -> str:
 
 
 def cache_directory() -> Path:
-    """``TINYNET_CPU_CACHE``, else ``tinynet/cpu`` in the user's cache; a temporary one if neither can be written."""
+    """``TINYNET_CPU_CACHE``, else ``tinynet/cpu`` in the user's cache; a temporary one if it cannot be used.
+
+    Raises:
+        StorageError: no temporary one can be used either.
+    """
     explicit = os.environ.get("TINYNET_CPU_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     directory = Path(explicit) if explicit else Path(base) / "tinynet" / "cpu"
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(directory, os.W_OK | os.X_OK):
-            return directory
-    except OSError:
-        pass
-    return _temporary_cache()
-
-
-@functools.lru_cache
-def _temporary_cache() -> Path:
-    return Path(tempfile.mkdtemp(prefix="tinynet-cpu-"))
+    return directory if storage.is_usable(directory) else storage.temporary()
 
 
 def build(source: str, defines: tuple[str, ...] = (), fp_fusion: bool = True) -> Path:
@@ -173,11 +169,17 @@ def build(source: str, defines: tuple[str, ...] = (), fp_fusion: bool = True) ->
 
     Raises:
         ToolchainError: there is no compiler, or it failed.
+        StorageError: no folder can hold the result.
     """
     options = [*flags(fp_fusion), *(f"-D{name}" for name in defines)]
     key = hashlib.sha256("\0".join([environment_digest(), *options, source]).encode()).hexdigest()
     path = cache_directory() / f"{key}.so"
-    if not _is_intact(path, key):
+    if _is_intact(path, key):
+        return path
+    try:
+        _compile(source, options, path, key)
+    except OSError:  # the disk has become full, or the folder was removed
+        path = storage.temporary() / path.name
         _compile(source, options, path, key)
     return path
 
@@ -206,7 +208,10 @@ def _compile(source: str, options: list[str], path: Path, key: str) -> None:
         text.write_text(source)
         command = [compiler.path, *options, f"-I{RUNTIME}", str(text), "-o", str(result), "-lm", "-lpthread"]
         # In a session of its own: Ctrl-C reaches every process of the terminal's, and would fail the kernel's launch.
-        answer = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+        environment = os.environ | {"TMPDIR": directory}
+        answer = subprocess.run(command, capture_output=True, text=True, env=environment, start_new_session=True)
+        if os.strerror(errno.ENOSPC) in answer.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
         if answer.returncode != 0:
             raise ToolchainError(f"{compiler.path} failed:\n{answer.stderr[:4000]}")
         content = result.read_bytes()

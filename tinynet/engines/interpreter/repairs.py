@@ -7,6 +7,8 @@
 - A numpy dtype is looked up in a table built anew each time. Cured: remembered by name.
 - numpy warns of overflow, division by zero and all-NaN slices; a device doesn't. Cured: silent. The argmax of
   nothing but NaN raises. Cured: index 0.
+- All threads share one place for the index of the running program and one patched `triton.language`: two launches at
+  once crash the process. Cured: one after the other.
 - An int32 sum that wraps around raises. Cured: it wraps.
 - `tl.erf` is a Python loop. Cured: PyTorch's erf.
 - `libdevice` functions return None. Cured: the floating point ones that have a counterpart in PyTorch.
@@ -24,6 +26,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +98,7 @@ _numpy_dtypes: dict[str, np.dtype[Any]] = {}
 
 # The modules (`tl`, `tl.core`) that the launch in progress has patched already.
 _patched: set[int] = set()
+_launching = threading.RLock()
 
 
 @functools.cache
@@ -141,12 +145,13 @@ def _get_np_dtype(stock: Any) -> Any:
 def _launch(stock: Any) -> Any:
     @functools.wraps(stock)
     def launch(self: Any, *arguments: Any, **named_arguments: Any) -> Any:
-        _patched.clear()
-        try:
-            with np.errstate(all="ignore"):
-                return stock(self, *arguments, **named_arguments)
-        finally:
+        with _launching:
             _patched.clear()
+            try:
+                with np.errstate(all="ignore"):
+                    return stock(self, *arguments, **named_arguments)
+            finally:
+                _patched.clear()
 
     return launch
 
@@ -202,7 +207,7 @@ def _create_splat(stock: Any) -> Any:
 
 
 def _create_erf(self: Any, argument: Any) -> Any:
-    return interpreter.TensorHandle(torch.erf(torch.tensor(argument.data)).numpy(), argument.dtype.scalar)
+    return interpreter.TensorHandle(torch.erf(torch.tensor(argument.data, device="cpu")).numpy(), argument.dtype.scalar)
 
 
 def _libdevice_function(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
@@ -214,7 +219,7 @@ def _libdevice_function(name: str, function: Callable[..., torch.Tensor]) -> Cal
         dtypes = [tensor.dtype for tensor in tensors]
         if not all(dtype in (tl.float32, tl.float64) for dtype in dtypes):
             raise ValueError(f"libdevice.{name}: got {[str(dtype) for dtype in dtypes]}, expected fp32 or fp64")
-        values = function(*(torch.tensor(tensor.handle.data) for tensor in tensors)).numpy()
+        values = function(*(torch.tensor(tensor.handle.data, device="cpu") for tensor in tensors)).numpy()
         result = {np.dtype(bool): tl.int1, np.dtype(np.float64): tl.float64}.get(values.dtype, tl.float32)
         is_block = any(tensor.type.is_block() for tensor in tensors)
         handle = interpreter.TensorHandle(values, result)

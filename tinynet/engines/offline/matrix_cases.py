@@ -486,7 +486,9 @@ def _recurrent(row: Mapping[str, Any]) -> None:
     mode, H, D, dtype = row["mode"], row["hidden_size"], row["directions"], row["dtype"]
     sequences = recurrent_spec.Sequences(steps, batch)
     if row["packed"]:
-        sequences = recurrent_spec.packed_sequences(torch.tensor([batch, batch, batch // 2]), torch.device("meta"))
+        sequences = recurrent_spec.packed_sequences(
+            torch.tensor([batch, batch, batch // 2], device="cpu"), torch.device("meta")
+        )
     rows = steps * batch if sequences.batch_sizes is None else int(sequences.batch_sizes.sum())
     gates, P = GATES[mode] * H, H // 2 if row["projected"] else H
     bias = _empty(D * gates, dtype=dtype) if row["bias"] else None

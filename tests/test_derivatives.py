@@ -178,7 +178,7 @@ def test_hessians_and_jacobians() -> None:
     twin = lambda x: F.linear(torch.tanh(F.linear(x, *parameters[:2])), *parameters[2:])  # noqa: E731
     parameters = [parameter.detach().double() for parameter in model.parameters()]
     functional: Any = torch.autograd.functional
-    square: Callable[..., Tensor] = lambda f: lambda x: f(x).square().sum()  # noqa: E731
+    square: Callable[..., Any] = lambda f: lambda x: f(x).square().sum()  # noqa: E731
     for options in ({}, {"vectorize": True}, {"vectorize": True, "strategy": "forward-mode"}):
         jacobian = functional.jacobian(model, x, **options)
         assert_close(jacobian, functional.jacobian(twin, x.double()), ERROR, f"jacobian {options}")

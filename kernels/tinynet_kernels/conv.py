@@ -503,7 +503,8 @@ def convolution_forward(
     from tinynet_kernels.depthwise import taps_first
 
     K, group_inputs, R, S = weight.shape
-    bias = None if bias is None else bias.contiguous()
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
     if spec.is_pointwise((R, S)) and not pool:
         y, saved = linear_forward(as_rows(x), weight.view(K, -1), bias, activation, save=save)
         return as_images(y, x), None if saved is None else as_images(saved, x), None

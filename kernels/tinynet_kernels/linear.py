@@ -347,7 +347,8 @@ def linear_forward(
     """
     M, K = x.shape
     N = weight.shape[0]
-    bias = None if bias is None else bias.contiguous()
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
     y = x.new_empty((M, N))
     save_input = save and not activation.reads_output and activation.name != "identity"
     z = torch.empty_like(y) if save_input else None

@@ -84,36 +84,47 @@ class engine:
         _engine.reset(self._token)
 
 
-def route(operator: str, names: Sequence[str], first: torch.Tensor, *others: torch.Tensor | None) -> Route:
+# The look-ups through two modules take longer than the calls.
+_transforms_active = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
+
+
+def route(operator: str, names: Sequence[str], *operands: Any) -> Route:
     """The way a call on these operands takes.
 
     Args:
         operator: named in messages.
-        names: of its arguments that follow.
-        first: decides on the dtype that the kernels compute in.
-        others: all other operands, on its device; None for absent ones.
+        names: of the operands.
+        operands: tensors on one device, None for absent ones. The first is a tensor, and its dtype the kernels'.
 
     Raises:
         RuntimeError: engine "kernels" is in force and no driver serves the device.
         TypeError: engine "kernels" is in force and the kernels don't compute in the dtype; or an operand is nested, or
             in a layout other than strided.
     """
+    first = operands[0]
     inspecting = offline.is_inspecting()
     if inspecting or torch.compiler.is_compiling():
-        if _any_empty(first, *others):
+        if _any_empty(operands):
             return Route.REFERENCE
         if inspecting:
             return Route.KERNELS
         return Route.OPERATOR if _kernels_serve(first.device.type, first.dtype) else Route.REFERENCE
-    if not all_plain(first, *others):
-        return _route_of_others(operator, names, (first, *others))
+    return route_of_plain(first) if _all_plain(operands) else _route_of_others(operator, names, operands)
+
+
+def route_of_plain(first: torch.Tensor) -> Route:
+    """The way of plain operands, of which this is the first, outside of compilation and inspection."""
     # To name the type of a device takes a quarter of a microsecond.
-    if not _kernels_serve_now("cpu" if first.is_cpu else first.device.type, first.dtype) or _sees_pytorch_alone():
+    if not _kernels_serve_now("cpu" if first.is_cpu else first.device.type, first.dtype):
         return Route.REFERENCE
-    return Route.OPERATOR if torch._C._len_torch_dispatch_stack() else Route.KERNELS
+    if _transforms_active() or forward_ad._current_level >= 0 or _tracing_state() is not None:
+        return Route.REFERENCE  # these see through PyTorch's own operators alone
+    return Route.OPERATOR if _modes() else Route.KERNELS
 
 
-def all_plain(*tensors: torch.Tensor | None) -> bool:
+def _all_plain(tensors: Sequence[torch.Tensor | None]) -> bool:
     """Whether the values of all these tensors (None: absent) lie in memory, strided, ready for a kernel.
 
     Not plain are subclasses, layouts other than strided, nested tensors, tensors without memory (on the meta device,
@@ -130,25 +141,42 @@ def all_plain(*tensors: torch.Tensor | None) -> bool:
     return True
 
 
+def are_plain_and_alike(operands: Sequence[torch.Tensor | None]) -> bool:
+    """Whether all these (None: absent) are plain, of one dtype and on one device, and nothing compiles or inspects."""
+    if torch.compiler.is_compiling() or offline.is_inspecting():
+        return False
+    first: Any = operands[0]
+    if type(first) not in _PLAIN_TYPES:
+        return False
+    dtype, on_cpu = first.dtype, first.is_cpu
+    try:
+        for tensor in operands:
+            if tensor is not None and (
+                type(tensor) not in _PLAIN_TYPES
+                or tensor.dtype is not dtype
+                or not ((on_cpu and tensor.is_cpu) or tensor.device == first.device)
+                or tensor.is_neg()
+                or tensor.is_nested
+                or not tensor.data_ptr()
+            ):
+                return False
+    except RuntimeError:  # no memory to point at
+        return False
+    return True
+
+
 def is_plain_eager(*tensors: torch.Tensor | None) -> bool:
     """Whether these may be handed to kernels at once: they are plain, and no mode waits to see operators."""
-    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
-        return offline.is_inspecting()
-    return all_plain(*tensors) or offline.is_inspecting()
+    return (_all_plain(tensors) and not _modes()) or offline.is_inspecting()
 
 
-def _any_empty(*tensors: torch.Tensor | None) -> bool:
+def _any_empty(tensors: Sequence[torch.Tensor | None]) -> bool:
     return any(tensor is not None and tensor.numel() == 0 for tensor in tensors)
 
 
 def is_forward_mode() -> bool:
     """Whether forward-mode AD is at work, which PyTorch's fused recurrent operators don't know."""
     return forward_ad._current_level >= 0
-
-
-def _sees_pytorch_alone() -> bool:
-    """Whether what is at work must see PyTorch's own operators: a function transform, forward-mode AD or a trace."""
-    return torch._C._are_functorch_transforms_active() or is_forward_mode() or torch._C._get_tracing_state() is not None
 
 
 def _route_of_others(operator: str, names: Sequence[str], operands: Sequence[Any]) -> Route:
@@ -158,13 +186,13 @@ def _route_of_others(operator: str, names: Sequence[str], operands: Sequence[Any
     """
     first = operands[0]
     served = _kernels_serve_now("cpu" if first.is_cpu else first.device.type, first.dtype)
-    is_operator = served and not _sees_pytorch_alone()
+    is_operator = served and not (_transforms_active() or is_forward_mode() or _tracing_state() is not None)
     for name, tensor in zip(names, operands, strict=True):
         if tensor is None:
             continue
         if type(tensor) in _PLAIN_TYPES:
             check_strided(operator, name, tensor)
-            is_operator = is_operator and all_plain(tensor)
+            is_operator = is_operator and _all_plain((tensor,))
         elif not isinstance(tensor, FakeTensor):
             has_memory = not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python)
             is_operator = is_operator and has_memory

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tinynet.engines.dispatch import Route, are_plain_and_alike, route, route_of_plain
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -84,6 +87,24 @@ def check_floating(operator: str, later: torch.dtype | None = None, /, **tensors
             )
         elif not (first.is_cpu and tensor.is_cpu):
             check_device(operator, name, tensor, first_name, first)
+
+
+def route_floating(operator: str, later: torch.dtype | None, names: Sequence[str], *operands: Any) -> Route:
+    """`check_floating`, and who computes: for ordinary operands in one pass over them.
+
+    Args:
+        operator: named in messages.
+        later: as in `check_floating`.
+        names: of the operands.
+        operands: tensors; None for absent ones, which the first is not.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `check_floating` and `dispatch.route`.
+    """
+    if are_plain_and_alike(operands) and operands[0].is_floating_point():
+        return route_of_plain(operands[0])
+    check_floating(operator, later, **dict(zip(names, operands, strict=True)))
+    return route(operator, names, *operands)
 
 
 def check_device(operator: str, name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.engines.dispatch import Route, route
+from tinynet.engines.dispatch import Route
 from tinynet.ops.activation import activation_reference, as_activation
-from tinynet.ops.arguments import as_integer, autocast, autocast_dtype, cast_to, check_floating, needs_gradient
+from tinynet.ops.arguments import as_integer, autocast, autocast_dtype, cast_to, needs_gradient, route_floating
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator
 from tinynet.ops.pool import max_pool2d
@@ -35,8 +35,8 @@ def conv2d_reference(
 
 
 def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    images, *_, x = ctx.saved_tensors
-    x = images if x is None else x
+    images, *_, original = ctx.saved_tensors
+    x = images if original is None else original
     inputs = (*ctx.settings, x, *held(ctx.parameters))
     wanted = (*[False] * len(ctx.settings), *ctx.needs_input_grad[:3])
     return gradients_of(_in_dtype, inputs, wanted, (grad,))[len(ctx.settings) :]
@@ -45,7 +45,7 @@ def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
 class Conv2dFunction(torch.autograd.Function):
     """act(x * W + b) of x [N, C, H, W], and for `pool` its largest of each 2 x 2 window, through the kernels.
 
-    The kernels compute in `dtype`; gradients come in the tensors' own.
+    The kernels compute in `dtype`, or for None in the one that all tensors have; gradients come in the tensors' own.
     """
 
     @staticmethod
@@ -54,15 +54,15 @@ class Conv2dFunction(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         spec: ConvolutionSpec,
         activation: Activation,
         pool: bool,
     ) -> Tensor:
         y, saved, ctx.channels_last = _forward(x, weight, bias, dtype, spec, activation, pool, save=True)
         # A converted x has lost its history, which second derivatives through x need.
-        needs_original = ctx.needs_input_grad[0] and saved[0] is not x
-        ctx.save_for_backward(*saved, x if needs_original else None)
+        original = x if saved[0] is not x and ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(*saved, original)
         ctx.parameters = hold(weight, bias)
         ctx.settings = dtype, spec, activation, pool
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -81,7 +81,7 @@ class Conv2dFunction(torch.autograd.Function):
 
 
 def _in_dtype(
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     spec: ConvolutionSpec,
     activation: Activation,
     pool: bool,
@@ -90,7 +90,8 @@ def _in_dtype(
     bias: Tensor | None,
 ) -> Tensor:
     """The definition in `dtype`, pooled for `pool`."""
-    x, weight, bias = cast_to(dtype, x, weight, bias)
+    if dtype is not None:
+        x, weight, bias = cast_to(dtype, x, weight, bias)
     y = conv2d_reference(x, weight, bias, spec, activation)
     return F.max_pool2d(y, 2) if pool else y
 
@@ -99,7 +100,7 @@ def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     spec: ConvolutionSpec,
     activation: Activation,
     pool: bool,
@@ -111,7 +112,8 @@ def _forward(
     from tinynet_kernels.layout import is_channels_last, to_channels_last
 
     channels_last = is_channels_last(x), is_channels_last(weight)
-    x, weight, bias = cast_to(dtype, x, weight, bias)
+    if dtype is not None:
+        x, weight, bias = cast_to(dtype, x, weight, bias)
     images, packed = to_channels_last(x), to_channels_last(weight)
     y, saved, winner = convolution_forward(images, packed, bias, spec, activation, save=save, pool=pool)
     # The converted tensors are kept, not their originals: backward would convert them again.
@@ -212,7 +214,7 @@ def _operator_forward(
     activation = Activation.from_values(name, parameters)
     settings = ConvolutionSpec.from_values(spec), activation, False
     save = save and not activation.reads_output
-    y, (_, _, z, _), _ = _forward(x, weight, bias, x.dtype, *settings, save=save)
+    y, (_, _, z, _), _ = _forward(x, weight, bias, None, *settings, save=save)
     return y, z
 
 
@@ -323,8 +325,7 @@ def conv2d(
         window = stride, padding, dilation, groups
         return handle_torch_function(conv2d, (input,), input, weight, bias, *window, function, pool)
     dtype = autocast_dtype(input)
-    check_floating("conv2d", dtype, input=input, weight=weight, bias=bias)
-    way = route("conv2d", ("input", "weight", "bias"), input, weight, bias)
+    way = route_floating("conv2d", dtype, ("input", "weight", "bias"), input, weight, bias)
     spec = convolution_spec(input, weight, bias, stride, padding, dilation, groups)
     pooled = pool != 1 and check_pool(
         pool, spec.output_size((input.shape[-2], input.shape[-1]), (weight.shape[2], weight.shape[3]))
@@ -358,7 +359,6 @@ def _conv2d(
     pool: bool,
 ) -> Tensor:
     if way is Route.KERNELS:
-        dtype = x.dtype if dtype is None else dtype
         if needs_gradient(x, weight, bias):
             return Conv2dFunction.apply(x, weight, bias, dtype, spec, activation, pool)  # pyright: ignore
         return _forward(x, weight, bias, dtype, spec, activation, pool, save=False)[0]

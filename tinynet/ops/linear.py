@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.engines.dispatch import Route, route
+from tinynet.engines.dispatch import Route
 from tinynet.ops.activation import activation_reference, as_activation
-from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, check_floating, needs_gradient
+from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, needs_gradient, route_floating
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator
 from tinynet_kernels.activation_spec import Activation
@@ -33,22 +33,25 @@ def _kernels() -> ModuleType:
     return linear
 
 
+_NAMES = ("input", "weight", "bias")
 # A layer of a chain: its weight [N, K], its bias [N] or None, the activation after it.
 Layer = tuple[Tensor, Tensor | None, Activation]
 
 
 def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    cast, *_, x = ctx.saved_tensors
-    x, parameters = cast if x is None else x, held(ctx.parameters)
+    saved, parameters = ctx.saved_tensors, held(ctx.parameters)
+    x = saved[0] if ctx.dtype is None or saved[-1] is None else saved[-1]
     wanted = [False, False, *ctx.needs_input_grad[2:]]
     return gradients_of(_chain_reference, (ctx.activations, ctx.dtype, x, *parameters), wanted, (grad,))
 
 
 def _chain_reference(
-    activations: Sequence[Activation], dtype: torch.dtype, x: Tensor, *parameters: Tensor | None
+    activations: Sequence[Activation], dtype: torch.dtype | None, x: Tensor, *parameters: Tensor | None
 ) -> Tensor:
-    """A chain of linear layers in `dtype`, in plain PyTorch."""
-    x, *cast = cast_to(dtype, x, *parameters)
+    """A chain of linear layers in `dtype` (None: the tensors' own), in plain PyTorch."""
+    cast: Sequence[Any] = parameters
+    if dtype is not None:
+        x, *cast = cast_to(dtype, x, *parameters)
     for activation, weight, bias in zip(activations, cast[::2], cast[1::2], strict=True):
         x = linear_reference(x, weight, bias, activation)
     return x
@@ -58,42 +61,44 @@ class LinearFunction(torch.autograd.Function):
     """A chain of linear layers, one or more, of x [M, K] through the kernels.
 
     Its tensors come as x, weight, bias, weight, bias, ... in their own dtypes, and so do their gradients; the kernels
-    compute in `dtype`. A chain knows who reads a hidden layer's output: the product that makes its gradient applies
-    act' and sums db too, which else takes a pass of its own.
+    compute in `dtype`, or for None in the one that all tensors have. A chain knows who reads a hidden layer's output:
+    the product that makes its gradient applies act' and sums db too, which else takes a pass of its own.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, activations: tuple[Activation, ...], dtype: torch.dtype, x: Tensor, *parameters: Tensor | None
+        ctx: Any, activations: tuple[Activation, ...], dtype: torch.dtype | None, x: Tensor, *parameters: Tensor | None
     ) -> Tensor:
         y, saved = _forward(x, parameters, activations, dtype, save=True)
-        # A cast x has lost its history, which second derivatives through x need.
-        needs_original = ctx.needs_input_grad[2] and saved[0] is not x
-        ctx.save_for_backward(*saved, x if needs_original else None)
+        ctx.activations, ctx.dtype, ctx.dtypes = activations, dtype, None
         ctx.parameters = hold(*parameters)
-        ctx.activations, ctx.dtype = activations, dtype
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, *parameters)]
+        if dtype is not None:
+            ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, *parameters)]
+            # A cast x has lost its history, which second derivatives through x need.
+            saved.append(x if ctx.needs_input_grad[2] else None)
+        ctx.save_for_backward(*saved)
         return y
 
     @staticmethod
     @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[2:]
-        return None, None, *linear_gradients(grad, ctx.saved_tensors[:-1], ctx.activations, wanted, ctx.dtypes)
+        saved = ctx.saved_tensors if ctx.dtype is None else ctx.saved_tensors[:-1]
+        return None, None, *linear_gradients(grad, saved, ctx.activations, ctx.needs_input_grad[2:], ctx.dtypes)
 
 
 def _forward(
     x: Tensor,
     parameters: Sequence[Any],
     activations: Sequence[Activation],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     *,
     save: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """y of a chain, and what its backward reads: x, weight and what the derivative needs of each layer, in `dtype`."""
     linear_forward = _kernels().linear_forward
     saved = []
-    x, *parameters = cast_to(dtype, x, *parameters)
+    if dtype is not None:
+        x, *parameters = cast_to(dtype, x, *parameters)
     for activation, weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
         y, for_derivative = linear_forward(x, weight, bias, activation, save=save)
         saved += x, weight, for_derivative
@@ -106,7 +111,7 @@ def linear_gradients(
     saved: Sequence[Any],
     activations: Sequence[Activation],
     wanted: Sequence[bool],
-    dtypes: Sequence[torch.dtype | None],
+    dtypes: Sequence[torch.dtype | None] | None = None,
 ) -> list[Tensor | None]:
     """Gradients of a chain's x, weight, bias, weight, bias, ..., each None where not wanted.
 
@@ -115,9 +120,10 @@ def linear_gradients(
         saved: what `_forward` saved: x [M, K], weight [N, K], and what the derivative needs, of each layer.
         activations: the fused functions.
         wanted: which gradients are.
-        dtypes: of the gradients; None for a bias that isn't.
+        dtypes: of the gradients; None for a bias that isn't. None in all: that of x.
     """
     kernels = _kernels()
+    dtypes = [saved[0].dtype] * len(wanted) if dtypes is None else dtypes
     gradients: list[Tensor | None] = [None] * len(wanted)
     dz, db = grad if grad.stride(1) == 1 else grad.contiguous(), None
     curved = activations[-1].name != "identity"
@@ -163,7 +169,7 @@ def _operator_backward(
     grads: list[Tensor], saved: list[Any], name: str, parameters: list[float], wanted: list[bool]
 ) -> list[Tensor | None]:
     activation = Activation.from_values(name, parameters)
-    return linear_gradients(grads[0], saved, (activation,), wanted, [saved[0].dtype] * 3)
+    return linear_gradients(grads[0], saved, (activation,), wanted)
 
 
 def _operator_fake_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> list[Tensor | None]:
@@ -230,16 +236,14 @@ def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     dtype = autocast_dtype(input)
     parameters: list[Tensor | None] = []
     for weight, bias, _ in layers:
-        check_floating("linear", dtype, input=input, weight=weight, bias=bias)
         parameters += weight, bias
-    way = route("linear", ("input", *("weight", "bias") * len(layers)), input, *parameters)
+    names = _NAMES if len(layers) == 1 else ("input", *_NAMES[1:] * len(layers))
+    way = route_floating("linear", dtype, names, input, *parameters)
     shape = input.shape
     for weight, bias, _ in layers:
-        _check_shapes(shape, weight, bias)
-        shape = (*shape[:-1], weight.shape[0])
+        shape = _output_shape(shape, weight, bias)
     if way is not Route.KERNELS:
         return _layer_by_layer(input, layers, way)
-    dtype = input.dtype if dtype is None else dtype
     rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
     activations = tuple([layer[2] for layer in layers])
     if needs_gradient(input, *parameters):
@@ -263,12 +267,16 @@ def _layer_by_layer(x: Tensor, layers: Sequence[Layer], way: Route) -> Tensor:
     return x
 
 
-def _check_shapes(shape: Sequence[int], weight: Tensor, bias: Tensor | None) -> None:
-    if weight.dim() != 2:
-        raise ValueError(f"linear: weight must be [N, K], got shape {tuple(weight.shape)}")
-    if not shape or shape[-1] != weight.shape[1]:
+def _output_shape(shape: Sequence[int], weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    """The shape of a layer's output for input of `shape`, after a check that its tensors fit together."""
+    weight_shape = weight.shape
+    if len(weight_shape) != 2:
+        raise ValueError(f"linear: weight must be [N, K], got shape {tuple(weight_shape)}")
+    N, K = weight_shape
+    if not shape or shape[-1] != K:
         raise ValueError(
-            f"linear: the last dimension of input {tuple(shape)} must be that of weight {tuple(weight.shape)}"
+            f"linear: the last dimension of input {tuple(shape)} must be that of weight {tuple(weight_shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"linear: bias must be [{weight.shape[0]}] for this weight, got {tuple(bias.shape)}")
+    if bias is not None and bias.shape != (N,):
+        raise ValueError(f"linear: bias must be [{N}] for this weight, got {tuple(bias.shape)}")
+    return (*shape[:-1], N)

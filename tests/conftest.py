@@ -11,10 +11,13 @@ from collections.abc import Iterator
 
 import pytest
 
+FIXED_EXAMPLES = 6
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=["auto", "cpu", "interpreter", "cuda"], default="auto")
     parser.addoption("--guard", action="store_true", help="run every kernel under tinynet.guard (interpreter only)")
+    parser.addoption("--examples", type=int, help="random examples of each property; without it the same few")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,7 +27,25 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop("TRITON_INTERPRET", None)
     if config.getoption("--guard") and config.getoption("--engine") != "interpreter":
         raise pytest.UsageError("--guard needs --engine interpreter")
+    set_examples(config.getoption("--examples"))
     config.addinivalue_line("markers", "kernels: needs an engine that runs the kernels")
+
+
+def set_examples(number: int | None) -> None:
+    """How many examples hypothesis draws for each property. It reads its settings when a property is decorated."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "tinynet",
+        max_examples=number or FIXED_EXAMPLES,
+        derandomize=number is None,
+        database=None,
+        deadline=None,  # an example may compile kernels
+        print_blob=True,
+        report_multiple_bugs=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+    )
+    settings.load_profile("tinynet")
 
 
 @pytest.fixture(scope="session")

@@ -131,10 +131,10 @@ def all_plain(*tensors: torch.Tensor | None) -> bool:
 
 
 def is_plain_eager(*tensors: torch.Tensor | None) -> bool:
-    """Whether a backward may hand these upstream gradients to kernels: plain, and no mode waits to see operators."""
+    """Whether these may be handed to kernels at once: they are plain, and no mode waits to see operators."""
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
-        return False
-    return all_plain(*tensors)
+        return offline.is_inspecting()
+    return all_plain(*tensors) or offline.is_inspecting()
 
 
 def _any_empty(*tensors: torch.Tensor | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ def autocast_dtype(*tensors: Tensor | None) -> torch.dtype | None:
             on = device_type != "meta" and torch.is_autocast_enabled(device_type)
             return torch.get_autocast_dtype(device_type) if on else None
     return None
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Switches autocast off for the tensor's device, if it is on."""
+    return nullcontext() if autocast_dtype(tensor) is None else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tinynet.dispatch import is_plain_eager
+from tinynet.ops.arguments import without_autocast
 
 Backward = Callable[..., Any]
 
@@ -54,8 +55,7 @@ def gradients_of(
         One an input, None where not wanted or where `function` doesn't depend on it.
     """
     again = torch.is_grad_enabled()
-    device_type = next(grad for grad in grads if grad is not None).device.type
-    with torch.enable_grad(), torch.autocast(device_type, enabled=False):
+    with torch.enable_grad(), without_autocast(next(grad for grad in grads if grad is not None)):
         # An alias each: a tensor may be given twice, and the gradients end here.
         given = [
             (x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()) if want else x

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from tinynet.dispatch import Route, all_plain, route
+from tinynet.dispatch import Route, is_plain_eager, route
 from tinynet.ops.activation import is_dense
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ def _flat_row(row: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if tensor.dtype is not dtype:
             return None
         contiguous = contiguous and tensor.is_contiguous()
-    if row[0].numel() and not all_plain(*row):
+    if row[0].numel() and not is_plain_eager(*row):
         return None
     if contiguous:
         return row

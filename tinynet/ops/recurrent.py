@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinynet.dispatch import Route, any_subclass, is_forward_mode, route
-from tinynet.ops.arguments import autocast, autocast_dtype, check_device, check_floating, needs_gradient
+from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient, without_autocast
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.recurrent_spec import GATES, Gradients, Saved, Sequences, Wanted, Weights, packed_sequences
@@ -441,7 +440,7 @@ def _library(
     flat = [parameter for group in parameters for parameter in group]
     layers = len(parameters) // (2 if bidirectional else 1)
     states: Any = h0 if c0 is None else (h0, c0)
-    with nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if batch_sizes is None:
             result = function(x, states, flat, bias, layers, dropout, training, bidirectional, False)
         else:

@@ -1,0 +1,565 @@
+"""Every column against PyTorch in float64 on random shapes, memory layouts, dtypes and options.
+
+`pytest --examples N` sets how many examples each property gets; without it they are the same few at every run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import DTYPES, UNIT, assert_close, counted_launches, nan_filled_memory, tolerance
+from hypothesis import given, note
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from tinynet import optim
+from tinynet.nn import recurrent as layers
+from tinynet.ops.activation import activate, activation_reference, as_activation
+from tinynet.ops.conv import conv2d
+from tinynet.ops.dropout import dropout
+from tinynet.ops.embedding import embedding
+from tinynet.ops.linear import linear
+from tinynet.ops.loss import REDUCTIONS, cross_entropy, mse_loss
+from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from tinynet_kernels.activation_spec import PARAMETERS, Activation
+
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.filterwarnings("ignore:Using a target size"),
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+    pytest.mark.filterwarnings("ignore:dropout option adds dropout"),
+]
+
+# One, primes, powers of two and their neighbors.
+SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 127, 128, 129)
+ACTIVATIONS = [
+    *(Activation(name) for name in PARAMETERS if name != "identity"),
+    Activation("leaky_relu", negative_slope=-0.5),
+    Activation("elu", alpha=-1.5),
+    Activation("celu", alpha=0.3),
+    Activation("softplus", beta=2.0, threshold=1.0),
+    Activation("hardtanh", min_val=-2.0, max_val=0.5),
+    Activation("hardshrink", lambd=1.0),
+    Activation("softshrink", lambd=0.0),
+]
+# Their derivative jumps at a value that a 16-bit result may round to.
+STEPPED = ("relu6", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "softplus")
+
+Values = Callable[..., Tensor]
+Draw = Callable[..., Any]
+normal: Values = torch.randn
+# Their sums of products are exact, so that ties and jumps of a derivative fall alike in every precision.
+small_integers: Values = partial(torch.randint, -1, 2)
+
+
+def sizes(largest: int, least: int = 1) -> st.SearchStrategy[int]:
+    return st.sampled_from([size for size in (0, *SIZES) if least <= size <= largest])
+
+
+def shapes(least: int, most: int, largest: int) -> st.SearchStrategy[list[int]]:
+    """Shapes of `least` to `most` dimensions; now and then one of them is empty."""
+    return st.lists(st.one_of(sizes(largest), sizes(largest), sizes(largest, least=0)), min_size=least, max_size=most)
+
+
+dtypes = st.sampled_from(DTYPES)
+
+
+@st.composite
+def tensors(
+    draw: Draw,
+    device: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    values: Values = normal,
+    *,
+    differentiable: bool = True,
+    dense: bool = False,
+) -> Tensor:
+    """A tensor of this shape in random memory.
+
+    Its dimensions lie in any order; one may take every other element, one may be expanded (stride 0); a size of 1 may
+    have an odd stride; it may start one element into its memory, which is misaligned. What lies between its elements is
+    NaN, or the largest integer.
+
+    Args:
+        values: takes a shape and a generator.
+        differentiable: whether it may require a gradient.
+        dense: whether its elements must fill their memory.
+    """
+    dimensions = range(len(shape))
+    orders = st.permutations(dimensions)
+    if len(shape) == 4:  # contiguous and channels_last, as often as all others
+        orders = st.one_of(st.sampled_from([[0, 1, 2, 3], [0, 2, 3, 1]]), orders)
+    order = draw(orders)
+    one_of_them = st.one_of(st.none(), st.sampled_from(dimensions)) if shape and not dense else st.none()
+    spread, expanded, offset = draw(one_of_them), draw(one_of_them), draw(st.sampled_from([0, 1]))
+    strides, length = [0] * len(shape), 1
+    for dimension in reversed(order):
+        if dimension == expanded:
+            continue
+        strides[dimension] = length * (2 if dimension == spread else 1)
+        length = strides[dimension] * max(shape[dimension], 1)
+        if shape[dimension] == 1 and not dense:
+            strides[dimension] = draw(st.sampled_from([strides[dimension], 1, 5]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    content = values(tuple(shape), generator=generator).to(dtype)
+    between = math.nan if dtype.is_floating_point else torch.iinfo(dtype).max
+    memory = torch.full((offset + length,), between, dtype=dtype, device=device)
+    tensor = memory.as_strided(shape, strides, offset)
+    if expanded is None:
+        tensor.copy_(content)
+    else:
+        tensor.narrow(expanded, 0, min(1, shape[expanded])).copy_(content.narrow(expanded, 0, min(1, shape[expanded])))
+    if differentiable and draw(st.booleans()):
+        tensor.requires_grad_()
+    note(f"{tuple(shape)} {dtype}, strides {strides}, offset {offset}, requires_grad {tensor.requires_grad}")
+    return tensor
+
+
+def snapshot(tensor: Tensor) -> Tensor:
+    """A copy of all of the memory that the tensor is a view of, as bytes."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage()).clone()
+
+
+def leaf_in_float64(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+
+def assert_near(actual: Tensor, expected: Tensor, error: float, magnitude: float, name: str) -> None:
+    """`assert_close`, where the error is relative to `magnitude` at least: the scale of what was added up."""
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
+    scale = torch.full((1,), magnitude, dtype=torch.float64, device=actual.device)
+    a, e = (torch.cat([tensor.detach().double().reshape(-1), scale]) for tensor in (actual, expected))
+    assert_close(a, e, error, name)
+
+
+def check(
+    draw: Draw,
+    function: Callable[..., Any],
+    reference: Callable[..., Any],
+    *operands: Tensor | None,
+    lengths: Sequence[int] = (),
+    magnitude: float = 1.0,
+    error: float | None = None,
+) -> list[str]:
+    """Holds outputs and gradients of `function` against `reference` in float64, with random upstream gradients.
+
+    Args:
+        function: takes the operands, returns a tensor or several.
+        reference: the same in PyTorch.
+        operands: those that require a gradient get one.
+        lengths: how many terms of about `magnitude` are added up in an element of an output, and then of each operand's
+            gradient; 1 where left out.
+        error: relative; None for what rounding explains.
+
+    Returns:
+        The names of the kernels launched.
+    """
+    given_tensors = [tensor for tensor in operands if tensor is not None]
+    before = [snapshot(tensor) for tensor in given_tensors]
+    dtype = next(tensor.dtype for tensor in given_tensors if tensor.is_floating_point())
+    wanted = [i for i, tensor in enumerate(operands) if tensor is not None and tensor.requires_grad]
+    has_elements = all(tensor.numel() for tensor in given_tensors)
+
+    def compare(actual: Tensor, expected: Tensor, which: int, name: str) -> None:
+        length = lengths[which] if which < len(lengths) else 1
+        assert actual.dtype is dtype, f"{name}: {actual.dtype}"
+        allowed = 4 * tolerance(dtype, length) if error is None else error
+        assert_near(actual, expected, allowed, magnitude * math.sqrt(length), name)
+
+    doubles = [leaf_in_float64(tensor) for tensor in operands]
+    with nan_filled_memory(), counted_launches() as launches:
+        outputs, exact = _listed(function(*operands)), _listed(reference(*doubles))
+        assert launches or not has_elements, "no kernel was launched by the forward"
+        for index, (a, e) in enumerate(zip(outputs, exact, strict=True)):
+            compare(a, e, 0, f"output {index}")
+            assert a.requires_grad == e.requires_grad
+        if wanted:
+            forward_launches = len(launches)
+            upstream = [draw(tensors(a.device.type, a.shape, dtype, differentiable=False)) for a in outputs]
+            before += map(snapshot, upstream)
+            given_tensors += upstream
+            gradients = torch.autograd.grad(outputs, [operands[i] for i in wanted], upstream)  # pyright: ignore
+            exact_upstream = [tensor.double() for tensor in upstream]
+            expected = torch.autograd.grad(exact, [doubles[i] for i in wanted], exact_upstream)  # pyright: ignore
+            assert len(launches) > forward_launches or not has_elements, "no kernel was launched by the backward"
+            for i, a, e in zip(wanted, gradients, expected, strict=True):
+                compare(a, e, 1 + i, f"gradient of operand {i}")
+    for tensor, old in zip(given_tensors, before, strict=True):
+        assert torch.equal(snapshot(tensor), old), f"an operand of shape {tuple(tensor.shape)} was changed"
+    return launches
+
+
+def _listed(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+@st.composite
+def fused_activations(draw: Draw, dtype: torch.dtype) -> tuple[Activation, Values]:
+    """An activation, None among them, and values on which its derivative is known to rounding."""
+    function = as_activation(draw(st.one_of(st.none(), st.sampled_from(ACTIVATIONS))))
+    if function.name in STEPPED:
+        return function, small_integers
+    return function, draw(st.sampled_from([normal, small_integers]))
+
+
+@given(st.data())
+def test_activation(device: str, data: st.DataObject) -> None:
+    draw, function = data.draw, data.draw(st.sampled_from(ACTIVATIONS))
+    x = draw(tensors(device, draw(shapes(0, 4, 17)), draw(dtypes)))
+    check(draw, partial(activate, activation=function), partial(activation_reference, activation=function), x)
+
+
+@given(st.data())
+def test_linear(device: str, data: st.DataObject) -> None:
+    draw, dtype = data.draw, data.draw(dtypes)
+    function, values = draw(fused_activations(dtype))
+    make = partial(tensors, device, dtype=dtype, values=values)
+    lead, K, N = draw(shapes(0, 3, 9)), draw(sizes(129)), draw(sizes(65))
+    bias = draw(make([N])) if draw(st.booleans()) else None
+    check(
+        draw,
+        partial(linear, activation=function),
+        lambda x, weight, bias: activation_reference(F.linear(x, weight, bias), function),
+        draw(make([*lead, K])),
+        draw(make([N, K])),
+        bias,
+        lengths=(K, N, math.prod(lead), math.prod(lead)),
+    )
+
+
+@pytest.fixture
+def exact_products() -> Iterator[None]:
+    """PyTorch's default for fp32 convolutions is tf32, whose rounding would hide errors."""
+    backend: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    before, backend.fp32_precision = backend.fp32_precision, "ieee"
+    yield
+    backend.fp32_precision = before
+
+
+def pairs(numbers: st.SearchStrategy[int]) -> st.SearchStrategy[int | tuple[int, int]]:
+    return st.one_of(numbers, st.tuples(numbers, numbers))
+
+
+def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+@st.composite
+def images(draw: Draw, channels: int, least: tuple[int, int], largest: int = 13) -> list[int]:
+    """[N, C, H, W] or [C, H, W] with at least this height and width."""
+    batch = [] if draw(st.integers(0, 4)) == 0 else [draw(sizes(4))]
+    return [*batch, channels, *(max(1, minimum, draw(sizes(largest))) for minimum in least)]
+
+
+@given(st.data())
+def test_conv2d(device: str, exact_products: None, data: st.DataObject) -> None:
+    draw, dtype = data.draw, data.draw(dtypes)
+    function, values = draw(fused_activations(dtype))
+    pool = draw(st.sampled_from([1, 2]))
+    if pool == 2:
+        function, values = as_activation(draw(st.sampled_from([None, "relu"]))), small_integers
+    groups, group_inputs, group_outputs = draw(
+        st.one_of(
+            st.tuples(st.just(1), sizes(33), sizes(33)),
+            st.tuples(st.sampled_from([2, 3]), sizes(16), sizes(16)),
+            st.tuples(sizes(17), st.just(1), sizes(2)),
+        )
+    )
+    window = draw(st.tuples(*[st.integers(1, 4)] * 2))
+    dilation = draw(pairs(st.integers(1, 3)))
+    padding = draw(st.one_of(st.sampled_from(["same", "valid"]), pairs(st.integers(0, 3))))
+    stride = 1 if padding == "same" else draw(pairs(st.integers(1, 3)))
+    border = (0, 0) if isinstance(padding, str) else as_pair(padding)
+    reach = [
+        (taps - 1) * spread + 1 - 2 * edge + (pool - 1) * step
+        for taps, spread, edge, step in zip(window, as_pair(dilation), border, as_pair(stride), strict=True)
+    ]
+    shape = draw(images(groups * group_inputs, (reach[0], reach[1])))
+    make = partial(tensors, device, dtype=dtype, values=values)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    note(f"{options}, {function}, pool {pool}")
+
+    def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = activation_reference(F.conv2d(x, weight, bias, **options), function)
+        return F.max_pool2d(y, 2) if pool == 2 else y
+
+    taps, pixels = math.prod(window), math.prod(shape) // shape[-3]
+    check(
+        draw,
+        partial(conv2d, **options, activation=function, pool=pool),
+        reference,
+        draw(make(shape)),
+        draw(make([groups * group_outputs, group_inputs, *window])),
+        draw(make([groups * group_outputs])) if draw(st.booleans()) else None,
+        lengths=(taps * group_inputs, taps * group_outputs, pixels, pixels),
+    )
+
+
+@st.composite
+def windows(draw: Draw, dilated: bool) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Arguments of a pooling, and the least height and width that they fit."""
+    # Each window compiles its own kernels, with all taps unrolled.
+    kernel, dilation = draw(pairs(st.integers(1, 3))), draw(pairs(st.integers(1, 2))) if dilated else 1
+    padding = tuple(draw(st.integers(0, size // 2)) for size in as_pair(kernel))
+    options = {
+        "kernel_size": kernel,
+        "stride": draw(st.one_of(st.none(), pairs(st.integers(1, 4)))),
+        "padding": padding,
+        "ceil_mode": draw(st.booleans()),
+        **({"dilation": dilation} if dilated else {}),
+    }
+    least = [
+        (taps - 1) * spread + 1 - 2 * edge
+        for taps, spread, edge in zip(as_pair(kernel), as_pair(dilation), padding, strict=True)
+    ]
+    return options, (least[0], least[1])
+
+
+@given(st.data())
+def test_max_pool2d(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    options, least = draw(windows(dilated=True))
+    values = draw(st.sampled_from([normal, small_integers]))  # integers have ties
+    x = draw(tensors(device, draw(images(draw(sizes(33)), least)), draw(dtypes), values))
+    check(draw, partial(max_pool2d, **options), partial(F.max_pool2d, **options), x, lengths=(1, 16))
+
+
+@given(st.data())
+def test_avg_pool2d(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    options, least = draw(windows(dilated=False))
+    options["count_include_pad"] = draw(st.booleans())
+    options["divisor_override"] = draw(st.sampled_from([None, 1, 3, -2]))
+    x = draw(tensors(device, draw(images(draw(sizes(33)), least)), draw(dtypes)))
+    check(draw, partial(avg_pool2d, **options), partial(F.avg_pool2d, **options), x, lengths=(16, 16))
+
+
+@given(st.data())
+def test_adaptive_avg_pool2d(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    size = draw(st.one_of(sizes(9), st.tuples(*[st.one_of(st.none(), sizes(17))] * 2)))
+    x = draw(tensors(device, draw(images(draw(sizes(33)), (1, 1))), draw(dtypes)))
+    check(draw, lambda x: adaptive_avg_pool2d(x, size), lambda x: F.adaptive_avg_pool2d(x, size), x, lengths=(64, 64))
+
+
+def probabilities(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator).softmax(min(1, len(shape) - 1))
+
+
+def positive(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return 0.25 + torch.rand(shape, generator=generator)
+
+
+@given(st.data())
+def test_cross_entropy(device: str, data: st.DataObject) -> None:
+    draw, dtype = data.draw, data.draw(dtypes)
+    classes, lead, rest = draw(sizes(129)), draw(st.lists(sizes(33), max_size=1)), []
+    if lead:
+        rest = draw(st.lists(sizes(5), max_size=2))
+    options = {
+        "reduction": draw(st.sampled_from(REDUCTIONS)),
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0])),
+    }
+    if draw(st.booleans()):
+        target = draw(tensors(device, [*lead, classes, *rest], dtype, probabilities))
+    else:
+        integer = draw(st.sampled_from([torch.int64, torch.uint8]))
+        target = draw(
+            tensors(device, [*lead, *rest], integer, partial(torch.randint, 0, classes), differentiable=False)
+        )
+        options["ignore_index"] = draw(st.sampled_from([-100, 0, classes - 1]))
+    weight = draw(st.booleans()) and draw(tensors(device, [classes], dtype, positive, differentiable=False))
+    rows = math.prod([*lead, *rest])
+    check(
+        draw,
+        partial(cross_entropy, **options),
+        lambda x, target, weight: F.cross_entropy(
+            x, target if target.is_floating_point() else target.long(), weight, **options
+        ),
+        draw(tensors(device, [*lead, classes, *rest], dtype)),
+        target,
+        weight if isinstance(weight, Tensor) else None,
+        lengths=(1 if options["reduction"] == "none" else rows * classes, classes, 1),
+        magnitude=1 / rows if options["reduction"] == "mean" else 1.0,
+    )
+
+
+@given(st.data())
+def test_mse_loss(device: str, data: st.DataObject) -> None:
+    draw, dtype = data.draw, data.draw(dtypes)
+    shape = draw(shapes(0, 4, 17))
+    reduction = draw(st.sampled_from(REDUCTIONS))
+    broadcast = [size if draw(st.integers(0, 5)) else 1 for size in shape]
+    elements = max(math.prod(shape), 1)
+    check(
+        draw,
+        partial(mse_loss, reduction=reduction),
+        partial(F.mse_loss, reduction=reduction),
+        draw(tensors(device, shape, dtype)),
+        draw(tensors(device, broadcast, dtype)),
+        lengths=(1 if reduction == "none" else elements, 1, elements // max(math.prod(broadcast), 1)),
+        magnitude=1 / elements if reduction == "mean" else 1.0,
+    )
+
+
+@given(st.data())
+def test_dropout(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    x = draw(tensors(device, draw(shapes(0, 4, 17)), draw(dtypes)))
+    p = draw(st.floats(0.05, 0.95))
+    masks = []
+
+    def function(x: Tensor) -> Tensor:
+        y = dropout(x, p)
+        masks.append((y != 0).double())
+        return y
+
+    torch.manual_seed(draw(st.integers(0, 2**20)))
+    check(draw, function, lambda x: x * masks[0] / (1 - p), x)
+
+
+@given(st.data())
+def test_embedding(device: str, data: st.DataObject) -> None:
+    draw, rows, columns = data.draw, data.draw(sizes(33)), data.draw(sizes(65))
+    integer = draw(st.sampled_from([torch.int32, torch.int64]))
+    shape = draw(shapes(0, 3, 9))
+    index = draw(tensors(device, shape, integer, partial(torch.randint, 0, rows), differentiable=False))
+    options = {
+        "padding_idx": draw(st.one_of(st.none(), st.integers(-rows, rows - 1))),
+        "scale_grad_by_freq": draw(st.booleans()),
+    }
+    check(
+        draw,
+        partial(embedding, **options),
+        partial(F.embedding, **options),
+        index,
+        draw(tensors(device, [rows, columns], draw(dtypes))),
+        lengths=(1, 1, max(math.prod(shape), 1)),
+    )
+
+
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("RNN", {}),
+    ("RNN", {"nonlinearity": "relu"}),
+    ("GRU", {}),
+    ("LSTM", {}),
+    ("LSTM", {"proj_size": 1}),
+    ("LSTM", {"proj_size": 7}),
+]
+# A 16-bit state is rounded at every step.
+RECURRENT_ERRORS = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 8e-3}
+
+
+@given(st.data())
+def test_recurrent(device: str, data: st.DataObject) -> None:
+    draw, (kind, own) = data.draw, data.draw(st.sampled_from(KINDS))
+    # The derivative of relu jumps where rounding changes a sign.
+    dtype = torch.float32 if own.get("nonlinearity") == "relu" else draw(dtypes)
+    inputs, hidden = draw(sizes(17)), draw(sizes(33, least=8 if "proj_size" in own else 1))
+    options = {
+        "num_layers": draw(st.integers(1, 2)),
+        **{name: draw(st.booleans()) for name in ("bias", "bidirectional", "batch_first")},
+        **own,
+    }
+    ours = getattr(layers, kind)(inputs, hidden, **options, recompute=draw(st.booleans()), device="meta")
+    exact = getattr(torch.nn, kind)(inputs, hidden, **options, device="meta")
+    names = [name for name, _ in exact.named_parameters()]
+    parameter_shapes = [list(parameter.shape) for parameter in exact.parameters()]
+    form, batch = draw(st.sampled_from(["batch", "unbatched", "packed"])), [draw(sizes(17))]
+    if form == "packed":
+        lengths = torch.tensor(draw(st.lists(st.integers(1, 5), min_size=batch[0], max_size=batch[0])))
+        packed = pack_padded_sequence(torch.empty(5, batch[0], 1, device=device), lengths, enforce_sorted=False)
+        shape = [len(packed.data), inputs]
+    else:
+        packed, batch = None, batch if form == "batch" else []
+        steps = [draw(sizes(5))]
+        shape = [*batch, *steps, inputs] if options["batch_first"] else [*steps, *batch, inputs]
+    scaled = lambda shape, generator: torch.randn(shape, generator=generator) / hidden**0.5  # noqa: E731
+    states = []
+    if draw(st.booleans()):
+        lead = [options["num_layers"] * (1 + options["bidirectional"]), *batch]
+        states.append(draw(tensors(device, [*lead, options.get("proj_size") or hidden], dtype)))
+        if kind == "LSTM":
+            states.append(draw(tensors(device, [*lead, hidden], dtype)))
+    note(f"{kind}({inputs}, {hidden}, {options}), {form}")
+
+    def run(layer: Any, x: Tensor, *rest: Tensor) -> list[Tensor]:
+        for name, tensor in zip(names, rest[len(states) :], strict=True):
+            delattr(layer, name)
+            setattr(layer, name, tensor)
+        hx = None if not states else rest[:2] if kind == "LSTM" else rest[0]
+        y, last = layer(x if packed is None else PackedSequence(x, *packed[1:]), hx)
+        return [y.data if isinstance(y, PackedSequence) else y, *_listed(last)]
+
+    check(
+        draw,
+        partial(run, ours),
+        partial(run, exact),
+        draw(tensors(device, shape, dtype)),
+        *states,
+        *(draw(tensors(device, size, dtype, scaled)) for size in parameter_shapes),
+        error=RECURRENT_ERRORS[dtype],
+    )
+
+
+@st.composite
+def optimizer_options(draw: Draw) -> tuple[str, dict[str, Any]]:
+    name = draw(st.sampled_from(["SGD", "Adam", "AdamW"]))
+    options: dict[str, Any] = {
+        "lr": draw(st.sampled_from([0.01, 0.1])),
+        "weight_decay": draw(st.sampled_from([0.0, 0.1])),
+        "maximize": draw(st.booleans()),
+    }
+    if name != "SGD":
+        options["betas"] = draw(st.sampled_from([(0.9, 0.999), (0.5, 0.9)]))
+        return name, {**options, "eps": draw(st.sampled_from([1e-8, 1e-3])), "amsgrad": draw(st.booleans())}
+    options["momentum"] = draw(st.sampled_from([0.0, 0.9]))
+    if options["momentum"]:
+        options["nesterov"] = draw(st.booleans())
+        options["dampening"] = 0.0 if options["nesterov"] else draw(st.sampled_from([0.0, 0.3]))
+    return name, options
+
+
+@given(st.data())
+def test_optimizers(device: str, data: st.DataObject) -> None:
+    draw, (name, options) = data.draw, data.draw(optimizer_options())
+    params: list[Tensor] = [
+        draw(tensors(device, draw(shapes(0, 4, 17)), draw(dtypes), differentiable=False, dense=True)).requires_grad_()
+        for _ in range(draw(st.integers(1, 4)))
+    ]
+    exact = [param.detach().double().requires_grad_() for param in params]
+    # 16-bit tensors round at every step, so each of their steps starts from what ours made.
+    narrow = [param.dtype is not torch.float32 for param in params]
+    optimizer, expected = getattr(optim, name)(params, **options), getattr(torch.optim, name)(exact, **options)
+    for _ in range(3):
+        for param, other, is_narrow in zip(params, exact, narrow, strict=True):
+            param.grad = draw(tensors(device, param.shape, param.dtype, differentiable=False))
+            other.grad = param.grad.double()
+            if is_narrow:
+                other.data.copy_(param.detach())
+                for key, value in optimizer.state[param].items():
+                    if value.dim() or key != "step":
+                        expected.state[other][key].copy_(value)
+        gradients = [param.grad for param in params if param.grad is not None]
+        before = [snapshot(gradient) for gradient in gradients]
+        with counted_launches() as launches:
+            optimizer.step()
+        expected.step()
+        assert launches or not any(param.numel() for param in params)
+        for gradient, old in zip(gradients, before, strict=True):
+            assert torch.equal(snapshot(gradient), old), "a gradient was changed"
+        for param, other in zip(params, exact, strict=True):
+            error = 20 * UNIT[torch.float32] if param.dtype is torch.float32 else 2 * UNIT[param.dtype]
+            assert_near(param, other, error, 1.0, "parameter")
+            for key, value in expected.state[other].items():
+                assert_near(optimizer.state[param][key], value, error, 0.1, key)

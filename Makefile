@@ -47,7 +47,7 @@ bench: $(SET_UP) ## time the kernels beside PyTorch; ARGS='--only conv,linear' a
 	@$(PYTHON) -m benchmarks $(ARGS)
 
 compile-matrix: $(SET_UP) ## compile every kernel for every target, without a GPU
-	@$(PYTHON) -m tinynet.engines.offline.matrix $(ARGS)
+	@PYTHONPATH=tests $(PYTHON) -m compile_matrix.matrix $(ARGS)
 
 docs: $(SET_UP) ## write the API pages to site/
 	@$(PYTHON) -m pip install --quiet -e '.[docs]'

@@ -18,7 +18,7 @@ import tinynet
 from benchmarks import results
 from benchmarks.case import OURS, Case, Setting, largest_difference
 from benchmarks.timing import Peak, measure_peak, time_contenders
-from tinynet.engines.dispatch import describe, unavailable_reason
+from tinynet.dispatch import describe, unavailable_reason
 
 COLUMNS = tuple(sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

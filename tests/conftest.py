@@ -61,7 +61,7 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def kernels_reason(device: str) -> str | None:
     """Why no kernel can run here, or None."""
-    from tinynet.engines.dispatch import unavailable_reason
+    from tinynet.dispatch import unavailable_reason
 
     return unavailable_reason(device)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from compile_matrix import matrix
+from compile_matrix.cases import COLUMNS, Case, cases, first_of_each, pairwise
+from compile_matrix.matrix import Outcome, Task, check, cost_key, run_case, worse_than_recorded
 from triton import knobs
 
-from tinynet.engines.offline import matrix
-from tinynet.engines.offline.matrix import Outcome, Task, check, cost_key, run_case, worse_than_recorded
-from tinynet.engines.offline.matrix_cases import COLUMNS, Case, cases, first_of_each, pairwise
-from tinynet.engines.offline.targets import TARGETS, find_target
+from tinynet_engines.offline.targets import TARGETS, find_target
 from tinynet_kernels import linear, tiles
 from tinynet_kernels.activation_spec import Activation
 

@@ -57,10 +57,12 @@ def test_wheel_holds_both_packages_their_types_and_the_data(wheel):
         "tinynet/data/shipped/mnist5k.md",
         "tinynet_kernels/__init__.py",
         "tinynet_kernels/py.typed",
+        "tinynet_engines/py.typed",
+        "tinynet_engines/cpu/runtime/kernel.h",
     } <= set(names)
     roots = {name.split("/")[0] for name in names}
-    assert roots == {"tinynet", "tinynet_kernels", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
-    for source in [*ROOT.glob("tinynet/**/*.py"), *ROOT.glob("kernels/tinynet_kernels/**/*.py")]:
+    assert roots == {"tinynet", "tinynet_engines", "tinynet_kernels", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
+    for source in [*ROOT.glob("tinynet/**/*.py"), *ROOT.glob("kernels/tinynet_*/**/*.py")]:
         path = source.relative_to(ROOT)
         assert str(path.relative_to("kernels") if path.parts[0] == "kernels" else path) in names
 

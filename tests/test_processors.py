@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tinynet.engines import cpu
-from tinynet.engines.cpu import toolchain
+from tinynet_engines import cpu
+from tinynet_engines.cpu import toolchain
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent

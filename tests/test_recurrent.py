@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from compile_matrix.cases import pairwise
 from forced_tiles import forced_tiles
 from helpers import UNIT, assert_close, counted_launches, nan_filled_memory, non_contiguous
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import tinynet
-from tinynet.engines.offline.matrix_cases import pairwise
 from tinynet.nn import recurrent as layers
 from tinynet.ops.recurrent import recurrent, recurrent_operator
 from tinynet_kernels import launch, recurrent_weights

@@ -16,10 +16,8 @@ from helpers import counted_launches
 from torch import Tensor
 
 import tinynet
-from tinynet import nn, optim
+from tinynet import dispatch, nn, optim
 from tinynet.data import ImageBatches, ImageData, NameBatches, load_images, load_names, load_sunspots
-from tinynet.engines import dispatch
-from tinynet.engines.cpu.toolchain import find_compiler
 from tinynet.models import CNN, MLP, SequenceClassifier
 from tinynet.signals import Terminated
 from tinynet.train import (
@@ -44,6 +42,7 @@ from tinynet.train.report import (
     write_forecast_report,
     write_image_report,
 )
+from tinynet_engines.cpu.toolchain import find_compiler
 
 TOTAL_STEPS = 9  # of batches of 8 out of 20 images: three epochs of three
 
@@ -269,7 +268,7 @@ def test_control_c_in_a_terminal_does_not_reach_the_compiler_of_a_step(tmp_path)
     compiler.write_text('#!/bin/sh\ncase "$*" in *--version*) ;; *) kill -s INT -- -$PPID; esac\nexec cc "$@"\n')
     compiler.chmod(0o755)
     code = (
-        "from tinynet.engines.cpu.toolchain import build; from tinynet.train.interrupt import Interrupt\n"
+        "from tinynet_engines.cpu.toolchain import build; from tinynet.train.interrupt import Interrupt\n"
         "with Interrupt() as interrupt: print(build('int one(void) { return 1; }').exists(), end=' ')\n"
         "print(interrupt.signal.name)"
     )

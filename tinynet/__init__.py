@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from tinynet import functional as functional
     from tinynet import nn as nn
     from tinynet import optim as optim
-    from tinynet.engines.dispatch import engine as engine
-    from tinynet.engines.interpreter import guard as guard
-    from tinynet.engines.offline import inspect as inspect
+    from tinynet.dispatch import engine as engine
+    from tinynet_engines.interpreter import guard as guard
+    from tinynet_engines.offline import inspect as inspect
     from tinynet_kernels.activation_spec import Activation as Activation
 
 __all__ = ["Activation", "engine", "functional", "guard", "inspect", "nn", "optim"]
@@ -25,12 +25,12 @@ __version__ = "0.1.0"
 # Loaded on first use: `import tinynet` stays quick and touches neither PyTorch nor Triton.
 _LAZY = {
     "Activation": ("tinynet_kernels.activation_spec", "Activation"),
-    "engine": ("tinynet.engines.dispatch", "engine"),
+    "engine": ("tinynet.dispatch", "engine"),
     "functional": ("tinynet.functional", None),
     "nn": ("tinynet.nn", None),
     "optim": ("tinynet.optim", None),
-    "guard": ("tinynet.engines.interpreter", "guard"),
-    "inspect": ("tinynet.engines.offline", "inspect"),
+    "guard": ("tinynet_engines.interpreter", "guard"),
+    "inspect": ("tinynet_engines.offline", "inspect"),
 }
 
 

@@ -75,10 +75,10 @@ def _positive(text: str) -> int:
 
 def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Exit status 0: nothing the chips would refuse; 1: at least one error."""
-    from tinynet.engines.offline import inspect
-    from tinynet.engines.offline.html import write_html
-    from tinynet.engines.offline.report import write_json
-    from tinynet.engines.offline.targets import TARGETS
+    from tinynet_engines.offline import inspect
+    from tinynet_engines.offline.html import write_html
+    from tinynet_engines.offline.report import write_json
+    from tinynet_engines.offline.targets import TARGETS
 
     targets = [name.strip() for name in options.target.split(",")]
     unknown = [name for name in targets if name not in TARGETS]

@@ -28,8 +28,9 @@ import triton.language as tl
 
 from tinynet_kernels.activation import activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
-from tinynet_kernels.conv import (
-    FEW_CHANNELS,
+from tinynet_kernels.conv import FEW_CHANNELS
+from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv_window import (
     inside,
     is_wide_convolution,
     next_box,
@@ -38,7 +39,6 @@ from tinynet_kernels.conv import (
     pixel_position,
     window_constants,
 )
-from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.depthwise import depthwise_input_gradient, depthwise_weight_gradient
 from tinynet_kernels.gemm import grouped_tile
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes

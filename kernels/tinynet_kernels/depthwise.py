@@ -21,7 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.conv import (
+from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv_window import (
     first_image_of,
     inside,
     is_wide_convolution,
@@ -32,7 +33,6 @@ from tinynet_kernels.conv import (
     store_activated,
     window_constants,
 )
-from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import empty_channels_last, transpose
 from tinynet_kernels.offsets import exceed_int32, widened

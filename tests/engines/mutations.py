@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 import tinynet
-from tinynet.engines.offline.report import Report
+from tinynet_engines.offline.report import Report
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.pool import Window

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from tinynet.engines.dispatch import check_strided
+from tinynet.dispatch import check_strided
 from tinynet.ops.recurrent import recurrent, recurrent_cell
 
 # torch.nn.RNN, LSTM and GRU themselves are no base: torch.compile refuses to look into them and their subclasses.

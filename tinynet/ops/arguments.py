@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinynet.engines.dispatch import Route, are_plain_and_alike, route, route_of_plain
+from tinynet.dispatch import Route, are_plain_and_alike, route, route_of_plain
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinynet.engines.dispatch import is_plain_eager
+from tinynet.dispatch import is_plain_eager
 from tinynet.ops.arguments import without_autocast
 
 Backward = Callable[..., Any]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.engines.dispatch import Route, route
+from tinynet.dispatch import Route, route
 from tinynet.ops.activation import is_dense
 from tinynet.ops.arguments import check_floating, needs_gradient
 from tinynet.ops.autograd import through_kernels

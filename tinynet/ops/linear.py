@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.engines.dispatch import Route
+from tinynet.dispatch import Route
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, needs_gradient, route_floating
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels

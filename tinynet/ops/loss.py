@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.engines.dispatch import Route, route
+from tinynet.dispatch import Route, route
 from tinynet.ops.activation import is_dense
 from tinynet.ops.arguments import as_integer, autocast_to_float32, check_device, check_floating, needs_gradient
 from tinynet.ops.autograd import gradients_of, through_kernels

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from tinynet.engines.dispatch import Route, is_plain_eager, route
+from tinynet.dispatch import Route, is_plain_eager, route
 from tinynet.ops.activation import is_dense
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def _name_to_guard(rows: Sequence[Sequence[Tensor]]) -> None:
     from tinynet_kernels.launch import INTERPRETED
 
     if INTERPRETED:
-        from tinynet.engines.interpreter import guard
+        from tinynet_engines.interpreter import guard
 
         active = guard.active()
         if active is not None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinynet.engines.dispatch import Route, any_subclass, is_forward_mode, route
+from tinynet.dispatch import Route, any_subclass, is_forward_mode, route
 from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient, without_autocast
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors

@@ -11,9 +11,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from tinynet import signals
+from tinynet import dispatch, signals
 from tinynet.data import DataError
-from tinynet.engines import dispatch
 from tinynet.train.checkpoint import CheckpointError, read_checkpoint
 from tinynet.train.files import WriteError
 from tinynet.train.trainer import CHECKPOINT_NAME, DTYPES, TrainingError

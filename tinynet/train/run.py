@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tinynet.engines.dispatch import describe
+from tinynet.dispatch import describe
 from tinynet.train.options import RunParser
 from tinynet.train.pictures import can_draw
 from tinynet.train.trainer import CHECKPOINT_NAME, METRICS_NAME, Trainer

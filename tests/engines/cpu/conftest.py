@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tinynet.engines import cpu
+from tinynet_engines import cpu
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -498,7 +498,7 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="print the source of every kernel that differs")
     arguments = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
-    from tinynet.engines import cpu
+    from tinynet_engines import cpu
 
     cpu.activate()
     failures = 0

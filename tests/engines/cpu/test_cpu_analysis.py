@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tinynet.engines.cpu.analysis import Analysis
-from tinynet.engines.cpu.ir import Function, Operation
-from tinynet.engines.cpu.parser import parse
+from tinynet_engines.cpu.analysis import Analysis
+from tinynet_engines.cpu.ir import Function, Operation
+from tinynet_engines.cpu.parser import parse
 
 HEAD = "module {\n  tt.func public @kernel(%x: !tt.ptr<f32>, %y: !tt.ptr<f32>, %n: i32, %s: i32) {\n"
 RANGE = "    %r = tt.make_range {end = 16 : i32, start = 0 : i32} : tensor<16xi32>\n"

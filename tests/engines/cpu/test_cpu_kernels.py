@@ -479,7 +479,7 @@ def test_callers_in_several_threads() -> None:
 FORKED = """
 import os, sys, torch
 sys.path.insert(0, sys.argv[1])
-from tinynet.engines import cpu
+from tinynet_engines import cpu
 cpu.activate()
 from test_cpu_kernels import count_kernel
 torch.set_num_threads(2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tinynet.engines.cpu.ir import Type, UnsupportedOperation
-from tinynet.engines.cpu.parser import ParseError, parse, parse_type, split_locations, split_top_level
+from tinynet_engines.cpu.ir import Type, UnsupportedOperation
+from tinynet_engines.cpu.parser import ParseError, parse, parse_type, split_locations, split_top_level
 
 
 def module(body: str, arguments: str = "%x: !tt.ptr<f32>, %n: i32") -> str:

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from tinynet.engines import cpu
-from tinynet.engines.cpu import plan
+from tinynet_engines import cpu
+from tinynet_engines.cpu import plan
 from tinynet_kernels.launch import Constants
 
 SCALE = tl.constexpr(2.0)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tinynet.engines.cpu import storage
+from tinynet_engines.cpu import storage
 
 PROGRAM = """
 import warnings
@@ -18,7 +18,7 @@ import warnings
 import torch
 
 import tinynet
-from tinynet.engines import dispatch
+from tinynet import dispatch
 
 def compute(prepare=None):
     x = torch.randn(3, 4, requires_grad=True)
@@ -95,7 +95,7 @@ compute(fail)
 
 
 def test_without_any_folder_pytorch_computes_and_one_line_says_why(nowhere: str) -> None:
-    body = "from tinynet.engines.cpu import storage; storage._TEMPORARY = (); compute(); compute()"
+    body = "from tinynet_engines.cpu import storage; storage._TEMPORARY = (); compute(); compute()"
     engine, warned = run(body, HOME=nowhere, TMPDIR=nowhere)
     assert len(warned) == 1 and "none of" in warned[0] and nowhere in warned[0]
     assert engine.startswith("engine: reference (plain PyTorch) on cpu: the CPU engine cannot build kernels")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tinynet.engines import cpu
-from tinynet.engines.cpu import toolchain
+from tinynet_engines import cpu
+from tinynet_engines.cpu import toolchain
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCE = "int answer(void) { return ANSWER; }"
@@ -98,7 +98,7 @@ def test_unavailable_without_a_compiler_or_triton(monkeypatch: pytest.MonkeyPatc
 
 
 def test_importing_changes_nothing() -> None:
-    code = "import sys, tinynet.engines.cpu as cpu; assert 'triton' not in sys.modules; assert not cpu.is_active()"
+    code = "import sys, tinynet_engines.cpu as cpu; assert 'triton' not in sys.modules; assert not cpu.is_active()"
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 

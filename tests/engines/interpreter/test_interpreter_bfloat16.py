@@ -16,9 +16,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 import triton
 import triton.language as tl
 
-from tinynet.engines.interpreter import bfloat16
+from tinynet_engines import interpreter as interpreter_engine
 
-bfloat16.install()
+interpreter_engine.install()
 
 SIZE = 1024
 BFLOAT16_EPSILON = 2.0**-8
@@ -371,5 +371,5 @@ def test_install_twice_changes_nothing() -> None:
     from triton.runtime import interpreter
 
     before = dict(vars(interpreter.InterpreterBuilder))
-    bfloat16.install()
+    interpreter_engine.install()
     assert dict(vars(interpreter.InterpreterBuilder)) == before

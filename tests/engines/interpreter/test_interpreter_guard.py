@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 import triton
 import triton.language as tl
 
-from tinynet.engines.interpreter import GuardError, guard
+from tinynet_engines.interpreter import GuardError, guard
 
 
 @triton.jit

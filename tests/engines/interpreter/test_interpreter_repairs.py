@@ -19,7 +19,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 from triton.runtime import interpreter as triton_interpreter
 
-from tinynet.engines import interpreter
+from tinynet_engines import interpreter
 
 interpreter.install()
 

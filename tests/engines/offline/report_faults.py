@@ -19,7 +19,7 @@ from engines.offline.offline_kernels import (
 )
 
 import tinynet
-from tinynet.engines.offline.report import Report
+from tinynet_engines.offline.report import Report
 
 BF16 = torch.bfloat16
 

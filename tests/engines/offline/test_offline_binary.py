@@ -6,9 +6,9 @@ from offline_kernels import copy_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tinynet.engines.offline.binary import AMDGCN, SASS, _amdgcn_instructions, _summary, read_cubins
-from tinynet.engines.offline.disassembly import Instruction, _labelled, _parse
-from tinynet.engines.offline.targets import find_target
+from tinynet_engines.offline.binary import AMDGCN, SASS, _amdgcn_instructions, _summary, read_cubins
+from tinynet_engines.offline.disassembly import Instruction, _labelled, _parse
+from tinynet_engines.offline.targets import find_target
 
 LISTING = """
         /*0000*/                   LDG.E.U16 R1, desc[UR4][R2.64] ;

@@ -12,10 +12,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from compile_matrix.matrix import load_costs
 
 from tinynet.cli import main
-from tinynet.engines.offline.matrix import load_costs
-from tinynet.engines.offline.targets import TARGETS
+from tinynet_engines.offline.targets import TARGETS
 
 HERE = Path(__file__).parent
 SCRIPT = f"""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tinynet
-from tinynet.engines.offline.report import Report
+from tinynet_engines.offline.report import Report
 from tinynet_kernels import activation, conv, conv_backward, linear, loss, optimizer
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec

@@ -18,8 +18,8 @@ from offline_kernels import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tinynet
-from tinynet.engines.offline import is_inspecting
-from tinynet.engines.offline.targets import TARGETS
+from tinynet_engines.offline import is_inspecting
+from tinynet_engines.offline.targets import TARGETS
 
 
 def copy(x: torch.Tensor, y: torch.Tensor) -> None:

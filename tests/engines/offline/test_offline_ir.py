@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinynet.engines.offline.ir import analyze, parse
+from tinynet_engines.offline.ir import analyze, parse
 
 
 def kernel(body: str, arguments: str = "%x_ptr: !tt.ptr<f32>, %y_ptr: !tt.ptr<f32>, %n: i32") -> str:

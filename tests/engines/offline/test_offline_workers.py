@@ -2,7 +2,7 @@
 
 import os
 
-from tinynet.engines.offline.workers import WorkerError, run_in_workers
+from compile_matrix.workers import WorkerError, run_in_workers
 
 
 def work(task: int) -> int:

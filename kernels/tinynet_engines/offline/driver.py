@@ -25,12 +25,12 @@ from triton.runtime.autotuner import Autotuner
 from triton.runtime.cache import CacheManager, get_cache_manager
 from triton.runtime.errors import OutOfResources
 
-from tinynet.engines.offline import binary as binary_reader
-from tinynet.engines.offline import disassembly
-from tinynet.engines.offline.binary import Code, read_amdgcn, read_cubins
-from tinynet.engines.offline.launch import CompiledKernel, record_launch
-from tinynet.engines.offline.report import Report
-from tinynet.engines.offline.targets import Target
+from tinynet_engines.offline import binary as binary_reader
+from tinynet_engines.offline import disassembly
+from tinynet_engines.offline.binary import Code, read_amdgcn, read_cubins
+from tinynet_engines.offline.launch import CompiledKernel, record_launch
+from tinynet_engines.offline.report import Report
+from tinynet_engines.offline.targets import Target
 
 
 class InspectDriver(DriverBase):

@@ -1,8 +1,8 @@
 """The compile matrix: every variant of every kernel that the tile rules produce, compiled and checked for every target.
 
-    python -m tinynet.engines.offline.matrix                     # all of it
-    python -m tinynet.engines.offline.matrix --target sm_90 --column conv
-    python -m tinynet.engines.offline.matrix --record            # write the figures that later runs are held against
+    make compile-matrix                                          # all of it
+    make compile-matrix ARGS='--target sm_90 --column conv'
+    make compile-matrix ARGS='--record'                          # write the figures that later runs are held against
 
 A variant passes if it compiles and
 
@@ -10,7 +10,7 @@ A variant passes if it compiles and
 - makes no compare-and-swap loop of an atomic;
 - and, where its product has 16-bit operands, rows aligned to 16 bytes and at least 64 rows: has no 16-bit load in its
   main loop, copies asynchronously where the chip can, and uses the matrix instruction that the chip deserves;
-- needs no more main-loop instructions a matrix instruction than recorded in `tests/compile_matrix_costs.json`.
+- needs no more main-loop instructions a matrix instruction than recorded in `costs.json`.
 
 Triton's disk cache, keyed by the source, makes a second run quick. Compilation runs in worker processes.
 """
@@ -27,13 +27,13 @@ from typing import NamedTuple
 
 import triton
 
-from tinynet.engines.offline import inspect
-from tinynet.engines.offline.launch import Launch
-from tinynet.engines.offline.matrix_cases import COLUMNS, Case, cases
-from tinynet.engines.offline.targets import TARGETS, find_target
-from tinynet.engines.offline.workers import WorkerError, run_in_workers
+from compile_matrix.cases import COLUMNS, Case, cases
+from compile_matrix.workers import WorkerError, run_in_workers
+from tinynet_engines.offline import inspect
+from tinynet_engines.offline.launch import Launch
+from tinynet_engines.offline.targets import TARGETS, find_target
 
-COSTS_FILE = Path(__file__).parents[3] / "tests" / "compile_matrix_costs.json"
+COSTS_FILE = Path(__file__).with_name("costs.json")
 CASES_A_TASK = 16  # their binaries are read together
 TOLERANCE = 1.02  # of a recorded figure: the assembler's own noise
 
@@ -197,7 +197,7 @@ def save_costs(costs: Mapping[str, Mapping[str, float]], path: Path = COSTS_FILE
     ordered = {
         target: {key: round(figures[key], 2) for key in sorted(figures)} for target, figures in sorted(costs.items())
     }
-    about = "main-loop instructions for each matrix instruction; see tinynet/engines/offline/matrix.py"
+    about = "main-loop instructions for each matrix instruction; see tests/compile_matrix/matrix.py"
     path.write_text(json.dumps({"about": about, "triton": triton.__version__, "costs": ordered}, indent=1) + "\n")
 
 
@@ -265,7 +265,7 @@ def keep_worst(figures: dict[str, float], more: Mapping[str, float]) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tinynet.engines.offline.matrix",
+        prog="compile_matrix",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from tinynet.engines.offline.targets import Target
+from tinynet_engines.offline.targets import Target
 from tinynet_kernels import (
     activation,
     conv,

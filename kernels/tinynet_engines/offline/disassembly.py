@@ -19,7 +19,7 @@ from itertools import accumulate
 
 import triton
 
-from tinynet.engines.offline.targets import Target
+from tinynet_engines.offline.targets import Target
 
 
 @dataclass(frozen=True)

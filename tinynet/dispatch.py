@@ -28,7 +28,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from tinynet.engines import offline
+from tinynet_engines import offline
 
 EngineName = Literal["auto", "kernels", "reference"]
 NAMES: tuple[str, ...] = ("auto", "kernels", "reference")
@@ -282,7 +282,7 @@ def _find_reason(device_type: str) -> str | None:
     if device_type == "meta":
         return "meta tensors hold no data for a kernel to run on"
     if INTERPRETED:
-        from tinynet.engines import interpreter
+        from tinynet_engines import interpreter
 
         interpreter.install()
         return None
@@ -312,13 +312,13 @@ def _active_driver() -> Any:
 
 def _activate_cpu_engine() -> str | None:
     """Makes the native CPU engine Triton's driver where none is; the reason where it can't run, else None."""
-    from tinynet.engines import cpu
+    from tinynet_engines import cpu
     from tinynet_kernels import launch
 
     reason = cpu.unavailable_reason()
     if reason is not None:
         return reason
-    from tinynet.engines.cpu.toolchain import ToolchainError
+    from tinynet_engines.cpu.toolchain import ToolchainError
 
     try:
         cpu.activate()
@@ -326,7 +326,7 @@ def _activate_cpu_engine() -> str | None:
         reason = f"the CPU engine cannot build kernels: {' '.join(str(error).split())[:300]}"
         warnings.warn(f"{reason}; plain PyTorch takes their place", RuntimeWarning, stacklevel=2)
         return reason
-    from tinynet.engines.cpu import plan
+    from tinynet_engines.cpu import plan
 
     launch.planner = plan.launch
     return None

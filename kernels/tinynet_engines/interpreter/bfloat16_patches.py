@@ -1,4 +1,4 @@
-"""What `bfloat16.install()` changes in Triton's interpreter so that bfloat16 is computed truly.
+"""What `install()` changes in Triton's interpreter so that bfloat16 is computed truly.
 
 The interpreter evaluates each operation through a method of `InterpreterBuilder` on `TensorHandle`s (a numpy
 array and a Triton dtype). Each method that computes is wrapped: a bfloat16 operand is widened to float32, the
@@ -18,7 +18,7 @@ import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
-from tinynet.engines.interpreter.bfloat16 import narrow, widen
+from tinynet_engines.interpreter.bfloat16 import narrow, widen
 
 Builder = interpreter.InterpreterBuilder
 Handle = interpreter.TensorHandle

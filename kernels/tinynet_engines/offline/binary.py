@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinynet.engines.offline.disassembly import Instruction, disassemble, run_tool
-from tinynet.engines.offline.targets import Target
+from tinynet_engines.offline.disassembly import Instruction, disassemble, run_tool
+from tinynet_engines.offline.targets import Target
 
 
 @dataclass(frozen=True)

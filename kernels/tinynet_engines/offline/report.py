@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinynet.engines.offline.launch import Finding, Launch
-from tinynet.engines.offline.targets import Target
+from tinynet_engines.offline.launch import Finding, Launch
+from tinynet_engines.offline.targets import Target
 
 DISCLAIMER = "Times are lower bounds from published peaks, not measurements."
 

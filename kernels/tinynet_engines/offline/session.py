@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 if TYPE_CHECKING:
-    from tinynet.engines.offline.report import Report
+    from tinynet_engines.offline.report import Report
 
 # Triton's active driver belongs to the whole process, so this count of open inspections does too.
 _open_inspections = 0
@@ -46,9 +46,9 @@ def inspect(target: str) -> Iterator[Report]:
     import triton
     from triton import knobs
 
-    from tinynet.engines.offline.driver import InspectDriver, shared_memory_limit_lifted, tuning_forgotten
-    from tinynet.engines.offline.report import Report
-    from tinynet.engines.offline.targets import find_target
+    from tinynet_engines.offline.driver import InspectDriver, shared_memory_limit_lifted, tuning_forgotten
+    from tinynet_engines.offline.report import Report
+    from tinynet_engines.offline.targets import find_target
 
     report = Report(find_target(target))
     if knobs.runtime.interpret:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -18,18 +18,16 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime import interpreter
 
-from tinynet.engines.interpreter import install
-from tinynet.engines.interpreter.launch_state import LaunchState
-from tinynet.engines.interpreter.memory import TAG_SHIFT, Region, tensors_of
-from tinynet.engines.interpreter.poison import POISON_VALUES, Snapshot, total_bytes
-from tinynet.engines.interpreter.reports import GuardError, Launch, Report
+from tinynet_engines.interpreter.guard_options import Extent, GuardOptions, Order, Poison
+from tinynet_engines.interpreter.installation import install
+from tinynet_engines.interpreter.launch_state import LaunchState
+from tinynet_engines.interpreter.memory import TAG_SHIFT, Region, tensors_of
+from tinynet_engines.interpreter.poison import POISON_VALUES, Snapshot, total_bytes
+from tinynet_engines.interpreter.reports import GuardError, Launch, Report
 
 Builder = interpreter.InterpreterBuilder
 Executor = interpreter.GridExecutor
 Handle = interpreter.TensorHandle
-
-Poison = Literal["nan", "inf", "-inf"]
-Order = Literal["shuffle", "forward", "reverse"]
 
 # Launches whose storages are larger together are not copied, so that poison can't be followed to a result.
 SNAPSHOT_LIMIT = 1 << 30
@@ -79,19 +77,20 @@ class guard:
         races: bool = True,
         barriers: bool = False,
         overflow: bool = True,
-        extent: Literal["view", "storage"] = "view",
+        extent: Extent = "view",
         strict: bool = True,
     ) -> None:
-        for name, value, choices in (
-            ("poison", poison, (None, *POISON_VALUES)),
-            ("order", order, ("shuffle", "forward", "reverse")),
-            ("extent", extent, ("view", "storage")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}: got {value!r}, expected one of {choices}")
-        self.poison, self.order, self.seed, self.extent = poison, order, seed, extent
-        self.bounds, self.races, self.barriers, self.overflow = bounds, races, barriers, overflow
-        self.strict = strict
+        self.options = GuardOptions(
+            poison=poison,
+            order=order,
+            seed=seed,
+            bounds=bounds,
+            races=races,
+            barriers=barriers,
+            overflow=overflow,
+            extent=extent,
+            strict=strict,
+        )
         self.reports: list[Report] = []
         self.launches: list[Launch] = []
         self.allowed: list[Region] = []
@@ -112,7 +111,7 @@ class guard:
             tensors: kept alive until the guard goes.
         """
         for tensor in tensors:
-            self.allowed.append(Region.of(tensor, f"allowed[{len(self.allowed)}]", self.extent))
+            self.allowed.append(Region.of(tensor, f"allowed[{len(self.allowed)}]", self.options.extent))
 
     def __enter__(self) -> guard:
         if guard._active is not None:
@@ -127,7 +126,7 @@ class guard:
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         guard._active = None
         self._patches.close()
-        if self.strict and self.reports and kind is None:
+        if self.options.strict and self.reports and kind is None:
             raise GuardError(self.reports)
 
     # Hooks in the interpreter -----------------------------------------------------------------------------------
@@ -231,7 +230,7 @@ class guard:
         enter(mock.patch.object(interpreter.TritonSemantic, "load", semantic_load))
         enter(mock.patch.object(interpreter, "_implicit_cvt", convert))
         enter(mock.patch.object(Executor, "__call__", launch))
-        if self.overflow:
+        if self.options.overflow:
             builder = interpreter.interpreter_builder
             options = dataclasses.replace(builder.options, debug=True, sanitize_overflow=True)
             enter(mock.patch.object(builder, "options", options))
@@ -246,8 +245,10 @@ class guard:
     def _launch(self, stock: Any, executor: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         pointers = _pointer_arguments(executor, arguments, named)
         tensors = [tensor for _, tensor in pointers] + [region.tensor for region in self.allowed]
-        memory = Snapshot(tensors) if self.poison and total_bytes(tensors) <= SNAPSHOT_LIMIT else None
-        self._launch_state = state = LaunchState(self, executor.fn.__name__, pointers, self.poison)
+        memory = Snapshot(tensors) if self.options.poison and total_bytes(tensors) <= SNAPSHOT_LIMIT else None
+        self._launch_state = state = LaunchState(
+            self.options, self.allowed, self.reports, executor.fn.__name__, pointers, self.options.poison
+        )
         self.launches.append(state.launch)
         try:
             stock(executor, *arguments, **named)
@@ -266,10 +267,12 @@ class guard:
         tensors = state.pointers + [(region.name, region.tensor) for region in self.allowed]
         different: dict[str, int] = {}
         for poison in POISON_VALUES:
-            if poison == self.poison:
+            if poison == self.options.poison:
                 continue
             memory.restore()
-            self._launch_state = LaunchState(self, state.launch.kernel, state.pointers, poison, silent=True)
+            self._launch_state = LaunchState(
+                self.options, self.allowed, self.reports, state.launch.kernel, state.pointers, poison, silent=True
+            )
             try:
                 run()
             except interpreter.InterpreterError as error:

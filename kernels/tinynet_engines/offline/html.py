@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from tinynet.engines.offline.launch import Launch
-from tinynet.engines.offline.report import DISCLAIMER, Report, format_quantity, format_time, launch_tables
+from tinynet_engines.offline.launch import Launch
+from tinynet_engines.offline.report import DISCLAIMER, Report, format_quantity, format_time, launch_tables
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #66707c; --line: #d9dee4; --back: #ffffff; --card: #f5f7f9;

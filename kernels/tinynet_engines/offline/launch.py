@@ -10,9 +10,9 @@ from typing import Any
 
 from triton.runtime import _allocation
 
-from tinynet.engines.offline import ir
-from tinynet.engines.offline.binary import Code
-from tinynet.engines.offline.targets import Target
+from tinynet_engines.offline import ir
+from tinynet_engines.offline.binary import Code
+from tinynet_engines.offline.targets import Target
 from tinynet_kernels.launch import cost_of
 
 ALIGNMENT = 16  # bytes that the widest load of a lane takes at once

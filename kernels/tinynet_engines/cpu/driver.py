@@ -247,7 +247,7 @@ class _DeviceInterface:
 
 
 class CPUDriver(DriverBase):
-    """Serves the device ``cpu``. Never active by itself: :func:`tinynet.engines.cpu.activate` sets it."""
+    """Serves the device ``cpu``. Never active by itself: :func:`tinynet_engines.cpu.activate` sets it."""
 
     launcher_cls = Launcher
 

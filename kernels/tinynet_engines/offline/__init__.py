@@ -5,6 +5,6 @@ code included, and records each launch instead of running it. Importing this pac
 when the first inspection starts.
 """
 
-from tinynet.engines.offline.session import inspect, is_inspecting
+from tinynet_engines.offline.session import inspect, is_inspecting
 
 __all__ = ["inspect", "is_inspecting"]

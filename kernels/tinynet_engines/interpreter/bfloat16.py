@@ -1,21 +1,15 @@
-"""True bfloat16 in Triton's interpreter.
+"""bfloat16 as numbers, for Triton's interpreter.
 
 numpy has no bfloat16, so the stock interpreter (Triton 3.6 - 3.9) keeps a bfloat16 tensor as its bit patterns
 in uint16 and then adds, multiplies and compares those integers, and truncates when it casts from float32.
-`install()` makes every operation do what the hardware does: widen to float32, compute, round to nearest even.
-
-This module holds the number format; `bfloat16_patches.py` holds what `install()` changes in Triton.
+`bfloat16_patches.py` makes every operation do what the hardware does: widen to float32, compute, round to nearest even.
 """
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 
 _QUIET_NAN = np.uint16(0x7FC0)
-_install_lock = threading.Lock()
-_installed = False
 
 
 def widen(bits: np.ndarray) -> np.ndarray:
@@ -45,18 +39,3 @@ def narrow(values: np.ndarray) -> np.ndarray:
     last_kept_bit = (bits >> np.uint32(16)) & np.uint32(1)
     rounded = ((bits + (np.uint32(0x7FFF) + last_kept_bit)) >> np.uint32(16)).astype(np.uint16)
     return np.where(np.isnan(values), _QUIET_NAN, rounded)
-
-
-def install() -> None:
-    """Makes the interpreter of this process compute bfloat16 truly.
-
-    Idempotent and never undone. `TRITON_INTERPRET=1` must have been set before Triton was imported.
-    """
-    global _installed
-    with _install_lock:
-        if _installed:
-            return
-        from tinynet.engines.interpreter import bfloat16_patches
-
-        bfloat16_patches.apply()
-        _installed = True

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import triton
 from triton.runtime import interpreter
 
-from tinynet.engines.interpreter.memory import (
+from tinynet_engines.interpreter.guard_options import GuardOptions
+from tinynet_engines.interpreter.memory import (
     ADDRESS_MASK,
     SEVERAL,
     TAG_SHIFT,
@@ -20,11 +21,8 @@ from tinynet.engines.interpreter.memory import (
     Shadow,
     tensors_of,
 )
-from tinynet.engines.interpreter.poison import poison_array
-from tinynet.engines.interpreter.reports import ArgumentTraffic, Launch, Report, kernel_location
-
-if TYPE_CHECKING:
-    from tinynet.engines.interpreter.launch_guard import guard
+from tinynet_engines.interpreter.poison import poison_array
+from tinynet_engines.interpreter.reports import ArgumentTraffic, Launch, Report, kernel_location
 
 Handle = interpreter.TensorHandle
 
@@ -44,13 +42,16 @@ class LaunchState:
 
     def __init__(
         self,
-        owner: guard,
+        options: GuardOptions,
+        allowed: list[Region],
+        reports: list[Report],
         kernel: str,
         pointers: list[tuple[str, torch.Tensor]],
         poison: str | None,
         silent: bool = False,
     ) -> None:
-        self.owner = owner
+        self.options = options
+        self._reports = reports  # of the whole guard
         self.launch = Launch(kernel)
         self.pointers = pointers
         self.poison = poison
@@ -63,7 +64,7 @@ class LaunchState:
         self._order = np.zeros(0, dtype=np.int64)
         self._seen: dict[tuple[str, str], Report] = {}
         self._arguments: list[Region] = []
-        self._allowed = [dataclasses.replace(region) for region in owner.allowed]
+        self._allowed = [dataclasses.replace(region) for region in allowed]
         self._shadows: dict[int, Shadow] = {}
 
     # Programs and arguments
@@ -72,7 +73,7 @@ class LaunchState:
         """Takes the next pointer argument, in the order of the parameters, and returns its tag."""
         name, _ = self.pointers[len(self._arguments)]
         ((_, tensor),) = tensors_of(argument, name)  # the host's copy where the tensor is on a device
-        self._arguments.append(Region.of(tensor, name, self.owner.extent))
+        self._arguments.append(Region.of(tensor, name, self.options.extent))
         return len(self._arguments)
 
     def start_grid(self, grid: tuple[int, ...]) -> None:
@@ -84,10 +85,10 @@ class LaunchState:
         self._shadows = {storage: Shadow(storage, size) for storage, size in granularities.items()}
         self.launch.grid = (grid[0], grid[1], grid[2])
         self._order = np.arange(int(np.prod(grid)))
-        if self.owner.order == "reverse":
+        if self.options.order == "reverse":
             self._order = self._order[::-1]
-        elif self.owner.order == "shuffle":
-            np.random.default_rng(self.owner.seed).shuffle(self._order)
+        elif self.options.order == "shuffle":
+            np.random.default_rng(self.options.seed).shuffle(self._order)
 
     def next_program(self, index: tuple[int, ...]) -> tuple[int, ...]:
         """The program that runs when the interpreter's loop has come to `index`."""
@@ -135,7 +136,7 @@ class LaunchState:
             lanes = permitted & (tags == tag)
             for region, owned in self._split_by_region(int(tag), addresses, lanes, size, action, permitted):
                 self._note(region, addresses[owned].astype(np.int64), size, action)
-        if values is not None and self.owner.races:
+        if values is not None and self.options.races:
             stored = np.broadcast_to(values, tagged.shape)[permitted]
             self._check_duplicates(addresses[permitted], stored)
         return addresses, permitted
@@ -152,7 +153,7 @@ class LaunchState:
             if inside.any():
                 parts.append((region, inside))
                 rest = rest & ~inside
-        if not self.owner.bounds:
+        if not self.options.bounds:
             return parts
         if rest.any():
             self._report_outside(tag, regions, signed[rest], action)
@@ -180,7 +181,7 @@ class LaunchState:
             region.bytes_loaded += addresses.size * size
         if action != "load":
             region.bytes_stored += addresses.size * size
-        if not self.owner.races or self.silent:
+        if not self.options.races or self.silent:
             return
         shadow = self._shadows[region.storage]
         for conflict in shadow.record(addresses, size, self._linear_program, self.phase, action):
@@ -196,7 +197,7 @@ class LaunchState:
             self.report(conflict.kind, message)
 
     def _report_missing_barrier(self, region: Region, conflict: Conflict, action: str) -> None:
-        if self.owner.barriers:
+        if self.options.barriers:
             before, now = ("stored", "loads") if action == "load" else ("loaded", "overwrites")
             elements = f"{conflict.elements} element(s) of {region.name}"
             self.report("no-barrier", f"{now} {elements} that it {before} since the last tl.debug_barrier()")
@@ -226,7 +227,7 @@ class LaunchState:
             self._seen[key].occurrences += 1
             return
         self._seen[key] = Report(kind, self.launch.kernel, self.program, message, location)
-        self.owner.reports.append(self._seen[key])
+        self._reports.append(self._seen[key])
 
     def finish(self) -> None:
         """Writes the traffic of every tensor into the launch."""

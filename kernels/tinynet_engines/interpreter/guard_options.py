@@ -1,0 +1,41 @@
+"""What a guard watches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from tinynet_engines.interpreter.poison import POISON_VALUES
+
+Poison = Literal["nan", "inf", "-inf"]
+Order = Literal["shuffle", "forward", "reverse"]
+Extent = Literal["view", "storage"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardOptions:
+    """The arguments of `guard`, checked.
+
+    Raises:
+        ValueError: a poison, order or extent that there is not.
+    """
+
+    poison: Poison | None = "nan"
+    order: Order = "shuffle"
+    seed: int = 0
+    bounds: bool = True
+    races: bool = True
+    barriers: bool = False
+    overflow: bool = True
+    extent: Extent = "view"
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("poison", (None, *POISON_VALUES)),
+            ("order", ("shuffle", "forward", "reverse")),
+            ("extent", ("view", "storage")),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name}: got {value!r}, expected one of {choices}")

@@ -1,0 +1,25 @@
+"""What makes Triton's interpreter a trustworthy engine, put in place once for the whole process."""
+
+from __future__ import annotations
+
+import threading
+
+_lock = threading.Lock()
+_installed = False
+
+
+def install() -> None:
+    """Makes the interpreter of this process compute bfloat16 truly and fixes its other faults that kernels meet.
+
+    Idempotent and never undone. `TRITON_INTERPRET=1` must have been set before Triton was imported. What is
+    changed, and why, is told in `bfloat16_patches.py` and `repairs.py`.
+    """
+    global _installed
+    with _lock:
+        if _installed:
+            return
+        from tinynet_engines.interpreter import bfloat16_patches, repairs
+
+        bfloat16_patches.apply()
+        repairs.apply()
+        _installed = True

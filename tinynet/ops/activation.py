@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from tinynet.dispatch import Route, route
 from tinynet.ops.arguments import check_floating, needs_gradient
 from tinynet.ops.autograd import gradients_of, through_kernels
-from tinynet.ops.operator import Operator
+from tinynet.ops.operator import Operator, contiguous_like
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 
 _REFERENCES: dict[str, Any] = {
@@ -135,16 +135,12 @@ def _operator_backward(
 activation_operator = Operator(
     "activation(Tensor x, str name, float[] parameters, bool save) -> Tensor",
     forward=_operator_forward,
-    fake=lambda x, *_: [_contiguous_like(x)],
+    fake=lambda x, *_: [contiguous_like(x)],
     saves=lambda given, made: [made[0] if given[1] in _FROM_OUTPUT else given[0]],
     backward=_operator_backward,
-    fake_backward=lambda grads, saved, *_: [_contiguous_like(saved[0])],
+    fake_backward=lambda grads, saved, *_: [contiguous_like(saved[0])],
     reference=lambda x, name, parameters: activation_reference(x, Activation.from_values(name, parameters)),
 )
-
-
-def _contiguous_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def activate(x: Tensor, activation: str | Activation | None) -> Tensor:

@@ -14,7 +14,7 @@ from tinynet.dispatch import Route, route
 from tinynet.ops.activation import is_dense
 from tinynet.ops.arguments import check_floating, needs_gradient
 from tinynet.ops.autograd import through_kernels
-from tinynet.ops.operator import Operator
+from tinynet.ops.operator import Operator, contiguous_like
 
 
 def dropout_reference(x: Tensor, p: float) -> Tensor:
@@ -58,17 +58,13 @@ def _scaled(x: Tensor, seed: Tensor, p: float, save: bool) -> list[Tensor]:
     return [dropout_apply(x.contiguous(), seed, p)]
 
 
-def _contiguous_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 dropout_operator = Operator(
     "dropout(Tensor x, Tensor seed, float p, bool save) -> Tensor",
     forward=_scaled,
-    fake=lambda x, seed, p, save: [_contiguous_like(x)],
+    fake=lambda x, seed, p, save: [contiguous_like(x)],
     saves=lambda given, made: [given[1]],
     backward=lambda grads, saved, p, wanted: [*_scaled(grads[0], saved[0], p, False), None],
-    fake_backward=lambda grads, saved, p, wanted: [_contiguous_like(grads[0]), None],
+    fake_backward=lambda grads, saved, p, wanted: [contiguous_like(grads[0]), None],
     reference=lambda x, seed, p: x * _scaled(torch.ones_like(x), seed, p, False)[0],
 )
 

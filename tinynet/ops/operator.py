@@ -141,6 +141,11 @@ def _absent(saved: Tensors) -> list[Tensor | None]:
     return [tensor if tensor is not None and tensor.numel() else None for tensor in saved]
 
 
+def contiguous_like(x: Tensor) -> Tensor:
+    """A contiguous tensor of x's shape, without its values."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def like_saved(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> list[Tensor | None]:
     """A `fake_backward`: each gradient is like the saved tensor at its position."""
     wanted = rest[-1]

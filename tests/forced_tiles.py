@@ -43,9 +43,9 @@ def forced_tiles(**rules: Any) -> Iterator[None]:
 
 @cache
 def _modules() -> list[ModuleType]:
-    names = [module.name for module in pkgutil.iter_modules(tinynet_kernels.__path__)]
-    names.sort(key=lambda name: name != "tiles")  # a rule may have a kernel's name
-    return [importlib.import_module(f"tinynet_kernels.{name}") for name in names]
+    names = [module.name for module in pkgutil.walk_packages(tinynet_kernels.__path__, "tinynet_kernels.")]
+    names.sort(key=lambda name: not name.endswith("tiles"))  # a rule may have a kernel's name
+    return [importlib.import_module(name) for name in names]
 
 
 def _forget_problems() -> None:

@@ -57,7 +57,7 @@ def counted_launches() -> Iterator[list[str]]:
 
     names: list[str] = []
 
-    def observe(kernel: Any, grid: tuple[int, ...]) -> None:
+    def observe(kernel: Any, grid: tuple[int, ...], reached: object) -> None:
         names.append(kernel.__name__)
 
     launch.observers.append(observe)

@@ -13,13 +13,14 @@ Source: the formulas of torch.nn.functional, in forms that neither overflow nor 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, launch, size_in_bytes
 from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.reduction import sum_partials
@@ -76,147 +77,138 @@ def softplus(x):
 
 
 @triton.jit
-def activate(z, ACTIVATION: tl.constexpr, PARAMETER_A: tl.constexpr, PARAMETER_B: tl.constexpr):
+def activate(z, ACTIVATION: constexpr):
     """act(z) of an fp32 block; NaN stays NaN. The parameters are those of `Activation`, in its order."""
-    if ACTIVATION == "identity":
+    if ACTIVATION.name == "identity":
         return z
-    elif ACTIVATION == "relu":
+    elif ACTIVATION.name == "relu":
         return tl.where(z <= 0, 0.0, z)
-    elif ACTIVATION == "leaky_relu":
-        return tl.where(z > 0, z, z * PARAMETER_A)
-    elif ACTIVATION == "relu6":
+    elif ACTIVATION.name == "leaky_relu":
+        return tl.where(z > 0, z, z * ACTIVATION.a)
+    elif ACTIVATION.name == "relu6":
         return tl.where(z <= 0, 0.0, tl.where(z >= 6.0, 6.0, z))
-    elif ACTIVATION == "elu":
-        return tl.where(z > 0, z, PARAMETER_A * expm1(z))
-    elif ACTIVATION == "selu":
+    elif ACTIVATION.name == "elu":
+        return tl.where(z > 0, z, ACTIVATION.a * expm1(z))
+    elif ACTIVATION.name == "selu":
         return tl.where(z > 0, z, expm1(z) * SELU_ALPHA) * SELU_SCALE
-    elif ACTIVATION == "celu":
-        return tl.where(z > 0, z, PARAMETER_A * expm1(z / PARAMETER_A))
-    elif ACTIVATION == "gelu":
+    elif ACTIVATION.name == "celu":
+        return tl.where(z > 0, z, ACTIVATION.a * expm1(z / ACTIVATION.a))
+    elif ACTIVATION.name == "gelu":
         return z * 0.5 * (1.0 + tl.erf(z * SQRT_HALF))
-    elif ACTIVATION == "gelu_tanh":
+    elif ACTIVATION.name == "gelu_tanh":
         return z * sigmoid(z * (1.0 + 0.044715 * z * z) * GELU_TANH_SLOPE)
-    elif ACTIVATION == "silu":
+    elif ACTIVATION.name == "silu":
         return z * sigmoid(z)
-    elif ACTIVATION == "mish":
+    elif ACTIVATION.name == "mish":
         return z * tanh(softplus(z))
-    elif ACTIVATION == "sigmoid":
+    elif ACTIVATION.name == "sigmoid":
         return sigmoid(z)
-    elif ACTIVATION == "log_sigmoid":
+    elif ACTIVATION.name == "log_sigmoid":
         return -softplus(-z)
-    elif ACTIVATION == "tanh":
+    elif ACTIVATION.name == "tanh":
         return tanh(z)
-    elif ACTIVATION == "softplus":
-        return tl.where(z * PARAMETER_A > PARAMETER_B, z, softplus(z * PARAMETER_A) / PARAMETER_A)
-    elif ACTIVATION == "softsign":
+    elif ACTIVATION.name == "softplus":
+        return tl.where(z * ACTIVATION.a > ACTIVATION.b, z, softplus(z * ACTIVATION.a) / ACTIVATION.a)
+    elif ACTIVATION.name == "softsign":
         return z / (1.0 + tl.abs(z))
-    elif ACTIVATION == "hardtanh":
-        return tl.where(z <= PARAMETER_A, PARAMETER_A, tl.where(z >= PARAMETER_B, PARAMETER_B, z))
-    elif ACTIVATION == "hardswish":
+    elif ACTIVATION.name == "hardtanh":
+        return tl.where(z <= ACTIVATION.a, ACTIVATION.a, tl.where(z >= ACTIVATION.b, ACTIVATION.b, z))
+    elif ACTIVATION.name == "hardswish":
         return z * tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, (z + 3.0) * (1.0 / 6)))
-    elif ACTIVATION == "hardsigmoid":
+    elif ACTIVATION.name == "hardsigmoid":
         return tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, (z + 3.0) * (1.0 / 6)))
-    elif ACTIVATION == "hardshrink":
-        return tl.where((z >= -PARAMETER_A) & (z <= PARAMETER_A), 0.0, z)
-    elif ACTIVATION == "softshrink":
-        shrunk = tl.where(z > PARAMETER_A, z - PARAMETER_A, tl.where(z < -PARAMETER_A, z + PARAMETER_A, 0.0))
+    elif ACTIVATION.name == "hardshrink":
+        return tl.where((z >= -ACTIVATION.a) & (z <= ACTIVATION.a), 0.0, z)
+    elif ACTIVATION.name == "softshrink":
+        shrunk = tl.where(z > ACTIVATION.a, z - ACTIVATION.a, tl.where(z < -ACTIVATION.a, z + ACTIVATION.a, 0.0))
         return tl.where(z == z, shrunk, z)
     else:
-        tl.static_assert(ACTIVATION == "tanhshrink", "unknown activation")
+        tl.static_assert(ACTIVATION.name == "tanhshrink", "unknown activation")
         return z - tanh(z)
 
 
 @triton.jit
-def activation_derivative(s, ACTIVATION: tl.constexpr, PARAMETER_A: tl.constexpr, PARAMETER_B: tl.constexpr):
+def activation_derivative(s, ACTIVATION: constexpr):
     """act' of an fp32 block s, which is y where `Activation.reads_output`, else the pre-activation z."""
-    if ACTIVATION == "identity":
+    if ACTIVATION.name == "identity":
         return tl.full(s.shape, 1.0, tl.float32)
-    elif ACTIVATION == "relu":
+    elif ACTIVATION.name == "relu":
         return tl.where(s <= 0, 0.0, 1.0)
-    elif ACTIVATION == "leaky_relu":
-        return tl.where(s > 0, 1.0, PARAMETER_A)
-    elif ACTIVATION == "relu6":
+    elif ACTIVATION.name == "leaky_relu":
+        return tl.where(s > 0, 1.0, ACTIVATION.a)
+    elif ACTIVATION.name == "relu6":
         return tl.where((s <= 0) | (s >= 6.0), 0.0, 1.0)
-    elif ACTIVATION == "elu":
-        return tl.where(s > 0, 1.0, PARAMETER_A * tl.exp(s))
-    elif ACTIVATION == "selu":
+    elif ACTIVATION.name == "elu":
+        return tl.where(s > 0, 1.0, ACTIVATION.a * tl.exp(s))
+    elif ACTIVATION.name == "selu":
         return tl.where(s > 0, 1.0, tl.exp(s) * SELU_ALPHA) * SELU_SCALE
-    elif ACTIVATION == "celu":
-        return tl.where(s > 0, 1.0, tl.exp(s / PARAMETER_A))
-    elif ACTIVATION == "gelu":
+    elif ACTIVATION.name == "celu":
+        return tl.where(s > 0, 1.0, tl.exp(s / ACTIVATION.a))
+    elif ACTIVATION.name == "gelu":
         density = tl.exp(-0.5 * s * s) * INVERSE_SQRT_2_PI
         return 0.5 * (1.0 + tl.erf(s * SQRT_HALF)) + s * density
-    elif ACTIVATION == "gelu_tanh":
+    elif ACTIVATION.name == "gelu_tanh":
         g = sigmoid(s * (1.0 + 0.044715 * s * s) * GELU_TANH_SLOPE)
         return g + s * g * (1.0 - g) * (1.0 + 3.0 * 0.044715 * s * s) * GELU_TANH_SLOPE
-    elif ACTIVATION == "silu":
+    elif ACTIVATION.name == "silu":
         g = sigmoid(s)
         return g * (1.0 + s * (1.0 - g))
-    elif ACTIVATION == "mish":
+    elif ACTIVATION.name == "mish":
         t = tanh(softplus(s))
         return t + s * sigmoid(s) * (1.0 - t * t)
-    elif ACTIVATION == "sigmoid":
+    elif ACTIVATION.name == "sigmoid":
         return s * (1.0 - s)
-    elif ACTIVATION == "log_sigmoid":
+    elif ACTIVATION.name == "log_sigmoid":
         return sigmoid(-s)
-    elif ACTIVATION == "tanh":
+    elif ACTIVATION.name == "tanh":
         return 1.0 - s * s
-    elif ACTIVATION == "softplus":
-        return tl.where(s * PARAMETER_A > PARAMETER_B, 1.0, sigmoid(s * PARAMETER_A))
-    elif ACTIVATION == "softsign":
+    elif ACTIVATION.name == "softplus":
+        return tl.where(s * ACTIVATION.a > ACTIVATION.b, 1.0, sigmoid(s * ACTIVATION.a))
+    elif ACTIVATION.name == "softsign":
         d = 1.0 + tl.abs(s)
         return 1.0 / (d * d)
-    elif ACTIVATION == "hardtanh":
-        return tl.where((s <= PARAMETER_A) | (s >= PARAMETER_B), 0.0, 1.0)
-    elif ACTIVATION == "hardswish":
+    elif ACTIVATION.name == "hardtanh":
+        return tl.where((s <= ACTIVATION.a) | (s >= ACTIVATION.b), 0.0, 1.0)
+    elif ACTIVATION.name == "hardswish":
         return tl.where(s <= -3.0, 0.0, tl.where(s >= 3.0, 1.0, s * (1.0 / 3) + 0.5))
-    elif ACTIVATION == "hardsigmoid":
+    elif ACTIVATION.name == "hardsigmoid":
         return tl.where((s > -3.0) & (s < 3.0), 1.0 / 6, 0.0)
-    elif ACTIVATION == "hardshrink" or ACTIVATION == "softshrink":
-        return tl.where((s >= -PARAMETER_A) & (s <= PARAMETER_A), 0.0, 1.0)
+    elif ACTIVATION.name == "hardshrink" or ACTIVATION.name == "softshrink":
+        return tl.where((s >= -ACTIVATION.a) & (s <= ACTIVATION.a), 0.0, 1.0)
     else:
-        tl.static_assert(ACTIVATION == "tanhshrink", "unknown activation")
+        tl.static_assert(ACTIVATION.name == "tanhshrink", "unknown activation")
         t = tanh(s)
         return t * t
 
 
+class WalkTile(NamedTuple):
+    """The tile of `activation_backward_kernel`, and how many of them one program walks at most."""
+
+    block_rows: int
+    block_columns: int
+    tiles: int
+
+
 @triton.jit
-def activation_forward_kernel(
-    x_ptr,
-    y_ptr,
-    elements,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """y = act(x), flat: one program makes BLOCK elements."""
+def activation_forward_kernel(x_ptr, y_ptr, elements, ACTIVATION: constexpr, BLOCK: constexpr):
+    """y = act(x), flat: BLOCK elements per program."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offset = tl.arange(0, BLOCK)
     mask = offset < elements - start
     x = tl.load(x_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
-    y = activate(x, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    y = activate(x, ACTIVATION)
     tl.store(y_ptr + start + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def activation_input_gradient_kernel(
-    grad_ptr,
-    saved_ptr,
-    dx_ptr,
-    elements,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """dX = dY act'(saved), flat: one program makes BLOCK elements."""
+def activation_input_gradient_kernel(grad_ptr, saved_ptr, dx_ptr, elements, ACTIVATION: constexpr, BLOCK: constexpr):
+    """dX = dY act'(saved), flat: BLOCK elements per program."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offset = tl.arange(0, BLOCK)
     mask = offset < elements - start
     grad = tl.load(grad_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
     saved = tl.load(saved_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
-    dx = grad * activation_derivative(saved, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    dx = grad * activation_derivative(saved, ACTIVATION)
     tl.store(dx_ptr + start + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
@@ -229,21 +221,18 @@ def activation_backward_kernel(
     rows,
     columns,
     stride_grad,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    WANT_DZ: tl.constexpr,
-    WANT_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    TILES: tl.constexpr,
+    ACTIVATION: constexpr,
+    WIDE: constexpr,
+    TILE: constexpr,
 ):
-    """dZ = dY act'(saved) and, per program, the partial sum of dZ over its rows.
+    """dZ = dY act'(saved) and, per program, the partial sum of dZ over its rows; either is left out where it is None.
 
-    A program walks at most TILES tiles of [BLOCK_ROWS, BLOCK_COLUMNS] downwards. `saved` and dZ are contiguous
+    A program walks at most `tiles` tiles of [block_rows, block_columns] downwards. `saved` and dZ are contiguous
     [rows, columns]; dY's rows are `stride_grad` apart.
     """
+    BLOCK_ROWS: constexpr = TILE.block_rows
+    BLOCK_COLUMNS: constexpr = TILE.block_columns
+    TILES: constexpr = TILE.tiles
     rows = widened(rows, WIDE)
     columns = widened(columns, WIDE)
     stride_grad = widened(stride_grad, WIDE)
@@ -259,13 +248,13 @@ def activation_backward_kernel(
         grad_offset = row[:, None] * stride_grad + column[None, :]
         offset = row[:, None] * columns + column[None, :]
         dz = tl.load(grad_ptr + first * stride_grad + grad_offset, mask=mask, other=0.0).to(tl.float32)
-        if ACTIVATION != "identity":
+        if ACTIVATION.name != "identity":
             saved = tl.load(saved_ptr + first * columns + offset, mask=mask, other=0.0).to(tl.float32)
-            dz *= activation_derivative(saved, ACTIVATION, PARAMETER_A, PARAMETER_B)
-        if WANT_DZ:
+            dz *= activation_derivative(saved, ACTIVATION)
+        if dz_ptr is not None:
             tl.store(dz_ptr + first * columns + offset, dz.to(dz_ptr.dtype.element_ty), mask=mask)
         total += dz  # masked lanes add 0 * act'(0) = 0: every act'(0) is finite
-    if WANT_BIAS:
+    if partial_ptr is not None:
         partial = partial_ptr + tl.program_id(0).to(tl.int64) * columns
         tl.store(partial + column, tl.sum(total, axis=0), mask=in_columns)
 
@@ -277,23 +266,10 @@ def activation_forward_cost(x_ptr: torch.Tensor, y_ptr: torch.Tensor, **_: Any) 
 
 
 @costs(activation_input_gradient_kernel)
-def activation_input_gradient_cost(
-    grad_ptr: torch.Tensor, saved_ptr: torch.Tensor, dx_ptr: torch.Tensor, **_: Any
-) -> Cost:
-    """dY and what was saved are read, dX is written."""
-    return Cost(2 * grad_ptr.numel(), size_in_bytes(grad_ptr, saved_ptr, dx_ptr))
-
-
 @costs(activation_backward_kernel)
-def activation_backward_cost(
-    grad_ptr: torch.Tensor,
-    saved_ptr: torch.Tensor | None,
-    dz_ptr: torch.Tensor | None,
-    partial_ptr: torch.Tensor | None,
-    **_: Any,
-) -> Cost:
+def activation_backward_cost(grad_ptr: torch.Tensor, **others: Any) -> Cost:
     """dY and what was saved are read once, dZ and the partial sums written once."""
-    return Cost(2 * grad_ptr.numel(), size_in_bytes(grad_ptr, saved_ptr, dz_ptr, partial_ptr))
+    return Cost(2 * grad_ptr.numel(), size_in_bytes(grad_ptr, *others.values()))
 
 
 def activation_forward(x: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -314,7 +290,7 @@ def _launch_flat(kernel: Any, tensors: tuple[torch.Tensor, ...], activation: Act
     elements = tensors[0].numel()
     block, num_warps = flat_block(elements, current_target())
     grid = (ceil_div(elements, block),)
-    launch(kernel, grid, *tensors, elements, **activation.constants, BLOCK=block, num_warps=num_warps)
+    launch(kernel, grid, *tensors, elements, ACTIVATION=activation.compiled, BLOCK=block, num_warps=num_warps)
 
 
 def activation_backward(
@@ -331,11 +307,11 @@ def activation_backward(
         grad: dY [rows, columns], last dimension contiguous.
         saved: y or z, contiguous, as `activation.reads_output` says; None for identity.
         activation: the function.
-        want_dz: whether to make dZ. For identity dZ is dY itself, and the caller wants none.
-        want_bias: whether to make the bias gradient, in fp32.
+        want_dz: whether to compute dZ. For identity dZ is dY itself, and the caller wants none.
+        want_bias: whether to compute the bias gradient, in fp32.
     """
     rows, columns = grad.shape
-    problem = _backward_problem(rows, columns, grad.stride(0), activation, want_dz, want_bias, current_target())
+    problem = _backward_problem(rows, columns, grad.stride(0), activation, want_bias, current_target())
     row_blocks = problem.grid[0]
     dz = grad.new_empty((rows, columns)) if want_dz else None
     partial = None
@@ -351,45 +327,38 @@ def _backward_problem(
     columns: int,
     stride_grad: int,
     activation: Activation,
-    want_dz: bool,
     want_bias: bool,
     target: Target,
 ) -> Problem:
     block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target, activation.name)
-    tiles = _tiles_a_program(rows, columns, block_rows, block_columns, want_bias, target)
+    tile = WalkTile(block_rows, block_columns, 1)
+    if want_bias:
+        tile = tile._replace(tiles=_tiles_per_program(rows, columns, tile, target))
     return Problem(
         activation_backward_kernel,
-        (ceil_div(rows, block_rows * tiles), ceil_div(columns, block_columns)),
+        (ceil_div(rows, block_rows * tile.tiles), ceil_div(columns, block_columns)),
         rows,
         columns,
         stride_grad,
-        **activation.constants,
-        WANT_DZ=want_dz,
-        WANT_BIAS=want_bias,
+        ACTIVATION=activation.compiled,
         WIDE=exceed_int32(
             ((min(block_rows, rows), max(stride_grad, columns)), (columns + block_columns, 1)),
             ((rows + block_rows, 1),),
         ),
-        BLOCK_ROWS=block_rows,
-        BLOCK_COLUMNS=block_columns,
-        TILES=tiles,
+        TILE=tile,
         num_warps=num_warps,
     )
 
 
-def _tiles_a_program(
-    rows: int, columns: int, block_rows: int, block_columns: int, want_bias: bool, target: Target
-) -> int:
-    """More tiles a program mean fewer partial sums; few enough programs are left to fill a chip.
+def _tiles_per_program(rows: int, columns: int, tile: WalkTile, target: Target) -> int:
+    """More tiles per program mean fewer partial sums; few enough programs are left to fill a chip.
 
-    On a CPU a second launch costs more than the sums of a short column: one program makes them all.
+    On a CPU a second launch costs more than the sums of a short column: one program computes them all.
     """
-    if not want_bias:
-        return 1
-    row_blocks = ceil_div(rows, block_rows)
+    row_blocks = ceil_div(rows, tile.block_rows)
     if target.kind == "cpu":
         return power_of_2_at_least(row_blocks if rows <= 512 else ceil_div(row_blocks, 8 * target.processors))
-    programs = row_blocks * ceil_div(columns, block_columns)
+    programs = row_blocks * ceil_div(columns, tile.block_columns)
     tiles = 1
     while tiles < 16 and programs // (2 * tiles) >= 1024:
         tiles *= 2

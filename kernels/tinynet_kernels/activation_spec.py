@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,14 @@ PARAMETERS: dict[str, dict[str, float]] = {
 _FROM_OUTPUT = frozenset({"relu", "leaky_relu", "relu6", "hardtanh", "sigmoid", "tanh"})
 
 
+class CompiledActivation(NamedTuple):
+    """What a kernel is compiled for: the name, and the parameters in order, 0 where there are fewer than two."""
+
+    name: str
+    a: float
+    b: float
+
+
 class Activation:
     """An activation function by name, with its parameters as numbers.
 
@@ -57,15 +65,15 @@ class Activation:
         name: as given.
         parameters: all of them, by name.
         reads_output: whether the derivative is computed from the output y, not from the input z.
-        constants: the kernels' constexprs ACTIVATION, PARAMETER_A and PARAMETER_B.
+        compiled: the kernels' constexpr ACTIVATION.
     """
 
-    __slots__ = ("_hash", "constants", "name", "parameters", "reads_output")
+    __slots__ = ("_hash", "compiled", "name", "parameters", "reads_output")
 
     name: str
     parameters: dict[str, float]
     reads_output: bool
-    constants: dict[str, Any]
+    compiled: CompiledActivation
     _hash: int  # launchers look problems up by their activation at every call
 
     def __init__(self, name: str, **parameters: float) -> None:
@@ -85,7 +93,7 @@ class Activation:
         write(self, "parameters", {key: float(value) for key, value in merged.items()})
         # A negative slope below zero makes the output positive on both sides.
         write(self, "reads_output", name in _FROM_OUTPUT and merged.get("negative_slope", 0.0) >= 0)
-        write(self, "constants", {"ACTIVATION": name, "PARAMETER_A": values[0], "PARAMETER_B": values[1]})
+        write(self, "compiled", CompiledActivation(name, values[0], values[1]))
         write(self, "_hash", hash((name, *values)))
 
     @staticmethod

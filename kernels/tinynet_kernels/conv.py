@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.conv_window import (
     first_image_of,
@@ -75,27 +76,25 @@ def convolution_forward_kernel(
     K,
     group_inputs,
     group_outputs,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SAVE_INPUT: tl.constexpr,
-    POOL: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    R: constexpr,
+    S: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
+    ACTIVATION: constexpr,
+    HAS_BIAS: constexpr,
+    SAVE_INPUT: constexpr,
+    POOL: constexpr,
+    EVEN_C: constexpr,
+    WIDE: constexpr,
+    PRECISION: constexpr,
+    GROUP: constexpr,
+    BLOCK_PIXELS: constexpr,
+    BLOCK_K: constexpr,
+    BLOCK_C: constexpr,
 ):
     """y = act(x * W + b), one [BLOCK_PIXELS, BLOCK_K] tile a program; the second grid axis is the group.
 
@@ -126,8 +125,8 @@ def convolution_forward_kernel(
     x_offset = (((image * H + h) * W + w) * C)[:, None] + channel[None, :]
     x_base = x_ptr + first_image.to(tl.int64) * H * W * C + group * group_inputs
 
-    TAPS: tl.constexpr = R * S
-    BITMASK: tl.constexpr = TAPS <= 32
+    TAPS: constexpr = R * S
+    BITMASK: constexpr = TAPS <= 32
     in_tile = pixel < pixels
     if BITMASK:
         all_bits = tl.where(in_tile, tap_bits(h, w, H, W, R, S, DILATION_H, DILATION_W), 0)
@@ -184,8 +183,6 @@ def convolution_forward_kernel(
         group * group_outputs,
         K,
         ACTIVATION,
-        PARAMETER_A,
-        PARAMETER_B,
         HAS_BIAS,
         SAVE_INPUT,
         POOL,
@@ -210,26 +207,24 @@ def convolution_few_channels_kernel(
     Q,
     K,
     group_outputs,
-    GROUP_INPUTS: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SAVE_INPUT: tl.constexpr,
-    POOL: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_REDUCTION: tl.constexpr,
+    GROUP_INPUTS: constexpr,
+    R: constexpr,
+    S: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
+    ACTIVATION: constexpr,
+    HAS_BIAS: constexpr,
+    SAVE_INPUT: constexpr,
+    POOL: constexpr,
+    WIDE: constexpr,
+    PRECISION: constexpr,
+    BLOCK_PIXELS: constexpr,
+    BLOCK_K: constexpr,
+    BLOCK_REDUCTION: constexpr,
 ):
     """As `convolution_forward_kernel`, with steps of BLOCK_REDUCTION (tap, channel) pairs."""
     W = widened(W, WIDE)
@@ -250,8 +245,8 @@ def convolution_few_channels_kernel(
     x_offset = ((image * H + h) * W + w) * C
     x_base = x_ptr + first_image.to(tl.int64) * H * W * C + group * GROUP_INPUTS
 
-    REDUCTION: tl.constexpr = R * S * GROUP_INPUTS
-    BITMASK: tl.constexpr = R <= 32 and S <= 32
+    REDUCTION: constexpr = R * S * GROUP_INPUTS
+    BITMASK: constexpr = R <= 32 and S <= 32
     in_tile = pixel < pixels
     if BITMASK:
         row_bits = tl.where(in_tile, line_bits(h, H, R, DILATION_H), 0)
@@ -288,8 +283,6 @@ def convolution_few_channels_kernel(
         group * group_outputs,
         K,
         ACTIVATION,
-        PARAMETER_A,
-        PARAMETER_B,
         HAS_BIAS,
         SAVE_INPUT,
         POOL,
@@ -387,7 +380,7 @@ def _forward_problem(
     _, P, Q = output_pixels(shape, spec, kernel_size, pool)
     constants = {
         **window_constants(spec, kernel_size),
-        **activation.constants,
+        "ACTIVATION": activation.compiled,
         "HAS_BIAS": has_bias,
         "SAVE_INPUT": save_input,
         "POOL": pool,
@@ -415,7 +408,7 @@ def _many_channels_problem(
     K, group_inputs, R, S = weight_shape
     pixels, P, Q = output_pixels(shape, spec, (R, S), pool)
     group_outputs = K // spec.groups
-    pooled = constants["ACTIVATION"] if pool else None
+    pooled = constants["ACTIVATION"].name if pool else None
     tile = convolution_tile(pixels, group_outputs, group_inputs, dtype, precision, target, pooled=pooled)
     return Problem(
         convolution_forward_kernel,

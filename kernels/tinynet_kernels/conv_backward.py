@@ -28,6 +28,7 @@ import triton.language as tl
 
 from tinynet_kernels.activation import activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv import FEW_CHANNELS
 from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.conv_window import (
@@ -60,11 +61,11 @@ from tinynet_kernels.tiles import (
 @triton.jit
 def first_tap(
     phase,
-    TAPS: tl.constexpr,
-    TAP_STEP: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    DILATION: tl.constexpr,
+    TAPS: constexpr,
+    TAP_STEP: constexpr,
+    STRIDE: constexpr,
+    PADDING: constexpr,
+    DILATION: constexpr,
 ):
     """The first tap along one dimension that reaches the input pixels of a phase, or TAPS where none does."""
     tap = tl.cast(TAPS, tl.int32)
@@ -88,23 +89,23 @@ def convolution_input_gradient_kernel(
     K,
     group_inputs,
     group_outputs,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    TAP_STEP_H: tl.constexpr,
-    TAP_STEP_W: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    R: constexpr,
+    S: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
+    TAP_STEP_H: constexpr,
+    TAP_STEP_W: constexpr,
+    EVEN_K: constexpr,
+    WIDE: constexpr,
+    PRECISION: constexpr,
+    GROUP: constexpr,
+    BLOCK_PIXELS: constexpr,
+    BLOCK_C: constexpr,
+    BLOCK_K: constexpr,
 ):
     """dX, one [BLOCK_PIXELS, BLOCK_C] tile of one phase a program; grid axes are tiles, phases, groups.
 
@@ -138,8 +139,8 @@ def convolution_input_gradient_kernel(
     tap_rows = (R - r + TAP_STEP_H - 1) // TAP_STEP_H
     tap_columns = (S - s + TAP_STEP_W - 1) // TAP_STEP_W
     taps = tap_rows * tap_columns
-    PIXEL_STEP_H: tl.constexpr = TAP_STEP_H * DILATION_H // STRIDE_H
-    PIXEL_STEP_W: tl.constexpr = TAP_STEP_W * DILATION_W // STRIDE_W
+    PIXEL_STEP_H: constexpr = TAP_STEP_H * DILATION_H // STRIDE_H
+    PIXEL_STEP_W: constexpr = TAP_STEP_W * DILATION_W // STRIDE_W
 
     image, row, along = pixel_position(pixel, phase_rows, phase_columns)
     first_image = pixel_start // (phase_rows * phase_columns)
@@ -148,9 +149,9 @@ def convolution_input_gradient_kernel(
     q = along + (phase_w + PADDING_W - s * DILATION_W) // STRIDE_W
     in_tile = pixel < pixels
 
-    MAX_ROWS: tl.constexpr = (R + TAP_STEP_H - 1) // TAP_STEP_H
-    MAX_COLUMNS: tl.constexpr = (S + TAP_STEP_W - 1) // TAP_STEP_W
-    BITMASK: tl.constexpr = MAX_ROWS * MAX_COLUMNS <= 32
+    MAX_ROWS: constexpr = (R + TAP_STEP_H - 1) // TAP_STEP_H
+    MAX_COLUMNS: constexpr = (S + TAP_STEP_W - 1) // TAP_STEP_W
+    BITMASK: constexpr = MAX_ROWS * MAX_COLUMNS <= 32
     if BITMASK:
         all_bits = tl.zeros((BLOCK_PIXELS,), tl.int32)
         for i in tl.static_range(MAX_ROWS):  # pyright: ignore
@@ -215,7 +216,7 @@ def convolution_input_gradient_kernel(
 
 
 @triton.jit
-def in_image(h, w, H, W, tap_h, tap_w, MANY_TAPS: tl.constexpr):
+def in_image(h, w, H, W, tap_h, tap_w, MANY_TAPS: constexpr):
     """Whether (h + tap_h, w + tap_w) is a pixel, [PIXELS, 1] for one tap or, MANY_TAPS, [PIXELS, COLUMNS]."""
     if MANY_TAPS:
         return inside(h[:, None] + tap_h[None, :], H) & inside(w[:, None] + tap_w[None, :], W)
@@ -232,15 +233,13 @@ def pixel_gradients(
     offset,
     mask,
     tap,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
+    ACTIVATION: constexpr,
 ):
     """dZ = dY act'(saved) of [PIXELS, CHANNELS], fp32; with winners of 2 x 2 windows 0 where another tap won."""
     dz = tl.load(dy_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
-    if ACTIVATION != "identity":
+    if ACTIVATION.name != "identity":
         saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
-        dz *= activation_derivative(saved, ACTIVATION, PARAMETER_A, PARAMETER_B)
+        dz *= activation_derivative(saved, ACTIVATION)
     if winner_ptr is not None:
         winner = tl.load(winner_ptr + base + offset, mask=mask, other=-1).to(tl.int32)
         dz = tl.where(winner == tap[:, None], dz, 0.0)
@@ -268,29 +267,27 @@ def convolution_weight_gradient_kernel(
     boxes_a_split,
     stride_dw_channel,
     stride_dw_tap,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    FLAT: tl.constexpr,
-    TAPS_A_TILE: tl.constexpr,
-    CONSECUTIVE: tl.constexpr,
-    EVEN_BOXES: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BOX_N: tl.constexpr,
-    BOX_P: tl.constexpr,
-    BOX_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    R: constexpr,
+    S: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
+    ACTIVATION: constexpr,
+    FLAT: constexpr,
+    TAPS_A_TILE: constexpr,
+    CONSECUTIVE: constexpr,
+    EVEN_BOXES: constexpr,
+    WIDE: constexpr,
+    PRECISION: constexpr,
+    GROUP: constexpr,
+    BOX_N: constexpr,
+    BOX_P: constexpr,
+    BOX_Q: constexpr,
+    BLOCK_K: constexpr,
+    BLOCK_COLUMNS: constexpr,
 ):
     """dW[split] over the split's boxes of output pixels; grid axes are tiles, splits, groups.
 
@@ -308,12 +305,12 @@ def convolution_weight_gradient_kernel(
     K = widened(K, WIDE)
     group_inputs = widened(group_inputs, WIDE)
     boxes_a_split = widened(boxes_a_split, WIDE)
-    TAPS: tl.constexpr = R * S
+    TAPS: constexpr = R * S
     if not (FLAT and CONSECUTIVE):
-        tl.static_assert(ACTIVATION == "identity" and winner_ptr is None and db_ptr is None, "boxes are of dZ")
+        tl.static_assert(ACTIVATION.name == "identity" and winner_ptr is None and db_ptr is None, "boxes are of dZ")
     tl.static_assert(TAPS_A_TILE == 1 or (CONSECUTIVE and not FLAT), "other tiles are of one tap")
-    CHANNELS: tl.constexpr = BLOCK_COLUMNS // TAPS_A_TILE
-    TAP_TILES: tl.constexpr = (TAPS + TAPS_A_TILE - 1) // TAPS_A_TILE
+    CHANNELS: constexpr = BLOCK_COLUMNS // TAPS_A_TILE
+    TAP_TILES: constexpr = (TAPS + TAPS_A_TILE - 1) // TAPS_A_TILE
     if FLAT:
         columns = TAPS * group_inputs
         column_tiles = tl.cdiv(columns, BLOCK_COLUMNS)
@@ -346,14 +343,14 @@ def convolution_weight_gradient_kernel(
 
     dz_group = dz_ptr + group * group_outputs + row_start
     x_group = x_ptr + group * group_inputs
-    BLOCK_PIXELS: tl.constexpr = BOX_N * BOX_P * BOX_Q
+    BLOCK_PIXELS: constexpr = BOX_N * BOX_P * BOX_Q
     first_box = split * boxes_a_split
     last_box = min(first_box + boxes_a_split, boxes)
     dw = tl.zeros((BLOCK_K, BLOCK_COLUMNS), tl.float32)
     if CONSECUTIVE:
         pixels = N * P * Q
-        POOL: tl.constexpr = winner_ptr is not None  # pyright: ignore[reportAssignmentType]
-        WINDOW: tl.constexpr = 4 if POOL else 1  # pyright: ignore[reportAssignmentType]
+        POOL: constexpr = winner_ptr is not None  # pyright: ignore[reportAssignmentType]
+        WINDOW: constexpr = 4 if POOL else 1  # pyright: ignore[reportAssignmentType]
         if POOL:
             pixels = N * (P // 2) * (Q // 2) * 4
         x_offset = ((tap_h - PADDING_H) * W + tap_w - PADDING_W) * C + channel
@@ -379,8 +376,6 @@ def convolution_weight_gradient_kernel(
                     in_output[:, None] & (tl.arange(0, BLOCK_K) < group_outputs - row_start)[None, :],
                     pixel_offset % WINDOW,
                     ACTIVATION,
-                    PARAMETER_A,
-                    PARAMETER_B,
                 )
                 if db_ptr is not None:
                     db += tl.sum(dz, axis=0)
@@ -619,7 +614,7 @@ def _weight_gradient_problem(
         boxes_a_split,
         *((1, group_inputs) if channels_last else (R * S, 1)),
         **window_constants(spec, kernel_size),
-        **activation.constants,
+        ACTIVATION=activation.compiled,
         FLAT=tile.flat,
         TAPS_A_TILE=tile.taps,
         CONSECUTIVE=tile.consecutive,

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.activation import activate
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.offsets import exceed_int32
 
@@ -21,7 +22,7 @@ def pixel_position(pixel, P, Q):
 
 
 @triton.jit
-def output_position(pixel, P, Q, POOL: tl.constexpr):
+def output_position(pixel, P, Q, POOL: constexpr):
     """(image, row, column) of output pixels: in memory order or, for POOL, the four of each 2 x 2 window in turn."""
     if POOL:
         tap = pixel % 4
@@ -32,7 +33,7 @@ def output_position(pixel, P, Q, POOL: tl.constexpr):
 
 
 @triton.jit
-def first_image_of(pixel, P, Q, POOL: tl.constexpr):
+def first_image_of(pixel, P, Q, POOL: constexpr):
     """The image of one output pixel, in the order of `output_position`."""
     if POOL:
         return pixel // (4 * (P // 2) * (Q // 2))
@@ -66,10 +67,10 @@ def tap_bits(
     column,
     H,
     W,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    R: constexpr,
+    S: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
 ):
     """Bit r S + s of a lane: whether tap (r, s) of the window that begins at (row, column) lies in the image."""
     bits = tl.zeros(row.shape, tl.int32)
@@ -81,7 +82,7 @@ def tap_bits(
 
 
 @triton.jit
-def line_bits(position, size, TAPS: tl.constexpr, DILATION: tl.constexpr):
+def line_bits(position, size, TAPS: constexpr, DILATION: constexpr):
     """Bit t of a lane: whether tap t along one dimension, for a window that begins at `position`, is in the image."""
     bits = tl.zeros(position.shape, tl.int32)
     for t in tl.static_range(TAPS):  # pyright: ignore
@@ -90,7 +91,7 @@ def line_bits(position, size, TAPS: tl.constexpr, DILATION: tl.constexpr):
 
 
 @triton.jit
-def next_box(n, p, q, P, Q, BOX_N: tl.constexpr, BOX_P: tl.constexpr, BOX_Q: tl.constexpr):
+def next_box(n, p, q, P, Q, BOX_N: constexpr, BOX_P: constexpr, BOX_Q: constexpr):
     """The first (image, row, column) of the box after the one that begins at (n, p, q)."""
     q += BOX_Q
     row_ends = q >= Q
@@ -113,14 +114,12 @@ def store_activated(
     columns,
     first_channel,
     K,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SAVE_INPUT: tl.constexpr,
-    POOL: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    ACTIVATION: constexpr,
+    HAS_BIAS: constexpr,
+    SAVE_INPUT: constexpr,
+    POOL: constexpr,
+    BLOCK_PIXELS: constexpr,
+    BLOCK_COLUMNS: constexpr,
 ):
     """The epilogue: y = act(z + b), and z + b itself for SAVE_INPUT, for a [BLOCK_PIXELS, BLOCK_COLUMNS] tile.
 
@@ -132,12 +131,12 @@ def store_activated(
     if HAS_BIAS:
         bias = tl.load(bias_ptr + first_channel + column_start + column, mask=column_mask, other=0.0)
         z += bias.to(tl.float32)[None, :]
-    y = activate(z, ACTIVATION, PARAMETER_A, PARAMETER_B)
-    WINDOW: tl.constexpr = 4 if POOL else 1  # pyright: ignore
-    ROWS: tl.constexpr = BLOCK_PIXELS // WINDOW
+    y = activate(z, ACTIVATION)
+    WINDOW: constexpr = 4 if POOL else 1  # pyright: ignore
+    ROWS: constexpr = BLOCK_PIXELS // WINDOW
     if POOL:
         y = y.to(y_ptr.dtype.element_ty).to(tl.float32)  # rounded first, as where pooling is a layer of its own
-        shape: tl.constexpr = (ROWS, WINDOW, BLOCK_COLUMNS)  # pyright: ignore
+        shape: constexpr = (ROWS, WINDOW, BLOCK_COLUMNS)  # pyright: ignore
         y, winner = largest_of_window(tl.reshape(y, shape))
         if SAVE_INPUT:
             wins = tl.arange(0, WINDOW)[None, :, None] == winner[:, None, :]

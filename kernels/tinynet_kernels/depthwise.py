@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv_spec import ConvolutionSpec
 from tinynet_kernels.conv_window import (
     first_image_of,
@@ -63,26 +64,24 @@ def single_channel_forward_kernel(
     P,
     Q,
     K,
-    MULTIPLIER: tl.constexpr,
-    ONE_CHANNEL: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SAVE_INPUT: tl.constexpr,
-    POOL: tl.constexpr,
-    WIDE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    MULTIPLIER: constexpr,
+    ONE_CHANNEL: constexpr,
+    R: constexpr,
+    S: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
+    ACTIVATION: constexpr,
+    HAS_BIAS: constexpr,
+    SAVE_INPUT: constexpr,
+    POOL: constexpr,
+    WIDE: constexpr,
+    UNROLL: constexpr,
+    BLOCK_PIXELS: constexpr,
+    BLOCK_CHANNELS: constexpr,
 ):
     """y = act(x * W + b), one [BLOCK_PIXELS, BLOCK_CHANNELS] tile a program; ONE_CHANNEL says that C = 1.
 
@@ -132,8 +131,6 @@ def single_channel_forward_kernel(
         0,
         K,
         ACTIVATION,
-        PARAMETER_A,
-        PARAMETER_B,
         HAS_BIAS,
         SAVE_INPUT,
         POOL,
@@ -154,18 +151,18 @@ def depthwise_input_gradient_kernel(
     P,
     Q,
     K,
-    MULTIPLIER: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    MULTIPLIER: constexpr,
+    R: constexpr,
+    S: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
+    WIDE: constexpr,
+    BLOCK_PIXELS: constexpr,
+    BLOCK_CHANNELS: constexpr,
 ):
     """dX[n, c, h, w] = sum of dZ[n, k, p, q] W[k, r, s] over the (k, r, s) that read (c, h, w) at a pixel (p, q).
 
@@ -218,20 +215,20 @@ def depthwise_weight_gradient_kernel(
     K,
     boxes,
     boxes_a_split,
-    MULTIPLIER: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    WIDE: tl.constexpr,
-    BOX_N: tl.constexpr,
-    BOX_P: tl.constexpr,
-    BOX_Q: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    MULTIPLIER: constexpr,
+    R: constexpr,
+    S: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
+    WIDE: constexpr,
+    BOX_N: constexpr,
+    BOX_P: constexpr,
+    BOX_Q: constexpr,
+    BLOCK_CHANNELS: constexpr,
 ):
     """dW[split, k, r, s] = sum of x[n, k // MULTIPLIER, ...] dZ[n, k, p, q] over the split's boxes of pixels, fp32.
 
@@ -248,7 +245,7 @@ def depthwise_weight_gradient_kernel(
     tap_h = tap // S * DILATION_H - PADDING_H
     tap_w = tap % S * DILATION_W - PADDING_W
 
-    BLOCK_PIXELS: tl.constexpr = BOX_N * BOX_P * BOX_Q
+    BLOCK_PIXELS: constexpr = BOX_N * BOX_P * BOX_Q
     image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), BOX_P, BOX_Q)
     dz_offset = (((image * P + row) * Q + along) * K)[:, None] + column[None, :]
     x_offset = (((image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None] + (column // MULTIPLIER)[None, :]

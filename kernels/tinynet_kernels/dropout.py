@@ -15,12 +15,13 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.tiles import ceil_div, current_target, flat_block
 
 
 @triton.jit
-def dropout_kernel(x_ptr, seed_ptr, y_ptr, elements, p, BLOCK: tl.constexpr):
+def dropout_kernel(x_ptr, seed_ptr, y_ptr, elements, p, BLOCK: constexpr):
     """y = x / (1 - p) where the element's random number is at least p, else 0; BLOCK elements a program."""
     program = tl.program_id(0)
     start = program.to(tl.int64) * BLOCK

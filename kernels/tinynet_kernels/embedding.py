@@ -14,13 +14,14 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.tiles import ceil_div, current_target, power_of_2_at_least, rows_and_columns
 
 
 @triton.jit
 def embedding_forward_kernel(
-    index_ptr, weight_ptr, y_ptr, tokens, columns, stride_row, BLOCK_TOKENS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+    index_ptr, weight_ptr, y_ptr, tokens, columns, stride_row, BLOCK_TOKENS: constexpr, BLOCK_COLUMNS: constexpr
 ):
     """y[t, c] = weight[index[t], c], a [BLOCK_TOKENS, BLOCK_COLUMNS] tile a program."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS
@@ -41,8 +42,8 @@ def embedding_backward_kernel(
     dw_ptr,
     columns,
     padding_idx,
-    SCALE_BY_FREQUENCY: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    SCALE_BY_FREQUENCY: constexpr,
+    BLOCK_COLUMNS: constexpr,
 ):
     """dW[v] = sum of dY[order[i]] for bounds[v] <= i < bounds[v + 1]; a row and BLOCK_COLUMNS of it a program.
 

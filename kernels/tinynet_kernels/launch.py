@@ -6,7 +6,7 @@ ask what a launch must at least move and compute (`cost_of`), without a word abo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,10 @@ INTERPRETED: bool = bool(knobs.runtime.interpret)
 Grid = tuple[int, ...]
 # planner(kernel, grid, arguments, constants) launches and returns True, or returns False and leaves it to Triton.
 planner: Callable[[Any, Grid, tuple[Any, ...], Mapping[str, Any]], bool] | None = None
-# Each observer is called with (kernel, grid) before a launch.
-observers: list[Callable[[Any, Grid], None]] = []
+# Columns of tensors that a kernel reaches through a table of their addresses.
+Reached = Sequence[Sequence[torch.Tensor]]
+# Each observer is called with (kernel, grid, reached) before a launch.
+observers: list[Callable[[Any, Grid, Reached], None]] = []
 
 
 def launch(kernel: Any, grid: Grid, *arguments: Any, **constants: Any) -> None:
@@ -29,7 +31,7 @@ def launch(kernel: Any, grid: Grid, *arguments: Any, **constants: Any) -> None:
         kernel: a `triton.jit` function.
         grid: one to three positive program counts.
         arguments: the kernel's run-time arguments in order; the first is a tensor, absent tensors are None.
-        constants: its `tl.constexpr` arguments, and `num_warps` and `num_stages`.
+        constants: its `constexpr` arguments, and `num_warps` and `num_stages`.
     """
     _run(kernel, grid, arguments, constants)
 
@@ -62,14 +64,32 @@ class Problem:
         self.numbers = numbers
         self.constants = Constants(constants)
 
-    def launch(self, *arguments: Any) -> None:
-        """Runs the kernel on the device of the first argument; these are the ones before `numbers`, tensors mostly."""
-        _run(self.kernel, self.grid, arguments + self.numbers, self.constants)
+    def launch(self, *arguments: Any, reached: Reached = ()) -> None:
+        """Runs the kernel on the device of the first argument.
+
+        Args:
+            arguments: the ones before `numbers`, tensors mostly, in the kernel's order.
+            reached: tensors that the kernel reads or writes through addresses in one of its arguments.
+        """
+        _run(self.kernel, self.grid, arguments + self.numbers, self.constants, reached)
+
+    def launch_named(self, **arguments: Any) -> None:
+        """As `launch`, the arguments by the kernel's names for them, in the kernel's order.
+
+        Raises:
+            TypeError: other arguments, or in another order.
+        """
+        names = self.kernel.arg_names[: len(arguments)]
+        if names != list(arguments):
+            raise TypeError(f"{self.kernel.__name__}: got {', '.join(arguments)}; expected {', '.join(names)}")
+        _run(self.kernel, self.grid, (*arguments.values(), *self.numbers), self.constants)
 
 
-def _run(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
+def _run(
+    kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any], reached: Reached = ()
+) -> None:
     for observe in observers:
-        observe(kernel, grid)
+        observe(kernel, grid, reached)
     if planner is not None and planner(kernel, grid, arguments, constants):
         return
     device = arguments[0].device
@@ -111,6 +131,6 @@ def cost_of(kernel: Any, arguments: dict[str, Any]) -> Cost | None:
     return None if function is None else function(**arguments)
 
 
-def size_in_bytes(*tensors: torch.Tensor | None) -> int:
-    """The bytes of the given tensors' elements, absent ones counted as none."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+def size_in_bytes(*arguments: Any) -> int:
+    """The bytes of the elements of those arguments that are tensors."""
+    return sum(each.numel() * each.element_size() for each in arguments if isinstance(each, torch.Tensor))

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.tiles import Target, ceil_div, convolution_transpose_tile, current_target
@@ -28,10 +29,10 @@ def transpose_kernel(
     batch,
     rows,
     columns,
-    WIDE: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    WIDE: constexpr,
+    BLOCK_BATCH: constexpr,
+    BLOCK_ROWS: constexpr,
+    BLOCK_COLUMNS: constexpr,
 ):
     """target[b, column, row] = source[b, row, column], both contiguous."""
     rows = widened(rows, WIDE)

@@ -23,7 +23,18 @@ import triton.language as tl
 
 from tinynet_kernels.activation import activate, activation_backward, activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
-from tinynet_kernels.gemm import gemm_tile, grouped_tile, has_wide_rows, in_units, is_wide_product
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.gemm import (
+    GROUP,
+    Matrix,
+    Product,
+    actual,
+    gemm_tile,
+    has_wide_rows,
+    in_units,
+    is_wide_product,
+    tile_start,
+)
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
@@ -37,8 +48,6 @@ from tinynet_kernels.tiles import (
     matmul_precision,
     split_count,
 )
-
-GROUP = 8  # row tiles that share a column tile in the second-level cache
 
 
 @triton.jit
@@ -55,65 +64,30 @@ def linear_forward_kernel(
     stride_xk,
     stride_wn,
     stride_wk,
-    UNITS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SAVE_INPUT: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    PRODUCT: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
 ):
-    """y = act(x W^T + b); SAVE_INPUT also stores z = x W^T + b. One [BLOCK_M, BLOCK_N] tile a program.
-
-    Sizes and strides come in UNITS (`gemm.in_units`); offsets are int64 for WIDE.
-    """
-    M = widened(M, WIDE) * UNITS[0]
-    N = widened(N, WIDE) * UNITS[1]
-    K = widened(K, WIDE) * UNITS[2]
-    stride_xm = widened(stride_xm, WIDE) * UNITS[3]
-    stride_xk = widened(stride_xk, WIDE) * UNITS[4]
-    stride_wn = widened(stride_wn, WIDE) * UNITS[5]
-    stride_wk = widened(stride_wk, WIDE) * UNITS[6]
-    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
-    row_start = row_tile * BLOCK_M
-    column_start = column_tile * BLOCK_N
-    z = gemm_tile(
-        x_ptr,
-        weight_ptr,
-        row_start,
-        column_start,
-        row_start * 0,
-        K,
-        M,
-        N,
-        stride_xm,
-        stride_xk,
-        stride_wk,
-        stride_wn,
-        EVEN_K,
-        PRECISION,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-    )
-    row = tl.arange(0, BLOCK_M)
-    column = tl.arange(0, BLOCK_N)
+    """y = act(x W^T + b), and z = x W^T + b where it is to be saved. One [block_m, block_n] tile per program."""
+    M = actual(M, 0, PRODUCT)
+    N = actual(N, 1, PRODUCT)
+    K = actual(K, 2, PRODUCT)
+    x = Matrix(x_ptr, actual(stride_xm, 3, PRODUCT), actual(stride_xk, 4, PRODUCT))
+    weight = Matrix(weight_ptr, actual(stride_wk, 6, PRODUCT), actual(stride_wn, 5, PRODUCT))
+    row_start, column_start = tile_start(tl.program_id(0), M, N, PRODUCT, TILE)
+    z = gemm_tile(x, weight, row_start, column_start, row_start * 0, K, M, N, PRODUCT, TILE)
+    row = tl.arange(0, TILE.block_m)
+    column = tl.arange(0, TILE.block_n)
     column_mask = column < N - column_start
-    if HAS_BIAS:
+    if bias_ptr is not None:
         bias = tl.load(bias_ptr + column_start + column, mask=column_mask, other=0.0)
         z += bias.to(tl.float32)[None, :]
     mask = (row < M - row_start)[:, None] & column_mask[None, :]
     base = row_start.to(tl.int64) * N + column_start
     offset = row[:, None] * N + column[None, :]
-    if SAVE_INPUT:
+    if z_ptr is not None:
         tl.store(z_ptr + base + offset, z.to(z_ptr.dtype.element_ty), mask=mask)
-    y = activate(z, ACTIVATION, PARAMETER_A, PARAMETER_B)
+    y = activate(z, ACTIVATION)
     tl.store(y_ptr + base + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -130,65 +104,36 @@ def linear_input_gradient_kernel(
     stride_dzm,
     stride_wn,
     stride_wk,
-    UNITS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PARAMETER_A: tl.constexpr,
-    PARAMETER_B: tl.constexpr,
-    WANT_BIAS: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    PRODUCT: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
 ):
-    """dX = dZ W act'(saved). One [BLOCK_M, BLOCK_K] tile of dX a program; the loop walks N in steps of BLOCK_N.
+    """dX = dZ W act'(saved). One [block_m, block_n] tile of dX [M, K] per program; the loop walks N.
 
-    `saved` and dX are contiguous [M, K]. WANT_BIAS also leaves the sums of dX's columns, a row [K] a row tile.
-    Sizes and strides come in UNITS (`gemm.in_units`); offsets are int64 for WIDE.
+    `saved` and dX are contiguous [M, K]. `partial`, where given, receives the sums of dX's columns: a row [K] for each
+    row tile.
     """
-    M = widened(M, WIDE) * UNITS[0]
-    N = widened(N, WIDE) * UNITS[1]
-    K = widened(K, WIDE) * UNITS[2]
-    stride_dzm = widened(stride_dzm, WIDE) * UNITS[3]
-    stride_wn = widened(stride_wn, WIDE) * UNITS[4]
-    stride_wk = widened(stride_wk, WIDE) * UNITS[5]
-    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP)
-    row_start = row_tile * BLOCK_M
-    column_start = column_tile * BLOCK_K
-    dx = gemm_tile(
-        dz_ptr,
-        weight_ptr,
-        row_start,
-        column_start,
-        row_start * 0,
-        N,
-        M,
-        K,
-        stride_dzm,
-        1,
-        stride_wn,
-        stride_wk,
-        EVEN_N,
-        PRECISION,
-        BLOCK_M,
-        BLOCK_K,
-        BLOCK_N,
-    )
-    row = tl.arange(0, BLOCK_M)
-    column = tl.arange(0, BLOCK_K)
+    M = actual(M, 0, PRODUCT)
+    N = actual(N, 1, PRODUCT)
+    K = actual(K, 2, PRODUCT)
+    dz = Matrix(dz_ptr, actual(stride_dzm, 3, PRODUCT), 1)
+    weight = Matrix(weight_ptr, actual(stride_wn, 4, PRODUCT), actual(stride_wk, 5, PRODUCT))
+    row_start, column_start = tile_start(tl.program_id(0), M, K, PRODUCT, TILE)
+    dx = gemm_tile(dz, weight, row_start, column_start, row_start * 0, N, M, K, PRODUCT, TILE)
+    row = tl.arange(0, TILE.block_m)
+    column = tl.arange(0, TILE.block_n)
     column_mask = column < K - column_start
     mask = (row < M - row_start)[:, None] & column_mask[None, :]
     base = row_start.to(tl.int64) * K + column_start
     offset = row[:, None] * K + column[None, :]
-    if ACTIVATION != "identity":
+    if ACTIVATION.name != "identity":
         saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
-        dx *= activation_derivative(saved, ACTIVATION, PARAMETER_A, PARAMETER_B)
+        dx *= activation_derivative(saved, ACTIVATION)
     tl.store(dx_ptr + base + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-    if WANT_BIAS:
+    if partial_ptr is not None:
         partial = tl.sum(tl.where(mask, dx, 0.0), axis=0)  # rows past M hold copies of others
-        tl.store(partial_ptr + row_tile.to(tl.int64) * K + column_start + column, partial, mask=column_mask)
+        row_tile = (row_start // TILE.block_m).to(tl.int64)
+        tl.store(partial_ptr + row_tile * K + column_start + column, partial, mask=column_mask)
 
 
 @triton.jit
@@ -202,84 +147,42 @@ def linear_weight_gradient_kernel(
     stride_dzm,
     stride_xm,
     stride_xk,
-    rows_a_split,
-    UNITS: tl.constexpr,
-    WIDE: tl.constexpr,
-    EVEN_M: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    rows_per_split,
+    PRODUCT: constexpr,
+    TILE: constexpr,
 ):
     """dW[split] = dZ^T x over the split's rows, fp32 or the weight's dtype; [SPLIT, N, K].
 
-    One [BLOCK_N, BLOCK_K] tile of one split a program; the loop walks `rows_a_split` rows in steps of BLOCK_M.
-    Sizes and strides come in UNITS (`gemm.in_units`); offsets are int64 for WIDE.
+    One [block_m, block_n] tile of one split of dW per program; the loop walks `rows_per_split` of the M rows.
     """
-    M = widened(M, WIDE) * UNITS[0]
-    N = widened(N, WIDE) * UNITS[1]
-    K = widened(K, WIDE) * UNITS[2]
-    stride_dzm = widened(stride_dzm, WIDE) * UNITS[3]
-    stride_xm = widened(stride_xm, WIDE) * UNITS[4]
-    stride_xk = widened(stride_xk, WIDE) * UNITS[5]
-    rows_a_split = widened(rows_a_split, WIDE)
-    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP)
+    M = actual(M, 0, PRODUCT)
+    N = actual(N, 1, PRODUCT)
+    K = actual(K, 2, PRODUCT)
+    dz = Matrix(dz_ptr, 1, actual(stride_dzm, 3, PRODUCT))
+    x = Matrix(x_ptr, actual(stride_xm, 4, PRODUCT), actual(stride_xk, 5, PRODUCT))
+    rows_per_split = widened(rows_per_split, PRODUCT.wide)
+    row_start, column_start = tile_start(tl.program_id(0), N, K, PRODUCT, TILE)
     split = tl.program_id(1)
-    row_start = row_tile * BLOCK_N
-    column_start = column_tile * BLOCK_K
-    m_start = split * rows_a_split
-    dw = gemm_tile(
-        dz_ptr,
-        x_ptr,
-        row_start,
-        column_start,
-        m_start,
-        min(m_start + rows_a_split, M),
-        N,
-        K,
-        1,
-        stride_dzm,
-        stride_xm,
-        stride_xk,
-        EVEN_M,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_K,
-        BLOCK_M,
-    )
-    row = tl.arange(0, BLOCK_N)
-    column = tl.arange(0, BLOCK_K)
+    m_start = split * rows_per_split
+    m_end = min(m_start + rows_per_split, M)
+    dw = gemm_tile(dz, x, row_start, column_start, m_start, m_end, N, K, PRODUCT, TILE)
+    row = tl.arange(0, TILE.block_m)
+    column = tl.arange(0, TILE.block_n)
     mask = (row < N - row_start)[:, None] & (column < K - column_start)[None, :]
     base = (split.to(tl.int64) * N + row_start) * K + column_start
     tl.store(dw_ptr + base + row[:, None] * K + column[None, :], dw.to(dw_ptr.dtype.element_ty), mask=mask)
 
 
 @costs(linear_forward_kernel)
-def linear_forward_cost(
-    x_ptr: torch.Tensor,
-    weight_ptr: torch.Tensor,
-    bias_ptr: torch.Tensor | None,
-    y_ptr: torch.Tensor,
-    z_ptr: torch.Tensor | None,
-    **_: Any,
-) -> Cost:
+def linear_forward_cost(x_ptr: torch.Tensor, weight_ptr: torch.Tensor, **others: Any) -> Cost:
     """2 M N K operations; x, W and b read, y (and z) written."""
-    return Cost(2 * x_ptr.shape[0] * weight_ptr.numel(), size_in_bytes(x_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr))
+    return Cost(2 * x_ptr.shape[0] * weight_ptr.numel(), size_in_bytes(x_ptr, weight_ptr, *others.values()))
 
 
 @costs(linear_input_gradient_kernel)
-def linear_input_gradient_cost(
-    dz_ptr: torch.Tensor,
-    weight_ptr: torch.Tensor,
-    saved_ptr: torch.Tensor | None,
-    dx_ptr: torch.Tensor,
-    partial_ptr: torch.Tensor | None,
-    **_: Any,
-) -> Cost:
+def linear_input_gradient_cost(dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, **others: Any) -> Cost:
     """2 M N K operations; dZ, W and what was saved are read, dX and partial sums written."""
-    moved = size_in_bytes(dz_ptr, weight_ptr, saved_ptr, dx_ptr, partial_ptr)
-    return Cost(2 * dz_ptr.shape[0] * weight_ptr.numel(), moved)
+    return Cost(2 * dz_ptr.shape[0] * weight_ptr.numel(), size_in_bytes(dz_ptr, weight_ptr, *others.values()))
 
 
 @costs(linear_weight_gradient_kernel)
@@ -298,28 +201,19 @@ def _forward_problem(
     dtype: torch.dtype,
     precision: str,
     activation: Activation,
-    has_bias: bool,
-    save_input: bool,
     target: Target,
 ) -> Problem:
     aligned = has_wide_rows(stride_x) and has_wide_rows(stride_weight)
     tile = linear_tile(M, N, K, dtype, precision, aligned, activation.name, target)
+    wide = is_wide_product(M, N, K, tile, stride_x, stride_weight)
     numbers, units = in_units(target, M, N, K, *stride_x, *stride_weight)
     return Problem(
         linear_forward_kernel,
         (ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n),),
         *numbers,
-        UNITS=units,
-        WIDE=is_wide_product(M, N, K, tile, stride_x, stride_weight),
-        **activation.constants,
-        HAS_BIAS=has_bias,
-        SAVE_INPUT=save_input,
-        EVEN_K=K % tile.block_k == 0,
-        PRECISION=precision,
-        GROUP=GROUP,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
+        PRODUCT=Product(precision, K % tile.block_k == 0, wide, GROUP, units),
+        ACTIVATION=activation.compiled,
+        TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -363,8 +257,6 @@ def linear_forward(
         dtype,
         matmul_precision(dtype, target),
         activation,
-        bias is not None,
-        save_input,
         target,
     ).launch(x, weight, bias, y, z)
     if not save or activation.name == "identity":
@@ -382,27 +274,20 @@ def _input_gradient_problem(
     dtype: torch.dtype,
     precision: str,
     activation: Activation,
-    want_bias: bool,
+    plain: bool,
     target: Target,
 ) -> Problem:
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_weight)
     tile = linear_tile(M, K, N, dtype, precision, aligned, activation.name, target, derivative=True)
-    plain = activation.name == "identity" and not want_bias
+    wide = is_wide_product(M, K, N, tile, stride_dz, stride_weight[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_weight)
     return Problem(
         linear_input_gradient_kernel,
         (ceil_div(M, tile.block_m) * ceil_div(K, tile.block_n),),
         *numbers,
-        UNITS=units,
-        WIDE=is_wide_product(M, K, N, tile, stride_dz, stride_weight[::-1]),
-        **activation.constants,
-        WANT_BIAS=want_bias,
-        EVEN_N=N % tile.block_k == 0,
-        PRECISION=precision,
-        GROUP=GROUP,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_k,
-        BLOCK_K=tile.block_n,
+        PRODUCT=Product(precision, N % tile.block_k == 0, wide, GROUP, units),
+        ACTIVATION=activation.compiled,
+        TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **({} if plain else every_register(tile.block_m, precision, target)),
@@ -448,7 +333,7 @@ def linear_hidden_gradient(
     below = dz.new_empty((M, K))
     partial = None
     if want_bias:
-        row_tiles = ceil_div(M, problem.constants["BLOCK_M"])
+        row_tiles = ceil_div(M, problem.constants["TILE"].block_m)
         partial = dz.new_empty((K,) if row_tiles == 1 else (row_tiles, K), dtype=torch.float32)
     problem.launch(dz, weight, saved, below, partial)
     return below, partial if partial is None or partial.dim() == 1 else sum_partials(partial)
@@ -458,6 +343,7 @@ def _input_gradient_problem_of(
     dz: torch.Tensor, weight: torch.Tensor, activation: Activation, target: Target, *, want_bias: bool
 ) -> Problem:
     M, N = dz.shape
+    plain = activation.name == "identity" and not want_bias
     dtype = dz.dtype
     return _input_gradient_problem(
         M,
@@ -468,7 +354,7 @@ def _input_gradient_problem_of(
         dtype,
         matmul_precision(dtype, target),
         activation,
-        want_bias,
+        plain,
         target,
     )
 
@@ -486,23 +372,18 @@ def _weight_gradient_problem(
 ) -> Problem:
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_x)
     tile = linear_tile(N, K, M, dtype, precision, aligned, "identity", target)
+    wide = is_wide_product(N, K, M, tile, stride_dz[::-1], stride_x[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_x)
     tiles = ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n)
     steps = ceil_div(M, tile.block_k)
-    rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
+    rows_per_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
     return Problem(
         linear_weight_gradient_kernel,
-        (tiles, ceil_div(M, rows_a_split)),
+        (tiles, ceil_div(M, rows_per_split)),
         *numbers,
-        rows_a_split,
-        UNITS=units,
-        WIDE=is_wide_product(N, K, M, tile, stride_dz[::-1], stride_x[::-1]),
-        EVEN_M=M % tile.block_k == 0,
-        PRECISION=precision,
-        GROUP=GROUP,
-        BLOCK_M=tile.block_k,
-        BLOCK_N=tile.block_m,
-        BLOCK_K=tile.block_n,
+        rows_per_split,
+        PRODUCT=Product(precision, M % tile.block_k == 0, wide, GROUP, units),
+        TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

@@ -30,6 +30,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, launch, size_in_bytes
 from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block, power_of_2_at_least
@@ -40,7 +41,7 @@ MASKED = tl.constexpr(-3.4e38)
 
 
 @triton.jit
-def row_offset(first, S, stride_n, stride_s, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+def row_offset(first, S, stride_n, stride_s, WIDE: constexpr, BLOCK_ROWS: constexpr):
     """Where the BLOCK_ROWS rows n S + s from the int64 row `first` on start in a [N, *, S] tensor.
 
     The long division is one a program: 64-bit ones of every row, as for WIDE, would cost more than the row's
@@ -62,9 +63,9 @@ def coefficients(
     row_mask,
     C,
     stride_tc,
-    PROBABILITIES: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    LABEL_SMOOTHING: tl.constexpr,
+    PROBABILITIES: constexpr,
+    HAS_WEIGHT: constexpr,
+    LABEL_SMOOTHING: constexpr,
 ):
     """q_c [BLOCK_ROWS, BLOCK_CLASSES] of the module's formulas; 0 where masked."""
     mask = row_mask[:, None] & (column < C)[None, :]
@@ -82,7 +83,7 @@ def coefficients(
 
 
 @triton.jit
-def store_reduced(total, divisor, loss_ptr, divisor_ptr, MEAN: tl.constexpr):
+def store_reduced(total, divisor, loss_ptr, divisor_ptr, MEAN: constexpr):
     """The sum, or the sum / divisor; the divisor is kept for the backward."""
     if MEAN:
         tl.store(divisor_ptr, divisor)
@@ -96,8 +97,8 @@ def reduce_losses_kernel(
     loss_ptr,
     divisor_ptr,
     parts,
-    MEAN: tl.constexpr,
-    BLOCK: tl.constexpr,
+    MEAN: constexpr,
+    BLOCK: constexpr,
 ):
     """The second stage: loss = sum partial[0] (/ sum partial[1]) over [2, parts], in one program."""
     offset = tl.arange(0, BLOCK)
@@ -129,15 +130,15 @@ def cross_entropy_forward_kernel(
     stride_tn,
     stride_tc,
     stride_ts,
-    PROBABILITIES: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    LABEL_SMOOTHING: tl.constexpr,
-    REDUCTION: tl.constexpr,
-    ONE_PROGRAM: tl.constexpr,
-    SAVE: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CLASSES: tl.constexpr,
+    PROBABILITIES: constexpr,
+    HAS_WEIGHT: constexpr,
+    LABEL_SMOOTHING: constexpr,
+    REDUCTION: constexpr,
+    ONE_PROGRAM: constexpr,
+    SAVE: constexpr,
+    WIDE: constexpr,
+    BLOCK_ROWS: constexpr,
+    BLOCK_CLASSES: constexpr,
 ):
     """The losses of BLOCK_ROWS rows, or their partial sum; SAVE also stores m, log s and A, [3, rows].
 
@@ -158,7 +159,7 @@ def cross_entropy_forward_kernel(
         counted = inside & (label != ignore_index) & (label >= 0) & (label < C)
 
     # Whether a row's only coefficient is its label's.
-    ONE_CLASS: tl.constexpr = not PROBABILITIES and LABEL_SMOOTHING == 0  # pyright: ignore[reportAssignmentType]
+    ONE_CLASS: constexpr = not PROBABILITIES and LABEL_SMOOTHING == 0  # pyright: ignore[reportAssignmentType]
     maximum = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
     exponentials = tl.zeros((BLOCK_ROWS,), tl.float32)
     weighted = tl.zeros((BLOCK_ROWS,), tl.float32)  # sum of q_c (x_c - maximum)
@@ -250,15 +251,15 @@ def cross_entropy_backward_kernel(
     stride_dtn,
     stride_dtc,
     stride_dts,
-    PROBABILITIES: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    LABEL_SMOOTHING: tl.constexpr,
-    REDUCTION: tl.constexpr,
-    WANT_DX: tl.constexpr,
-    WANT_DTARGET: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CLASSES: tl.constexpr,
+    PROBABILITIES: constexpr,
+    HAS_WEIGHT: constexpr,
+    LABEL_SMOOTHING: constexpr,
+    REDUCTION: constexpr,
+    WANT_DX: constexpr,
+    WANT_DTARGET: constexpr,
+    WIDE: constexpr,
+    BLOCK_ROWS: constexpr,
+    BLOCK_CLASSES: constexpr,
 ):
     """dx and dp, times the upstream gradient: one [BLOCK_ROWS, BLOCK_CLASSES] tile a program."""
     C = widened(C, WIDE)
@@ -325,8 +326,8 @@ def mse_loss_forward_kernel(
     loss_ptr,
     partial_ptr,
     elements,
-    REDUCTION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    REDUCTION: constexpr,
+    BLOCK: constexpr,
 ):
     """(x - target)^2 of BLOCK elements, or the partial sum of the squares and their count, [2, programs]."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -351,10 +352,10 @@ def mse_loss_backward_kernel(
     dx_ptr,
     dtarget_ptr,
     elements,
-    REDUCTION: tl.constexpr,
-    WANT_DX: tl.constexpr,
-    WANT_DTARGET: tl.constexpr,
-    BLOCK: tl.constexpr,
+    REDUCTION: constexpr,
+    WANT_DX: constexpr,
+    WANT_DTARGET: constexpr,
+    BLOCK: constexpr,
 ):
     """dx = 2 (x - target) dloss (/ elements for the mean), and dtarget = -dx; BLOCK elements a program."""
     start = tl.program_id(0).to(tl.int64) * BLOCK

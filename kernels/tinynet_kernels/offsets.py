@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tinynet_kernels.constants import constexpr
+
 LARGEST_OFFSET = (1 << 31) - 1  # of an int32
 
 
@@ -22,7 +24,7 @@ def exceed_int32(*offsets: tuple[tuple[int, int], ...]) -> bool:
 
 
 @triton.jit
-def widened(number, WIDE: tl.constexpr):
+def widened(number, WIDE: constexpr):
     """A size or stride, in int64 for WIDE."""
     if WIDE:
         return tl.cast(number, tl.int64)

@@ -36,7 +36,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.launch import Cost, Problem, costs
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.launch import Cost, Problem, Reached, costs
 from tinynet_kernels.tiles import ceil_div, current_target, flat_block
 
 ALIGNMENT = 16  # bytes that the widest load of a lane takes at once
@@ -44,7 +45,7 @@ _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.
 
 
 @triton.jit
-def table_block(table_ptr, block_ptr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+def table_block(table_ptr, block_ptr, COLUMNS: constexpr, BLOCK: constexpr):
     """This program's row of the table, its first element (int64), and how many elements are left from there on."""
     program = tl.program_id(0).to(tl.int64)
     row = tl.load(block_ptr + 2 * program)  # in bounds: one pair a program
@@ -56,7 +57,7 @@ def table_block(table_ptr, block_ptr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def tensor_pointer(column_ptr, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+def tensor_pointer(column_ptr, start, DTYPE: constexpr, ALIGNED: constexpr):
     """Pointer to element `start` of the tensor whose address is at `column_ptr`."""
     address = tl.load(column_ptr)  # in bounds: a column of the program's row
     pointer = address.to(tl.pointer_type(DTYPE)) + start  # pyright: ignore[reportArgumentType]
@@ -69,13 +70,13 @@ def sgd_block(
     start,
     left,
     scalars,
-    HAS_MOMENTUM: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    HAS_WEIGHT_DECAY: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    HAS_MOMENTUM: constexpr,
+    NESTEROV: constexpr,
+    HAS_WEIGHT_DECAY: constexpr,
+    MAXIMIZE: constexpr,
+    DTYPE: constexpr,
+    ALIGNED: constexpr,
+    BLOCK: constexpr,
 ):
     """The step of the first `left` elements of one block; all of them where `left` is None."""
     lr, momentum, gradient_weight, weight_decay = scalars
@@ -111,14 +112,14 @@ def sgd_kernel(
     momentum,
     gradient_weight,
     weight_decay,
-    HAS_MOMENTUM: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    HAS_WEIGHT_DECAY: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    HAS_MOMENTUM: constexpr,
+    NESTEROV: constexpr,
+    HAS_WEIGHT_DECAY: constexpr,
+    MAXIMIZE: constexpr,
+    DTYPE: constexpr,
+    ALIGNED: constexpr,
+    COLUMNS: constexpr,
+    BLOCK: constexpr,
 ):
     """One SGD step in place; columns: elements, parameter, gradient and, with momentum, its buffer.
 
@@ -143,12 +144,12 @@ def adam_block(
     left,
     moments,
     scalars,
-    HAS_WEIGHT_DECAY: tl.constexpr,
-    AMSGRAD: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    HAS_WEIGHT_DECAY: constexpr,
+    AMSGRAD: constexpr,
+    MAXIMIZE: constexpr,
+    DTYPE: constexpr,
+    ALIGNED: constexpr,
+    BLOCK: constexpr,
 ):
     """The step of the first `left` elements of one block; all of them where `left` is None."""
     beta1, one_minus_beta1, beta2, one_minus_beta2 = moments
@@ -199,13 +200,13 @@ def adam_kernel(
     inverse_root_correction,
     weight_decay,
     decay,
-    HAS_WEIGHT_DECAY: tl.constexpr,
-    AMSGRAD: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    HAS_WEIGHT_DECAY: constexpr,
+    AMSGRAD: constexpr,
+    MAXIMIZE: constexpr,
+    DTYPE: constexpr,
+    ALIGNED: constexpr,
+    COLUMNS: constexpr,
+    BLOCK: constexpr,
 ):
     """One Adam or AdamW step in place.
 
@@ -355,6 +356,7 @@ def _cost(
 def sgd_step(
     table: PointerTable,
     *,
+    reached: Reached = (),
     lr: float,
     momentum: float,
     dampening: float,
@@ -366,11 +368,13 @@ def sgd_step(
 
     Args:
         table: of parameters that don't overlap, their gradients and, unless `momentum` is 0, their momentum buffers.
+        reached: the table's tensors, for whoever observes launches.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
     """
     _launch(
         "sgd",
         table,
+        reached,
         float(lr),
         float(momentum),
         1.0 - dampening,
@@ -385,6 +389,7 @@ def sgd_step(
 def adam_step(
     table: PointerTable,
     *,
+    reached: Reached = (),
     amsgrad: bool,
     step: float,
     lr: float,
@@ -400,6 +405,7 @@ def adam_step(
     Args:
         table: of parameters that don't overlap, their gradients, exp_avgs, exp_avg_sqs and, with `amsgrad`,
             max_exp_avg_sqs.
+        reached: the table's tensors, for whoever observes launches.
         step: number of this step, counted from 1.
         amsgrad, lr, beta1, beta2, eps, weight_decay, maximize: as in torch.optim.Adam.
         decoupled_weight_decay: AdamW's decay of the parameter instead of Adam's in the gradient.
@@ -407,6 +413,7 @@ def adam_step(
     _launch(
         "adam",
         table,
+        reached,
         lr / (1.0 - beta1**step),
         float(beta1),
         1.0 - beta1,
@@ -425,14 +432,14 @@ def adam_step(
 _KERNELS = {"sgd": sgd_kernel, "adam": adam_kernel}  # a kernel's own hash is slow
 
 
-def _launch(step: str, table: PointerTable, *scalars: float, **flags: bool) -> None:
+def _launch(step: str, table: PointerTable, reached: Reached, *scalars: float, **flags: bool) -> None:
     programs = table.blocks.shape[0]
     if programs == 0:  # nothing but empty tensors
         return
     problem = _problem(
         step, programs, table.dtype, table.aligned, table.width, table.block, table.num_warps, tuple(flags.items())
     )
-    problem.launch(table.addresses, table.blocks, *scalars)
+    problem.launch(table.addresses, table.blocks, *scalars, reached=reached)
 
 
 @lru_cache(maxsize=4096)

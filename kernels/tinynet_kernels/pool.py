@@ -25,6 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.tiles import Target, ceil_div, current_target, power_of_2_at_least
@@ -98,10 +99,10 @@ def tile_indices(
     area,
     positions,
     channels,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_POSITIONS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    CHANNELS_LAST: constexpr,
+    WIDE: constexpr,
+    BLOCK_POSITIONS: constexpr,
+    BLOCK_CHANNELS: constexpr,
 ):
     """(image, pixel, channel, mask) of this program's tile; in NCHW the image is part of the channel, and here 0.
 
@@ -126,7 +127,7 @@ def tile_indices(
 
 
 @triton.jit
-def dense_offset(image, pixel, channel, area, C, CHANNELS_LAST: tl.constexpr):
+def dense_offset(image, pixel, channel, area, C, CHANNELS_LAST: constexpr):
     """Where the elements of a tile lie in a dense tensor of `area` pixels an image."""
     if CHANNELS_LAST:
         return ((image * area + pixel) * C)[:, None] + channel[None, :]
@@ -135,7 +136,7 @@ def dense_offset(image, pixel, channel, area, C, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
-def strided_offset(image, row, column, channel, C, stride_n, stride_c, stride_h, stride_w, CHANNELS_LAST: tl.constexpr):
+def strided_offset(image, row, column, channel, C, stride_n, stride_c, stride_h, stride_w, CHANNELS_LAST: constexpr):
     """Where they lie in a tensor of any strides; a row or column outside the image is for the caller to mask."""
     pixel_offset = row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
     wide_channel = channel.to(tl.int64)
@@ -162,22 +163,22 @@ def max_pool2d_forward_kernel(
     stride_xc,
     stride_xh,
     stride_xw,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    WANT_WINNER: tl.constexpr,
-    WANT_INDEX: tl.constexpr,
-    ALWAYS_INSIDE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BLOCK_POSITIONS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    KERNEL_H: constexpr,
+    KERNEL_W: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
+    WANT_WINNER: constexpr,
+    WANT_INDEX: constexpr,
+    ALWAYS_INSIDE: constexpr,
+    CHANNELS_LAST: constexpr,
+    WIDE: constexpr,
+    UNROLL: constexpr,
+    BLOCK_POSITIONS: constexpr,
+    BLOCK_CHANNELS: constexpr,
 ):
     """y = the largest tap, winner = its number kh KERNEL_W + kw, index = its pixel ih W + iw.
 
@@ -236,21 +237,21 @@ def max_pool2d_backward_kernel(
     W,
     OH,
     OW,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    WINDOWS_H: tl.constexpr,
-    WINDOWS_W: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BLOCK_POSITIONS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    KERNEL_H: constexpr,
+    KERNEL_W: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    DILATION_H: constexpr,
+    DILATION_W: constexpr,
+    WINDOWS_H: constexpr,
+    WINDOWS_W: constexpr,
+    CHANNELS_LAST: constexpr,
+    WIDE: constexpr,
+    UNROLL: constexpr,
+    BLOCK_POSITIONS: constexpr,
+    BLOCK_CHANNELS: constexpr,
 ):
     """dx = the sum of dY over the windows that x's element won."""
     H = widened(H, WIDE)
@@ -285,10 +286,10 @@ def mean_window(
     o,
     size,
     out_size,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    ADAPTIVE: tl.constexpr,
+    KERNEL: constexpr,
+    STRIDE: constexpr,
+    PADDING: constexpr,
+    ADAPTIVE: constexpr,
 ):
     """(start, end, length) along one axis of window o: the bounds within the image, and the length with padding."""
     if ADAPTIVE:
@@ -302,9 +303,7 @@ def mean_window(
 
 
 @triton.jit
-def mean_divisor(
-    top, bottom, height, left, right, width, COUNT_INCLUDE_PAD: tl.constexpr, DIVISOR_OVERRIDE: tl.constexpr
-):
+def mean_divisor(top, bottom, height, left, right, width, COUNT_INCLUDE_PAD: constexpr, DIVISOR_OVERRIDE: constexpr):
     """What the sum over a window is divided by, in fp32; DIVISOR_OVERRIDE 0 overrides nothing."""
     if DIVISOR_OVERRIDE != 0:
         return tl.full(top.shape, DIVISOR_OVERRIDE, tl.float32)
@@ -329,20 +328,20 @@ def avg_pool2d_forward_kernel(
     stride_xc,
     stride_xh,
     stride_xw,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    ADAPTIVE: tl.constexpr,
-    COUNT_INCLUDE_PAD: tl.constexpr,
-    DIVISOR_OVERRIDE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BLOCK_POSITIONS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    KERNEL_H: constexpr,
+    KERNEL_W: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    ADAPTIVE: constexpr,
+    COUNT_INCLUDE_PAD: constexpr,
+    DIVISOR_OVERRIDE: constexpr,
+    CHANNELS_LAST: constexpr,
+    WIDE: constexpr,
+    UNROLL: constexpr,
+    BLOCK_POSITIONS: constexpr,
+    BLOCK_CHANNELS: constexpr,
 ):
     """y = the sum over the window / divisor."""
     H = widened(H, WIDE)
@@ -371,7 +370,7 @@ def avg_pool2d_forward_kernel(
 
 
 @triton.jit
-def last_window(i, size, out_size, STRIDE: tl.constexpr, PADDING: tl.constexpr, ADAPTIVE: tl.constexpr):
+def last_window(i, size, out_size, STRIDE: constexpr, PADDING: constexpr, ADAPTIVE: constexpr):
     """The last window along one axis that starts at or before element i."""
     if ADAPTIVE:
         return ((i + 1) * out_size + size - 1) // size - 1
@@ -390,22 +389,22 @@ def avg_pool2d_backward_kernel(
     W,
     OH,
     OW,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    ADAPTIVE: tl.constexpr,
-    COUNT_INCLUDE_PAD: tl.constexpr,
-    DIVISOR_OVERRIDE: tl.constexpr,
-    WINDOWS_H: tl.constexpr,
-    WINDOWS_W: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BLOCK_POSITIONS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    KERNEL_H: constexpr,
+    KERNEL_W: constexpr,
+    STRIDE_H: constexpr,
+    STRIDE_W: constexpr,
+    PADDING_H: constexpr,
+    PADDING_W: constexpr,
+    ADAPTIVE: constexpr,
+    COUNT_INCLUDE_PAD: constexpr,
+    DIVISOR_OVERRIDE: constexpr,
+    WINDOWS_H: constexpr,
+    WINDOWS_W: constexpr,
+    CHANNELS_LAST: constexpr,
+    WIDE: constexpr,
+    UNROLL: constexpr,
+    BLOCK_POSITIONS: constexpr,
+    BLOCK_CHANNELS: constexpr,
 ):
     """dx = the sum of dY / divisor over the windows that hold x's element."""
     H = widened(H, WIDE)

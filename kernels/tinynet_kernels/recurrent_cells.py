@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.activation import sigmoid, tanh
+from tinynet_kernels.constants import constexpr
 
 
 @triton.jit
-def sequences_of(BLOCK_BATCH: tl.constexpr, DEALT: tl.constexpr):
+def sequences_of(BLOCK_BATCH: constexpr, DEALT: constexpr):
     """(first sequence of the program, index of each, its distance from the first): neighbors, or DEALT out in turn."""
     index = tl.arange(0, BLOCK_BATCH)
     if DEALT:
@@ -31,7 +32,7 @@ def sequences_of(BLOCK_BATCH: tl.constexpr, DEALT: tl.constexpr):
 
 
 @triton.jit
-def lengths_of(lengths_ptr, batch, first, T, B, PACKED: tl.constexpr):
+def lengths_of(lengths_ptr, batch, first, T, B, PACKED: constexpr):
     """(length of each sequence of the block, 0 past the batch; length of the longest). `first` is below B."""
     if PACKED:
         # in bounds: first < B
@@ -41,7 +42,7 @@ def lengths_of(lengths_ptr, batch, first, T, B, PACKED: tl.constexpr):
 
 
 @triton.jit
-def active_sequences(t, length, index, DEALT: tl.constexpr):
+def active_sequences(t, length, index, DEALT: constexpr):
     """Which sequences of the block, the first ones, have a step t, [batch].
 
     DEALT says it as a bound of `index`, past which the CPU engine computes nothing.
@@ -53,7 +54,7 @@ def active_sequences(t, length, index, DEALT: tl.constexpr):
 
 
 @triton.jit
-def first_row_of(offsets_ptr, t, B, PACKED: tl.constexpr):
+def first_row_of(offsets_ptr, t, B, PACKED: constexpr):
     """Row of sequence 0 at step t, int64."""
     if PACKED:
         return tl.load(offsets_ptr + t)  # in bounds: 0 <= t < T
@@ -68,7 +69,7 @@ def reset_rows(reset_ptr, row, batch, active):
 
 
 @triton.jit
-def rnn_cell(a, RELU: tl.constexpr):
+def rnn_cell(a, RELU: constexpr):
     """h of the pre-activation."""
     if RELU:
         return tl.where(a <= 0, 0.0, a)  # NaN stays NaN
@@ -77,7 +78,7 @@ def rnn_cell(a, RELU: tl.constexpr):
 
 
 @triton.jit
-def rnn_cell_gradient(dh, h, RELU: tl.constexpr):
+def rnn_cell_gradient(dh, h, RELU: constexpr):
     """da, from the output h."""
     if RELU:
         return tl.where(h <= 0, 0.0, dh)

@@ -16,13 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows, is_wide_product
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.gemm import GROUP, UNIT, Matrix, Product, gemm_tile, has_wide_rows, is_wide_product, tile_start
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.recurrent_spec import GATES, Sequences, Weights
 from tinynet_kernels.tiles import ceil_div, current_target, matmul_precision, recurrent_gates_tile
-
-GROUP = 8  # row tiles that share a column tile in the second-level cache
 
 
 @triton.jit
@@ -42,21 +41,16 @@ def recurrent_gates_kernel(
     stride_xi,
     stride_wn,
     stride_wi,
-    GATES: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    EVEN_INPUTS: tl.constexpr,
-    EVEN_OUTPUTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    GATES: constexpr,
+    INPUT_PRODUCT: constexpr,
+    HIDDEN_PRODUCT: constexpr,
+    TILE: constexpr,
 ):
-    """gates [R, D, 4 H]; one [BLOCK_R, BLOCK_H] tile of one gate and direction a program (grid: tiles x 4 x D).
+    """gates [R, D, 4 H]; one [block_m, block_n] tile of one gate and direction per program (grid: tiles x 4 x D).
 
     x [R, inputs], previous [R, D, outputs], W_ih [D GATES H, inputs], W_hh [D, GATES H, outputs].
     """
+    WIDE: constexpr = INPUT_PRODUCT.wide
     R = widened(R, WIDE)
     inputs = widened(inputs, WIDE)
     stride_xr = widened(stride_xr, WIDE)
@@ -66,55 +60,22 @@ def recurrent_gates_kernel(
     gate = tl.program_id(1)
     direction = tl.program_id(2)
     directions = tl.num_programs(2)
-    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(R, BLOCK_R), tl.cdiv(H, BLOCK_H), GROUP)
-    row_start = row_tile * BLOCK_R
-    column_start = column_tile * BLOCK_H
+    row_start, column_start = tile_start(tl.program_id(0), R, H, INPUT_PRODUCT, TILE)
     block = (direction * GATES + tl.minimum(gate, GATES - 1)).to(tl.int64) * H
     # The GRU's last two blocks are one product each.
     last_input = inputs if GATES == 4 else tl.where(gate == 3, 0, inputs)
     last_output = outputs if GATES == 4 else tl.where(gate == 2, 0, outputs)
-    a = gemm_tile(
-        x_ptr,
-        weight_ih_ptr + block * stride_wn,
-        row_start,
-        column_start,
-        row_start * 0,
-        last_input,
-        R,
-        H,
-        stride_xr,
-        stride_xi,
-        stride_wi,
-        stride_wn,
-        EVEN_INPUTS,
-        PRECISION,
-        BLOCK_R,
-        BLOCK_H,
-        BLOCK_K,
-    )
-    a += gemm_tile(
-        previous_ptr + direction * outputs,
-        weight_hh_ptr + block * outputs,
-        row_start,
-        column_start,
-        row_start * 0,
-        last_output,
-        R,
-        H,
-        directions * outputs,
-        1,
-        1,
-        outputs,
-        EVEN_OUTPUTS,
-        PRECISION,
-        BLOCK_R,
-        BLOCK_H,
-        BLOCK_K,
-    )
-    row = tl.arange(0, BLOCK_R)
-    column = tl.arange(0, BLOCK_H)
+    x = Matrix(x_ptr, stride_xr, stride_xi)
+    weight_ih = Matrix(weight_ih_ptr + block * stride_wn, stride_wi, stride_wn)
+    previous = Matrix(previous_ptr + direction * outputs, directions * outputs, 1)
+    weight_hh = Matrix(weight_hh_ptr + block * outputs, 1, outputs)
+    first = row_start * 0
+    a = gemm_tile(x, weight_ih, row_start, column_start, first, last_input, R, H, INPUT_PRODUCT, TILE)
+    a += gemm_tile(previous, weight_hh, row_start, column_start, first, last_output, R, H, HIDDEN_PRODUCT, TILE)
+    row = tl.arange(0, TILE.block_m)
+    column = tl.arange(0, TILE.block_n)
     column_mask = column < H - column_start
-    if HAS_BIAS:
+    if bias_ih_ptr is not None:
         unit = block + column_start + column
         bias_ih = tl.load(bias_ih_ptr + unit, mask=column_mask & (last_input > 0), other=0.0)
         bias_hh = tl.load(bias_hh_ptr + unit, mask=column_mask & (last_output > 0), other=0.0)
@@ -149,6 +110,8 @@ def recomputed_gates(mode: str, x: Tensor, previous: Tensor, weights: Weights) -
     target = current_target()
     aligned = has_wide_rows(x.stride()) and has_wide_rows(weights.input.stride()) and outputs % UNIT == 0
     tile = recurrent_gates_tile(R, hidden, max(inputs, outputs), x.dtype, aligned, target)
+    wide = is_wide_product(R, hidden, inputs, tile, x.stride(), weights.input.stride())
+    product = Product(matmul_precision(x.dtype, target), inputs % tile.block_k == 0, wide, GROUP)
     launch(
         recurrent_gates_kernel,
         (ceil_div(R, tile.block_m) * ceil_div(hidden, tile.block_n), 4, directions),
@@ -166,15 +129,9 @@ def recomputed_gates(mode: str, x: Tensor, previous: Tensor, weights: Weights) -
         *x.stride(),
         *weights.input.stride(),
         GATES=GATES[mode],
-        HAS_BIAS=weights.input_bias is not None,
-        WIDE=is_wide_product(R, hidden, inputs, tile, x.stride(), weights.input.stride()),
-        EVEN_INPUTS=inputs % tile.block_k == 0,
-        EVEN_OUTPUTS=outputs % tile.block_k == 0,
-        PRECISION=matmul_precision(x.dtype, target),
-        GROUP=GROUP,
-        BLOCK_R=tile.block_m,
-        BLOCK_H=tile.block_n,
-        BLOCK_K=tile.block_k,
+        INPUT_PRODUCT=product,
+        HIDDEN_PRODUCT=product._replace(even=outputs % tile.block_k == 0),
+        TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

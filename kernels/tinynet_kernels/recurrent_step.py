@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.recurrent_cells import (
@@ -46,8 +47,8 @@ def step_product(
     unit_mask,
     weight_step,
     K,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_K: constexpr,
+    PRECISION: constexpr,
 ):
     """acc + sum over k < K of operand[row, k] weight[k, unit]; the operand's k are adjacent, the weight's `weight_step`
     apart. `operand_offset` is [rows, 1] and `weight_offset` [1, units]."""
@@ -65,7 +66,7 @@ def step_product(
 
 
 @triton.jit
-def weight_rows(unit, UNITS: tl.constexpr, LENGTH: tl.constexpr):
+def weight_rows(unit, UNITS: constexpr, LENGTH: constexpr):
     """Where the rows of a weight [UNITS, LENGTH] begin, [1, units]."""
     return widened(unit, UNITS * LENGTH >= 1 << 31)[None, :] * LENGTH
 
@@ -84,12 +85,12 @@ def state_gradient(
     s,
     T,
     B,
-    GATES: tl.constexpr,
-    P: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    GATES: constexpr,
+    P: constexpr,
+    HAS_RESET: constexpr,
+    PACKED: constexpr,
+    PRECISION: constexpr,
+    BLOCK_K: constexpr,
 ):
     """dh after the step of launch s, without its dY: dh_in + d_hidden W_hh of launch s - 1; [batch, unit] of P units.
 
@@ -136,15 +137,15 @@ def rnn_step_forward_kernel(
     s,
     T,
     B,
-    H: tl.constexpr,
-    RELU: tl.constexpr,
-    SAVE: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    H: constexpr,
+    RELU: constexpr,
+    SAVE: constexpr,
+    HAS_RESET: constexpr,
+    PACKED: constexpr,
+    PRECISION: constexpr,
+    BLOCK_BATCH: constexpr,
+    BLOCK_HIDDEN: constexpr,
+    BLOCK_K: constexpr,
 ):
     """h_t = act(gates_x_t + h_(t-1) W_hh^T); W_hh [D, H, H]."""
     direction = tl.program_id(2)
@@ -204,14 +205,14 @@ def rnn_step_backward_kernel(
     s,
     T,
     B,
-    H: tl.constexpr,
-    RELU: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    H: constexpr,
+    RELU: constexpr,
+    HAS_RESET: constexpr,
+    PACKED: constexpr,
+    PRECISION: constexpr,
+    BLOCK_BATCH: constexpr,
+    BLOCK_HIDDEN: constexpr,
+    BLOCK_K: constexpr,
 ):
     """da_t = dh act'(h_t), act' from the output; W_hh [D, H, H]."""
     direction = tl.program_id(2)
@@ -276,17 +277,17 @@ def lstm_step_forward_kernel(
     s,
     T,
     B,
-    H: tl.constexpr,
-    P: tl.constexpr,
-    PROJECTED: tl.constexpr,
-    SAVE: tl.constexpr,
-    SAVE_CELL: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    H: constexpr,
+    P: constexpr,
+    PROJECTED: constexpr,
+    SAVE: constexpr,
+    SAVE_CELL: constexpr,
+    HAS_RESET: constexpr,
+    PACKED: constexpr,
+    PRECISION: constexpr,
+    BLOCK_BATCH: constexpr,
+    BLOCK_HIDDEN: constexpr,
+    BLOCK_K: constexpr,
 ):
     """One LSTM step; W_hh [D, 4 H, P]. PROJECTED leaves h unprojected in h_out [D, B, H] and y to the projection."""
     direction = tl.program_id(2)
@@ -404,15 +405,15 @@ def lstm_step_projection_kernel(
     s,
     T,
     B,
-    H: tl.constexpr,
-    P: tl.constexpr,
-    SAVE: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    H: constexpr,
+    P: constexpr,
+    SAVE: constexpr,
+    HAS_RESET: constexpr,
+    PACKED: constexpr,
+    PRECISION: constexpr,
+    BLOCK_BATCH: constexpr,
+    BLOCK_HIDDEN: constexpr,
+    BLOCK_K: constexpr,
 ):
     """h = unprojected W_hr^T of one step; unprojected [D, B, H] in fp32, W_hr [D, P, H]."""
     direction = tl.program_id(2)
@@ -474,15 +475,15 @@ def lstm_step_backward_kernel(
     s,
     T,
     B,
-    H: tl.constexpr,
-    P: tl.constexpr,
-    PROJECTED: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    H: constexpr,
+    P: constexpr,
+    PROJECTED: constexpr,
+    HAS_RESET: constexpr,
+    PACKED: constexpr,
+    PRECISION: constexpr,
+    BLOCK_BATCH: constexpr,
+    BLOCK_HIDDEN: constexpr,
+    BLOCK_K: constexpr,
 ):
     """d_gates of one step. PROJECTED takes dh from d_output [R, D, P], which `step_state_gradient_kernel` made."""
     direction = tl.program_id(2)
@@ -577,15 +578,15 @@ def gru_step_forward_kernel(
     s,
     T,
     B,
-    H: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SAVE: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    H: constexpr,
+    HAS_BIAS: constexpr,
+    SAVE: constexpr,
+    HAS_RESET: constexpr,
+    PACKED: constexpr,
+    PRECISION: constexpr,
+    BLOCK_BATCH: constexpr,
+    BLOCK_HIDDEN: constexpr,
+    BLOCK_K: constexpr,
 ):
     """One GRU step; W_hh [D, 3 H, H], b_hh [D, 3 H], of which only b_hn is added here."""
     direction = tl.program_id(2)
@@ -686,13 +687,13 @@ def gru_step_backward_kernel(
     s,
     T,
     B,
-    H: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    H: constexpr,
+    HAS_RESET: constexpr,
+    PACKED: constexpr,
+    PRECISION: constexpr,
+    BLOCK_BATCH: constexpr,
+    BLOCK_HIDDEN: constexpr,
+    BLOCK_K: constexpr,
 ):
     """d_input = (dr, dz, dn) and d_hidden = (dr, dz, dq) of one step, rows of [R, D, 3 H] each."""
     direction = tl.program_id(2)
@@ -768,15 +769,15 @@ def step_state_gradient_kernel(
     s,
     T,
     B,
-    GATES: tl.constexpr,
-    P: tl.constexpr,
-    LAST: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    GATES: constexpr,
+    P: constexpr,
+    LAST: constexpr,
+    HAS_RESET: constexpr,
+    PACKED: constexpr,
+    PRECISION: constexpr,
+    BLOCK_BATCH: constexpr,
+    BLOCK_HIDDEN: constexpr,
+    BLOCK_K: constexpr,
 ):
     """dh after the step of launch s; LAST (s = T) makes d_h0, else dh + dY goes to d_output [R, D, P]."""
     direction = tl.program_id(2)

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tinynet_kernels.gemm import UNIT, gemm_tile, grouped_tile, has_wide_rows, is_wide_product
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.gemm import GROUP, UNIT, Matrix, Product, gemm_tile, has_wide_rows, is_wide_product, tile_start
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
@@ -32,61 +33,24 @@ from tinynet_kernels.tiles import (
     split_count,
 )
 
-GROUP = 8  # row tiles that share a column tile in the second-level cache
-
 
 @triton.jit
-def weight_tile(
-    d_gates_ptr,
-    x_ptr,
-    out_ptr,
-    program,
-    first_row,
-    last_row,
-    N,
-    K,
-    stride_d,
-    stride_xr,
-    stride_xk,
-    EVEN_R: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
-    """One [BLOCK_N, BLOCK_K] tile of d_gates^T x over rows [first_row, last_row); out [N, K]."""
-    row_tile, column_tile = grouped_tile(program, tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP)
-    row_start = row_tile * BLOCK_N
-    column_start = column_tile * BLOCK_K
-    acc = gemm_tile(
-        d_gates_ptr,
-        x_ptr,
-        row_start,
-        column_start,
-        first_row,
-        last_row,
-        N,
-        K,
-        1,
-        stride_d,
-        stride_xr,
-        stride_xk,
-        EVEN_R,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_K,
-        BLOCK_R,
-    )
-    row = tl.arange(0, BLOCK_N)
-    column = tl.arange(0, BLOCK_K)
+def weight_tile(d_gates, x, out_ptr, program, first_row, last_row, N, K, PRODUCT: constexpr, TILE: constexpr):
+    """One [block_m, block_n] tile of d_gates^T x over rows [first_row, last_row); out [N, K].
+
+    `d_gates`, transposed, and `x` are of type `Matrix`.
+    """
+    row_start, column_start = tile_start(program, N, K, PRODUCT, TILE)
+    acc = gemm_tile(d_gates, x, row_start, column_start, first_row, last_row, N, K, PRODUCT, TILE)
+    row = tl.arange(0, TILE.block_m)
+    column = tl.arange(0, TILE.block_n)
     mask = (row < N - row_start)[:, None] & (column < K - column_start)[None, :]
     out = out_ptr + row_start.to(tl.int64) * K + column_start
     tl.store(out + row[:, None] * K + column[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def bias_tile(d_gates_ptr, tile, first_row, last_row, N, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr):
+def bias_tile(d_gates_ptr, tile, first_row, last_row, N, BLOCK_N: constexpr, BLOCK_R: constexpr):
     """(BLOCK_N columns, their sums) of d_gates [R, N] over rows [first_row, last_row)."""
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.arange(0, BLOCK_R)
@@ -128,24 +92,20 @@ def recurrent_weight_gradient_kernel(
     all_projection_tiles,
     stride_xr,
     stride_xi,
-    HAS_APART: tl.constexpr,
-    PROJECTED: tl.constexpr,
-    WIDE: tl.constexpr,
-    EVEN_R: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    PRODUCT: constexpr,
+    TILE: constexpr,
 ):
     """One tile of one gradient over one split's rows; out [SPLIT, elements].
 
-    d_gates [R, D, gates] is d_input, and d_hidden but for the last `apart` of each direction's `gates` (HAS_APART):
-    these are d_apart [R, D, apart]. x [R, inputs], previous [R, D, outputs]; with PROJECTED d_output [R, D, outputs]
+    d_gates [R, D, gates] is d_input, and d_hidden but for the last `apart` of each direction's `gates`:
+    these are d_apart [R, D, apart]. x [R, inputs], previous [R, D, outputs]; with a projection d_output [R, D, outputs]
     and unprojected [R, D, hidden]. Programs make `input_tiles` tiles of dW_ih, then a direction `hidden_tiles` of
     dW_hh, the first `shared_tiles` from d_gates, and `projection_tiles` of dW_hr, then column blocks of db_ih and
     db_hh. The gradients lie in that order in `out`, dW_hh and dW_hr from their `_start`.
     """
+    WIDE: constexpr = PRODUCT.wide
+    BLOCK_N: constexpr = TILE.block_m
+    BLOCK_R: constexpr = TILE.block_k
     R = widened(R, WIDE)
     inputs = widened(inputs, WIDE)
     rows_a_split = widened(rows_a_split, WIDE)
@@ -159,92 +119,35 @@ def recurrent_weight_gradient_kernel(
     out = out_ptr + split.to(tl.int64) * elements
     bias_program = program - input_tiles - all_hidden_tiles - all_projection_tiles
     if program < input_tiles:
-        weight_tile(
-            d_gates_ptr,
-            x_ptr,
-            out,
-            program,
-            first_row,
-            last_row,
-            width,
-            inputs,
-            width,
-            stride_xr,
-            stride_xi,
-            EVEN_R,
-            PRECISION,
-            GROUP,
-            BLOCK_N,
-            BLOCK_K,
-            BLOCK_R,
-        )
+        d_gates = Matrix(d_gates_ptr, 1, width)
+        x = Matrix(x_ptr, stride_xr, stride_xi)
+        weight_tile(d_gates, x, out, program, first_row, last_row, width, inputs, PRODUCT, TILE)
     elif program < input_tiles + all_hidden_tiles:
         tile = program - input_tiles
         direction = tile // hidden_tiles
         tile %= hidden_tiles
         hidden_out = out + hidden_start + direction.to(tl.int64) * gates * outputs
+        previous = Matrix(previous_ptr + direction * outputs, directions * outputs, 1)
         if tile < shared_tiles:
+            d_shared = Matrix(d_gates_ptr + direction * gates, 1, width)
             weight_tile(
-                d_gates_ptr + direction * gates,
-                previous_ptr + direction * outputs,
-                hidden_out,
-                tile,
-                first_row,
-                last_row,
-                gates - apart,
-                outputs,
-                width,
-                directions * outputs,
-                1,
-                EVEN_R,
-                PRECISION,
-                GROUP,
-                BLOCK_N,
-                BLOCK_K,
-                BLOCK_R,
+                d_shared, previous, hidden_out, tile, first_row, last_row, gates - apart, outputs, PRODUCT, TILE
             )
-        elif HAS_APART:
-            weight_tile(
-                d_apart_ptr + direction * apart,
-                previous_ptr + direction * outputs,
-                hidden_out + tl.cast(gates - apart, tl.int64) * outputs,
-                tile - shared_tiles,
-                first_row,
-                last_row,
-                apart,
-                outputs,
-                directions * apart,
-                directions * outputs,
-                1,
-                EVEN_R,
-                PRECISION,
-                GROUP,
-                BLOCK_N,
-                BLOCK_K,
-                BLOCK_R,
-            )
+        elif d_apart_ptr is not None:
+            d_apart = Matrix(d_apart_ptr + direction * apart, 1, directions * apart)
+            apart_out = hidden_out + tl.cast(gates - apart, tl.int64) * outputs
+            tile -= shared_tiles
+            weight_tile(d_apart, previous, apart_out, tile, first_row, last_row, apart, outputs, PRODUCT, TILE)
     elif bias_program < 0:
-        if PROJECTED:
+        if d_output_ptr is not None:
             tile = program - input_tiles - all_hidden_tiles
             direction = tile // projection_tiles
+            tile %= projection_tiles
+            d_output = Matrix(d_output_ptr + direction * outputs, 1, directions * outputs)
+            unprojected = Matrix(unprojected_ptr + direction * hidden, directions * hidden, 1)
+            projection_out = out + projection_start + direction.to(tl.int64) * outputs * hidden
             weight_tile(
-                d_output_ptr + direction * outputs,
-                unprojected_ptr + direction * hidden,
-                out + projection_start + direction.to(tl.int64) * outputs * hidden,
-                tile % projection_tiles,
-                first_row,
-                last_row,
-                outputs,
-                hidden,
-                directions * outputs,
-                directions * hidden,
-                1,
-                EVEN_R,
-                PRECISION,
-                GROUP,
-                BLOCK_N,
-                BLOCK_K,
-                BLOCK_R,
+                d_output, unprojected, projection_out, tile, first_row, last_row, outputs, hidden, PRODUCT, TILE
             )
     else:
         input_bias = out + elements - 2 * width
@@ -255,10 +158,10 @@ def recurrent_weight_gradient_kernel(
             total = total.to(out_ptr.dtype.element_ty)
             shared = column < width
             tl.store(input_bias + column, total, mask=shared)
-            if HAS_APART:
+            if d_apart_ptr is not None:
                 shared = shared & (column % gates < gates - apart)
             tl.store(hidden_bias + column, total, mask=shared)
-        elif HAS_APART:
+        elif d_apart_ptr is not None:
             columns = directions * apart
             tile = bias_program - blocks
             column, total = bias_tile(d_apart_ptr, tile, first_row, last_row, columns, BLOCK_N, BLOCK_R)
@@ -364,6 +267,7 @@ def recurrent_weight_gradients(
     steps = ceil_div(R, tile.block_k)
     rows_a_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
     splits = ceil_div(R, rows_a_split)
+    wide = is_wide_product(width, inputs, R, tile, (1, width), x.stride()[::-1])
     blackwell = target.architecture in (100, 103, 120)  # where this kernel spilled; elsewhere a limit costs the loop
     dtype = x.dtype if splits == 1 else torch.float32
     partial = torch.empty((splits, sum(sizes)), dtype=dtype, device=x.device)
@@ -395,15 +299,8 @@ def recurrent_weight_gradients(
         max(projection_tiles, 1),
         D * projection_tiles,
         *x.stride(),
-        HAS_APART=d_apart is not None,
-        PROJECTED=want_projection,
-        WIDE=is_wide_product(width, inputs, R, tile, (1, width), x.stride()[::-1]),
-        EVEN_R=R % tile.block_k == 0,
-        PRECISION=precision,
-        GROUP=GROUP,
-        BLOCK_N=tile.block_m,
-        BLOCK_K=tile.block_n,
-        BLOCK_R=tile.block_k,
+        PRODUCT=Product(precision, R % tile.block_k == 0, wide, GROUP),
+        TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **(every_register(tile.block_m, precision, target) if blackwell else {}),

@@ -13,12 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block
 
 
 @triton.jit
-def sum_partials_kernel(partial_ptr, out_ptr, parts, elements, BLOCK: tl.constexpr):
+def sum_partials_kernel(partial_ptr, out_ptr, parts, elements, BLOCK: constexpr):
     """out[e] = partial[0, e] + partial[1, e] + ..., in that order."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offset = tl.arange(0, BLOCK)

@@ -137,8 +137,9 @@ def cost_key(launch: Launch) -> str:
 
     Pooling is no mere flag: pixels come window by window, whose addresses the main loop carries.
     """
-    tile = " ".join(f"{name}={value}" for name, value in launch.constants.items() if name.startswith(("BLOCK", "BOX")))
-    return f"{launch.name} {launch.operand_type} {tile}{' POOL' if launch.constants.get('POOL') else ''}"
+    numbers = dict(launch.numbers())
+    tile = " ".join(f"{name}={numbers[name]}" for name in sorted(numbers) if name.startswith(("block", "box")))
+    return f"{launch.name} {launch.operand_type} {tile}{' pool' if numbers.get('pool') else ''}"
 
 
 def check(launch: Launch, aligned: bool) -> list[str]:

@@ -146,7 +146,7 @@ def sgd(
         else:
             from tinynet_kernels.optimizer import sgd_step
 
-            sgd_step(bucket.table, **settings)
+            sgd_step(bucket.table, reached=bucket.columns, **settings)
             increment_version(bucket.written)
 
 
@@ -211,7 +211,7 @@ def adam(
         else:
             from tinynet_kernels.optimizer import adam_step
 
-            adam_step(bucket.table, amsgrad=amsgrad, **settings)
+            adam_step(bucket.table, reached=bucket.columns, amsgrad=amsgrad, **settings)
             increment_version(bucket.written)
 
 
@@ -223,12 +223,14 @@ class _Bucket(NamedTuple):
         rows: one (parameter, gradient, states...) a parameter, kept until the launch: a table doesn't keep them.
         table: the launch's; None where the definition takes them.
         written: what the launch changes; autograd must be told of it, so that an older graph's backward is refused.
+        columns: the tensors of the table.
     """
 
     phase: Any
     rows: Sequence[tuple[Tensor, ...]]
     table: PointerTable | None
     written: Sequence[Tensor] = ()
+    columns: Sequence[Sequence[Tensor]] = ()
 
 
 def _buckets(
@@ -244,8 +246,8 @@ def _buckets(
     if (  # the last step again: what its one launch was checked and prepared for still holds
         len(tables) == 1 and len(set(phases)) == 1 and _takes_kernels(operator, params[0]) and tables[0].follows(lists)
     ):
-        _name_to_guard(lists)
-        return [_Bucket(phases[0], (), tables[0], [tensor for column in (params, *states) for tensor in column])]
+        changed = [tensor for column in (params, *states) for tensor in column]
+        return [_Bucket(phases[0], (), tables[0], changed, lists)]
     _check_columns(operator, **columns)
     buckets = []
     launches = 0
@@ -253,7 +255,6 @@ def _buckets(
         if scattered or not _takes_kernels(operator, rows[0][0]) or _share_memory([row[0] for row in rows]):
             buckets.append(_Bucket(phase, rows, None))
             continue
-        _name_to_guard(rows)
         flat = list(zip(*rows, strict=True))
         if launches == len(tables):
             from tinynet_kernels.optimizer import PointerTable
@@ -262,7 +263,7 @@ def _buckets(
         else:
             tables[launches].update(flat)
         changed = [tensor for index, column in enumerate(flat) if index != 1 for tensor in column]  # all but gradients
-        buckets.append(_Bucket(phase, rows, tables[launches], changed))
+        buckets.append(_Bucket(phase, rows, tables[launches], changed, flat))
         launches += 1
     return buckets
 
@@ -319,18 +320,6 @@ def _share_memory(dense: Sequence[Tensor]) -> bool:
                 return True
             end = start + size
     return False
-
-
-def _name_to_guard(rows: Sequence[Sequence[Tensor]]) -> None:
-    """A guard sees a launch's arguments; memory behind a table of pointers must be named to it."""
-    from tinynet_kernels.launch import INTERPRETED
-
-    if INTERPRETED:
-        from tinynet_engines.interpreter import guard
-
-        active = guard.active()
-        if active is not None:
-            active.allow(*(tensor for row in rows for tensor in row))
 
 
 def _check_gradients(operator: str, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:

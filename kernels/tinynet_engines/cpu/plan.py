@@ -203,7 +203,12 @@ _compiling: dict[int, threading.RLock] = {}
 
 def _content(constants: Mapping[str, Any]) -> tuple:
     """What makes equal constants equal: 1, 1.0 and True are not."""
-    return tuple(constants.items()), tuple(map(type, constants.values()))
+    return tuple(constants.items()), _types(tuple(constants.values()))
+
+
+def _types(value: Any) -> Any:
+    """The type of a constant, and those of what a tuple holds."""
+    return (type(value), *map(_types, value)) if isinstance(value, tuple) else type(value)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from tinynet_engines.interpreter.launch_state import LaunchState
 from tinynet_engines.interpreter.memory import TAG_SHIFT, Region, tensors_of
 from tinynet_engines.interpreter.poison import POISON_VALUES, Snapshot, total_bytes
 from tinynet_engines.interpreter.reports import GuardError, Launch, Report
+from tinynet_kernels.launch import Grid, Reached, observers
 
 Builder = interpreter.InterpreterBuilder
 Executor = interpreter.GridExecutor
@@ -113,6 +114,10 @@ class guard:
         for tensor in tensors:
             self.allowed.append(Region.of(tensor, f"allowed[{len(self.allowed)}]", self.options.extent))
 
+    def _allow_reached(self, kernel: Any, grid: Grid, reached: Reached) -> None:
+        for column in reached:
+            self.allow(*column)
+
     def __enter__(self) -> guard:
         if guard._active is not None:
             raise RuntimeError("guard: another guard is active; guards don't nest")
@@ -120,11 +125,13 @@ class guard:
             raise RuntimeError("guard: kernels are compiled; set TRITON_INTERPRET=1 before Triton is imported")
         install()
         self._patch()
+        observers.append(self._allow_reached)
         guard._active = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         guard._active = None
+        observers.remove(self._allow_reached)
         self._patches.close()
         if self.options.strict and self.reports and kind is None:
             raise GuardError(self.reports)

@@ -129,8 +129,14 @@ class Launch:
 
     @property
     def tile(self) -> str:
-        """The compile-time block sizes, such as `BLOCK_M=128 BLOCK_N=128`."""
-        return " ".join(f"{name}={value}" for name, value in self.constants.items() if name.startswith("BLOCK"))
+        """The compile-time block sizes, such as `block_m=128 block_n=128`."""
+        return " ".join(f"{name}={value}" for name, value in self.numbers() if name.startswith("block"))
+
+    def numbers(self) -> Iterator[tuple[str, Any]]:
+        """The compile-time arguments by name in lower case; of a NamedTuple each field."""
+        for name, value in self.constants.items():
+            fields = value._asdict() if hasattr(value, "_asdict") else {name: value}
+            yield from ((field.lower(), each) for field, each in fields.items())
 
     @property
     def programs(self) -> int:

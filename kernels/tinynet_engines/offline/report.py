@@ -205,7 +205,7 @@ def _work_row(launch: Launch, count: int) -> list[str]:
         launch.name,
         str(count),
         "x".join(map(str, launch.grid)),
-        launch.tile.replace("BLOCK_", "").lower() or "-",
+        launch.tile.replace("block_", "") or "-",
         format_quantity(launch.bytes_read, "B"),
         format_quantity(launch.bytes_written, "B"),
         format_quantity(launch.bytes, "B"),

@@ -126,8 +126,8 @@ def test_registered_operator_and_compile(device: str) -> None:
     from tinynet.ops.activation import activation_operator
 
     x = torch.randn(3, 4, device=device, requires_grad=True)
-    torch.library.opcheck(activation_operator.forward, (x, "leaky_relu", [0.1], True))
-    torch.library.opcheck(activation_operator.backward, ([x.detach()], [x.detach()], "silu", [], [True]))
+    torch.library.opcheck(activation_operator.forward, (x, "leaky_relu 0.1", True))
+    torch.library.opcheck(activation_operator.backward, ([x.detach()], [x.detach()], "silu", [True]))
     compiled = torch.compile(lambda t: activate(t, "mish"), fullgraph=True, backend="aot_eager")
     with counted_launches() as launches:
         compiled(x).sum().backward()

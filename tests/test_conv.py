@@ -562,7 +562,7 @@ def test_registered_operator(activation: str, channels_last: bool, device: str) 
     from tinynet.ops.conv import conv2d_operator
 
     tensors = make((1, 3, 4, 5), 2, device=device, channels_last=channels_last)
-    torch.library.opcheck(conv2d_operator.forward, (*tensors, SPEC, activation, [], True))
+    torch.library.opcheck(conv2d_operator.forward, (*tensors, SPEC, activation, True))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -572,7 +572,7 @@ def test_registered_backward_operator(channels_last: bool, device: str) -> None:
     x, weight, _ = make((1, 3, 4, 5), 1, device=device, channels_last=channels_last, grad=False)
     y = torch.randn(1, 1, 4, 5, device=device)
     for wanted in ([True, True, True], [False, True, False]):
-        arguments = ([torch.randn_like(y)], [x, weight, y], SPEC, "relu", [], wanted)
+        arguments = ([torch.randn_like(y)], [x, weight, y], SPEC, "relu", wanted)
         torch.library.opcheck(conv2d_operator.backward, arguments)
 
 

@@ -252,7 +252,7 @@ def test_registered_operator(activation: str, device: str) -> None:
     from tinynet.ops.linear import linear_operator
 
     tensors = make(10, 6, 16, torch.float32, device)
-    torch.library.opcheck(linear_operator.forward, (*tensors, activation, [], True))
+    torch.library.opcheck(linear_operator.forward, (*tensors, activation, True))
 
 
 def test_registered_backward_operator(device: str) -> None:
@@ -260,7 +260,7 @@ def test_registered_backward_operator(device: str) -> None:
 
     x, weight, _ = make(10, 6, 16, torch.float32, device, grad=False)
     y = torch.randn(10, 6, device=device)
-    arguments = ([torch.randn_like(y)], [x, weight, y], "relu", [], [True, False, True])
+    arguments = ([torch.randn_like(y)], [x, weight, y], "relu", [True, False, True])
     torch.library.opcheck(linear_operator.backward, arguments)
 
 

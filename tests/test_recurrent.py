@@ -544,7 +544,7 @@ def test_registered_operators(mode: str, device: str) -> None:
     arguments = (*tensors, None, h0, c0, None, None, mode, False, True)
     torch.library.opcheck(recurrent_operator.forward, arguments)
     with torch.no_grad():
-        y, h_n, c_n, *saved = recurrent_operator(*arguments)
+        y, h_n, c_n, *saved = recurrent_operator.registered(*arguments)
         read = [*tensors, None, y, h0, *saved, None, None]
         wanted = [True, True, True, True, False, False, True, mode == "lstm", False, False]
         torch.library.opcheck(recurrent_operator.backward, ([y, h_n, c_n], read, mode, False, wanted))

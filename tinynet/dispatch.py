@@ -90,7 +90,7 @@ _modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
 
 
-def route(operator: str, names: Sequence[str], *operands: Any) -> Route:
+def route_of(operator: str, names: Sequence[str], *operands: Any) -> Route:
     """The way a call on these operands takes.
 
     Args:

@@ -64,15 +64,17 @@ class Activation:
     Attributes:
         name: as given.
         parameters: all of them, by name.
-        reads_output: whether the derivative is computed from the output y, not from the input z.
+        reads_output: whether the derivative is computed from the output y.
+        reads_input: whether it is computed from the input z. The identity's needs neither.
         compiled: the kernels' constexpr ACTIVATION.
     """
 
-    __slots__ = ("_hash", "compiled", "name", "parameters", "reads_output")
+    __slots__ = ("_hash", "compiled", "name", "parameters", "reads_input", "reads_output")
 
     name: str
     parameters: dict[str, float]
     reads_output: bool
+    reads_input: bool
     compiled: CompiledActivation
     _hash: int  # launchers look problems up by their activation at every call
 
@@ -93,6 +95,7 @@ class Activation:
         write(self, "parameters", {key: float(value) for key, value in merged.items()})
         # A negative slope below zero makes the output positive on both sides.
         write(self, "reads_output", name in _FROM_OUTPUT and merged.get("negative_slope", 0.0) >= 0)
+        write(self, "reads_input", name != "identity" and not self.reads_output)
         write(self, "compiled", CompiledActivation(name, values[0], values[1]))
         write(self, "_hash", hash((name, *values)))
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import Route, route
-from tinynet.ops.arguments import check_floating, needs_gradient
+from tinynet.dispatch import Route, route_of
+from tinynet.ops import kernels
+from tinynet.ops.arguments import check_floating, is_dense, needs_gradient
 from tinynet.ops.autograd import gradients_of, through_kernels
 from tinynet.ops.operator import Operator, contiguous_like
 from tinynet_kernels.activation_spec import IDENTITY, Activation
@@ -46,7 +47,7 @@ _FROM_OUTPUT: dict[str, Any] = {
     "sigmoid": torch.ops.aten.sigmoid_backward,
     "tanh": torch.ops.aten.tanh_backward,
 }
-# Made once: a call with a name costs a look-up.
+# Constructed once: a call with a name costs a look-up.
 _DEFAULTS: dict[str, Activation] = {name: Activation(name) for name in _REFERENCES}
 
 
@@ -84,9 +85,7 @@ class ActivationFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: Activation) -> Tensor:
-        from tinynet_kernels.activation import activation_forward
-
-        y = activation_forward(x, activation)
+        y = kernels.activation.activation_forward(x, activation)
         ctx.save_for_backward(y if activation.name in _FROM_OUTPUT else x)
         ctx.activation = activation
         return y
@@ -100,46 +99,21 @@ class ActivationFunction(torch.autograd.Function):
 
 def activation_input_gradient(grad: Tensor, saved: Tensor, activation: Activation) -> Tensor:
     """dX = dY act'(saved) of a dense `saved`, in its layout."""
-    from tinynet_kernels.activation import activation_input_gradient as launcher
-
     if grad.stride() != saved.stride():
         grad = torch.empty_like(saved).copy_(grad)
-    return launcher(grad, saved, activation)
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory with no gap and no overlap, in any order of dimensions."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _operator_forward(x: Tensor, name: str, parameters: list[float], save: bool) -> list[Tensor]:
-    from tinynet_kernels.activation import activation_forward
-
-    return [activation_forward(x.contiguous(), Activation.from_values(name, parameters))]
-
-
-def _operator_backward(
-    grads: list[Tensor], saved: list[Any], name: str, parameters: list[float], wanted: list[bool]
-) -> list[Tensor]:
-    return [activation_input_gradient(grads[0], saved[0].contiguous(), Activation.from_values(name, parameters))]
+    return kernels.activation.activation_input_gradient(grad, saved, activation)
 
 
 activation_operator = Operator(
-    "activation(Tensor x, str name, float[] parameters, bool save) -> Tensor",
-    forward=_operator_forward,
+    "activation(Tensor x, Activation activation) -> Tensor",
+    forward=lambda x, activation, save: [kernels.activation.activation_forward(x.contiguous(), activation)],
     fake=lambda x, *_: [contiguous_like(x)],
-    saves=lambda given, made: [made[0] if given[1] in _FROM_OUTPUT else given[0]],
-    backward=_operator_backward,
+    saves=lambda given, results: [results[0] if given[1].name in _FROM_OUTPUT else given[0]],
+    backward=lambda grads, saved, activation, _: [
+        activation_input_gradient(grads[0], saved[0].contiguous(), activation)
+    ],
     fake_backward=lambda grads, saved, *_: [contiguous_like(saved[0])],
-    reference=lambda x, name, parameters: activation_reference(x, Activation.from_values(name, parameters)),
+    reference=activation_reference,
 )
 
 
@@ -165,17 +139,13 @@ def activate(x: Tensor, activation: str | Activation | None) -> Tensor:
     check_floating("activation", x=x)
     if function.name == "identity":
         return x
-    way = route("activation", ("x",), x)
-    if way is Route.REFERENCE:
-        return activation_reference(x, function)
-    if way is Route.OPERATOR:
-        return activation_operator(x, function.name, function.values, needs_gradient(x))
+    route = route_of("activation", ("x",), x)
+    if route is not Route.KERNELS:
+        return activation_operator(route, x, function)
     dense = x if is_dense(x) else x.contiguous()
     if needs_gradient(x):
         return ActivationFunction.apply(dense, function)  # pyright: ignore[reportReturnType]
-    from tinynet_kernels.activation import activation_forward
-
-    return activation_forward(dense, function)
+    return kernels.activation.activation_forward(dense, function)
 
 
 def relu(input: Tensor) -> Tensor:

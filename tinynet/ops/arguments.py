@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinynet.dispatch import Route, are_plain_and_alike, route, route_of_plain
+from tinynet.dispatch import Route, are_plain_and_alike, route_of, route_of_plain
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -104,7 +104,7 @@ def route_floating(operator: str, later: torch.dtype | None, names: Sequence[str
     if are_plain_and_alike(operands) and operands[0].is_floating_point():
         return route_of_plain(operands[0])
     check_floating(operator, later, **dict(zip(names, operands, strict=True)))
-    return route(operator, names, *operands)
+    return route_of(operator, names, *operands)
 
 
 def check_device(operator: str, name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
@@ -137,3 +137,16 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
             if tensor is not None and tensor.requires_grad:
                 return True
     return False
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory with no gap and no overlap, in any order of dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route
+from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.arguments import as_integer, autocast, autocast_dtype, cast_to, needs_gradient, route_floating
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
-from tinynet.ops.operator import Operator
+from tinynet.ops.operator import Operator, Tensors
 from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
@@ -108,23 +109,18 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[bool, bool]]:
     """y; x and W as the kernels read them, what act' does, and the winners; whether x and W came in channels_last."""
-    from tinynet_kernels.conv import convolution_forward
-    from tinynet_kernels.layout import is_channels_last, to_channels_last
-
-    channels_last = is_channels_last(x), is_channels_last(weight)
+    channels_last = kernels.layout.is_channels_last(x), kernels.layout.is_channels_last(weight)
     if dtype is not None:
         x, weight, bias = cast_to(dtype, x, weight, bias)
-    images, packed = to_channels_last(x), to_channels_last(weight)
-    y, saved, winner = convolution_forward(images, packed, bias, spec, activation, save=save, pool=pool)
+    images, packed = kernels.layout.to_channels_last(x), kernels.layout.to_channels_last(weight)
+    y, saved, winner = kernels.conv.convolution_forward(images, packed, bias, spec, activation, save=save, pool=pool)
     # The converted tensors are kept, not their originals: backward would convert them again.
     return _in_order(y, any(channels_last)), (images, packed, saved, winner), channels_last
 
 
 def _in_order(y: Tensor, channels_last: bool) -> Tensor:
     """A channels_last tensor, made contiguous unless `channels_last` is what was asked."""
-    from tinynet_kernels.layout import to_contiguous
-
-    return y if channels_last else to_contiguous(y)
+    return y if channels_last else kernels.layout.to_contiguous(y)
 
 
 def conv2d_gradients(
@@ -135,7 +131,7 @@ def conv2d_gradients(
     spec: ConvolutionSpec,
     activation: Activation,
     channels_last: tuple[bool, bool],
-    wanted: tuple[bool, ...] | list[bool],
+    wanted: Sequence[bool],
     dtypes: Sequence[torch.dtype | None],
     winner: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -154,102 +150,89 @@ def conv2d_gradients(
         winner: the tap that each 2 x 2 window passed on, where the convolution pooled; `grad` and `saved` are then of
             its windows, [N, K, P // 2, Q // 2].
     """
-    from tinynet_kernels.activation import activation_backward
-    from tinynet_kernels.conv_backward import (
-        convolution_input_gradient,
-        convolution_weight_and_bias_gradient,
-        convolution_weight_gradient,
-        takes_output_gradient,
-    )
-    from tinynet_kernels.layout import as_images, as_rows, to_channels_last
-
     want_x, want_weight, want_bias = wanted
-    dz, bias_gradient = to_channels_last(grad), None
-    curved = activation.name != "identity"
-    if want_weight and not want_x and takes_output_gradient(x, spec):
-        dw, bias_gradient = convolution_weight_and_bias_gradient(
+    layout = kernels.layout
+    size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
+    saved = None if saved is None else layout.to_channels_last(saved)
+    dz, db = layout.to_channels_last(grad), None
+    if want_weight and not want_x and kernels.conv_backward.takes_output_gradient(x, spec):
+        dw, db = kernels.conv_backward.convolution_weight_and_bias_gradient(
             dz,
-            to_channels_last(saved) if curved and saved is not None else None,
+            saved,
             winner,
-            to_channels_last(x),
+            layout.to_channels_last(x),
             spec,
-            (weight.shape[2], weight.shape[3]),
+            kernel_size,
             activation,
             channels_last=channels_last[1],
             want_bias=want_bias,
             dtype=dtypes[1],
         )
-        return None, dw, None if bias_gradient is None else bias_gradient.to(dtypes[2])
-    if want_bias or (curved and (want_x or want_weight)):
-        rows = as_rows(to_channels_last(saved)) if curved and saved is not None else None
-        made, bias_gradient = activation_backward(
-            as_rows(dz), rows, activation, want_dz=curved and (want_x or want_weight), want_bias=want_bias
+        return None, dw, None if db is None else db.to(dtypes[2])
+    want_dz = activation.name != "identity" and (want_x or want_weight)
+    if want_bias or want_dz:
+        rows = None if saved is None else layout.as_rows(saved)
+        of_activation, db = kernels.activation.activation_backward(
+            layout.as_rows(dz), rows, activation, want_dz=want_dz, want_bias=want_bias
         )
-        dz = dz if made is None else as_images(made, dz)
+        dz = dz if of_activation is None else layout.as_images(of_activation, dz)
     if winner is not None and (want_x or want_weight):
-        dz = _to_winners(dz, winner, spec.output_size((x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])))
+        dz = _to_winners(dz, winner, spec.output_size(size, kernel_size))
     dx, dw = None, None
     if want_x:
-        dx = convolution_input_gradient(dz, to_channels_last(weight), spec, (x.shape[2], x.shape[3]), dtypes[0])
+        packed = layout.to_channels_last(weight)
+        dx = kernels.conv_backward.convolution_input_gradient(dz, packed, spec, size, dtypes[0])
         dx = _in_order(dx, channels_last[0])
     if want_weight:
-        kernel_size = weight.shape[2], weight.shape[3]
-        dw = convolution_weight_gradient(
-            dz, to_channels_last(x), spec, kernel_size, channels_last=channels_last[1], dtype=dtypes[1]
+        dw = kernels.conv_backward.convolution_weight_gradient(
+            dz, layout.to_channels_last(x), spec, kernel_size, channels_last=channels_last[1], dtype=dtypes[1]
         )
-    return dx, dw, None if bias_gradient is None else bias_gradient.to(dtypes[2])
+    return dx, dw, None if db is None else db.to(dtypes[2])
 
 
 def _to_winners(grad: Tensor, winner: Tensor, size: tuple[int, int]) -> Tensor:
     """The gradient of each 2 x 2 window, channels_last, at the pixel that won it; [N, K, *size]."""
-    from tinynet_kernels.pool import Window, max_pool2d_backward
-
-    return max_pool2d_backward(grad, winner, Window((2, 2), (2, 2), (0, 0)), size, channels_last=True)
+    return kernels.pool.max_pool2d_backward(
+        grad, winner, kernels.pool.Window((2, 2), (2, 2), (0, 0)), size, channels_last=True
+    )
 
 
 def _operator_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, spec: list[int], name: str, parameters: list[float], save: bool
-) -> tuple[Tensor, Tensor | None]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation, save: bool
+) -> Tensors:
     """y in the memory order of `conv2d`, and z, channels_last, where the backward needs it."""
-    activation = Activation.from_values(name, parameters)
-    settings = ConvolutionSpec.from_values(spec), activation, False
-    save = save and not activation.reads_output
-    y, (_, _, z, _), _ = _forward(x, weight, bias, None, *settings, save=save)
+    y, (_, _, z, _), _ = _forward(x, weight, bias, None, spec, activation, False, save=save and activation.reads_input)
     return y, z
 
 
 def _operator_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, spec: list[int], name: str, parameters: list[float], save: bool
-) -> tuple[Tensor, Tensor | None]:
-    P, Q = _output_size(x, weight, spec)
-    shape = (x.shape[0], weight.shape[0], P, Q)
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation, save: bool
+) -> Tensors:
+    shape = (x.shape[0], weight.shape[0], *_output_size(x, weight, spec))
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x, weight))
-    saves_input = save and name != "identity" and not Activation.from_values(name, parameters).reads_output
-    return y, torch.empty_like(y, memory_format=torch.channels_last) if saves_input else None
+    return y, torch.empty_like(y, memory_format=torch.channels_last) if save and activation.reads_input else None
 
 
-def _output_size(x: Tensor, weight: Tensor, spec: list[int]) -> tuple[int, int]:
-    size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
-    return ConvolutionSpec.from_values(spec).output_size(size, kernel_size)
+def _output_size(x: Tensor, weight: Tensor, spec: ConvolutionSpec) -> tuple[int, int]:
+    return spec.output_size((x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3]))
 
 
 def _memory_format(*tensors: Tensor) -> torch.memory_format:
     """channels_last if any of the tensors is."""
-    from tinynet_kernels.layout import is_channels_last
-
-    return torch.channels_last if any(map(is_channels_last, tensors)) else torch.contiguous_format
+    return torch.channels_last if any(map(kernels.layout.is_channels_last, tensors)) else torch.contiguous_format
 
 
 def _operator_backward(
-    grads: list[Tensor], saved: list[Any], spec: list[int], name: str, parameters: list[float], wanted: list[bool]
-) -> Sequence[Tensor | None]:
+    grads: Sequence[Tensor],
+    saved: Sequence[Any],
+    spec: ConvolutionSpec,
+    activation: Activation,
+    wanted: Sequence[bool],
+) -> Tensors:
     """In the memory order of x and weight."""
-    from tinynet_kernels.layout import is_channels_last
-
     x, weight, for_derivative = saved
-    settings = ConvolutionSpec.from_values(spec), Activation.from_values(name, parameters)
-    channels_last = is_channels_last(x), is_channels_last(weight)
-    return conv2d_gradients(grads[0], x, weight, for_derivative, *settings, channels_last, wanted, [x.dtype] * 3)
+    channels_last = kernels.layout.is_channels_last(x), kernels.layout.is_channels_last(weight)
+    return conv2d_gradients(grads[0], x, weight, for_derivative, spec, activation, channels_last, wanted, [x.dtype] * 3)
 
 
 def _operator_fake_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> list[Tensor | None]:
@@ -269,16 +252,13 @@ def _flops(wanted: list[bool] | None, x: Tensor, weight: Tensor, *rest: Any) -> 
 
 
 conv2d_operator = Operator(
-    "conv2d(Tensor x, Tensor weight, Tensor? bias, int[] spec, str name, float[] parameters, bool save) "
-    "-> (Tensor, Tensor)",
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, ConvolutionSpec spec, Activation activation) -> (Tensor, Tensor)",
     forward=_operator_forward,
     fake=_operator_fake,
-    saves=lambda given, made: [*given[:2], made[0] if Activation.from_values(*given[4:6]).reads_output else made[1]],
+    saves=lambda given, results: [*given[:2], results[0] if given[4].reads_output else results[1]],
     backward=_operator_backward,
     fake_backward=_operator_fake_backward,
-    reference=lambda x, weight, bias, spec, name, parameters: conv2d_reference(
-        x, weight, bias, ConvolutionSpec.from_values(spec), Activation.from_values(name, parameters)
-    ),
+    reference=conv2d_reference,
     flops=_flops,
 )
 
@@ -325,14 +305,14 @@ def conv2d(
         window = stride, padding, dilation, groups
         return handle_torch_function(conv2d, (input,), input, weight, bias, *window, function, pool)
     dtype = autocast_dtype(input)
-    way = route_floating("conv2d", dtype, ("input", "weight", "bias"), input, weight, bias)
+    route = route_floating("conv2d", dtype, ("input", "weight", "bias"), input, weight, bias)
     spec = convolution_spec(input, weight, bias, stride, padding, dilation, groups)
     pooled = pool != 1 and check_pool(
         pool, spec.output_size((input.shape[-2], input.shape[-1]), (weight.shape[2], weight.shape[3]))
     )
     if input.dim() == 3:
-        return _conv2d(way, dtype, input.unsqueeze(0), weight, bias, spec, function, pooled).squeeze(0)
-    return _conv2d(way, dtype, input, weight, bias, spec, function, pooled)
+        return _conv2d(route, dtype, input.unsqueeze(0), weight, bias, spec, function, pooled).squeeze(0)
+    return _conv2d(route, dtype, input, weight, bias, spec, function, pooled)
 
 
 def check_pool(pool: int, size: tuple[int, int]) -> bool:
@@ -349,7 +329,7 @@ def check_pool(pool: int, size: tuple[int, int]) -> bool:
 
 
 def _conv2d(
-    way: Route,
+    route: Route,
     dtype: torch.dtype | None,
     x: Tensor,
     weight: Tensor,
@@ -358,16 +338,15 @@ def _conv2d(
     activation: Activation,
     pool: bool,
 ) -> Tensor:
-    if way is Route.KERNELS:
+    if route is Route.KERNELS:
         if needs_gradient(x, weight, bias):
             return Conv2dFunction.apply(x, weight, bias, dtype, spec, activation, pool)  # pyright: ignore
         return _forward(x, weight, bias, dtype, spec, activation, pool, save=False)[0]
     x, weight, bias = autocast(x, weight, bias)
-    if way is Route.REFERENCE:
+    if route is Route.REFERENCE:
         y = conv2d_reference(x, weight, bias, spec, activation)
         return F.max_pool2d(y, 2) if pool else y
-    save = needs_gradient(x, weight, bias)
-    y = conv2d_operator(x, weight, bias, spec.values, activation.name, activation.values, save)[0]
+    y = conv2d_operator(Route.OPERATOR, x, weight, bias, spec, activation)[0]
     return max_pool2d(y, 2) if pool else y  # type: ignore[return-value]
 
 

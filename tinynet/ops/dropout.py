@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import Route, route
-from tinynet.ops.activation import is_dense
-from tinynet.ops.arguments import check_floating, needs_gradient
+from tinynet.dispatch import Route, route_of
+from tinynet.ops import kernels
+from tinynet.ops.arguments import check_floating, is_dense, needs_gradient
 from tinynet.ops.autograd import through_kernels
 from tinynet.ops.operator import Operator, contiguous_like
 
@@ -23,11 +23,9 @@ def dropout_reference(x: Tensor, p: float) -> Tensor:
 
 
 def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    from tinynet_kernels.dropout import dropout_apply
-
     (seed,) = ctx.saved_tensors
     ones = torch.empty_strided(ctx.shape, ctx.strides, dtype=grad.dtype, device=seed.device).fill_(1)
-    return (grad * dropout_apply(ones, seed, ctx.p),)
+    return (grad * kernels.dropout.dropout_apply(ones, seed, ctx.p),)
 
 
 class DropoutFunction(torch.autograd.Function):
@@ -35,34 +33,28 @@ class DropoutFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, seed: Tensor, p: float) -> Tensor:
-        from tinynet_kernels.dropout import dropout_apply
-
         ctx.save_for_backward(seed)
         ctx.p, ctx.shape, ctx.strides = p, x.shape, x.stride()
-        return dropout_apply(x, seed, p)
+        return kernels.dropout.dropout_apply(x, seed, p)
 
     @staticmethod
     @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        from tinynet_kernels.dropout import dropout_apply
-
         (seed,) = ctx.saved_tensors
         if grad.stride() != ctx.strides:  # elements are counted in memory order
             grad = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
-        return dropout_apply(grad, seed, ctx.p), None, None
+        return kernels.dropout.dropout_apply(grad, seed, ctx.p), None, None
 
 
 def _scaled(x: Tensor, seed: Tensor, p: float, save: bool) -> list[Tensor]:
-    from tinynet_kernels.dropout import dropout_apply
-
-    return [dropout_apply(x.contiguous(), seed, p)]
+    return [kernels.dropout.dropout_apply(x.contiguous(), seed, p)]
 
 
 dropout_operator = Operator(
-    "dropout(Tensor x, Tensor seed, float p, bool save) -> Tensor",
+    "dropout(Tensor x, Tensor seed, float p) -> Tensor",
     forward=_scaled,
     fake=lambda x, seed, p, save: [contiguous_like(x)],
-    saves=lambda given, made: [given[1]],
+    saves=lambda given, results: [given[1]],
     backward=lambda grads, saved, p, wanted: [*_scaled(grads[0], saved[0], p, False), None],
     fake_backward=lambda grads, saved, p, wanted: [contiguous_like(grads[0]), None],
     reference=lambda x, seed, p: x * _scaled(torch.ones_like(x), seed, p, False)[0],
@@ -95,17 +87,15 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     check_floating("dropout", input=input)
     if not training or p == 0.0:
         return input
-    way = route("dropout", ("input",), input)
+    route = route_of("dropout", ("input",), input)
     if p == 1.0:
         return input * 0.0
-    if way is Route.REFERENCE:
+    if route is Route.REFERENCE:
         return dropout_reference(input, p)
     seed = torch.randint(1 << 62, (1,), device=input.device)
-    if way is Route.OPERATOR:
-        return dropout_operator(input, seed, p, needs_gradient(input))
+    if route is Route.OPERATOR:
+        return dropout_operator(route, input, seed, p)
     dense = input if is_dense(input) else input.contiguous()
     if needs_gradient(input):
         return DropoutFunction.apply(dense, seed, p)  # pyright: ignore[reportReturnType]
-    from tinynet_kernels.dropout import dropout_apply
-
-    return dropout_apply(dense, seed, p)
+    return kernels.dropout.dropout_apply(dense, seed, p)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import Route, route
-from tinynet.ops.arguments import as_integer, check_device, check_floating, needs_gradient
-from tinynet.ops.autograd import through_kernels
+from tinynet.dispatch import Route, route_of
+from tinynet.ops import kernels
+from tinynet.ops.arguments import as_integer, check_device, check_floating
 from tinynet.ops.operator import Operator
 
 
@@ -23,62 +20,17 @@ def embedding_reference(
     return F.embedding(index, weight, padding_idx, scale_grad_by_freq=scale_by_frequency)
 
 
-def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    (index,) = ctx.saved_tensors
-    return None, torch.ops.aten.embedding_dense_backward(grad, index, *_for_pytorch(*ctx.settings))
-
-
-def _for_pytorch(rows: int, padding_idx: int | None, scale_by_frequency: bool) -> tuple[int, int, bool]:
-    return rows, -1 if padding_idx is None else padding_idx, scale_by_frequency
-
-
-class EmbeddingFunction(torch.autograd.Function):
-    """weight[index] of index [T] through the kernels."""
-
-    @staticmethod
-    def forward(ctx: Any, index: Tensor, weight: Tensor, padding_idx: int | None, scale_by_frequency: bool) -> Tensor:
-        from tinynet_kernels.embedding import embedding_forward
-
-        ctx.save_for_backward(index)
-        ctx.settings = weight.shape[0], padding_idx, scale_by_frequency
-        return embedding_forward(index, weight)
-
-    @staticmethod
-    @through_kernels(_in_pytorch)
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        from tinynet_kernels.embedding import embedding_backward
-
-        (index,) = ctx.saved_tensors
-        return None, embedding_backward(grad.contiguous(), index, *ctx.settings), None, None
-
-
-def _operator_forward(index: Tensor, weight: Tensor, *_: Any) -> list[Tensor]:
-    from tinynet_kernels.embedding import embedding_forward
-
-    return [embedding_forward(index.contiguous(), _rows_contiguous(weight))]
-
-
-def _operator_backward(
-    grads: list[Tensor],
-    saved: list[Any],
-    rows: int,
-    padding_idx: int | None,
-    scale_by_frequency: bool,
-    wanted: list[bool],
-) -> list[Tensor | None]:
-    from tinynet_kernels.embedding import embedding_backward
-
-    index = saved[0].contiguous()
-    return [None, embedding_backward(grads[0].contiguous(), index, rows, padding_idx, scale_by_frequency)]
-
-
 embedding_operator = Operator(
-    "embedding(Tensor index, Tensor weight, SymInt rows, int? padding_idx, bool scale_by_frequency, bool save) "
-    "-> Tensor",
-    forward=_operator_forward,
+    "embedding(Tensor index, Tensor weight, SymInt rows, int? padding_idx, bool scale_by_frequency) -> Tensor",
+    forward=lambda index, weight, *_: [
+        kernels.embedding.embedding_forward(index.contiguous(), _rows_contiguous(weight))
+    ],
     fake=lambda index, weight, *_: [weight.new_empty((index.shape[0], weight.shape[1]))],
-    saves=lambda given, made: [given[0]],
-    backward=_operator_backward,
+    saves=lambda given, results: given[:1],
+    backward=lambda grads, saved, *settings: [
+        None,
+        kernels.embedding.embedding_backward(grads[0].contiguous(), saved[0].contiguous(), *settings[:-1]),
+    ],
     fake_backward=lambda grads, saved, rows, *_: [None, grads[0].new_empty((rows, grads[0].shape[1]))],
     reference=lambda index, weight, rows, *settings: embedding_reference(index, weight, *settings),
 )
@@ -123,7 +75,7 @@ def embedding(
     if input.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"embedding: input must be int32 or int64, got {input.dtype}")
     check_device("embedding", "input", input, "weight", weight)
-    way = route("embedding", ("weight", "input"), weight, input)
+    route = route_of("embedding", ("weight", "input"), weight, input)
     if weight.dim() != 2:
         raise ValueError(f"embedding: weight must be [V, D], got shape {tuple(weight.shape)}")
     rows, columns = weight.shape
@@ -134,23 +86,16 @@ def embedding(
         if not -rows <= row < rows:
             raise ValueError(f"embedding: padding_idx must be in [-{rows}, {rows}), got {padding_idx}")
         padding_idx = row % rows
-    if way is Route.KERNELS and input.device.type == "cpu":
+    if route is Route.KERNELS and input.device.type == "cpu":
         _check_range(input, rows)
     if max_norm is not None:
         # As F.embedding does; under autograd the in-place change must not be recorded.
         with torch.no_grad():
             torch.embedding_renorm_(weight, input.contiguous(), max_norm, norm_type)
-    if way is Route.REFERENCE:
+    if route is Route.REFERENCE:
         return embedding_reference(input, weight, padding_idx, scale_grad_by_freq)
     index = input.reshape(-1)
-    if way is Route.OPERATOR:
-        y = embedding_operator(index, weight, rows, padding_idx, scale_grad_by_freq, needs_gradient(weight))
-    elif needs_gradient(weight):
-        y = EmbeddingFunction.apply(index.contiguous(), _rows_contiguous(weight), padding_idx, scale_grad_by_freq)
-    else:
-        from tinynet_kernels.embedding import embedding_forward
-
-        y = embedding_forward(index.contiguous(), _rows_contiguous(weight))
+    y = embedding_operator(route, index, weight, rows, padding_idx, scale_grad_by_freq)
     return y.view(*input.shape, columns)
 
 

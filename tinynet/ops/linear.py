@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,24 +11,17 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route
+from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, needs_gradient, route_floating
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
-from tinynet.ops.operator import Operator
+from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
     """act(x W^T + b) in plain PyTorch."""
     return activation_reference(F.linear(x, weight, bias), activation)
-
-
-@cache
-def _kernels() -> ModuleType:
-    """The launchers, imported once and when they are first needed: Triton may be absent."""
-    from tinynet_kernels import linear
-
-    return linear
 
 
 _NAMES = ("input", "weight", "bias")
@@ -62,7 +53,7 @@ class LinearFunction(torch.autograd.Function):
 
     Its tensors come as x, weight, bias, weight, bias, ... in their own dtypes, and so do their gradients; the kernels
     compute in `dtype`, or for None in the one that all tensors have. A chain knows who reads a hidden layer's output:
-    the product that makes its gradient applies act' and sums db too, which else takes a pass of its own.
+    the product that computes its gradient applies act' and sums db too, which otherwise takes a pass of its own.
     """
 
     @staticmethod
@@ -95,7 +86,7 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """y of a chain, and what its backward reads: x, weight and what the derivative needs of each layer, in `dtype`."""
-    linear_forward = _kernels().linear_forward
+    linear_forward = kernels.linear.linear_forward
     saved = []
     if dtype is not None:
         x, *parameters = cast_to(dtype, x, *parameters)
@@ -122,71 +113,55 @@ def linear_gradients(
         wanted: which gradients are.
         dtypes: of the gradients; None for a bias that isn't. None in all: that of x.
     """
-    kernels = _kernels()
+    launchers = kernels.linear
     dtypes = [saved[0].dtype] * len(wanted) if dtypes is None else dtypes
     gradients: list[Tensor | None] = [None] * len(wanted)
     dz, db = grad if grad.stride(1) == 1 else grad.contiguous(), None
-    curved = activations[-1].name != "identity"
-    if wanted[-1] or (curved and any(wanted)):
-        made, db = kernels.activation_backward(dz, saved[-1], activations[-1], want_dz=curved, want_bias=wanted[-1])
-        dz = dz if made is None else made
+    has_activation = activations[-1].name != "identity"
+    if wanted[-1] or (has_activation and any(wanted)):
+        through_activation, db = kernels.activation.activation_backward(
+            dz, saved[-1], activations[-1], want_dz=has_activation, want_bias=wanted[-1]
+        )
+        dz = dz if through_activation is None else through_activation
     for layer in reversed(range(len(activations))):
         x, weight = saved[3 * layer], saved[3 * layer + 1]
         of_weight, of_bias = 2 * layer + 1, 2 * layer + 2
         if wanted[of_weight]:
-            gradients[of_weight] = kernels.linear_weight_gradient(dz, x, dtypes[of_weight])
+            gradients[of_weight] = launchers.linear_weight_gradient(dz, x, dtypes[of_weight])
         if db is not None:
             gradients[of_bias] = db if db.dtype is dtypes[of_bias] else db.to(dtypes[of_bias])
         if not any(wanted[:of_weight]):
             break
         if layer == 0:
-            gradients[0] = kernels.linear_input_gradient(dz, weight, dtypes[0])
+            gradients[0] = launchers.linear_input_gradient(dz, weight, dtypes[0])
         else:
             below = activations[layer - 1]
-            dz, db = kernels.linear_hidden_gradient(
+            dz, db = launchers.linear_hidden_gradient(
                 dz, weight, saved[3 * layer - 1], below, want_bias=wanted[of_bias - 2]
             )
     return gradients
 
 
-def _operator_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, name: str, parameters: list[float], save: bool
-) -> tuple[Tensor, Tensor | None]:
-    """y, and z where the backward needs it."""
-    activation = Activation.from_values(name, parameters)
-    return _kernels().linear_forward(x, weight, bias, activation, save=save and not activation.reads_output)
-
-
-def _operator_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, name: str, parameters: list[float], save: bool
-) -> tuple[Tensor, Tensor | None]:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, save: bool) -> Tensors:
     y = x.new_empty((x.shape[0], weight.shape[0]))
-    saves_input = save and name != "identity" and not Activation.from_values(name, parameters).reads_output
-    return y, torch.empty_like(y) if saves_input else None
+    return y, torch.empty_like(y) if save and activation.reads_input else None
 
 
-def _operator_backward(
-    grads: list[Tensor], saved: list[Any], name: str, parameters: list[float], wanted: list[bool]
-) -> list[Tensor | None]:
-    activation = Activation.from_values(name, parameters)
-    return linear_gradients(grads[0], saved, (activation,), wanted)
-
-
-def _operator_fake_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> list[Tensor | None]:
+def _fake_backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> Tensors:
     shapes = saved[0].shape, saved[1].shape, saved[1].shape[:1]
     return [grads[0].new_empty(shape) if want else None for shape, want in zip(shapes, rest[-1], strict=True)]
 
 
 linear_operator = Operator(
-    "linear(Tensor x, Tensor weight, Tensor? bias, str name, float[] parameters, bool save) -> (Tensor, Tensor)",
-    forward=_operator_forward,
-    fake=_operator_fake,
-    saves=lambda given, made: [*given[:2], made[0] if Activation.from_values(*given[3:5]).reads_output else made[1]],
-    backward=_operator_backward,
-    fake_backward=_operator_fake_backward,
-    reference=lambda x, weight, bias, name, parameters: linear_reference(
-        x, weight, bias, Activation.from_values(name, parameters)
+    "linear(Tensor x, Tensor weight, Tensor? bias, Activation activation) -> (Tensor, Tensor)",
+    forward=lambda x, weight, bias, activation, save: kernels.linear.linear_forward(
+        x, weight, bias, activation, save=save and activation.reads_input
     ),
+    fake=_fake,
+    saves=lambda given, results: [*given[:2], results[0] if given[3].reads_output else results[1]],
+    backward=lambda grads, saved, activation, wanted: linear_gradients(grads[0], saved, (activation,), wanted),
+    fake_backward=_fake_backward,
+    reference=linear_reference,
     flops=lambda wanted, x, weight, *_: 2 * x.shape[0] * weight.numel() * (1 if wanted is None else sum(wanted[:2])),
 )
 
@@ -221,7 +196,7 @@ def linear(
 
 
 def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """Linear layers one after another, in one autograd function: each reads what the one before it made.
+    """Linear layers one after another, in one autograd function: each reads the output of the one before it.
 
     Args:
         input: x [..., K] of the first layer, as in `linear`.
@@ -238,12 +213,12 @@ def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     for weight, bias, _ in layers:
         parameters += weight, bias
     names = _NAMES if len(layers) == 1 else ("input", *_NAMES[1:] * len(layers))
-    way = route_floating("linear", dtype, names, input, *parameters)
+    route = route_floating("linear", dtype, names, input, *parameters)
     shape = input.shape
     for weight, bias, _ in layers:
         shape = _output_shape(shape, weight, bias)
-    if way is not Route.KERNELS:
-        return _layer_by_layer(input, layers, way)
+    if route is not Route.KERNELS:
+        return _layer_by_layer(input, layers, route)
     rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
     activations = tuple([layer[2] for layer in layers])
     if needs_gradient(input, *parameters):
@@ -253,16 +228,15 @@ def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     return y if input.dim() == 2 else y.view(shape)
 
 
-def _layer_by_layer(x: Tensor, layers: Sequence[Layer], way: Route) -> Tensor:
+def _layer_by_layer(x: Tensor, layers: Sequence[Layer], route: Route) -> Tensor:
     """A chain through the reference or the registered operator."""
     for weight, bias, activation in layers:
         x, weight, bias = autocast(x, weight, bias)
-        if way is Route.REFERENCE:
+        if route is Route.REFERENCE:
             x = linear_reference(x, weight, bias, activation)
             continue
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        save = needs_gradient(x, weight, bias)
-        y = linear_operator(rows, weight, bias, activation.name, activation.values, save)[0]
+        y = linear_operator(Route.OPERATOR, rows, weight, bias, activation)[0]
         x = y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
     return x
 

@@ -13,10 +13,15 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import Route, route
-from tinynet.ops.activation import is_dense
-from tinynet.ops.arguments import as_integer, autocast_to_float32, check_device, check_floating, needs_gradient
-from tinynet.ops.autograd import gradients_of, through_kernels
+from tinynet.dispatch import Route, route_of
+from tinynet.ops import kernels
+from tinynet.ops.arguments import (
+    as_integer,
+    autocast_to_float32,
+    check_device,
+    check_floating,
+    is_dense,
+)
 from tinynet.ops.operator import Operator, Tensors, like_saved
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -41,38 +46,6 @@ def mse_loss_reference(input: Tensor, target: Tensor, reduction: str = "mean") -
     return F.mse_loss(input, target, reduction=reduction)
 
 
-def _cross_entropy_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    logits, target, weight, _, _ = ctx.saved_tensors
-    wanted = (*ctx.needs_input_grad[:2], *[False] * (1 + len(ctx.options)))
-    return gradients_of(cross_entropy_reference, (logits, target, weight, *ctx.options), wanted, (grad,))
-
-
-class CrossEntropyFunction(torch.autograd.Function):
-    """Cross-entropy of logits [N, C] or [N, C, S] through the kernels."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        ignore_index: int,
-        reduction: str,
-        label_smoothing: float,
-    ) -> Tensor:
-        options = (ignore_index, reduction, label_smoothing)
-        loss, divisor, saved = _forward(logits, target, weight, *options, save=True)
-        ctx.save_for_backward(logits, target, weight, divisor, saved)
-        ctx.options = options
-        return loss
-
-    @staticmethod
-    @through_kernels(_cross_entropy_in_pytorch)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options, wanted=ctx.needs_input_grad[:2])
-        return (*gradients, None, None, None, None)
-
-
 def _forward(
     logits: Tensor,
     target: Tensor,
@@ -80,18 +53,16 @@ def _forward(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
-    *,
     save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The launcher, and a look at the labels where the loss is NaN and looking costs no wait for a device."""
-    from tinynet_kernels.loss import cross_entropy_forward
-
     weight = None if weight is None else weight.contiguous()
-    made = cross_entropy_forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
-    loss = made[0]
+    options = ignore_index, reduction, label_smoothing
+    results = kernels.loss.cross_entropy_forward(logits, target, weight, *options, save=save)
+    loss = results[0]
     if loss.is_cpu and not target.is_floating_point() and _has_nan(loss):
         _check_labels(target, logits.shape[1], ignore_index)
-    return made
+    return results
 
 
 def _has_nan(loss: Tensor) -> bool:
@@ -99,35 +70,22 @@ def _has_nan(loss: Tensor) -> bool:
     return bool(loss.isnan().any()) if loss.dim() else math.isnan(loss.item())
 
 
-def _backward(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    divisor: Tensor | None,
-    saved: Tensor,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    *,
-    wanted: tuple[bool, ...] | list[bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """(dx, dp), each None where not wanted."""
-    from tinynet_kernels.loss import cross_entropy_backward
-
-    return cross_entropy_backward(
-        grad.contiguous(),
+def _backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> Tensors:
+    """(dx, dp, None for the weight), each None where not wanted."""
+    logits, target, weight, divisor, row_sums = saved
+    *options, wanted = rest
+    gradients = kernels.loss.cross_entropy_backward(
+        grads[0].contiguous(),
         logits,
         target,
         None if weight is None else weight.contiguous(),
         divisor,
-        saved,
-        ignore_index,
-        reduction,
-        label_smoothing,
+        row_sums,
+        *options,
         want_dx=wanted[0],
         want_dtarget=wanted[1],
     )
+    return *gradients, None
 
 
 def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
@@ -137,12 +95,7 @@ def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
         raise IndexError(f"cross_entropy: target {label} is out of bounds: expected 0 to {classes - 1} or ignore_index")
 
 
-def _operator_forward(*arguments: Any) -> Tensors:
-    *given, save = arguments
-    return _forward(*given, save=save)
-
-
-def _operator_fake(
+def _fake(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -159,18 +112,13 @@ def _operator_fake(
     )
 
 
-def _operator_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> Tensors:
-    *options, wanted = rest
-    return (*_backward(grads[0], *saved, *options, wanted=wanted[:2]), None)
-
-
 cross_entropy_operator = Operator(
     "cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, str reduction, "
-    "float label_smoothing, bool save) -> (Tensor, Tensor, Tensor)",
-    forward=_operator_forward,
-    fake=_operator_fake,
-    saves=lambda given, made: [*given[:3], *made[1:]],
-    backward=_operator_backward,
+    "float label_smoothing) -> (Tensor, Tensor, Tensor)",
+    forward=_forward,
+    fake=_fake,
+    saves=lambda given, results: [*given[:3], *results[1:]],
+    backward=_backward,
     fake_backward=lambda grads, saved, *rest: [*like_saved(grads, saved[:2], rest[-1][:2]), None],
     reference=cross_entropy_reference,
 )
@@ -219,22 +167,16 @@ def cross_entropy(
     if not isinstance(target, Tensor):
         raise TypeError(f"cross_entropy: target must be a tensor, got {type(target).__name__}")
     check_device("cross_entropy", "target", target, "input", input)
-    way = route("cross_entropy", ("input", "target", "weight"), input, target, weight)
+    route = route_of("cross_entropy", ("input", "target", "weight"), input, target, weight)
     _check_cross_entropy(input, target, weight, ignore_index, label_smoothing)
     weight = None if weight is None else weight.detach()
     target = target.long() if target.dtype is torch.uint8 else target
     options = (as_integer(ignore_index), reduction, float(label_smoothing))
-    if way is Route.REFERENCE:
+    if route is Route.REFERENCE:
         return cross_entropy_reference(input, target, weight, *options)
     logits = _as_rows(input, classes=True)
     rows = _as_rows(target, classes=target.is_floating_point())
-    needs_grad = needs_gradient(input, target)
-    if way is Route.OPERATOR:
-        loss: Tensor = cross_entropy_operator(logits, rows, weight, *options, needs_grad)[0]
-    elif needs_grad:
-        loss = CrossEntropyFunction.apply(logits, rows, weight, *options)  # pyright: ignore[reportAssignmentType]
-    else:
-        loss, _, _ = _forward(logits, rows, weight, *options, save=False)
+    loss: Tensor = cross_entropy_operator(route, logits, rows, weight, *options)[0]
     if reduction != "none" or input.dim() == 2:
         return loss
     return loss.view(() if input.dim() == 1 else (input.shape[0], *input.shape[2:]))
@@ -284,29 +226,6 @@ def _check_cross_entropy(
         raise TypeError(f"cross_entropy: target must hold labels in int64 or uint8, got {target.dtype}")
 
 
-def _mse_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    inputs = (*ctx.saved_tensors, ctx.reduction)
-    return gradients_of(mse_loss_reference, inputs, (*ctx.needs_input_grad[:2], False), (grad,))
-
-
-class MSELossFunction(torch.autograd.Function):
-    """(x - target)^2, reduced, through the kernels; both dense, in one layout."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Tensor, reduction: str) -> Tensor:
-        from tinynet_kernels.loss import mse_loss_forward
-
-        ctx.save_for_backward(x, target)
-        ctx.reduction = reduction
-        return mse_loss_forward(x, target, reduction)
-
-    @staticmethod
-    @through_kernels(_mse_in_pytorch)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, target = ctx.saved_tensors
-        return (*_mse_gradients(grad, x, target, ctx.reduction, ctx.needs_input_grad[:2]), None)
-
-
 def _same_dense_layout(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as they are where they walk memory alike, else both contiguous."""
     if x.stride() == target.stride() and is_dense(x):
@@ -314,34 +233,24 @@ def _same_dense_layout(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return x.contiguous(), target.contiguous()
 
 
-def _mse_gradients(
-    grad: Tensor, x: Tensor, target: Tensor, reduction: str, wanted: tuple[bool, ...] | list[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """(dx, dtarget) of dense tensors of one layout, each None where not wanted."""
-    from tinynet_kernels.loss import mse_loss_backward
-
+def _mse_backward(grads: Sequence[Tensor], saved: Sequence[Any], reduction: str, wanted: Sequence[bool]) -> Tensors:
+    """(dx, dtarget), each None where not wanted."""
+    x, target = _same_dense_layout(*saved)
+    grad = grads[0]
     if reduction == "none" and grad.stride() != x.stride():
         grad = torch.empty_like(x).copy_(grad)
-    return mse_loss_backward(grad, x, target, reduction, want_dx=wanted[0], want_dtarget=wanted[1])
-
-
-def _mse_operator_forward(x: Tensor, target: Tensor, reduction: str, save: bool) -> Tensors:
-    from tinynet_kernels.loss import mse_loss_forward
-
-    return [mse_loss_forward(x.contiguous(), target.contiguous(), reduction)]
+    return kernels.loss.mse_loss_backward(grad, x, target, reduction, want_dx=wanted[0], want_dtarget=wanted[1])
 
 
 mse_loss_operator = Operator(
-    "mse_loss(Tensor x, Tensor target, str reduction, bool save) -> Tensor",
-    forward=_mse_operator_forward,
-    fake=lambda x, target, reduction, save: [x.new_empty(x.shape if reduction == "none" else ())],
-    saves=lambda given, made: given[:2],
-    backward=lambda grads, saved, reduction, wanted: _mse_gradients(
-        grads[0], saved[0].contiguous(), saved[1].contiguous(), reduction, wanted
-    ),
-    fake_backward=lambda grads, saved, reduction, wanted: [
-        x.new_empty(x.shape) if want else None for x, want in zip(saved, wanted, strict=True)
+    "mse_loss(Tensor x, Tensor target, str reduction) -> Tensor",
+    forward=lambda x, target, reduction, _: [kernels.loss.mse_loss_forward(*_same_dense_layout(x, target), reduction)],
+    fake=lambda x, target, reduction, _: [
+        torch.empty_like(_same_dense_layout(x, target)[0]) if reduction == "none" else x.new_empty(())
     ],
+    saves=lambda given, results: given[:2],
+    backward=_mse_backward,
+    fake_backward=lambda grads, saved, reduction, wanted: like_saved(grads, _same_dense_layout(*saved), wanted),
     reference=mse_loss_reference,
 )
 
@@ -378,21 +287,12 @@ def mse_loss(
     reduction = _checked_reduction("mse_loss", reduction, size_average, reduce)
     input, target, weight = autocast_to_float32(input, target, weight)
     check_floating("mse_loss", input=input, target=target, weight=weight)
-    way = route("mse_loss", ("input", "target", "weight"), input, target, weight)
+    route = route_of("mse_loss", ("input", "target", "weight"), input, target, weight)
     if weight is not None:
         return _weighted_mse_loss(input, target, weight, reduction)
     if input.shape != target.shape:
         input, target = _broadcast(input, target)
-    if way is Route.REFERENCE:
-        return mse_loss_reference(input, target, reduction)
-    if way is Route.OPERATOR:
-        return mse_loss_operator(input, target, reduction, needs_gradient(input, target))
-    input, target = _same_dense_layout(input, target)
-    if needs_gradient(input, target):
-        return MSELossFunction.apply(input, target, reduction)  # pyright: ignore[reportReturnType]
-    from tinynet_kernels.loss import mse_loss_forward
-
-    return mse_loss_forward(input, target, reduction)
+    return mse_loss_operator(route, input, target, reduction)
 
 
 def _weighted_mse_loss(input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from tinynet.dispatch import Route, is_plain_eager, route
-from tinynet.ops.activation import is_dense
+from tinynet.dispatch import Route, is_plain_eager, route_of
+from tinynet.ops import kernels
+from tinynet.ops.arguments import is_dense
 
 if TYPE_CHECKING:
     from tinynet_kernels.optimizer import PointerTable
@@ -144,9 +145,7 @@ def sgd(
             for parameter, gradient, *buffer in bucket.rows:
                 sgd_reference(parameter, gradient, buffer[0] if buffer else None, **settings)
         else:
-            from tinynet_kernels.optimizer import sgd_step
-
-            sgd_step(bucket.table, reached=bucket.columns, **settings)
+            kernels.optimizer.sgd_step(bucket.table, reached=bucket.columns, **settings)
             increment_version(bucket.written)
 
 
@@ -209,9 +208,7 @@ def adam(
             for parameter, gradient, exp_avg, exp_avg_sq, *largest in bucket.rows:
                 adam_reference(parameter, gradient, exp_avg, exp_avg_sq, largest[0] if largest else None, **settings)
         else:
-            from tinynet_kernels.optimizer import adam_step
-
-            adam_step(bucket.table, reached=bucket.columns, amsgrad=amsgrad, **settings)
+            kernels.optimizer.adam_step(bucket.table, reached=bucket.columns, amsgrad=amsgrad, **settings)
             increment_version(bucket.written)
 
 
@@ -257,9 +254,7 @@ def _buckets(
             continue
         flat = list(zip(*rows, strict=True))
         if launches == len(tables):
-            from tinynet_kernels.optimizer import PointerTable
-
-            tables.append(PointerTable(flat))
+            tables.append(kernels.optimizer.PointerTable(flat))
         else:
             tables[launches].update(flat)
         changed = [tensor for index, column in enumerate(flat) if index != 1 for tensor in column]  # all but gradients
@@ -269,7 +264,7 @@ def _buckets(
 
 
 def _takes_kernels(operator: str, parameter: Tensor) -> bool:
-    return route(operator, ("params",), parameter) is Route.KERNELS
+    return route_of(operator, ("params",), parameter) is Route.KERNELS
 
 
 def _groups(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import Route, route
+from tinynet.dispatch import Route, route_of
+from tinynet.ops import kernels
 from tinynet.ops.arguments import as_integer, check_floating, needs_gradient
 from tinynet.ops.autograd import gradients_of, through_kernels
 from tinynet.ops.operator import Operator, Tensors
@@ -91,27 +91,25 @@ class MaxPool2dFunction(torch.autograd.Function):
 def _max_forward(
     x: Tensor, window: Sequence[Any], out_size: Any, channels_last: bool, save: bool, want_index: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    from tinynet_kernels.pool import Window, max_pool2d_forward
-
-    return max_pool2d_forward(
-        x, Window(*window), out_size, channels_last=channels_last, want_winner=save, want_index=want_index
+    return kernels.pool.max_pool2d_forward(
+        x, kernels.pool.Window(*window), out_size, channels_last=channels_last, want_winner=save, want_index=want_index
     )
 
 
 def _max_backward(grad: Tensor, winner: Tensor, window: Sequence[Any], size: Any, channels_last: bool) -> Tensor:
-    from tinynet_kernels.pool import Window, max_pool2d_backward
-
-    return max_pool2d_backward(_dense(grad, channels_last), winner, Window(*window), size, channels_last=channels_last)
+    return kernels.pool.max_pool2d_backward(
+        _dense(grad, channels_last), winner, kernels.pool.Window(*window), size, channels_last=channels_last
+    )
 
 
 def _avg_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
     window, _, _, *options = ctx.geometry
     x = torch.zeros((), dtype=grad.dtype, device=grad.device).expand(ctx.shape)  # of no effect: means are linear
-    return gradients_of(partial(_avg_in_size, window, ctx.out_size, *options), (x,), (True,), (grad,))
+    return gradients_of(lambda x: _avg_in_size(x, window, ctx.out_size, *options), (x,), (True,), (grad,))
 
 
 def _avg_in_size(
-    window: Sequence[Any] | None, out_size: Sequence[int], count_include_pad: bool, divisor_override: int, x: Tensor
+    x: Tensor, window: Sequence[Any] | None, out_size: Sequence[int], count_include_pad: bool, divisor_override: int
 ) -> Tensor:
     """The means of x [N, C, H, W] in plain PyTorch; `window` None stands for adaptive ones."""
     if window is None:
@@ -152,16 +150,14 @@ class AvgPool2dFunction(torch.autograd.Function):
 
 def _mean_window(window: Sequence[Any] | None, size: Any, out_size: Any) -> Any:
     """The kernels' window; None stands for the adaptive one, a plain one where the outputs divide the image."""
-    from tinynet_kernels.pool import Window
-    from tinynet_kernels.tiles import ceil_div
-
+    Window = kernels.pool.Window
     if window is not None:
         return Window(*window)
     (H, W), (OH, OW) = size, out_size
     if H % OH == 0 and W % OW == 0:
         kernel = (H // OH, W // OW)
         return Window(kernel, kernel, (0, 0))
-    return Window((ceil_div(H, OH) + 1, ceil_div(W, OW) + 1), (1, 1), (0, 0), adaptive=True)
+    return Window((-(-H // OH) + 1, -(-W // OW) + 1), (1, 1), (0, 0), adaptive=True)
 
 
 def _avg_forward(
@@ -172,9 +168,7 @@ def _avg_forward(
     count_include_pad: bool,
     divisor_override: int,
 ) -> Tensor:
-    from tinynet_kernels.pool import avg_pool2d_forward
-
-    return avg_pool2d_forward(
+    return kernels.pool.avg_pool2d_forward(
         x,
         _mean_window(window, x.shape[2:], out_size),
         out_size,
@@ -192,9 +186,7 @@ def _avg_backward(
     count_include_pad: bool,
     divisor_override: int,
 ) -> Tensor:
-    from tinynet_kernels.pool import avg_pool2d_backward
-
-    return avg_pool2d_backward(
+    return kernels.pool.avg_pool2d_backward(
         _dense(grad, channels_last),
         _mean_window(window, size, grad.shape[2:]),
         size,
@@ -204,15 +196,8 @@ def _avg_backward(
     )
 
 
-def _pairs(*given: list[int]) -> Any:
-    """What a registered operator is given as lists, hashable."""
-    return tuple(tuple(pair) for pair in given)
-
-
 def _dense(grad: Tensor, channels_last: bool) -> Tensor:
-    from tinynet_kernels.layout import to_channels_last
-
-    return to_channels_last(grad) if channels_last else grad.contiguous()
+    return kernels.layout.to_channels_last(grad) if channels_last else grad.contiguous()
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -227,111 +212,58 @@ def _fake(x: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtyp
     return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
 
 
-def _winner_dtype(kernel: Sequence[int]) -> torch.dtype:
-    from tinynet_kernels.pool import winner_dtype
-
-    return winner_dtype(kernel[0] * kernel[1])
-
-
-def _max_operator_forward(
-    x: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    size: list[int],
-    out_size: list[int],
-    channels_last: bool,
-    want_index: bool,
-    save: bool,
-) -> Tensors:
-    """The maxima, which tap won (where a backward follows), and the indices where wanted."""
-    window = _pairs(kernel, stride, padding, dilation)
-    return _max_forward(x, window, tuple(out_size), channels_last, save, want_index)
-
-
-def _max_operator_fake(x: Tensor, kernel: list[int], *rest: Any) -> Tensors:
+def _max_fake(x: Tensor, kernel: Pair, *rest: Any) -> Tensors:
     *_, out_size, channels_last, want_index, save = rest
+    argmax_dtype = kernels.pool.winner_dtype(kernel[0] * kernel[1])
     return (
         _fake(x, out_size, channels_last),
-        _fake(x, out_size, channels_last, _winner_dtype(kernel)) if save else None,
+        _fake(x, out_size, channels_last, argmax_dtype) if save else None,
         _fake(x, out_size, channels_last, torch.int64) if want_index else None,
     )
 
 
-def _max_operator_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> Tensors:
-    *window, size, _, channels_last, _, _ = rest
-    return [_max_backward(grads[0], saved[0], _pairs(*window), tuple(size), channels_last)]
-
-
-def _max_operator_reference(x: Tensor, *settings: Any) -> Tensor:
-    *window, _, out_size, _, _ = settings
-    kernel, stride, padding, dilation = _pairs(*window)
-    return _of_size(out_size, lambda ceil: max_pool2d_reference(x, kernel, stride, padding, dilation, ceil)[0])
-
-
 max_pool2d_operator = Operator(
     "max_pool2d(Tensor x, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] size, "
-    "SymInt[] out_size, bool channels_last, bool want_index, bool save) -> (Tensor, Tensor, Tensor)",
-    forward=_max_operator_forward,
-    fake=_max_operator_fake,
-    saves=lambda given, made: [made[1]],
-    backward=_max_operator_backward,
+    "SymInt[] out_size, bool channels_last, bool want_index) -> (Tensor, Tensor, Tensor)",
+    forward=lambda x, kernel, stride, padding, dilation, _, out_size, channels_last, want_index, save: _max_forward(
+        x, (kernel, stride, padding, dilation), out_size, channels_last, save, want_index
+    ),
+    fake=_max_fake,
+    saves=lambda given, results: [results[1]],
+    backward=lambda grads, saved, kernel, stride, padding, dilation, size, _, channels_last, *__: [
+        _max_backward(grads[0], saved[0], (kernel, stride, padding, dilation), size, channels_last)
+    ],
     fake_backward=lambda grads, saved, *rest: [_fake(grads[0], rest[-5], rest[-3])],
-    reference=_max_operator_reference,
+    reference=lambda x, kernel, stride, padding, dilation, _, out_size, *__: _of_size(
+        out_size, lambda ceil: max_pool2d_reference(x, kernel, stride, padding, dilation, ceil)[0]
+    ),
 )
-
-
-def _avg_operator_forward(
-    x: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    size: list[int],
-    out_size: list[int],
-    channels_last: bool,
-    count_include_pad: bool,
-    divisor_override: int,
-    save: bool,
-) -> Tensors:
-    window = _pairs(kernel, stride, padding)
-    return [_avg_forward(x, window, tuple(out_size), channels_last, count_include_pad, divisor_override)]
-
-
-def _avg_operator_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> Tensors:
-    *window, size, _, channels_last, count_include_pad, divisor_override, _ = rest
-    options = channels_last, count_include_pad, divisor_override
-    return [_avg_backward(grads[0], _pairs(*window), tuple(size), *options)]
-
-
-def _avg_operator_reference(x: Tensor, *settings: Any) -> Tensor:
-    *window, _, out_size, _, count_include_pad, divisor_override = settings
-    return _avg_in_size(_pairs(*window), out_size, count_include_pad, divisor_override, x)
-
 
 avg_pool2d_operator = Operator(
     "avg_pool2d(Tensor x, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] size, SymInt[] out_size, "
-    "bool channels_last, bool count_include_pad, int divisor_override, bool save) -> Tensor",
-    forward=_avg_operator_forward,
+    "bool channels_last, bool count_include_pad, int divisor_override) -> Tensor",
+    forward=lambda x, kernel, stride, padding, _, *rest: [_avg_forward(x, (kernel, stride, padding), *rest[:-1])],
     fake=lambda x, *rest: [_fake(x, rest[-5], rest[-4])],
-    saves=lambda given, made: [],
-    backward=_avg_operator_backward,
+    saves=lambda given, results: [],
+    backward=lambda grads, saved, kernel, stride, padding, size, _, *rest: [
+        _avg_backward(grads[0], (kernel, stride, padding), size, *rest[:-1])
+    ],
     fake_backward=lambda grads, saved, *rest: [_fake(grads[0], rest[-6], rest[-4])],
-    reference=_avg_operator_reference,
+    reference=lambda x, kernel, stride, padding, _, out_size, __, *options: _avg_in_size(
+        x, (kernel, stride, padding), out_size, *options
+    ),
 )
 
 adaptive_avg_pool2d_operator = Operator(
-    "adaptive_avg_pool2d(Tensor x, SymInt[] size, SymInt[] out_size, bool channels_last, bool save) -> Tensor",
-    forward=lambda x, size, out_size, channels_last, _: [
-        _avg_forward(x, None, tuple(out_size), channels_last, True, 0)
-    ],
+    "adaptive_avg_pool2d(Tensor x, SymInt[] size, SymInt[] out_size, bool channels_last) -> Tensor",
+    forward=lambda x, size, out_size, channels_last, _: [_avg_forward(x, None, out_size, channels_last, True, 0)],
     fake=lambda x, size, out_size, channels_last, _: [_fake(x, out_size, channels_last)],
-    saves=lambda given, made: [],
+    saves=lambda given, results: [],
     backward=lambda grads, saved, size, out_size, channels_last, _: [
-        _avg_backward(grads[0], None, tuple(size), channels_last, True, 0)
+        _avg_backward(grads[0], None, size, channels_last, True, 0)
     ],
     fake_backward=lambda grads, saved, size, out_size, channels_last, _: [_fake(grads[0], size, channels_last)],
-    reference=lambda x, size, out_size, _: adaptive_avg_pool2d_reference(x, tuple(out_size)),
+    reference=lambda x, size, out_size, _: adaptive_avg_pool2d_reference(x, out_size),
 )
 
 
@@ -370,7 +302,7 @@ def max_pool2d(
         arguments = kernel_size, stride, padding, dilation, ceil_mode, return_indices
         return handle_torch_function(max_pool2d, (input,), input, *arguments)
     check_floating("max_pool2d", input=input)
-    way = route("max_pool2d", ("input",), input)
+    route = route_of("max_pool2d", ("input",), input)
     _check_shape("max_pool2d", input)
     kernel = _pair("max_pool2d", "kernel_size", kernel_size, least=1)
     step = kernel if stride is None else _pair("max_pool2d", "stride", stride, least=1)
@@ -378,16 +310,14 @@ def max_pool2d(
     spread = _pair("max_pool2d", "dilation", dilation, least=1)
     window = (kernel, step, border, spread)
     out_size = _output_size("max_pool2d", input, window, ceil_mode)
-    if way is Route.REFERENCE:
+    if route is Route.REFERENCE:
         y, index = max_pool2d_reference(input, *window, ceil_mode)
         return (y, index) if return_indices else y
     x = input if input.dim() == 4 else input.unsqueeze(0)
     channels_last = _is_channels_last(x)
-    needs_grad = needs_gradient(input)
-    if way is Route.OPERATOR:
-        sizes = x.shape[2:], out_size
-        y, _, index = max_pool2d_operator(x, *window, *sizes, channels_last, return_indices, needs_grad)
-    elif needs_grad:
+    if route is Route.OPERATOR:
+        y, _, index = max_pool2d_operator(route, x, *window, x.shape[2:], out_size, channels_last, return_indices)
+    elif needs_gradient(input):
         y, index = MaxPool2dFunction.apply(x, window, out_size, channels_last, return_indices)  # pyright: ignore
     else:
         y, _, index = _max_forward(x, window, out_size, channels_last, False, return_indices)
@@ -431,7 +361,7 @@ def avg_pool2d(
         arguments = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         return handle_torch_function(avg_pool2d, (input,), input, *arguments)
     check_floating("avg_pool2d", input=input)
-    way = route("avg_pool2d", ("input",), input)
+    route = route_of("avg_pool2d", ("input",), input)
     _check_shape("avg_pool2d", input)
     kernel = _pair("avg_pool2d", "kernel_size", kernel_size, least=1)
     step = kernel if stride is None else _pair("avg_pool2d", "stride", stride, least=1)
@@ -441,12 +371,12 @@ def avg_pool2d(
         raise ValueError(f"avg_pool2d: divisor_override must be an integer other than 0, got {divisor_override!r}")
     window = (kernel, step, border)
     out_size = _output_size("avg_pool2d", input, (*window, (1, 1)), ceil_mode)
-    if way is Route.REFERENCE:
+    if route is Route.REFERENCE:
         return avg_pool2d_reference(input, *window, ceil_mode, count_include_pad, divisor)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     options = (out_size, _is_channels_last(x), count_include_pad, divisor or 0)
-    if way is Route.OPERATOR:
-        y = avg_pool2d_operator(x, *window, x.shape[2:], *options, needs_gradient(x))
+    if route is Route.OPERATOR:
+        y = avg_pool2d_operator(route, x, *window, x.shape[2:], *options)
     else:
         y = _avg_eager(x, window, *options)
     return y if input.dim() == 4 else y.squeeze(0)
@@ -471,19 +401,19 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
     check_floating("adaptive_avg_pool2d", input=input)
-    way = route("adaptive_avg_pool2d", ("input",), input)
+    route = route_of("adaptive_avg_pool2d", ("input",), input)
     _check_shape("adaptive_avg_pool2d", input)
     sizes = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
     kept = [given if size is None else size for size, given in zip(sizes, input.shape[-2:], strict=False)]
     if len(sizes) != 2:
         raise ValueError(f"adaptive_avg_pool2d: output_size must be one number or two, got {output_size!r}")
     out_size = _pair("adaptive_avg_pool2d", "output_size", kept, least=1)
-    if way is Route.REFERENCE:
+    if route is Route.REFERENCE:
         return adaptive_avg_pool2d_reference(input, out_size)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     channels_last = _is_channels_last(x)
-    if way is Route.OPERATOR:
-        y = adaptive_avg_pool2d_operator(x, x.shape[2:], out_size, channels_last, needs_gradient(x))
+    if route is Route.OPERATOR:
+        y = adaptive_avg_pool2d_operator(route, x, x.shape[2:], out_size, channels_last)
     else:
         y = _avg_eager(x, None, out_size, channels_last, True, 0)
     return y if input.dim() == 4 else y.squeeze(0)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinynet.dispatch import Route, any_subclass, is_forward_mode, route
+from tinynet.dispatch import Route, any_subclass, is_forward_mode, route_of
+from tinynet.ops import kernels
 from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient, without_autocast
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
@@ -109,10 +110,8 @@ class RecurrentFunction(torch.autograd.Function):
         reset: Tensor | None,
         recompute: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        from tinynet_kernels.recurrent import recurrent_forward
-
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-        y, h_n, c_n, saved = recurrent_forward(
+        y, h_n, c_n, saved = kernels.recurrent.recurrent_forward(
             mode, x, weights, h0, c0, sequences, reset, save=True, recompute=recompute
         )
         ctx.save_for_backward(x, *weights, _saved_output(mode, y, recompute), h0, *saved, reset)
@@ -144,15 +143,15 @@ def _gradients(
     wanted: Sequence[bool],
 ) -> Gradients:
     """The layer's gradients. `saved`: x, the five weights, y, h0, what the forward saved, and reset."""
-    from tinynet_kernels.recurrent import recurrent_backward
-
     x, y, h0 = saved[0], saved[6], saved[7]
     assert x is not None and h0 is not None and saved[1] is not None and saved[2] is not None
     weights = Weights(saved[1], saved[2], *saved[3:6])
     states, reset = Saved(*saved[8:11]), saved[11]
     d_y, d_h_n = d_y.contiguous(), d_h_n.contiguous()
     d_c_n = d_c_n.contiguous() if mode == "lstm" and d_c_n is not None else None
-    return recurrent_backward(mode, d_y, d_h_n, d_c_n, x, weights, y, h0, states, sequences, reset, Wanted(*wanted))
+    return kernels.recurrent.recurrent_backward(
+        mode, d_y, d_h_n, d_c_n, x, weights, y, h0, states, sequences, reset, Wanted(*wanted)
+    )
 
 
 def _sequences(x: Tensor, h0: Tensor, batch_sizes: Tensor | None) -> Sequences:
@@ -162,7 +161,7 @@ def _sequences(x: Tensor, h0: Tensor, batch_sizes: Tensor | None) -> Sequences:
     return packed_sequences(batch_sizes, x.device)
 
 
-def _operator_forward(
+def _forward(
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
@@ -178,15 +177,15 @@ def _operator_forward(
     save: bool,
 ) -> Tensors:
     """One layer: y, h_n, c_n, gates, previous, cell."""
-    from tinynet_kernels.recurrent import recurrent_forward
-
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     sequences = _sequences(x, h0, batch_sizes)
-    y, h_n, c_n, saved = recurrent_forward(mode, x, weights, h0, c0, sequences, reset, save=save, recompute=recompute)
+    y, h_n, c_n, saved = kernels.recurrent.recurrent_forward(
+        mode, x, weights, h0, c0, sequences, reset, save=save, recompute=recompute
+    )
     return y, h_n, c_n, *saved
 
 
-def _operator_fake(x: Tensor, *rest: Any) -> Tensors:
+def _fake(x: Tensor, *rest: Any) -> Tensors:
     _, weight_hh, _, _, _, h0, c0, _, _, mode, recompute, save = rest
     rows = x.shape[0]
     directions, gate_rows, outputs = weight_hh.shape
@@ -202,13 +201,13 @@ def _operator_fake(x: Tensor, *rest: Any) -> Tensors:
     )
 
 
-def _operator_saves(given: Sequence[Any], made: Sequence[Tensor]) -> Tensors:
-    x, *weights, h0, _, reset, batch_sizes, _, _, _ = given
-    y, _, _, *saved = made
+def _saves(given: Sequence[Any], results: Sequence[Any]) -> Tensors:
+    x, *weights, h0, _, reset, batch_sizes, _, _ = given
+    y, _, _, *saved = results
     return x, *weights, y, h0, *saved, reset, batch_sizes
 
 
-def _operator_backward(
+def _backward(
     grads: list[Tensor], saved: list[Any], mode: str, recompute: bool, wanted: list[bool]
 ) -> list[Tensor | None]:
     d_y, d_h_n, d_c_n = grads
@@ -219,7 +218,7 @@ def _operator_backward(
     return [*(None if gradient is None else gradient.clone() for gradient in gradients), None, None]
 
 
-def _operator_fake_backward(
+def _fake_backward(
     grads: list[Tensor], saved: list[Any], mode: str, recompute: bool, wanted: list[bool]
 ) -> list[Tensor | None]:
     _, d_h_n, d_c_n = grads
@@ -231,7 +230,7 @@ def _operator_fake_backward(
     return [*gradients, None, None]
 
 
-def _operator_reference(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def _reference(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     *weights, h0, c0, reset, batch_sizes, mode, _ = rest
     sequences = _sequences(x, h0, batch_sizes)
     return recurrent_reference(mode, x, Weights(*weights), h0, c0, sequences, reset)
@@ -249,21 +248,21 @@ def _flops(wanted: list[bool] | None, x: Tensor, *rest: Any) -> int:
 
 recurrent_operator = Operator(
     "recurrent(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, "
-    "Tensor h0, Tensor? c0, Tensor? reset, Tensor? batch_sizes, str mode, bool recompute, bool save) "
+    "Tensor h0, Tensor? c0, Tensor? reset, Tensor? batch_sizes, str mode, bool recompute) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    forward=_operator_forward,
-    fake=_operator_fake,
-    saves=_operator_saves,
-    backward=_operator_backward,
-    fake_backward=_operator_fake_backward,
-    reference=_operator_reference,
+    forward=_forward,
+    fake=_fake,
+    saves=_saves,
+    backward=_backward,
+    fake_backward=_fake_backward,
+    reference=_reference,
     flops=_flops,
     outputs=3,
 )
 
 
 def recurrent_layer(
-    way: Route,
+    route: Route,
     mode: str,
     x: Tensor,
     weights: Weights,
@@ -277,7 +276,7 @@ def recurrent_layer(
     """One layer, both directions: (y [R, D P], h_n [D, B, P], c_n [D, B, H] or None) of packed rows.
 
     Args:
-        way: who computes.
+        route: who computes.
         mode: "rnn_tanh", "rnn_relu", "lstm" or "gru".
         x: [R, I], rows in time order.
         weights: the layer's, directions stacked.
@@ -287,25 +286,22 @@ def recurrent_layer(
         reset: uint8 [R], nonzero where the state before the row's step is zeroed, or None.
         recompute: save only y and c for backward.
     """
-    if way is Route.REFERENCE:
+    if route is Route.REFERENCE:
         return recurrent_reference(mode, x, weights, h0, c0, sequences, reset)
     weights = weights._replace(
         hidden=weights.hidden.contiguous(),
         projection=None if weights.projection is None else weights.projection.contiguous(),
     )
     h0, c0 = h0.contiguous(), None if c0 is None else c0.contiguous()
-    needs_grad = needs_gradient(x, *weights, h0, c0)
-    if way is Route.OPERATOR:
-        y, h_n, c_n, *_ = recurrent_operator(
-            x, *weights, h0, c0, reset, sequences.batch_sizes, mode, recompute, needs_grad
-        )
+    if route is Route.OPERATOR:
+        y, h_n, c_n, *_ = recurrent_operator(route, x, *weights, h0, c0, reset, sequences.batch_sizes, mode, recompute)
         return y, h_n, c_n if mode == "lstm" else None
-    if needs_grad:
+    if needs_gradient(x, *weights, h0, c0):
         result: Any = RecurrentFunction.apply(x, *weights, h0, c0, mode, sequences, reset, recompute)
         return result
-    from tinynet_kernels.recurrent import recurrent_forward
-
-    y, h_n, c_n, _ = recurrent_forward(mode, x, weights, h0, c0, sequences, reset, save=False, recompute=False)
+    y, h_n, c_n, _ = kernels.recurrent.recurrent_forward(
+        mode, x, weights, h0, c0, sequences, reset, save=False, recompute=False
+    )
     return y, h_n, c_n
 
 
@@ -354,7 +350,7 @@ def recurrent(
         raise ValueError(f"recurrent: mode must be one of {', '.join(GATES)}, got {mode!r}")
     x, h, c = autocast(input, h0, c0)
     parameters = [autocast(*group) for group in parameters]
-    way = _way(mode, x, h, c, parameters, reset)
+    route = _way(mode, x, h, c, parameters, reset)
     _check_shapes(mode, x, parameters, batch_sizes, reset)
     directions = 2 if bidirectional else 1
     batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
@@ -362,7 +358,7 @@ def recurrent(
     h = x.new_zeros((len(parameters), batch, outputs)) if h is None else h
     c = x.new_zeros((len(parameters), batch, hidden)) if c is None and mode == "lstm" else c
     _check_states(mode, (len(parameters), batch), h0=(h, outputs), c0=(c, hidden))
-    if way is Route.REFERENCE and reset is None and _library_serves(x, h, c, *chain(*parameters)):
+    if route is Route.REFERENCE and reset is None and _library_serves(x, h, c, *chain(*parameters)):
         return _library(mode, x, h, c, parameters, bias, bidirectional, dropout, training, batch_sizes)
     if batch_sizes is None:
         sequences = Sequences(x.shape[0], batch)
@@ -377,7 +373,7 @@ def recurrent(
         if first and dropout and training:
             rows = F.dropout(rows, dropout)
         rows, h_n, c_n = recurrent_layer(
-            way,
+            route,
             mode,
             rows,
             _layer_weights(parameters[layer], bias),
@@ -496,7 +492,7 @@ def _way(
     check_floating(mode, input=x, h0=h0, c0=c0, **named)
     if reset is not None:
         check_device(mode, "reset", reset, "input", x)
-    return route(mode, ("input", "h0", "c0", "reset", *named), x, h0, c0, reset, *named.values())
+    return route_of(mode, ("input", "h0", "c0", "reset", *named), x, h0, c0, reset, *named.values())
 
 
 def _check_shapes(

@@ -92,6 +92,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "cross_entropy-probabilities": lambda: Case(
         ours.cross_entropy, F.cross_entropy, {"input": torch.randn(4, 6), "target": torch.rand(4, 6)}
     ),
+    "glu": lambda: Case(ours.glu, F.glu, {"input": torch.randn(4, 6)}),
+    "prelu": lambda: Case(ours.prelu, F.prelu, {"input": torch.randn(4, 6), "weight": torch.randn(6)}),
+    "PReLU": lambda: module("PReLU", image(), 4),
     "mse_loss": lambda: Case(ours.mse_loss, F.mse_loss, {"input": torch.randn(4, 6), "target": torch.randn(4, 6)}),
     "embedding": lambda: Case(
         ours.embedding, F.embedding, {"input": torch.randint(6, (4, 3)), "weight": torch.randn(6, 4)}

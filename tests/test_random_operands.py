@@ -25,9 +25,11 @@ from tinynet.ops.activation import activate, activation_reference, as_activation
 from tinynet.ops.conv import conv2d
 from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
+from tinynet.ops.glu import glu
 from tinynet.ops.linear import linear
 from tinynet.ops.loss import REDUCTIONS, cross_entropy, mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from tinynet.ops.prelu import prelu
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 
 pytestmark = [
@@ -217,6 +219,23 @@ def test_activation(device: str, data: st.DataObject) -> None:
     draw, function = data.draw, data.draw(st.sampled_from(ACTIVATIONS))
     x = draw(tensors(device, draw(shapes(0, 4, 17)), draw(dtypes)))
     check(draw, partial(activate, activation=function), partial(activation_reference, activation=function), x)
+
+
+@given(st.data())
+def test_glu(device: str, data: st.DataObject) -> None:
+    draw, shape = data.draw, data.draw(shapes(1, 4, 17))
+    dim = draw(st.integers(-len(shape), len(shape) - 1))
+    shape = [2 * size if axis == dim % len(shape) else size for axis, size in enumerate(shape)]
+    x = draw(tensors(device, tuple(shape), draw(dtypes)))
+    check(draw, partial(glu, dim=dim), partial(F.glu, dim=dim), x)
+
+
+@given(st.data())
+def test_prelu(device: str, data: st.DataObject) -> None:
+    draw, shape, dtype = data.draw, data.draw(shapes(1, 4, 17)), data.draw(dtypes)
+    slopes = shape[1] if len(shape) > 1 and draw(st.booleans()) else 1
+    x, weight = draw(tensors(device, shape, dtype)), draw(tensors(device, (slopes,), dtype))
+    check(draw, prelu, F.prelu, x, weight, lengths=(1, 1, math.prod(shape) // max(slopes, 1)))
 
 
 @given(st.data())

@@ -25,9 +25,11 @@ from tinynet.ops.activation import (
 from tinynet.ops.conv import conv2d
 from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
+from tinynet.ops.glu import glu
 from tinynet.ops.linear import linear
 from tinynet.ops.loss import cross_entropy, mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from tinynet.ops.prelu import prelu
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -39,6 +41,7 @@ __all__ = [
     "elu",
     "embedding",
     "gelu",
+    "glu",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
@@ -49,6 +52,7 @@ __all__ = [
     "max_pool2d",
     "mish",
     "mse_loss",
+    "prelu",
     "relu",
     "relu6",
     "selu",

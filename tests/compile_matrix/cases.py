@@ -21,11 +21,13 @@ from tinynet_kernels import (
     conv_backward,
     dropout,
     embedding,
+    glu,
     layout,
     linear,
     loss,
     optimizer,
     pool,
+    prelu,
     recurrent,
     recurrent_spec,
     tiles,
@@ -118,6 +120,15 @@ def activation_cases(target: Target) -> Iterator[Case]:
         name = f"{function.name} {_text(dtype)}"
         yield Case(f"forward {name}", partial(activation.activation_forward, x, function))
         yield Case(f"derivative {name}", partial(activation.activation_input_gradient, x, x, function))
+    for dtype, (rows, columns) in itertools.product(DTYPES, ((65536, 512), (100, 10), (64, 1 << 16))):
+        x, name = _empty(rows, 2 * columns, dtype=dtype), f"{_text(dtype)} {(rows, columns)}"
+        yield Case(f"glu forward {name}", partial(glu.glu_forward, x))
+        yield Case(f"glu backward {name}", partial(glu.glu_backward, _empty(rows, columns, dtype=dtype), x))
+        for shape in ((rows, columns, 1), (8, rows // 4, columns)):
+            x, weight = _empty(*shape, dtype=dtype), _empty(shape[1], dtype=dtype)
+            yield Case(f"prelu forward {_text(dtype)} {shape}", partial(prelu.prelu_forward, x, weight))
+            run = partial(prelu.prelu_backward, x, x, weight, want_x=True, want_weight=True)
+            yield Case(f"prelu backward {_text(dtype)} {shape}", run)
     flags = {
         "shape": ((65536, 512), (256, 128), (100, 10)),
         "dtype": DTYPES,

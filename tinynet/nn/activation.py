@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tinynet.ops import activation as ops
+from tinynet.ops.glu import glu
+from tinynet.ops.prelu import prelu
 
 
 class ReLU(torch.nn.ReLU):
@@ -26,6 +28,13 @@ class LeakyReLU(torch.nn.LeakyReLU):
         return ops.leaky_relu(input, self.negative_slope)
 
 
+class PReLU(torch.nn.PReLU):
+    """See `tinynet.functional.prelu`; `weight` is [num_parameters], as torch.nn.PReLU's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return prelu(input, self.weight)
+
+
 class ReLU6(torch.nn.ReLU6):
     """See `tinynet.functional.relu6`."""
 
@@ -38,6 +47,13 @@ class ELU(torch.nn.ELU):
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.elu(input, self.alpha)
+
+
+class GLU(torch.nn.GLU):
+    """See `tinynet.functional.glu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return glu(input, self.dim)
 
 
 class SELU(torch.nn.SELU):

@@ -6,41 +6,28 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tinynet_kernels import (
-        activation,
-        conv,
-        conv_backward,
-        dropout,
-        embedding,
-        layout,
-        linear,
-        loss,
-        optimizer,
-        pool,
-        recurrent,
-    )
-
-__all__ = [
-    "activation",
-    "conv",
-    "conv_backward",
-    "dropout",
-    "embedding",
-    "layout",
-    "linear",
-    "loss",
-    "optimizer",
-    "pool",
-    "recurrent",
-]
+    from tinynet_kernels import activation as activation
+    from tinynet_kernels import conv as conv
+    from tinynet_kernels import conv_backward as conv_backward
+    from tinynet_kernels import dropout as dropout
+    from tinynet_kernels import embedding as embedding
+    from tinynet_kernels import glu as glu
+    from tinynet_kernels import layout as layout
+    from tinynet_kernels import linear as linear
+    from tinynet_kernels import loss as loss
+    from tinynet_kernels import optimizer as optimizer
+    from tinynet_kernels import pool as pool
+    from tinynet_kernels import prelu as prelu
+    from tinynet_kernels import recurrent as recurrent
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name not in __all__:
+    if find_spec(f"tinynet_kernels.{name}") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = globals()[name] = import_module(f"tinynet_kernels.{name}")
     return module

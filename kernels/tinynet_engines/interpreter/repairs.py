@@ -112,7 +112,7 @@ def _patch_once_a_launch(stock: Any) -> Any:
     @functools.wraps(stock)
     def patch_lang(function: Callable[..., Any]) -> Any:
         languages = _languages_of(function)
-        if languages and languages <= _patched:
+        if _patched and languages <= _patched:
             return None  # only a device function gets here, and nobody asks for its scope
         _patched.update(languages)
         return stock(function)

@@ -1,0 +1,39 @@
+"""Gated linear unit: half of the input, times the sigmoid of the other half."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from tinynet.ops import kernels
+from tinynet.ops.arguments import route_floating
+from tinynet.ops.operator import Operator
+
+glu_operator = Operator(
+    "glu(Tensor x) -> Tensor",
+    forward=lambda x, save: [kernels.glu.glu_forward(x)],
+    fake=lambda x, save: [x.new_empty((x.shape[0], x.shape[1] // 2))],
+    saves=lambda given, results: given,
+    backward=lambda grads, saved, wanted: [kernels.glu.glu_backward(grads[0].contiguous(), saved[0])],
+    reference=F.glu,
+)
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """a sigmoid(b), where a and b are the halves of `input` [..., 2 n, ...] along `dim`; [..., n, ...].
+
+    Raises:
+        ValueError: an odd size along `dim`.
+        TypeError: an input that is not floating point.
+
+    Source: torch.nn.functional.glu.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(glu, (input,), input, dim)
+    route = route_floating("glu", None, ("input",), input)
+    if input.dim() == 0 or input.shape[dim] % 2:
+        raise ValueError(f"glu: the size of input {tuple(input.shape)} along dim {dim} must be even")
+    before, size, after = input.shape[:dim], input.shape[dim], input.shape[dim:][1:]
+    rows = input.reshape(before.numel(), size * after.numel())
+    return glu_operator(route, rows.contiguous()).view(*before, size // 2, *after)

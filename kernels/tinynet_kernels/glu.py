@@ -1,7 +1,5 @@
 """Gated linear unit: y = a sigmoid(b), a and b the halves of each row of x (Dauphin et al. 2017)."""
 
-from __future__ import annotations
-
 import torch
 import triton
 
@@ -22,8 +20,7 @@ def glu_gradients(dy, a, b):
 
 def glu_forward(x: torch.Tensor) -> torch.Tensor:
     """y [rows, n] of x [rows, 2 n], contiguous."""
-    (y,) = elementwise(glu, x.chunk(2, 1), (x.new_empty((x.shape[0], x.shape[1] // 2)),))
-    return y
+    return elementwise(glu, x.chunk(2, 1), (x.new_empty((x.shape[0], x.shape[1] // 2)),))[0]
 
 
 def glu_backward(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """Gated linear unit: half of the input, times the sigmoid of the other half."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary

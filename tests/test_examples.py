@@ -13,6 +13,7 @@ import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLASSIFIER = EXAMPLES / "train_image_classifier.py"
+MINIMAL = EXAMPLES / "minimal.py"
 NAMES, FORECASTER, TEXT = (EXAMPLES / f"train_{each}.py" for each in ("name_classifier", "forecaster", "text_model"))
 
 
@@ -310,3 +311,11 @@ def test_without_matplotlib_a_run_says_so_in_one_line(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("no pictures: matplotlib is not installed") == 1
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.csv", "checkpoint.pt"}
+
+
+def test_the_minimal_example_learns_and_fits_on_a_page(tmp_path: Path) -> None:
+    ran = run(tmp_path, script=MINIMAL)
+    assert ran.returncode == 0, ran.stderr
+    accuracies = [float(number) for number in re.findall(r"test accuracy ([\d.]+)%", ran.stdout)]
+    assert len(accuracies) == 5 and accuracies[-1] > 93
+    assert len(MINIMAL.read_text().splitlines()) <= 40

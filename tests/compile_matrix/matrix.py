@@ -148,9 +148,9 @@ def check(launch: Launch, aligned: bool) -> list[str]:
     wrong = [finding.message for finding in launch.findings if finding.fatal]
     if code.spill_bytes and not is_spill_allowed(launch):
         accesses = f"{code.loop_spills} accesses in loops, {code.registers} registers in use"
-        wrong.append(f"spills {code.spill_bytes} bytes a lane, {accesses}")
+        wrong.append(f"spills {code.spill_bytes} bytes per thread, {accesses}")
     if code.compare_and_swap:
-        wrong.append("makes a compare-and-swap loop of an atomic")
+        wrong.append("uses a compare-and-swap loop for an atomic")
     deserves_matrix = launch.operand_type in ("bf16", "fp16") and aligned and (launch.dot_rows or 0) >= 64
     if deserves_matrix:
         narrow = sum(count for bits, count in code.loop_load_bits.items() if bits <= 16)

@@ -108,7 +108,7 @@ def test_a_spill_fails_unless_it_is_listed_and_no_larger(monkeypatch: pytest.Mon
         monkeypatch.setitem(launch.kernel.__dict__, "code", replace(sound, **facts))
         return check(launch, aligned=True)
 
-    assert "spills 16 bytes a lane, 0 accesses in loops" in failures(spill_bytes=16)[0]
+    assert "spills 16 bytes per thread, 0 accesses in loops" in failures(spill_bytes=16)[0]
     monkeypatch.setitem(matrix.SPILLS_ALLOWED, ("linear_forward_kernel", "sm_90"), matrix.PARKED)
     assert failures(spill_bytes=16) == []
     assert "2 accesses in loops" in failures(spill_bytes=16, loop_spills=2)[0]

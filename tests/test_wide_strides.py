@@ -295,8 +295,9 @@ def test_who_takes_int64() -> None:
         return activation_kernels._backward_problem(rows, columns, columns, identity, True, target)
 
     def pool_problem(size: int) -> launch.Problem:
-        window = pool_kernels.Window((2, 2), (2, 2), (0, 0))
-        return pool_kernels._max_backward_problem((1, 1, size // 2, size // 2), window, (size, size), False, target)
+        window = pool_kernels.Window(pool_kernels.Axis(2, 2), pool_kernels.Axis(2, 2))
+        shape = (1, 1, size // 2, size // 2)
+        return pool_kernels._problem("max_backward", shape, (), window, (size, size), False, target)
 
     def transpose_problem(channels: int, pixels: int) -> launch.Problem:
         return layout_kernels._transpose_problem(4, channels, pixels, target)

@@ -202,9 +202,9 @@ def conv2d_gradients(
 
 def _to_winners(grad: Tensor, winner: Tensor, size: tuple[int, int]) -> Tensor:
     """The gradient of each 2 x 2 window, channels_last, at the pixel that won it; [N, K, *size]."""
-    from tinynet_kernels.pool import Window, max_pool2d_backward
+    from tinynet_kernels.pool import Axis, Window, max_pool2d_backward
 
-    return max_pool2d_backward(grad, winner, Window((2, 2), (2, 2), (0, 0)), size, channels_last=True)
+    return max_pool2d_backward(grad, winner, Window(Axis(2, 2), Axis(2, 2)), size, channels_last=True)
 
 
 def _operator_forward(

@@ -19,11 +19,12 @@ from tinynet_kernels import (
     activation,
     conv,
     conv_backward,
+    cross_entropy,
     dropout,
     embedding,
     layout,
     linear,
-    loss,
+    mse_loss,
     optimizer,
     pool,
     recurrent,
@@ -178,9 +179,9 @@ def _cross_entropy(row: Mapping[str, Any]) -> None:
     target = logits if row["probabilities"] else _empty(N, S, dtype=torch.int64)
     weight = _empty(C, dtype=row["dtype"]) if row["weighted"] else None
     options = (-100, row["reduction"], row["smoothing"])
-    result, divisor, saved = loss.cross_entropy_forward(logits, target, weight, *options, save=True)
+    result, divisor, saved = cross_entropy.cross_entropy_forward(logits, target, weight, *options, save=True)
     assert saved is not None
-    loss.cross_entropy_backward(
+    cross_entropy.cross_entropy_backward(
         torch.empty_like(result),
         logits,
         target,
@@ -195,8 +196,8 @@ def _cross_entropy(row: Mapping[str, Any]) -> None:
 
 def _mse(row: Mapping[str, Any]) -> None:
     x = _empty(row["elements"], dtype=row["dtype"])
-    result = loss.mse_loss_forward(x, x, row["reduction"])
-    loss.mse_loss_backward(torch.empty_like(result), x, x, row["reduction"], want_dx=True, want_dtarget=True)
+    result = mse_loss.mse_loss_forward(x, x, row["reduction"])
+    mse_loss.mse_loss_backward(torch.empty_like(result), x, x, row["reduction"], want_dx=True, want_dtarget=True)
 
 
 def optimizer_cases(target: Target) -> Iterator[Case]:

@@ -98,10 +98,10 @@ def image_to_channels_last(layout: Any) -> None:
     layout.to_channels_last(torch.randn(2, 21, 3, 3))
 
 
-def label_out_of_range(loss: Any) -> None:
+def label_out_of_range(cross_entropy: Any) -> None:
     """The kernel makes the loss NaN; it must not read the logit that isn't there."""
     logits, labels = torch.randn(5, 10, 1), torch.tensor([[1], [9], [0], [2], [10]])
-    loss.cross_entropy_forward(logits, labels, None, -100, "none", 0.0, save=True)
+    cross_entropy.cross_entropy_forward(logits, labels, None, -100, "none", 0.0, save=True)
 
 
 def sgd_of_an_odd_size(optimizer: Any) -> None:

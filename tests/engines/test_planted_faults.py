@@ -126,7 +126,7 @@ OURS = [
     Fault("layout: swapped strides", GUARD, {"out-of-bounds"}, mutation(
         "layout", "row * columns + column", "row * rows + column", mutations.image_to_channels_last)),
     Fault("cross-entropy: no upper bound of labels", GUARD, {"out-of-bounds"}, mutation(
-        "loss", " & (label < C)", "", mutations.label_out_of_range)),
+        "cross_entropy", " & (at.label < C)", "", mutations.label_out_of_range)),
     Fault("SGD: no mask in the last block", GUARD, {"out-of-bounds"}, mutation(
         "optimizer", "mask = None if left is None else offset < left",
         "mask = None if left is None else offset < BLOCK", mutations.sgd_of_an_odd_size)),

@@ -1,25 +1,27 @@
-"""Losses: cross-entropy fused with its softmax, and the mean squared error."""
+"""Cross-entropy, fused with its softmax."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route, route
-from tinynet.ops.activation import is_dense
-from tinynet.ops.arguments import as_integer, autocast_to_float32, check_device, check_floating, needs_gradient
+from tinynet.ops.arguments import (
+    as_integer,
+    autocast_to_float32,
+    check_device,
+    check_floating,
+    checked_reduction,
+    needs_gradient,
+)
 from tinynet.ops.autograd import gradients_of, through_kernels
 from tinynet.ops.operator import Operator, Tensors, like_saved
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 def cross_entropy_reference(
@@ -34,11 +36,6 @@ def cross_entropy_reference(
     return F.cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
     )
-
-
-def mse_loss_reference(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """(input - target)^2, reduced, in plain PyTorch."""
-    return F.mse_loss(input, target, reduction=reduction)
 
 
 def _cross_entropy_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
@@ -84,14 +81,14 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The launcher, and a look at the labels where the loss is NaN and looking costs no wait for a device."""
-    from tinynet_kernels.loss import cross_entropy_forward
+    from tinynet_kernels.cross_entropy import cross_entropy_forward
 
     weight = None if weight is None else weight.contiguous()
-    made = cross_entropy_forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
-    loss = made[0]
+    results = cross_entropy_forward(logits, target, weight, ignore_index, reduction, label_smoothing, save=save)
+    loss = results[0]
     if loss.is_cpu and not target.is_floating_point() and _has_nan(loss):
         _check_labels(target, logits.shape[1], ignore_index)
-    return made
+    return results
 
 
 def _has_nan(loss: Tensor) -> bool:
@@ -113,7 +110,7 @@ def _backward(
     wanted: tuple[bool, ...] | list[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """(dx, dp), each None where not wanted."""
-    from tinynet_kernels.loss import cross_entropy_backward
+    from tinynet_kernels.cross_entropy import cross_entropy_backward
 
     return cross_entropy_backward(
         grad.contiguous(),
@@ -213,7 +210,7 @@ def cross_entropy(
     if has_torch_function_unary(input):
         arguments = weight, size_average, ignore_index, reduce, reduction, label_smoothing
         return handle_torch_function(cross_entropy, (input,), input, target, *arguments)
-    reduction = _checked_reduction("cross_entropy", reduction, size_average, reduce)
+    reduction = checked_reduction("cross_entropy", reduction, size_average, reduce)
     input, target, weight = autocast_to_float32(input, target, weight)
     check_floating("cross_entropy", input=input, weight=weight)
     if not isinstance(target, Tensor):
@@ -248,14 +245,6 @@ def _as_rows(tensor: Tensor, classes: bool) -> Tensor:
     return tensor.unsqueeze(0) if tensor.dim() < lead else tensor.flatten(lead)
 
 
-def _checked_reduction(operator: str, reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    if size_average is not None or reduce is not None:
-        return _reduction.legacy_get_string(size_average, reduce)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{operator}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    return reduction
-
-
 def _check_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> None:
@@ -282,140 +271,3 @@ def _check_cross_entropy(
         )
     if target.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"cross_entropy: target must hold labels in int64 or uint8, got {target.dtype}")
-
-
-def _mse_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    inputs = (*ctx.saved_tensors, ctx.reduction)
-    return gradients_of(mse_loss_reference, inputs, (*ctx.needs_input_grad[:2], False), (grad,))
-
-
-class MSELossFunction(torch.autograd.Function):
-    """(x - target)^2, reduced, through the kernels; both dense, in one layout."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Tensor, reduction: str) -> Tensor:
-        from tinynet_kernels.loss import mse_loss_forward
-
-        ctx.save_for_backward(x, target)
-        ctx.reduction = reduction
-        return mse_loss_forward(x, target, reduction)
-
-    @staticmethod
-    @through_kernels(_mse_in_pytorch)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, target = ctx.saved_tensors
-        return (*_mse_gradients(grad, x, target, ctx.reduction, ctx.needs_input_grad[:2]), None)
-
-
-def _same_dense_layout(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as they are where they walk memory alike, else both contiguous."""
-    if x.stride() == target.stride() and is_dense(x):
-        return x, target
-    return x.contiguous(), target.contiguous()
-
-
-def _mse_gradients(
-    grad: Tensor, x: Tensor, target: Tensor, reduction: str, wanted: tuple[bool, ...] | list[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """(dx, dtarget) of dense tensors of one layout, each None where not wanted."""
-    from tinynet_kernels.loss import mse_loss_backward
-
-    if reduction == "none" and grad.stride() != x.stride():
-        grad = torch.empty_like(x).copy_(grad)
-    return mse_loss_backward(grad, x, target, reduction, want_dx=wanted[0], want_dtarget=wanted[1])
-
-
-def _mse_operator_forward(x: Tensor, target: Tensor, reduction: str, save: bool) -> Tensors:
-    from tinynet_kernels.loss import mse_loss_forward
-
-    return [mse_loss_forward(x.contiguous(), target.contiguous(), reduction)]
-
-
-mse_loss_operator = Operator(
-    "mse_loss(Tensor x, Tensor target, str reduction, bool save) -> Tensor",
-    forward=_mse_operator_forward,
-    fake=lambda x, target, reduction, save: [x.new_empty(x.shape if reduction == "none" else ())],
-    saves=lambda given, made: given[:2],
-    backward=lambda grads, saved, reduction, wanted: _mse_gradients(
-        grads[0], saved[0].contiguous(), saved[1].contiguous(), reduction, wanted
-    ),
-    fake_backward=lambda grads, saved, reduction, wanted: [
-        x.new_empty(x.shape) if want else None for x, want in zip(saved, wanted, strict=True)
-    ],
-    reference=mse_loss_reference,
-)
-
-
-def mse_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    """(input - target)^2, reduced.
-
-    Args:
-        input: [...], float32, bfloat16, float16 (kernels) or float64 (reference). In float32 under autocast.
-        target: [...], input's dtype; shapes that differ are broadcast, with PyTorch's warning. Both get gradients.
-        size_average, reduce: PyTorch's older spelling of `reduction`.
-        reduction: "mean", "sum" or "none".
-        weight: input's shape, multiplies the squares; the mean then divides by its sum.
-
-    Returns:
-        [] for "mean" and "sum", else the broadcast shape; input's dtype.
-
-    Raises:
-        ValueError: shapes or devices that don't fit together, an unknown reduction.
-        TypeError: dtypes that are not floating point or differ outside autocast.
-
-    Source: torch.nn.functional.mse_loss.
-    """
-    if has_torch_function_unary(input):
-        arguments = size_average, reduce, reduction, weight
-        return handle_torch_function(mse_loss, (input,), input, target, *arguments)
-    reduction = _checked_reduction("mse_loss", reduction, size_average, reduce)
-    input, target, weight = autocast_to_float32(input, target, weight)
-    check_floating("mse_loss", input=input, target=target, weight=weight)
-    way = route("mse_loss", ("input", "target", "weight"), input, target, weight)
-    if weight is not None:
-        return _weighted_mse_loss(input, target, weight, reduction)
-    if input.shape != target.shape:
-        input, target = _broadcast(input, target)
-    if way is Route.REFERENCE:
-        return mse_loss_reference(input, target, reduction)
-    if way is Route.OPERATOR:
-        return mse_loss_operator(input, target, reduction, needs_gradient(input, target))
-    input, target = _same_dense_layout(input, target)
-    if needs_gradient(input, target):
-        return MSELossFunction.apply(input, target, reduction)  # pyright: ignore[reportReturnType]
-    from tinynet_kernels.loss import mse_loss_forward
-
-    return mse_loss_forward(input, target, reduction)
-
-
-def _weighted_mse_loss(input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
-    if weight.shape != input.shape:
-        raise ValueError(
-            f"mse_loss: weight must have the shape {tuple(input.shape)} of input, got {tuple(weight.shape)}"
-        )
-    squares = mse_loss(input, target, reduction="none") * weight
-    if reduction == "none":
-        return squares
-    return squares.sum() if reduction == "sum" else squares.sum() / weight.sum()
-
-
-def _broadcast(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    warnings.warn(
-        f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
-        "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
-        stacklevel=3,
-    )
-    try:
-        input, target = torch.broadcast_tensors(input, target)
-    except RuntimeError as error:
-        raise ValueError(
-            f"mse_loss: target {tuple(target.shape)} does not broadcast with input {tuple(input.shape)}"
-        ) from error
-    return input, target

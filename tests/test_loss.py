@@ -14,7 +14,8 @@ from forced_tiles import forced_tiles
 from helpers import DTYPES, assert_close, check_against_reference, counted_launches, non_contiguous, tolerance
 
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
-from tinynet.ops.loss import cross_entropy, mse_loss
+from tinynet.ops.cross_entropy import cross_entropy
+from tinynet.ops.mse_loss import mse_loss
 
 kernels = pytest.mark.kernels
 REDUCTIONS = ("mean", "sum", "none")
@@ -95,18 +96,20 @@ def test_small_tiles(probabilities: bool, label_smoothing: float, weighted: bool
     else:
         target = make_labels(S, N, classes=C, device=device).t()
         target[1, 3] = -100
-    with forced_tiles(cross_entropy_tile=(4, 8, 4)):
+    from tinynet_kernels.cross_entropy import CrossEntropyTile
+
+    with forced_tiles(cross_entropy_tile=CrossEntropyTile(4, 8, 4)):
         check(input, target, weight, reduction=reduction, label_smoothing=label_smoothing)
 
 
 @kernels
 @pytest.mark.parametrize("mean", [False, True])
 def test_second_stage_walks_its_parts(mean: bool, device: str) -> None:
-    from tinynet_kernels.loss import _reduce_losses
+    from tinynet_kernels.reduction import reduce_losses
 
     partial = torch.rand(2, 2500, device=device)
     loss, divisor = torch.empty((), device=device), torch.empty(1, device=device)
-    _reduce_losses(partial, loss, divisor if mean else None)
+    reduce_losses(partial, loss, divisor if mean else None)
     total, count = partial.double().sum(1)
     assert_close(loss, total / count if mean else total, 1e-6)
     assert not mean or abs(divisor.item() / count.item() - 1) < 1e-6
@@ -242,7 +245,7 @@ def test_labels_out_of_range(device: str) -> None:
     if device == "cpu":
         with pytest.raises(IndexError, match="target 3 is out of bounds"):
             cross_entropy(input, target)
-    from tinynet_kernels.loss import cross_entropy_backward, cross_entropy_forward
+    from tinynet_kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
 
     logits, labels = input.detach().unsqueeze(2), target.unsqueeze(1)
     loss, divisor, saved = cross_entropy_forward(logits, labels, None, -100, "none", 0.0, save=True)
@@ -269,7 +272,7 @@ def test_autocast_computes_in_float32(device: str) -> None:
 @kernels
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_cross_entropy_operators(reduction: str, device: str) -> None:
-    from tinynet.ops.loss import cross_entropy_operator
+    from tinynet.ops.cross_entropy import cross_entropy_operator
 
     logits = make_logits(3, 5, 2, device=device)
     target = make_probabilities(3, 5, 2, device=device)
@@ -286,7 +289,7 @@ def test_cross_entropy_operators(reduction: str, device: str) -> None:
 @kernels
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_mse_loss_operators(reduction: str, device: str) -> None:
-    from tinynet.ops.loss import mse_loss_operator
+    from tinynet.ops.mse_loss import mse_loss_operator
 
     x, target = make_logits(3, 5, device=device), make_logits(5, 3, device=device).detach().t().requires_grad_()
     torch.library.opcheck(mse_loss_operator.forward, (x, target, reduction, True))

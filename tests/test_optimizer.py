@@ -532,7 +532,7 @@ def test_the_table_knows_where_wide_loads_are_possible(device: str) -> None:
     table = PointerTable([[parameter], [memory[:16]]])
     for start, aligned in ((1, False), (4, True), (2, False)):
         assert table.follows([[parameter], [memory[start : start + 16]]])
-        assert table.aligned == (aligned and not INTERPRETED)
+        assert table.tile.aligned == (aligned and not INTERPRETED)
         assert table.addresses.tolist() == [16, parameter.data_ptr(), memory.data_ptr() + 4 * start]
     assert not table.follows([[memory[:16]], [memory[16:]]])
 

@@ -205,15 +205,15 @@ def test_a_gradient_of_nan_stays_where_it_belongs(device: str) -> None:
 
 
 @kernels
-def test_winners_take_one_byte_where_they_fit(device: str) -> None:
-    from tinynet_kernels.pool import Window, max_pool2d_forward
+def test_argmax_takes_one_byte_where_it_fits(device: str) -> None:
+    from tinynet_kernels.pool import Axis, Window, max_pool2d_forward
 
     x = make(1, 1, 12, 12, device=device).detach()
     for kernel, dtype in ((11, torch.int8), (12, torch.int32)):
-        window = Window((kernel, kernel), (1, 1), (0, 0))
+        window = Window(Axis(kernel, 1), Axis(kernel, 1))
         size = (13 - kernel, 13 - kernel)
-        _, winner, _ = max_pool2d_forward(x, window, size, channels_last=False, want_winner=True, want_index=False)
-        assert winner is not None and winner.dtype is dtype
+        _, argmax, _ = max_pool2d_forward(x, window, size, channels_last=False, want_argmax=True, want_index=False)
+        assert argmax is not None and argmax.dtype is dtype
 
 
 @kernels
@@ -240,8 +240,8 @@ def test_registered_operators(channels_last: bool, device: str) -> None:
     check_operator(pool.avg_pool2d_operator.forward, (x, *window, *sizes, True, 0, True))
     check_operator(pool.adaptive_avg_pool2d_operator.forward, (x, [6, 8], [4, 3], channels_last, True))
     grads = [torch.randn(2, 3, 3, 4, device=device)]
-    winner = torch.zeros(2, 3, 3, 4, dtype=torch.int8, device=device).contiguous(memory_format=memory_format)
-    check_operator(pool.max_pool2d_operator.backward, (grads, [winner], *window, [1, 1], *sizes, False, [True]))
+    argmax = torch.zeros(2, 3, 3, 4, dtype=torch.int8, device=device).contiguous(memory_format=memory_format)
+    check_operator(pool.max_pool2d_operator.backward, (grads, [argmax], *window, [1, 1], *sizes, False, [True]))
     check_operator(pool.avg_pool2d_operator.backward, (grads, [], *window, *sizes, False, 0, [True]))
     check_operator(pool.adaptive_avg_pool2d_operator.backward, (grads, [], *sizes, [True]))
 

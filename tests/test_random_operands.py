@@ -22,12 +22,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from tinynet import optim
 from tinynet.nn import recurrent as layers
 from tinynet.ops.activation import activate, activation_reference, as_activation
+from tinynet.ops.arguments import REDUCTIONS
 from tinynet.ops.conv import conv2d
+from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.glu import glu
 from tinynet.ops.linear import linear
-from tinynet.ops.loss import REDUCTIONS, cross_entropy, mse_loss
+from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
 from tinynet_kernels.activation_spec import PARAMETERS, Activation

@@ -23,11 +23,12 @@ from tinynet.ops.activation import (
     tanhshrink,
 )
 from tinynet.ops.conv import conv2d
+from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.glu import glu
 from tinynet.ops.linear import linear
-from tinynet.ops.loss import cross_entropy, mse_loss
+from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
 

@@ -4,7 +4,7 @@ The mask is never stored: element i's random number is Philox (Salmon et al. 201
 dX = dY m / (1 - p), runs the same kernel on dY. The seed lies in memory on x's device, drawn there by PyTorch's own
 generator: no host synchronization, and a captured graph draws a new one at each replay.
 
-Tiling: flat; one Philox call makes four elements.
+Tiling: flat; one Philox call gives four random numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tinynet_kernels.tiles import ceil_div, current_target, flat_block
 
 @triton.jit
 def dropout_kernel(x_ptr, seed_ptr, y_ptr, elements, p, BLOCK: constexpr):
-    """y = x / (1 - p) where the element's random number is at least p, else 0; BLOCK elements a program."""
+    """y = x / (1 - p) where the element's random number is at least p, else 0; BLOCK elements per program."""
     program = tl.program_id(0)
     start = program.to(tl.int64) * BLOCK
     offset = tl.arange(0, BLOCK)

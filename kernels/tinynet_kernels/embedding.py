@@ -1,9 +1,9 @@
 """Embedding: y[t] = weight[index[t]], and a weight gradient without atomics.
 
-Forward: one program copies a [TOKENS, COLUMNS] tile of rows.
+Forward: one program copies a [BLOCK_TOKENS, BLOCK_COLUMNS] tile of rows.
 Backward: the tokens are sorted by index beforehand (a stable sort), so that those of vocabulary row v lie between
-bounds[v] and bounds[v + 1]. One program makes [COLUMNS] of one row of dW and adds its tokens' gradients in that order:
-deterministic, and every row is written, rows nobody asked for with zeros.
+bounds[v] and bounds[v + 1]. One program computes BLOCK_COLUMNS columns of one row of dW and adds its tokens' gradients
+in that order: deterministic, and every row is written, rows that no token has with zeros.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tinynet_kernels.tiles import ceil_div, current_target, power_of_2_at_least,
 def embedding_forward_kernel(
     index_ptr, weight_ptr, y_ptr, tokens, columns, stride_row, BLOCK_TOKENS: constexpr, BLOCK_COLUMNS: constexpr
 ):
-    """y[t, c] = weight[index[t], c], a [BLOCK_TOKENS, BLOCK_COLUMNS] tile a program."""
+    """y[t, c] = weight[index[t], c], one [BLOCK_TOKENS, BLOCK_COLUMNS] tile per program."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS
     token = tl.arange(0, BLOCK_TOKENS)
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -36,18 +36,11 @@ def embedding_forward_kernel(
 
 @triton.jit
 def embedding_backward_kernel(
-    grad_ptr,
-    order_ptr,
-    bounds_ptr,
-    dw_ptr,
-    columns,
-    padding_idx,
-    SCALE_BY_FREQUENCY: constexpr,
-    BLOCK_COLUMNS: constexpr,
+    grad_ptr, order_ptr, bounds_ptr, dw_ptr, columns, padding_idx, BY_FREQUENCY: constexpr, BLOCK_COLUMNS: constexpr
 ):
-    """dW[v] = sum of dY[order[i]] for bounds[v] <= i < bounds[v + 1]; a row and BLOCK_COLUMNS of it a program.
+    """dW[v] = sum of dY[order[i]] for bounds[v] <= i < bounds[v + 1]; BLOCK_COLUMNS of one row per program.
 
-    SCALE_BY_FREQUENCY divides by the count of tokens. The row `padding_idx` (-1 for none) stays zero.
+    BY_FREQUENCY divides by the count of tokens. The row `padding_idx` (-1 for none) stays zero.
     """
     row = tl.program_id(0)
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -59,7 +52,7 @@ def embedding_backward_kernel(
     for i in range(start, end):
         token = tl.load(order_ptr + i)  # in bounds: i < bounds[rows], the number of tokens
         total += tl.load(grad_ptr + token * columns + column, mask=mask, other=0.0).to(tl.float32)
-    if SCALE_BY_FREQUENCY:
+    if BY_FREQUENCY:
         total /= tl.maximum(end - start, 1).to(tl.float32)
     dw = dw_ptr + row.to(tl.int64) * columns
     tl.store(dw + column, total.to(dw_ptr.dtype.element_ty), mask=mask)
@@ -72,11 +65,9 @@ def embedding_forward_cost(index_ptr: torch.Tensor, y_ptr: torch.Tensor, **_: An
 
 
 @costs(embedding_backward_kernel)
-def embedding_backward_cost(
-    grad_ptr: torch.Tensor, order_ptr: torch.Tensor, bounds_ptr: torch.Tensor, dw_ptr: torch.Tensor, **_: Any
-) -> Cost:
+def embedding_backward_cost(grad_ptr: torch.Tensor, **others: Any) -> Cost:
     """Every token's gradient is read and added once, every row of dW written."""
-    return Cost(grad_ptr.numel(), size_in_bytes(grad_ptr, order_ptr, bounds_ptr, dw_ptr))
+    return Cost(grad_ptr.numel(), size_in_bytes(grad_ptr, *others.values()))
 
 
 def embedding_forward(index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -84,19 +75,9 @@ def embedding_forward(index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor
     tokens, columns = index.numel(), weight.shape[1]
     y = torch.empty((tokens, columns), dtype=weight.dtype, device=weight.device)
     block_tokens, block_columns, num_warps = rows_and_columns(tokens, columns, current_target())
-    launch(
-        embedding_forward_kernel,
-        (ceil_div(tokens, block_tokens), ceil_div(columns, block_columns)),
-        index,
-        weight,
-        y,
-        tokens,
-        columns,
-        weight.stride(0),
-        BLOCK_TOKENS=block_tokens,
-        BLOCK_COLUMNS=block_columns,
-        num_warps=num_warps,
-    )
+    grid, numbers = (ceil_div(tokens, block_tokens), ceil_div(columns, block_columns)), (tokens, columns)
+    options = {"BLOCK_TOKENS": block_tokens, "BLOCK_COLUMNS": block_columns, "num_warps": num_warps}
+    launch(embedding_forward_kernel, grid, index, weight, y, *numbers, weight.stride(0), **options)
     return y
 
 
@@ -110,24 +91,15 @@ def embedding_backward(
         index: as in the forward.
         rows: V.
         padding_idx: this row's gradient is zero; None for none.
-        scale_by_frequency: divide a row's gradient by how often it was asked for.
+        scale_by_frequency: divide a row's gradient by the number of its tokens.
     """
     columns = grad.shape[1]
     ordered, order = torch.sort(index, stable=True)
     bounds = torch.searchsorted(ordered, torch.arange(rows + 1, device=index.device, dtype=index.dtype))
     dw = torch.empty((rows, columns), dtype=grad.dtype, device=grad.device)
     block_columns = min(1024, power_of_2_at_least(columns))
-    launch(
-        embedding_backward_kernel,
-        (rows, ceil_div(columns, block_columns)),
-        grad,
-        order,
-        bounds,
-        dw,
-        columns,
-        -1 if padding_idx is None else padding_idx,
-        SCALE_BY_FREQUENCY=scale_by_frequency,
-        BLOCK_COLUMNS=block_columns,
-        num_warps=1 if block_columns <= 256 else 4,
-    )
+    grid, numbers = (rows, ceil_div(columns, block_columns)), (columns, -1 if padding_idx is None else padding_idx)
+    num_warps = 1 if block_columns <= 256 else 4
+    options = {"BY_FREQUENCY": scale_by_frequency, "BLOCK_COLUMNS": block_columns, "num_warps": num_warps}
+    launch(embedding_backward_kernel, grid, grad, order, bounds, dw, *numbers, **options)
     return dw

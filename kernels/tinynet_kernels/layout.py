@@ -3,14 +3,14 @@
     channels_last: [N, C, H W] -> [N, H W, C]        contiguous: [N, H W, C] -> [N, C, H W]
 
 Convolution kernels work on channels_last, where the values that one tap multiplies lie side by side; a weight
-[K, C, R, S] becomes [K, R, S, C] by the same kernel. One program moves a [BLOCK_BATCH, BLOCK_ROWS, BLOCK_COLUMNS] tile;
+[K, C, R, S] becomes [K, R, S, C] by the same kernel. One program moves a [block_batch, block_rows, block_columns] tile;
 the compiler turns it in shared memory so that loads and stores both run along memory.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,30 +22,29 @@ from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.tiles import Target, ceil_div, convolution_transpose_tile, current_target
 
 
+class TransposeTile(NamedTuple):
+    """The tile of one program, and whether sizes are taken as int64 in it."""
+
+    block_batch: int
+    block_rows: int
+    block_columns: int
+    wide: bool
+
+
 @triton.jit
-def transpose_kernel(
-    source_ptr,
-    target_ptr,
-    batch,
-    rows,
-    columns,
-    WIDE: constexpr,
-    BLOCK_BATCH: constexpr,
-    BLOCK_ROWS: constexpr,
-    BLOCK_COLUMNS: constexpr,
-):
+def transpose_kernel(source_ptr, target_ptr, batch, rows, columns, TILE: constexpr):
     """target[b, column, row] = source[b, row, column], both contiguous."""
-    rows = widened(rows, WIDE)
-    columns = widened(columns, WIDE)
-    row_tiles = tl.cdiv(rows, BLOCK_ROWS)
-    column_tiles = tl.cdiv(columns, BLOCK_COLUMNS)
+    rows = widened(rows, TILE.wide)
+    columns = widened(columns, TILE.wide)
+    row_tiles = tl.cdiv(rows, TILE.block_rows)
+    column_tiles = tl.cdiv(columns, TILE.block_columns)
     program = tl.program_id(0)
-    batch_start = program // (row_tiles * column_tiles) * BLOCK_BATCH
-    row_start = program // column_tiles % row_tiles * BLOCK_ROWS
-    column_start = program % column_tiles * BLOCK_COLUMNS
-    b = tl.arange(0, BLOCK_BATCH)[:, None, None]
-    row = tl.arange(0, BLOCK_ROWS)[None, :, None]
-    column = tl.arange(0, BLOCK_COLUMNS)[None, None, :]
+    batch_start = program // (row_tiles * column_tiles) * TILE.block_batch
+    row_start = program // column_tiles % row_tiles * TILE.block_rows
+    column_start = program % column_tiles * TILE.block_columns
+    b = tl.arange(0, TILE.block_batch)[:, None, None]
+    row = tl.arange(0, TILE.block_rows)[None, :, None]
+    column = tl.arange(0, TILE.block_columns)[None, None, :]
     mask = (b < batch - batch_start) & (row < rows - row_start) & (column < columns - column_start)
     image = batch_start.to(tl.int64) * rows * columns
     source = source_ptr + image + row_start.to(tl.int64) * columns + column_start
@@ -55,9 +54,9 @@ def transpose_kernel(
 
 
 @costs(transpose_kernel)
-def transpose_cost(source_ptr: torch.Tensor, target_ptr: torch.Tensor, **_: Any) -> Cost:
+def transpose_cost(**arguments: Any) -> Cost:
     """Every element is read once and written once."""
-    return Cost(0, size_in_bytes(source_ptr, target_ptr))
+    return Cost(0, size_in_bytes(*arguments.values()))
 
 
 @lru_cache(maxsize=4096)
@@ -65,21 +64,12 @@ def _transpose_problem(batch: int, rows: int, columns: int, target: Target) -> P
     block_batch, block_rows, block_columns, num_warps = convolution_transpose_tile(batch, rows, columns, target)
     tiles = ceil_div(batch, block_batch) * ceil_div(rows, block_rows) * ceil_div(columns, block_columns)
     images, lines, entries = min(block_batch, batch), min(block_rows, rows), min(block_columns, columns)
-    return Problem(
-        transpose_kernel,
-        (tiles,),
-        batch,
-        rows,
-        columns,
-        WIDE=exceed_int32(
-            ((images, rows * columns), (lines, columns), (entries, 1)),
-            ((images, rows * columns), (entries, rows), (lines, 1)),
-        ),
-        BLOCK_BATCH=block_batch,
-        BLOCK_ROWS=block_rows,
-        BLOCK_COLUMNS=block_columns,
-        num_warps=num_warps,
+    wide = exceed_int32(
+        ((images, rows * columns), (lines, columns), (entries, 1)),
+        ((images, rows * columns), (entries, rows), (lines, 1)),
     )
+    tile = TransposeTile(block_batch, block_rows, block_columns, wide)
+    return Problem(transpose_kernel, (tiles,), batch, rows, columns, TILE=tile, num_warps=num_warps)
 
 
 def transpose(source: torch.Tensor, target: torch.Tensor, batch: int, rows: int, columns: int) -> None:

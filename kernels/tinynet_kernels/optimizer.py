@@ -2,7 +2,7 @@
 
 SGD, with g = (-) gradient + weight_decay p:
 
-    b <- momentum b + gradient_weight g
+    b <- momentum b + grad_weight g
     p <- p - lr (g + momentum b  if nesterov  else  b)
 
 Adam, with g as above (AdamW: g = (-) gradient and p <- decay p first):
@@ -14,8 +14,8 @@ Adam, with g as above (AdamW: g = (-) gradient and p <- decay p first):
 with step_size = lr / (1 - beta1^step) and inverse_root_correction = 1 / sqrt(1 - beta2^step).
 
 Tiling: the parameters, gradients and states of a launch share a dtype, and those of one parameter a dense layout, so
-each is walked flat, BLOCK elements a program. A `PointerTable` in device memory says where they lie: one row a
-parameter, (elements, address of the parameter, of its gradient, of its states), and one pair a program, (row, block).
+each is walked flat, one block per program. A `PointerTable` in device memory says where they lie: one row per
+parameter, (elements, address of the parameter, of its gradient, of its states), and one pair per program, (row, block).
 The number of launches so depends neither on the number of tensors nor on their sizes. Arithmetic is fp32 whatever the
 dtype; what depends on hyperparameters alone is computed on the host in float64. Every element is loaded once and stored
 once, by one lane.
@@ -30,7 +30,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -44,121 +44,115 @@ ALIGNMENT = 16  # bytes that the widest load of a lane takes at once
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
+class Sgd(NamedTuple):
+    """What `sgd_kernel` is compiled for, beside its tile; the flags are torch.optim.SGD's."""
+
+    has_momentum: bool
+    nesterov: bool
+    has_weight_decay: bool
+    maximize: bool
+
+
+class Adam(NamedTuple):
+    """What `adam_kernel` is compiled for, beside its tile.
+
+    Attributes:
+        has_weight_decay: Adam's, into the gradient; AdamW's comes as `decay` = 1 - lr weight_decay, 1 for Adam.
+        amsgrad: whether the table has a column for the largest exp_avg_sq.
+        maximize: as in torch.optim.Adam.
+    """
+
+    has_weight_decay: bool
+    amsgrad: bool
+    maximize: bool
+
+
+class TableTile(NamedTuple):
+    """How a `PointerTable` is walked.
+
+    Attributes:
+        columns: entries of one row.
+        block: elements of one program.
+        aligned: whether every address is a multiple of 16 bytes. Full blocks then take loads of 16 bytes; a mask would
+            split them.
+    """
+
+    columns: int
+    block: int
+    aligned: bool
+
+
 @triton.jit
-def table_block(table_ptr, block_ptr, COLUMNS: constexpr, BLOCK: constexpr):
+def table_block(table_ptr, block_ptr, TILE: constexpr):
     """This program's row of the table, its first element (int64), and how many elements are left from there on."""
     program = tl.program_id(0).to(tl.int64)
-    row = tl.load(block_ptr + 2 * program)  # in bounds: one pair a program
+    row = tl.load(block_ptr + 2 * program)  # in bounds: one pair per program
     block = tl.load(block_ptr + 2 * program + 1)  # in bounds: as above
-    row_ptr = table_ptr + row.to(tl.int64) * COLUMNS
-    start = block.to(tl.int64) * BLOCK
+    row_ptr = table_ptr + row.to(tl.int64) * TILE.columns
+    start = block.to(tl.int64) * TILE.block
     left = tl.load(row_ptr) - start  # in bounds: the row's first column
-    return row_ptr, start, tl.minimum(left, BLOCK).to(tl.int32)
+    return row_ptr, start, tl.minimum(left, TILE.block).to(tl.int32)
 
 
 @triton.jit
-def tensor_pointer(column_ptr, start, DTYPE: constexpr, ALIGNED: constexpr):
+def tensor_pointer(column_ptr, start, DTYPE: constexpr, TILE: constexpr):
     """Pointer to element `start` of the tensor whose address is at `column_ptr`."""
     address = tl.load(column_ptr)  # in bounds: a column of the program's row
     pointer = address.to(tl.pointer_type(DTYPE)) + start  # pyright: ignore[reportArgumentType]
-    return tl.multiple_of(pointer, 16) if ALIGNED else pointer  # start counts whole blocks
+    return tl.multiple_of(pointer, 16) if TILE.aligned else pointer  # start counts whole blocks
 
 
 @triton.jit
-def sgd_block(
-    row_ptr,
-    start,
-    left,
-    scalars,
-    HAS_MOMENTUM: constexpr,
-    NESTEROV: constexpr,
-    HAS_WEIGHT_DECAY: constexpr,
-    MAXIMIZE: constexpr,
-    DTYPE: constexpr,
-    ALIGNED: constexpr,
-    BLOCK: constexpr,
-):
+def sgd_block(row_ptr, start, left, scalars, SPEC: constexpr, DTYPE: constexpr, TILE: constexpr):
     """The step of the first `left` elements of one block; all of them where `left` is None."""
-    lr, momentum, gradient_weight, weight_decay = scalars
-    offset = tl.arange(0, BLOCK)
-    parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, ALIGNED)
-    gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, ALIGNED)
+    lr, momentum, grad_weight, weight_decay = scalars
+    offset = tl.arange(0, TILE.block)
+    parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, TILE)
+    gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, TILE)
     mask = None if left is None else offset < left
     other = None if left is None else 0.0
     parameter = tl.load(parameter_ptr + offset, mask=mask, other=other)
     gradient = tl.load(gradient_ptr + offset, mask=mask, other=other).to(tl.float32)
     updated = parameter.to(tl.float32)
-    if MAXIMIZE:
+    if SPEC.maximize:
         gradient = -gradient
-    if HAS_WEIGHT_DECAY:
+    if SPEC.has_weight_decay:
         gradient += weight_decay * updated
-    if HAS_MOMENTUM:
-        buffer_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, ALIGNED)
+    if SPEC.has_momentum:
+        buffer_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, TILE)
         buffer = tl.load(buffer_ptr + offset, mask=mask, other=other)
-        velocity = momentum * buffer.to(tl.float32) + gradient_weight * gradient
-        gradient = gradient + momentum * velocity if NESTEROV else velocity
+        velocity = momentum * buffer.to(tl.float32) + grad_weight * gradient
+        gradient = gradient + momentum * velocity if SPEC.nesterov else velocity
     updated -= lr * gradient
     tl.debug_barrier()  # in a small block several warps hold the same element: all load before any stores
-    if HAS_MOMENTUM:
+    if SPEC.has_momentum:
         tl.store(buffer_ptr + offset, velocity.to(buffer.dtype), mask=mask)
     tl.store(parameter_ptr + offset, updated.to(parameter.dtype), mask=mask)
 
 
 @triton.jit
 def sgd_kernel(
-    table_ptr,
-    block_ptr,
-    lr,
-    momentum,
-    gradient_weight,
-    weight_decay,
-    HAS_MOMENTUM: constexpr,
-    NESTEROV: constexpr,
-    HAS_WEIGHT_DECAY: constexpr,
-    MAXIMIZE: constexpr,
-    DTYPE: constexpr,
-    ALIGNED: constexpr,
-    COLUMNS: constexpr,
-    BLOCK: constexpr,
+    table_ptr, block_ptr, lr, momentum, grad_weight, weight_decay, SPEC: constexpr, DTYPE: constexpr, TILE: constexpr
 ):
-    """One SGD step in place; columns: elements, parameter, gradient and, with momentum, its buffer.
-
-    ALIGNED: every address is a multiple of 16 bytes. Full blocks then take loads of 16 bytes; a mask would split them.
-    """
-    row_ptr, start, left = table_block(table_ptr, block_ptr, COLUMNS, BLOCK)
-    scalars = (lr, momentum, gradient_weight, weight_decay)
-    if ALIGNED and left == BLOCK:
-        sgd_block(
-            row_ptr, start, None, scalars, HAS_MOMENTUM, NESTEROV, HAS_WEIGHT_DECAY, MAXIMIZE, DTYPE, ALIGNED, BLOCK
-        )
+    """One SGD step in place; columns: elements, parameter, gradient and, with momentum, its buffer."""
+    row_ptr, start, left = table_block(table_ptr, block_ptr, TILE)
+    scalars = (lr, momentum, grad_weight, weight_decay)
+    if TILE.aligned and left == TILE.block:
+        sgd_block(row_ptr, start, None, scalars, SPEC, DTYPE, TILE)
     else:
-        sgd_block(
-            row_ptr, start, left, scalars, HAS_MOMENTUM, NESTEROV, HAS_WEIGHT_DECAY, MAXIMIZE, DTYPE, ALIGNED, BLOCK
-        )
+        sgd_block(row_ptr, start, left, scalars, SPEC, DTYPE, TILE)
 
 
 @triton.jit
-def adam_block(
-    row_ptr,
-    start,
-    left,
-    moments,
-    scalars,
-    HAS_WEIGHT_DECAY: constexpr,
-    AMSGRAD: constexpr,
-    MAXIMIZE: constexpr,
-    DTYPE: constexpr,
-    ALIGNED: constexpr,
-    BLOCK: constexpr,
-):
+def adam_block(row_ptr, start, left, moments, scalars, SPEC: constexpr, DTYPE: constexpr, TILE: constexpr):
     """The step of the first `left` elements of one block; all of them where `left` is None."""
     beta1, one_minus_beta1, beta2, one_minus_beta2 = moments
     step_size, eps, inverse_root_correction, weight_decay, decay = scalars
-    offset = tl.arange(0, BLOCK)
-    parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, ALIGNED)
-    gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, ALIGNED)
-    exp_avg_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, ALIGNED)
-    exp_avg_sq_ptr = tensor_pointer(row_ptr + 4, start, DTYPE, ALIGNED)
+    offset = tl.arange(0, TILE.block)
+    parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, TILE)
+    gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, TILE)
+    exp_avg_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, TILE)
+    exp_avg_sq_ptr = tensor_pointer(row_ptr + 4, start, DTYPE, TILE)
     mask = None if left is None else offset < left
     other = None if left is None else 0.0
     parameter = tl.load(parameter_ptr + offset, mask=mask, other=other)
@@ -166,15 +160,15 @@ def adam_block(
     exp_avg = tl.load(exp_avg_ptr + offset, mask=mask, other=other).to(tl.float32)
     exp_avg_sq = tl.load(exp_avg_sq_ptr + offset, mask=mask, other=other).to(tl.float32)
     updated = parameter.to(tl.float32)
-    if MAXIMIZE:
+    if SPEC.maximize:
         gradient = -gradient
-    if HAS_WEIGHT_DECAY:
+    if SPEC.has_weight_decay:
         gradient += weight_decay * updated
     exp_avg = beta1 * exp_avg + one_minus_beta1 * gradient
     exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * gradient * gradient
     second_moment = exp_avg_sq
-    if AMSGRAD:
-        max_exp_avg_sq_ptr = tensor_pointer(row_ptr + 5, start, DTYPE, ALIGNED)
+    if SPEC.amsgrad:
+        max_exp_avg_sq_ptr = tensor_pointer(row_ptr + 5, start, DTYPE, TILE)
         largest = tl.load(max_exp_avg_sq_ptr + offset, mask=mask, other=other).to(tl.float32)
         second_moment = tl.maximum(largest, exp_avg_sq, propagate_nan=tl.PropagateNan.ALL)
     denominator = tl.sqrt(second_moment) * inverse_root_correction + eps
@@ -182,7 +176,7 @@ def adam_block(
     tl.debug_barrier()  # in a small block several warps hold the same element: all load before any stores
     tl.store(exp_avg_ptr + offset, exp_avg.to(parameter.dtype), mask=mask)
     tl.store(exp_avg_sq_ptr + offset, exp_avg_sq.to(parameter.dtype), mask=mask)
-    if AMSGRAD:
+    if SPEC.amsgrad:
         tl.store(max_exp_avg_sq_ptr + offset, second_moment.to(parameter.dtype), mask=mask)
     tl.store(parameter_ptr + offset, updated.to(parameter.dtype), mask=mask)
 
@@ -200,31 +194,25 @@ def adam_kernel(
     inverse_root_correction,
     weight_decay,
     decay,
-    HAS_WEIGHT_DECAY: constexpr,
-    AMSGRAD: constexpr,
-    MAXIMIZE: constexpr,
+    SPEC: constexpr,
     DTYPE: constexpr,
-    ALIGNED: constexpr,
-    COLUMNS: constexpr,
-    BLOCK: constexpr,
+    TILE: constexpr,
 ):
     """One Adam or AdamW step in place.
 
-    Columns: elements, parameter, gradient, exp_avg, exp_avg_sq and, with AMSGRAD, max_exp_avg_sq. HAS_WEIGHT_DECAY is
-    Adam's, into the gradient; AdamW's comes as `decay` = 1 - lr weight_decay, which is 1 for Adam. ALIGNED as in
-    `sgd_kernel`.
+    Columns: elements, parameter, gradient, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq.
     """
-    row_ptr, start, left = table_block(table_ptr, block_ptr, COLUMNS, BLOCK)
+    row_ptr, start, left = table_block(table_ptr, block_ptr, TILE)
     moments = (beta1, one_minus_beta1, beta2, one_minus_beta2)
     scalars = (step_size, eps, inverse_root_correction, weight_decay, decay)
-    if ALIGNED and left == BLOCK:
-        adam_block(row_ptr, start, None, moments, scalars, HAS_WEIGHT_DECAY, AMSGRAD, MAXIMIZE, DTYPE, ALIGNED, BLOCK)
+    if TILE.aligned and left == TILE.block:
+        adam_block(row_ptr, start, None, moments, scalars, SPEC, DTYPE, TILE)
     else:
-        adam_block(row_ptr, start, left, moments, scalars, HAS_WEIGHT_DECAY, AMSGRAD, MAXIMIZE, DTYPE, ALIGNED, BLOCK)
+        adam_block(row_ptr, start, left, moments, scalars, SPEC, DTYPE, TILE)
 
 
 class PointerTable:
-    """Where the tensors of one launch lie, kept in device memory and renewed only as far as they moved.
+    """Where the tensors of one launch lie, in device memory and renewed only as far as they moved.
 
     Gradients move from step to step, parameters and states hardly ever. On CUDA a new table travels from pinned memory
     without a wait of the host; PyTorch keeps that memory until it arrived.
@@ -235,10 +223,8 @@ class PointerTable:
     Attributes:
         addresses: int64 [parameters * width], row by row: elements, then the address of each tensor.
         blocks: int32 [programs, 2]: row of `addresses`, and block within its tensors.
-        aligned: whether every address is a multiple of 16 bytes.
         dtype: of all tensors.
-        width: entries of a row.
-        block, num_warps: the tile.
+        tile, num_warps: how kernels walk the table.
     """
 
     def __init__(self, columns: Sequence[Sequence[torch.Tensor]]) -> None:
@@ -274,15 +260,16 @@ class PointerTable:
         parameter, target = columns[0][0], current_target()
         sizes = [parameter.numel() for parameter in columns[0]]
         block, self.num_warps = flat_block(max(sizes), target)
-        self.block = min(block, 1024) if target.kind == "cpu" else block
-        pairs = [(row, block) for row, size in enumerate(sizes) for block in range(ceil_div(size, self.block))]
+        block = min(block, 1024) if target.kind == "cpu" else block
+        pairs = [(row, place) for row, size in enumerate(sizes) for place in range(ceil_div(size, block))]
         self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32, device="cpu"), parameter.device)
         self.dtype, self._device = parameter.dtype, parameter.device
-        self.width = 1 + len(columns)
+        width = 1 + len(columns)
+        self.tile = TableTile(width, block, aligned=False)
         gradients, self._fixed = _places(columns)
-        self._entries = array("q", bytes(8 * self.width * len(sizes)))
+        self._entries = array("q", bytes(8 * width * len(sizes)))
         for column, entries in enumerate((sizes, self._fixed[0], gradients, *self._fixed[1:])):
-            self._entries[column :: self.width] = array("q", entries)
+            self._entries[column::width] = array("q", entries)
         self._values = torch.frombuffer(self._entries, dtype=torch.int64)  # in the same memory
         self._fixed_aligned = target.kind != "interpreter" and all(map(_all_aligned, self._fixed))
         self._point_to(gradients)
@@ -290,9 +277,9 @@ class PointerTable:
 
     def _point_to(self, gradients: list[int]) -> None:
         self._gradients = gradients
-        self._entries[2 :: self.width] = array("q", gradients)
+        self._entries[2 :: self.tile.columns] = array("q", gradients)
         self.addresses = _upload(self._values, self._device)
-        self.aligned = self._fixed_aligned and _all_aligned(gradients)
+        self.tile = self.tile._replace(aligned=self._fixed_aligned and _all_aligned(gradients))
 
 
 def _all_aligned(addresses: list[int]) -> bool:
@@ -306,7 +293,7 @@ def _places(columns: Sequence[Sequence[torch.Tensor]]) -> tuple[list[int], list[
 
 
 def _views(columns: Sequence[Sequence[torch.Tensor]]) -> list[Any]:
-    """All that a table depends on but the addresses. No tensor, for a kept gradient would never be freed."""
+    """All that a table depends on but the addresses. No tensor, for a gradient held here would never be freed."""
     tensors = [tensor for column in columns for tensor in column]
     return [
         current_target(),
@@ -326,30 +313,24 @@ def _upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @costs(sgd_kernel)
-def sgd_cost(HAS_MOMENTUM: bool, NESTEROV: bool, HAS_WEIGHT_DECAY: bool, **launched: Any) -> Cost:
+def sgd_cost(SPEC: Sgd, **launched: Any) -> Cost:
     """Parameter and buffer are read and written once, the gradient is read once."""
-    return _cost(2 + 2 * HAS_WEIGHT_DECAY + 3 * HAS_MOMENTUM + 2 * NESTEROV, 3 + 2 * HAS_MOMENTUM, **launched)
+    flops = 2 + 2 * SPEC.has_weight_decay + 3 * SPEC.has_momentum + 2 * SPEC.nesterov
+    return _cost(flops, 3 + 2 * SPEC.has_momentum, **launched)
 
 
 @costs(adam_kernel)
-def adam_cost(HAS_WEIGHT_DECAY: bool, AMSGRAD: bool, **launched: Any) -> Cost:
+def adam_cost(SPEC: Adam, **launched: Any) -> Cost:
     """Parameter and states are read and written once, the gradient is read once; a root and a quotient count as one."""
-    return _cost(14 + 2 * HAS_WEIGHT_DECAY + AMSGRAD, 7 + 2 * AMSGRAD, **launched)
+    return _cost(14 + 2 * SPEC.has_weight_decay + SPEC.amsgrad, 7 + 2 * SPEC.amsgrad, **launched)
 
 
 def _cost(
-    flops: int,
-    accesses: int,
-    table_ptr: torch.Tensor,
-    block_ptr: torch.Tensor,
-    DTYPE: Any,
-    COLUMNS: int,
-    BLOCK: int,
-    **_: Any,
+    flops: int, accesses: int, table_ptr: torch.Tensor, block_ptr: torch.Tensor, DTYPE: Any, TILE: TableTile, **_: Any
 ) -> Cost:
-    """The cost of so many operations and accesses an element."""
+    """The cost of so many operations and accesses per element."""
     holds_sizes = type(table_ptr) is torch.Tensor  # a fake tensor doesn't: as if every block were full
-    elements = int(table_ptr[::COLUMNS].sum()) if holds_sizes else block_ptr.shape[0] * BLOCK
+    elements = int(table_ptr[:: TILE.columns].sum()) if holds_sizes else block_ptr.shape[0] * TILE.block
     return Cost(flops * elements, accesses * elements * DTYPE.primitive_bitwidth // 8)
 
 
@@ -371,19 +352,8 @@ def sgd_step(
         reached: the table's tensors, for whoever observes launches.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
     """
-    _launch(
-        "sgd",
-        table,
-        reached,
-        float(lr),
-        float(momentum),
-        1.0 - dampening,
-        float(weight_decay),
-        HAS_MOMENTUM=momentum != 0,
-        NESTEROV=bool(nesterov),
-        HAS_WEIGHT_DECAY=weight_decay != 0,
-        MAXIMIZE=bool(maximize),
-    )
+    spec = Sgd(momentum != 0, bool(nesterov), weight_decay != 0, bool(maximize))
+    _launch("sgd", spec, table, reached, float(lr), float(momentum), 1.0 - dampening, float(weight_decay))
 
 
 def adam_step(
@@ -410,8 +380,10 @@ def adam_step(
         amsgrad, lr, beta1, beta2, eps, weight_decay, maximize: as in torch.optim.Adam.
         decoupled_weight_decay: AdamW's decay of the parameter instead of Adam's in the gradient.
     """
+    spec = Adam(weight_decay != 0 and not decoupled_weight_decay, bool(amsgrad), bool(maximize))
     _launch(
         "adam",
+        spec,
         table,
         reached,
         lr / (1.0 - beta1**step),
@@ -423,43 +395,24 @@ def adam_step(
         1.0 / math.sqrt(1.0 - beta2**step),
         float(weight_decay),
         1.0 - lr * weight_decay if decoupled_weight_decay else 1.0,
-        HAS_WEIGHT_DECAY=weight_decay != 0 and not decoupled_weight_decay,
-        AMSGRAD=bool(amsgrad),
-        MAXIMIZE=bool(maximize),
     )
 
 
 _KERNELS = {"sgd": sgd_kernel, "adam": adam_kernel}  # a kernel's own hash is slow
 
 
-def _launch(step: str, table: PointerTable, reached: Reached, *scalars: float, **flags: bool) -> None:
+def _launch(kernel: str, spec: Sgd | Adam, table: PointerTable, reached: Reached, *scalars: float) -> None:
     programs = table.blocks.shape[0]
     if programs == 0:  # nothing but empty tensors
         return
-    problem = _problem(
-        step, programs, table.dtype, table.aligned, table.width, table.block, table.num_warps, tuple(flags.items())
-    )
+    problem = _problem(kernel, spec, programs, table.dtype, table.tile, table.num_warps)
     problem.launch(table.addresses, table.blocks, *scalars, reached=reached)
 
 
 @lru_cache(maxsize=4096)
 def _problem(
-    step: str,
-    programs: int,
-    dtype: torch.dtype,
-    aligned: bool,
-    columns: int,
-    block: int,
-    num_warps: int,
-    flags: tuple[tuple[str, bool], ...],
+    kernel: str, spec: Sgd | Adam, programs: int, dtype: torch.dtype, tile: TableTile, num_warps: int
 ) -> Problem:
     return Problem(
-        _KERNELS[step],
-        (programs,),
-        **dict(flags),
-        DTYPE=_TRITON_DTYPES[dtype],
-        ALIGNED=aligned,
-        COLUMNS=columns,
-        BLOCK=block,
-        num_warps=num_warps,
+        _KERNELS[kernel], (programs,), SPEC=spec, DTYPE=_TRITON_DTYPES[dtype], TILE=tile, num_warps=num_warps
     )

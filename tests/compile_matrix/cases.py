@@ -19,12 +19,13 @@ from tinynet_kernels import (
     activation,
     conv,
     conv_backward,
+    cross_entropy,
     dropout,
     embedding,
     glu,
     layout,
     linear,
-    loss,
+    mse_loss,
     optimizer,
     pool,
     prelu,
@@ -189,9 +190,9 @@ def _cross_entropy(row: Mapping[str, Any]) -> None:
     target = logits if row["probabilities"] else _empty(N, S, dtype=torch.int64)
     weight = _empty(C, dtype=row["dtype"]) if row["weighted"] else None
     options = (-100, row["reduction"], row["smoothing"])
-    result, divisor, saved = loss.cross_entropy_forward(logits, target, weight, *options, save=True)
+    result, divisor, saved = cross_entropy.cross_entropy_forward(logits, target, weight, *options, save=True)
     assert saved is not None
-    loss.cross_entropy_backward(
+    cross_entropy.cross_entropy_backward(
         torch.empty_like(result),
         logits,
         target,
@@ -206,8 +207,8 @@ def _cross_entropy(row: Mapping[str, Any]) -> None:
 
 def _mse(row: Mapping[str, Any]) -> None:
     x = _empty(row["elements"], dtype=row["dtype"])
-    result = loss.mse_loss_forward(x, x, row["reduction"])
-    loss.mse_loss_backward(torch.empty_like(result), x, x, row["reduction"], want_dx=True, want_dtarget=True)
+    result = mse_loss.mse_loss_forward(x, x, row["reduction"])
+    mse_loss.mse_loss_backward(torch.empty_like(result), x, x, row["reduction"], want_dx=True, want_dtarget=True)
 
 
 def optimizer_cases(target: Target) -> Iterator[Case]:
@@ -426,10 +427,10 @@ def _flags(row: Mapping[str, Any]) -> str:
 def pool_cases(target: Target) -> Iterator[Case]:
     """Maxima and means, forward and backward, for windows that touch, overlap, dilate and divide the image."""
     windows = {
-        "2x2": (pool.Window((2, 2), (2, 2), (0, 0)), 14),
-        "3x3 overlapping": (pool.Window((3, 3), (2, 2), (1, 1)), 14),
-        "3x3 dilated": (pool.Window((3, 3), (1, 1), (0, 0), (2, 2)), 24),
-        "global": (pool.Window((28, 28), (28, 28), (0, 0), adaptive=True), 1),
+        "2x2": (pool.Axis(2, 2), 14),
+        "3x3 overlapping": (pool.Axis(3, 2, padding=1), 14),
+        "3x3 dilated": (pool.Axis(3, 1, dilation=2), 24),
+        "global": (pool.Axis(28, 28), 1),
     }
     flags = {
         "window": tuple(windows),
@@ -439,11 +440,13 @@ def pool_cases(target: Target) -> Iterator[Case]:
         "option": (True, False),
     }
     for row in pairwise(flags):
-        window, side = windows[row["window"]]
+        axis, side = windows[row["window"]]
         aligned = row["channels_last"] and row["channels"] % 8 == 0
-        if not window.adaptive:
-            yield Case(f"max {_flags(row)}", partial(_max_pool, window, side, row), aligned)
-        if window.dilation == (1, 1):
+        adaptive = row["window"] == "global"
+        if not adaptive:
+            yield Case(f"max {_flags(row)}", partial(_max_pool, pool.Window(axis, axis), side, row), aligned)
+        if axis.dilation == 1:
+            window = pool.Window(axis, axis, adaptive, row["option"], divisor_override=0 if row["option"] else 5)
             yield Case(f"mean {_flags(row)}", partial(_mean_pool, window, side, row), aligned)
 
 
@@ -453,23 +456,18 @@ def _pooled(side: int, row: Mapping[str, Any], dtype: torch.dtype) -> torch.Tens
 
 
 def _max_pool(window: pool.Window, side: int, row: Mapping[str, Any]) -> None:
-    x, layout_kept = _pooled(28, row, row["dtype"]), {"channels_last": row["channels_last"]}
-    y, winner, _ = pool.max_pool2d_forward(
-        x, window, (side, side), **layout_kept, want_winner=True, want_index=row["option"]
+    x, channels_last = _pooled(28, row, row["dtype"]), row["channels_last"]
+    y, argmax, _ = pool.max_pool2d_forward(
+        x, window, (side, side), channels_last=channels_last, want_argmax=True, want_index=row["option"]
     )
-    assert winner is not None
-    pool.max_pool2d_backward(y, winner, window, (28, 28), **layout_kept)
+    assert argmax is not None
+    pool.max_pool2d_backward(y, argmax, window, (28, 28), channels_last=channels_last)
 
 
 def _mean_pool(window: pool.Window, side: int, row: Mapping[str, Any]) -> None:
     x = _pooled(28, row, row["dtype"])
-    options = {
-        "channels_last": row["channels_last"],
-        "count_include_pad": row["option"],
-        "divisor_override": 0 if row["option"] else 5,
-    }
-    y = pool.avg_pool2d_forward(x, window, (side, side), **options)
-    pool.avg_pool2d_backward(y, window, (28, 28), **options)
+    y = pool.avg_pool2d_forward(x, window, (side, side), channels_last=row["channels_last"])
+    pool.avg_pool2d_backward(y, window, (28, 28), channels_last=row["channels_last"])
 
 
 # ---- recurrent -------------------------------------------------------------------------------------------------------

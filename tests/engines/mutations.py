@@ -17,11 +17,12 @@ import tinynet
 from tinynet_engines.offline.report import Report
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
-from tinynet_kernels.pool import Window
+from tinynet_kernels.pool import Axis, Window
 
 PACKAGE = "tinynet_kernels"
 BF16 = torch.bfloat16
 IDENTITY = Activation("identity")
+PADDED = Window(Axis(3, 2, padding=1), Axis(3, 2, padding=1))
 
 
 def mutation(place: str, line: str, changed: str, run: Callable[[Any], Any], user: str = "") -> Callable[[bool], Any]:
@@ -78,16 +79,11 @@ def convolution_with_padding(conv: Any) -> None:
 
 def pooling_with_padding(pool: Any) -> None:
     x = torch.randn(1, 3, 5, 5)
-    pool.max_pool2d_forward(
-        x, Window((3, 3), (2, 2), (1, 1)), (3, 3), channels_last=False, want_winner=True, want_index=False
-    )
+    pool.max_pool2d_forward(x, PADDED, (3, 3), channels_last=False, want_argmax=True, want_index=False)
 
 
 def overlapping_means_backward(pool: Any) -> None:
-    grad = torch.randn(1, 3, 3, 3)
-    pool.avg_pool2d_backward(
-        grad, Window((3, 3), (2, 2), (1, 1)), (5, 5), channels_last=False, count_include_pad=True, divisor_override=0
-    )
+    pool.avg_pool2d_backward(torch.randn(1, 3, 3, 3), PADDED, (5, 5), channels_last=False)
 
 
 def lookup(embedding: Any) -> None:
@@ -102,10 +98,10 @@ def image_to_channels_last(layout: Any) -> None:
     layout.to_channels_last(torch.randn(2, 21, 3, 3))
 
 
-def label_out_of_range(loss: Any) -> None:
+def label_out_of_range(cross_entropy: Any) -> None:
     """The kernel makes the loss NaN; it must not read the logit that isn't there."""
     logits, labels = torch.randn(5, 10, 1), torch.tensor([[1], [9], [0], [2], [10]])
-    loss.cross_entropy_forward(logits, labels, None, -100, "none", 0.0, save=True)
+    cross_entropy.cross_entropy_forward(logits, labels, None, -100, "none", 0.0, save=True)
 
 
 def sgd_of_an_odd_size(optimizer: Any) -> None:

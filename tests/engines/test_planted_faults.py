@@ -114,9 +114,9 @@ OURS = [
     Fault("convolution: reads the padding", GUARD, {"out-of-bounds"}, mutation(
         "conv", "valid = tl.cast(bits & 1, tl.int1)", "valid = in_tile", mutations.convolution_with_padding)),
     Fault("max-pooling: reads the padding", GUARD, {"out-of-bounds"}, mutation(
-        "pool", "mask=mask & inside, other=0.0", "mask=mask, other=0.0", mutations.pooling_with_padding)),
+        "pool", "mask=at.mask & inside, other=0.0", "mask=at.mask, other=0.0", mutations.pooling_with_padding)),
     Fault("average pooling: no `other` for windows that aren't there", GUARD, {"poison"}, mutation(
-        "pool", "mask=mask & holds[:, None], other=0.0", "mask=mask & holds[:, None]",
+        "pool", "mask=at.mask & holds[:, None], other=0.0", "mask=at.mask & holds[:, None]",
         mutations.overlapping_means_backward)),
     Fault("embedding: no mask of columns", GUARD, {"out-of-bounds", "duplicate-store"}, mutation(
         "embedding", "token_mask[:, None] & (column < columns)[None, :]",
@@ -126,7 +126,7 @@ OURS = [
     Fault("layout: swapped strides", GUARD, {"out-of-bounds"}, mutation(
         "layout", "row * columns + column", "row * rows + column", mutations.image_to_channels_last)),
     Fault("cross-entropy: no upper bound of labels", GUARD, {"out-of-bounds"}, mutation(
-        "loss", " & (label < C)", "", mutations.label_out_of_range)),
+        "cross_entropy", " & (at.label < C)", "", mutations.label_out_of_range)),
     Fault("SGD: no mask in the last block", GUARD, {"out-of-bounds"}, mutation(
         "optimizer", "mask = None if left is None else offset < left",
         "mask = None if left is None else offset < BLOCK", mutations.sgd_of_an_odd_size)),

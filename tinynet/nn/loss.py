@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tinynet.ops import loss as ops
+from tinynet.ops.cross_entropy import cross_entropy
+from tinynet.ops.mse_loss import mse_loss
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -18,7 +19,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return ops.cross_entropy(
+        return cross_entropy(
             input,
             target,
             self.weight,
@@ -36,4 +37,4 @@ class MSELoss(torch.nn.MSELoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return ops.mse_loss(input, target, reduction=self.reduction)
+        return mse_loss(input, target, reduction=self.reduction)

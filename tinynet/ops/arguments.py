@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import _reduction
 
 from tinynet.dispatch import Route, are_plain_and_alike, route_of, route_of_plain
+
+REDUCTIONS = ("mean", "sum", "none")  # of losses
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -128,6 +131,19 @@ def as_integer(value: Any) -> Any:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def checked_reduction(operator: str, reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    """A loss's reduction, in PyTorch's older spelling too.
+
+    Raises:
+        ValueError: none of `REDUCTIONS`.
+    """
+    if size_average is not None or reduce is not None:
+        return _reduction.legacy_get_string(size_average, reduce)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{operator}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    return reduction
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

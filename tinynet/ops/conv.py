@@ -192,9 +192,8 @@ def conv2d_gradients(
 
 def _to_winners(grad: Tensor, winner: Tensor, size: tuple[int, int]) -> Tensor:
     """The gradient of each 2 x 2 window, channels_last, at the pixel that won it; [N, K, *size]."""
-    return kernels.pool.max_pool2d_backward(
-        grad, winner, kernels.pool.Window((2, 2), (2, 2), (0, 0)), size, channels_last=True
-    )
+    axis = kernels.pool.Axis(2, 2)
+    return kernels.pool.max_pool2d_backward(grad, winner, kernels.pool.Window(axis, axis), size, channels_last=True)
 
 
 def _operator_forward(

@@ -112,9 +112,9 @@ def sgd(
 
     Args:
         params: floating point, any shapes, dtypes and devices.
-        grads: one a parameter, dense.
-        momentum_buffer_list: one a parameter where `momentum` is not 0, else not read; a missing one (None) is put in,
-            and this first step then takes the gradient undampened.
+        grads: one per parameter, dense.
+        momentum_buffer_list: one per parameter where `momentum` is not 0, else not read; a missing one (None) is put
+            in, and this first step then takes the gradient undampened.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
         tables: a list of the caller's, empty at first; given again at the next step, it saves time.
 
@@ -171,7 +171,7 @@ def adam(
 
     Args:
         params: floating point, any shapes, dtypes and devices.
-        grads, exp_avgs, exp_avg_sqs: one a parameter, of its shape.
+        grads, exp_avgs, exp_avg_sqs: one per parameter, of its shape.
         max_exp_avg_sqs: the same with `amsgrad`, else not read.
         state_steps: 0-d CPU tensors, the steps each parameter has made; raised by one.
         amsgrad, beta1, beta2, lr, weight_decay, eps, maximize: as in torch.optim.Adam.

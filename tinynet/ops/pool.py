@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -46,20 +47,20 @@ def adaptive_avg_pool2d_reference(input: Tensor, output_size: Pair) -> Tensor:
 
 def _max_in_pytorch(ctx: Any, grad: Tensor, _: Tensor | None) -> Sequence[Tensor | None]:
     window, size, _ = ctx.geometry
-    return (_to_winners(grad, ctx.saved_tensors[0], window, size),)
+    return (_to_maxima(grad, ctx.saved_tensors[0], window, size),)
 
 
-def _to_winners(grad: Tensor, winner: Tensor, window: Sequence[Any], size: Sequence[int]) -> Tensor:
-    """The gradients of windows [N, C, OH, OW] summed where x [N, C, *size] won them, in plain PyTorch."""
+def _to_maxima(grad: Tensor, argmax: Tensor, window: Sequence[Any], size: Sequence[int]) -> Tensor:
+    """The gradients of windows [N, C, OH, OW] added to the maxima in x [N, C, *size], in plain PyTorch."""
     (_, columns), (stride_h, stride_w), (padding_h, padding_w), (dilation_h, dilation_w) = window
-    tap = winner.long()
-    top = torch.arange(winner.shape[2], device=tap.device)[:, None] * stride_h - padding_h
-    left = torch.arange(winner.shape[3], device=tap.device) * stride_w - padding_w
+    tap = argmax.long()
+    top = torch.arange(argmax.shape[2], device=tap.device)[:, None] * stride_h - padding_h
+    left = torch.arange(argmax.shape[3], device=tap.device) * stride_w - padding_w
     pixel = (top + tap // columns * dilation_h) * size[1] + left + tap % columns * dilation_w
-    flat = grad.new_zeros((*winner.shape[:2], size[0] * size[1])).scatter_add(
-        2, pixel.flatten(2), grad.reshape(*winner.shape[:2], -1)
+    flat = grad.new_zeros((*argmax.shape[:2], size[0] * size[1])).scatter_add(
+        2, pixel.flatten(2), grad.reshape(*argmax.shape[:2], -1)
     )
-    return flat.view(*winner.shape[:2], *size)
+    return flat.view(*argmax.shape[:2], *size)
 
 
 class MaxPool2dFunction(torch.autograd.Function):
@@ -74,8 +75,8 @@ class MaxPool2dFunction(torch.autograd.Function):
         channels_last: bool,
         want_index: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        y, winner, index = _max_forward(x, window, out_size, channels_last, True, want_index)
-        ctx.save_for_backward(winner)
+        y, argmax, index = _max_forward(x, window, out_size, channels_last, True, want_index)
+        ctx.save_for_backward(argmax)
         ctx.geometry = window, x.shape[2:], channels_last
         if index is not None:
             ctx.mark_non_differentiable(index)
@@ -84,22 +85,27 @@ class MaxPool2dFunction(torch.autograd.Function):
     @staticmethod
     @through_kernels(_max_in_pytorch)
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        (winner,) = ctx.saved_tensors
-        return _max_backward(grad, winner, *ctx.geometry), None, None, None, None
+        (argmax,) = ctx.saved_tensors
+        return _max_backward(grad, argmax, *ctx.geometry), None, None, None, None
+
+
+@lru_cache(maxsize=256)
+def _max_window(window: tuple[Pair, Pair, Pair, Pair]) -> Any:
+    """The kernels' window."""
+    rows, columns = map(kernels.pool.Axis, *window)
+    return kernels.pool.Window(rows, columns)
 
 
 def _max_forward(
-    x: Tensor, window: Sequence[Any], out_size: Any, channels_last: bool, save: bool, want_index: bool
+    x: Tensor, window: Any, out_size: Any, channels_last: bool, save: bool, want_index: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return kernels.pool.max_pool2d_forward(
-        x, kernels.pool.Window(*window), out_size, channels_last=channels_last, want_winner=save, want_index=want_index
-    )
+    options = {"channels_last": channels_last, "want_argmax": save, "want_index": want_index}
+    return kernels.pool.max_pool2d_forward(x, _max_window(window), out_size, **options)
 
 
-def _max_backward(grad: Tensor, winner: Tensor, window: Sequence[Any], size: Any, channels_last: bool) -> Tensor:
-    return kernels.pool.max_pool2d_backward(
-        _dense(grad, channels_last), winner, kernels.pool.Window(*window), size, channels_last=channels_last
-    )
+def _max_backward(grad: Tensor, argmax: Tensor, window: Any, size: Any, channels_last: bool) -> Tensor:
+    grad = _dense(grad, channels_last)
+    return kernels.pool.max_pool2d_backward(grad, argmax, _max_window(window), size, channels_last=channels_last)
 
 
 def _avg_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
@@ -148,52 +154,30 @@ class AvgPool2dFunction(torch.autograd.Function):
         return _avg_backward(grad, *ctx.geometry), None, None, None, None, None
 
 
-def _mean_window(window: Sequence[Any] | None, size: Any, out_size: Any) -> Any:
+@lru_cache(maxsize=256)
+def _mean_window(
+    window: tuple[Pair, Pair, Pair] | None, size: Any, out_size: Any, count_include_pad: bool, divisor_override: int
+) -> Any:
     """The kernels' window; None stands for the adaptive one, a plain one where the outputs divide the image."""
-    Window = kernels.pool.Window
+    axes = list(zip(size, out_size, strict=True))
+    adaptive = window is None and any(length % out for length, out in axes)
     if window is not None:
-        return Window(*window)
-    (H, W), (OH, OW) = size, out_size
-    if H % OH == 0 and W % OW == 0:
-        kernel = (H // OH, W // OW)
-        return Window(kernel, kernel, (0, 0))
-    return Window((-(-H // OH) + 1, -(-W // OW) + 1), (1, 1), (0, 0), adaptive=True)
+        rows, columns = map(kernels.pool.Axis, *window)
+    elif adaptive:
+        rows, columns = (kernels.pool.Axis(-(-length // out) + 1, 1) for length, out in axes)
+    else:
+        rows, columns = (kernels.pool.Axis(length // out, length // out) for length, out in axes)
+    return kernels.pool.Window(rows, columns, adaptive, count_include_pad, divisor_override)
 
 
-def _avg_forward(
-    x: Tensor,
-    window: Sequence[Any] | None,
-    out_size: Any,
-    channels_last: bool,
-    count_include_pad: bool,
-    divisor_override: int,
-) -> Tensor:
-    return kernels.pool.avg_pool2d_forward(
-        x,
-        _mean_window(window, x.shape[2:], out_size),
-        out_size,
-        channels_last=channels_last,
-        count_include_pad=count_include_pad,
-        divisor_override=divisor_override,
-    )
+def _avg_forward(x: Tensor, window: Any, out_size: Any, channels_last: bool, *divisor: Any) -> Tensor:
+    window = _mean_window(window, x.shape[2:], out_size, *divisor)
+    return kernels.pool.avg_pool2d_forward(x, window, out_size, channels_last=channels_last)
 
 
-def _avg_backward(
-    grad: Tensor,
-    window: Sequence[Any] | None,
-    size: Any,
-    channels_last: bool,
-    count_include_pad: bool,
-    divisor_override: int,
-) -> Tensor:
-    return kernels.pool.avg_pool2d_backward(
-        _dense(grad, channels_last),
-        _mean_window(window, size, grad.shape[2:]),
-        size,
-        channels_last=channels_last,
-        count_include_pad=count_include_pad,
-        divisor_override=divisor_override,
-    )
+def _avg_backward(grad: Tensor, window: Any, size: Any, channels_last: bool, *divisor: Any) -> Tensor:
+    window = _mean_window(window, size, grad.shape[2:], *divisor)
+    return kernels.pool.avg_pool2d_backward(_dense(grad, channels_last), window, size, channels_last=channels_last)
 
 
 def _dense(grad: Tensor, channels_last: bool) -> Tensor:
@@ -201,7 +185,7 @@ def _dense(grad: Tensor, channels_last: bool) -> Tensor:
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether neighbouring channels of x [N, C, H, W] are neighbours in memory."""
+    """Whether neighboring channels of x [N, C, H, W] are neighbors in memory."""
     return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
@@ -214,7 +198,7 @@ def _fake(x: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtyp
 
 def _max_fake(x: Tensor, kernel: Pair, *rest: Any) -> Tensors:
     *_, out_size, channels_last, want_index, save = rest
-    argmax_dtype = kernels.pool.winner_dtype(kernel[0] * kernel[1])
+    argmax_dtype = kernels.pool.argmax_dtype(kernel[0] * kernel[1])
     return (
         _fake(x, out_size, channels_last),
         _fake(x, out_size, channels_last, argmax_dtype) if save else None,
@@ -288,8 +272,8 @@ def max_pool2d(
         return_indices: whether to return the pixel of each maximum too.
 
     Returns:
-        [N, C, OH, OW] or [C, OH, OW], input's dtype, channels_last where input is. NaN wins over every number, ties go
-        to the first tap. With return_indices also the indices ih W + iw, int64.
+        [N, C, OH, OW] or [C, OH, OW], input's dtype, channels_last where input is. NaN is larger than every number,
+        and of equal taps the first is taken. With return_indices also the indices ih W + iw, int64.
 
     Raises:
         ValueError: a wrong rank, an output without elements, a kernel, stride or dilation below 1, a padding that is

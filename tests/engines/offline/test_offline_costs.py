@@ -5,7 +5,7 @@ import torch
 
 import tinynet
 from tinynet_engines.offline.report import Report
-from tinynet_kernels import activation, conv, conv_backward, linear, loss, optimizer
+from tinynet_kernels import activation, conv, conv_backward, cross_entropy, linear, optimizer
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
 
@@ -85,9 +85,9 @@ def test_cross_entropy():
     rows, classes = 4096, 1000
     logits, target = empty(rows, classes, 1), torch.empty(rows, 1, dtype=torch.int64, device="meta")
     with tinynet.inspect("gfx942") as report:
-        result, divisor, saved = loss.cross_entropy_forward(logits, target, None, -100, "none", 0.0, save=True)
+        result, divisor, saved = cross_entropy.cross_entropy_forward(logits, target, None, -100, "none", 0.0, save=True)
         assert saved is not None
-        loss.cross_entropy_backward(
+        cross_entropy.cross_entropy_backward(
             result, logits, target, None, divisor, saved, -100, "none", 0.0, want_dx=True, want_dtarget=False
         )
     found = figures(report)

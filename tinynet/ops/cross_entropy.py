@@ -1,16 +1,14 @@
-"""Losses: cross-entropy fused with its softmax, and the mean squared error."""
+"""Cross-entropy, fused with its softmax."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route, route_of
@@ -20,11 +18,9 @@ from tinynet.ops.arguments import (
     autocast_to_float32,
     check_device,
     check_floating,
-    is_dense,
+    checked_reduction,
 )
 from tinynet.ops.operator import Operator, Tensors, like_saved
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 def cross_entropy_reference(
@@ -41,11 +37,6 @@ def cross_entropy_reference(
     )
 
 
-def mse_loss_reference(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """(input - target)^2, reduced, in plain PyTorch."""
-    return F.mse_loss(input, target, reduction=reduction)
-
-
 def _forward(
     logits: Tensor,
     target: Tensor,
@@ -58,7 +49,7 @@ def _forward(
     """The launcher, and a look at the labels where the loss is NaN and looking costs no wait for a device."""
     weight = None if weight is None else weight.contiguous()
     options = ignore_index, reduction, label_smoothing
-    results = kernels.loss.cross_entropy_forward(logits, target, weight, *options, save=save)
+    results = kernels.cross_entropy.cross_entropy_forward(logits, target, weight, *options, save=save)
     loss = results[0]
     if loss.is_cpu and not target.is_floating_point() and _has_nan(loss):
         _check_labels(target, logits.shape[1], ignore_index)
@@ -74,7 +65,7 @@ def _backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> Tens
     """(dx, dp, None for the weight), each None where not wanted."""
     logits, target, weight, divisor, row_sums = saved
     *options, wanted = rest
-    gradients = kernels.loss.cross_entropy_backward(
+    gradients = kernels.cross_entropy.cross_entropy_backward(
         grads[0].contiguous(),
         logits,
         target,
@@ -161,7 +152,7 @@ def cross_entropy(
     if has_torch_function_unary(input):
         arguments = weight, size_average, ignore_index, reduce, reduction, label_smoothing
         return handle_torch_function(cross_entropy, (input,), input, target, *arguments)
-    reduction = _checked_reduction("cross_entropy", reduction, size_average, reduce)
+    reduction = checked_reduction("cross_entropy", reduction, size_average, reduce)
     input, target, weight = autocast_to_float32(input, target, weight)
     check_floating("cross_entropy", input=input, weight=weight)
     if not isinstance(target, Tensor):
@@ -190,14 +181,6 @@ def _as_rows(tensor: Tensor, classes: bool) -> Tensor:
     return tensor.unsqueeze(0) if tensor.dim() < lead else tensor.flatten(lead)
 
 
-def _checked_reduction(operator: str, reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    if size_average is not None or reduce is not None:
-        return _reduction.legacy_get_string(size_average, reduce)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{operator}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    return reduction
-
-
 def _check_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> None:
@@ -224,98 +207,3 @@ def _check_cross_entropy(
         )
     if target.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"cross_entropy: target must hold labels in int64 or uint8, got {target.dtype}")
-
-
-def _same_dense_layout(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as they are where they walk memory alike, else both contiguous."""
-    if x.stride() == target.stride() and is_dense(x):
-        return x, target
-    return x.contiguous(), target.contiguous()
-
-
-def _mse_backward(grads: Sequence[Tensor], saved: Sequence[Any], reduction: str, wanted: Sequence[bool]) -> Tensors:
-    """(dx, dtarget), each None where not wanted."""
-    x, target = _same_dense_layout(*saved)
-    grad = grads[0]
-    if reduction == "none" and grad.stride() != x.stride():
-        grad = torch.empty_like(x).copy_(grad)
-    return kernels.loss.mse_loss_backward(grad, x, target, reduction, want_dx=wanted[0], want_dtarget=wanted[1])
-
-
-mse_loss_operator = Operator(
-    "mse_loss(Tensor x, Tensor target, str reduction) -> Tensor",
-    forward=lambda x, target, reduction, _: [kernels.loss.mse_loss_forward(*_same_dense_layout(x, target), reduction)],
-    fake=lambda x, target, reduction, _: [
-        torch.empty_like(_same_dense_layout(x, target)[0]) if reduction == "none" else x.new_empty(())
-    ],
-    saves=lambda given, results: given[:2],
-    backward=_mse_backward,
-    fake_backward=lambda grads, saved, reduction, wanted: like_saved(grads, _same_dense_layout(*saved), wanted),
-    reference=mse_loss_reference,
-)
-
-
-def mse_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    """(input - target)^2, reduced.
-
-    Args:
-        input: [...], float32, bfloat16, float16 (kernels) or float64 (reference). In float32 under autocast.
-        target: [...], input's dtype; shapes that differ are broadcast, with PyTorch's warning. Both get gradients.
-        size_average, reduce: PyTorch's older spelling of `reduction`.
-        reduction: "mean", "sum" or "none".
-        weight: input's shape, multiplies the squares; the mean then divides by its sum.
-
-    Returns:
-        [] for "mean" and "sum", else the broadcast shape; input's dtype.
-
-    Raises:
-        ValueError: shapes or devices that don't fit together, an unknown reduction.
-        TypeError: dtypes that are not floating point or differ outside autocast.
-
-    Source: torch.nn.functional.mse_loss.
-    """
-    if has_torch_function_unary(input):
-        arguments = size_average, reduce, reduction, weight
-        return handle_torch_function(mse_loss, (input,), input, target, *arguments)
-    reduction = _checked_reduction("mse_loss", reduction, size_average, reduce)
-    input, target, weight = autocast_to_float32(input, target, weight)
-    check_floating("mse_loss", input=input, target=target, weight=weight)
-    route = route_of("mse_loss", ("input", "target", "weight"), input, target, weight)
-    if weight is not None:
-        return _weighted_mse_loss(input, target, weight, reduction)
-    if input.shape != target.shape:
-        input, target = _broadcast(input, target)
-    return mse_loss_operator(route, input, target, reduction)
-
-
-def _weighted_mse_loss(input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
-    if weight.shape != input.shape:
-        raise ValueError(
-            f"mse_loss: weight must have the shape {tuple(input.shape)} of input, got {tuple(weight.shape)}"
-        )
-    squares = mse_loss(input, target, reduction="none") * weight
-    if reduction == "none":
-        return squares
-    return squares.sum() if reduction == "sum" else squares.sum() / weight.sum()
-
-
-def _broadcast(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    warnings.warn(
-        f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
-        "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
-        stacklevel=3,
-    )
-    try:
-        input, target = torch.broadcast_tensors(input, target)
-    except RuntimeError as error:
-        raise ValueError(
-            f"mse_loss: target {tuple(target.shape)} does not broadcast with input {tuple(input.shape)}"
-        ) from error
-    return input, target

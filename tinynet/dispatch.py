@@ -1,14 +1,14 @@
-"""Who runs a tensor: our kernels, their registered operators, or the plain PyTorch reference.
+"""Who computes a call: our kernels, their registered operators, or the plain PyTorch reference.
 
-One question about all operands, asked here alone: does Triton's active driver name their device, or is
+One question about all operands, answered only here: does Triton's active driver name their device, or is
 TRITON_INTERPRET=1 set, and are they plain strided tensors? Then the kernels run, else the reference, which PyTorch
 takes through whatever the operands are: lazy negations, wrapper subclasses, function transforms, forward derivatives.
 `tinynet.engine("auto" | "kernels" | "reference")` and the environment variable TINYNET_ENGINE overrule the choice of
-driver; "kernels" is an error where none serves the device.
+driver; "kernels" is an error where no driver serves the device.
 
 Under graph capture (`torch.compile`, `torch.export`, fake tensors) and dispatch modes (`FlopCounterMode`) an operator
 registered with `torch.library` stands in for the launcher: they can't look into a launch. Eager code skips it, for it
-costs 20 to 30 us a call.
+costs 20 to 30 us per call.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 class Route(Enum):
-    """The way a call takes: launcher, registered operator, or plain PyTorch."""
+    """The route of a call: launcher, registered operator, or plain PyTorch."""
 
     KERNELS = "kernels"
     OPERATOR = "operator"
@@ -60,7 +60,7 @@ class engine:
     """Chooses the engine, from here on or for a `with` block.
 
     `tinynet.engine("reference")` as a statement sets it for the current context; `with tinynet.engine("kernels"):`
-    restores the previous one at its end. A function compiled by `torch.compile` keeps the engine of its compilation.
+    restores the previous one at its end. A function compiled by `torch.compile` uses the engine of its compilation.
 
     Args:
         name: "auto": kernels where a driver serves the device, else the reference; "kernels": an error where none
@@ -91,7 +91,7 @@ _tracing_state = torch._C._get_tracing_state
 
 
 def route_of(operator: str, names: Sequence[str], *operands: Any) -> Route:
-    """The way a call on these operands takes.
+    """The route of a call on these operands.
 
     Args:
         operator: named in messages.
@@ -115,7 +115,7 @@ def route_of(operator: str, names: Sequence[str], *operands: Any) -> Route:
 
 
 def route_of_plain(first: torch.Tensor) -> Route:
-    """The way of plain operands, of which this is the first, outside of compilation and inspection."""
+    """The route of plain operands, given the first of them, outside of compilation and inspection."""
     # To name the type of a device takes a quarter of a microsecond.
     if not _kernels_serve_now("cpu" if first.is_cpu else first.device.type, first.dtype):
         return Route.REFERENCE
@@ -125,7 +125,7 @@ def route_of_plain(first: torch.Tensor) -> Route:
 
 
 def _all_plain(tensors: Sequence[torch.Tensor | None]) -> bool:
-    """Whether the values of all these tensors (None: absent) lie in memory, strided, ready for a kernel.
+    """Whether all these tensors (None: absent) are strided values in memory, ready for a kernel.
 
     Not plain are subclasses, layouts other than strided, nested tensors, tensors without memory (on the meta device,
     zero tensors, those inside vmap, empty ones) and those with the lazy negative bit.
@@ -180,7 +180,7 @@ def is_forward_mode() -> bool:
 
 
 def _route_of_others(operator: str, names: Sequence[str], operands: Sequence[Any]) -> Route:
-    """The way of operands that are not all plain: the reference, for PyTorch knows what to do with most of them.
+    """The route of operands that are not all plain: the reference, since PyTorch handles most of them.
 
     Fake tensors, and subclasses whose memory is that of a plain tensor, take the operator, which returns their kind.
     """
@@ -259,7 +259,7 @@ def _decide_reason(device_type: str, drivers: Any) -> str | None:
     """Finds and notes the reason, unless another thread has done so meanwhile."""
     with _deciding:
         if (device_type, drivers._active) not in _reasons:
-            reason = _find_reason(device_type)  # may make a driver active
+            reason = _find_reason(device_type)  # may activate a driver
             _reasons[device_type, drivers._active] = reason
         return _reasons[device_type, drivers._active]
 
@@ -337,7 +337,7 @@ def describe(device: torch.device | str) -> str:
     device = torch.device(device)
     name = _engine.get()
     if name == "reference":
-        return f"engine: reference (plain PyTorch) on {device}, as asked"
+        return f"engine: reference (plain PyTorch) on {device}, as requested"
     reason = unavailable_reason(device.type)
     if reason is not None:
         return f"engine: reference (plain PyTorch) on {device}: {reason}"

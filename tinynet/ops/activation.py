@@ -47,7 +47,7 @@ _FROM_OUTPUT: dict[str, Any] = {
     "sigmoid": torch.ops.aten.sigmoid_backward,
     "tanh": torch.ops.aten.tanh_backward,
 }
-# Constructed once: a call with a name costs a look-up.
+# Constructed once, so that a call with a name costs one look-up.
 _DEFAULTS: dict[str, Activation] = {name: Activation(name) for name in _REFERENCES}
 
 

@@ -27,7 +27,7 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
 
 
 def autocast_dtype(*tensors: Tensor | None) -> torch.dtype | None:
-    """What autocast makes of floating-point tensors on the device of the first there is; None where it is off."""
+    """The dtype to which autocast casts on the device of the first tensor given; None where autocast is off."""
     for tensor in tensors:
         if tensor is not None:
             device_type = "cpu" if tensor.is_cpu else tensor.device.type
@@ -48,7 +48,7 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def cast_to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
-    """The tensors in `dtype`. To ask for a dtype that a tensor has takes a microsecond: none does."""
+    """The tensors in `dtype`. Those that have it already are passed on, which saves a microsecond each."""
     return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
 
 
@@ -119,9 +119,9 @@ def check_device(operator: str, name: str, tensor: Tensor, first_name: str, firs
 
 
 def as_integer(value: Any) -> Any:
-    """An integer of any kind (numpy's, a tensor of one) as Python's, or the symbolic one it is; None for what is none.
+    """An integer of any kind (NumPy's, a tensor of one element) as a Python int; a symbolic one as it is; else None.
 
-    Kernels are compiled and kept by the types of their arguments: they must see no others.
+    Kernels are compiled and cached by the types of their arguments, so they must see no other types.
     """
     if type(value) is int or isinstance(value, torch.SymInt):
         return value

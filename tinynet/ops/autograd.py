@@ -1,6 +1,6 @@
-"""What every autograd function of ours does the same way.
+"""What all our autograd functions share.
 
-A backward through kernels reads plain upstream gradients and makes gradients without a history. Where more is asked
+A backward through kernels reads plain upstream gradients and returns gradients without a history. Where more is needed
 (`create_graph=True`, batched gradients, a lazy or wrapped upstream gradient), PyTorch's own operators compute them.
 """
 
@@ -49,22 +49,22 @@ def gradients_of(
         function: takes the inputs; returns a tensor or a tuple of tensors (or None).
         inputs: tensors, and whatever else it takes.
         wanted: which of them need a gradient.
-        grads: upstream, one an output; None for zeros.
+        grads: upstream, one per output; None for zeros.
 
     Returns:
-        One an input, None where not wanted or where `function` doesn't depend on it.
+        One per input, None where not wanted or where `function` doesn't depend on it.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad(), without_autocast(next(grad for grad in grads if grad is not None)):
-        # An alias each: a tensor may be given twice, and the gradients end here.
+        # One alias per input: a tensor may be given twice, and the gradients end here.
         given = [
             (x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()) if want else x
             for x, want in zip(inputs, wanted, strict=True)
         ]
-        made = function(*given)
+        outputs = function(*given)
         pairs = [
             (y, grad)
-            for y, grad in zip(made if isinstance(made, tuple) else (made,), grads, strict=False)
+            for y, grad in zip(outputs if isinstance(outputs, tuple) else (outputs,), grads, strict=False)
             if y is not None and grad is not None and y.requires_grad
         ]
         results = torch.autograd.grad(

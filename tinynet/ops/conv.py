@@ -72,11 +72,11 @@ class Conv2dFunction(torch.autograd.Function):
     @staticmethod
     @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, saved, winner, _ = ctx.saved_tensors
+        x, weight, saved, argmax, _ = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         _, spec, activation, _ = ctx.settings
         gradients = conv2d_gradients(
-            grad, x, weight, saved, spec, activation, ctx.channels_last, wanted, ctx.dtypes, winner
+            grad, x, weight, saved, spec, activation, ctx.channels_last, wanted, ctx.dtypes, argmax
         )
         return (*gradients, None, None, None, None)
 
@@ -108,18 +108,18 @@ def _forward(
     *,
     save: bool,
 ) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[bool, bool]]:
-    """y; x and W as the kernels read them, what act' does, and the winners; whether x and W came in channels_last."""
+    """y; x and W as the kernels read them, what act' does, and the argmaxs; whether x and W came in channels_last."""
     channels_last = kernels.layout.is_channels_last(x), kernels.layout.is_channels_last(weight)
     if dtype is not None:
         x, weight, bias = cast_to(dtype, x, weight, bias)
     images, packed = kernels.layout.to_channels_last(x), kernels.layout.to_channels_last(weight)
-    y, saved, winner = kernels.conv.convolution_forward(images, packed, bias, spec, activation, save=save, pool=pool)
-    # The converted tensors are kept, not their originals: backward would convert them again.
-    return _in_order(y, any(channels_last)), (images, packed, saved, winner), channels_last
+    y, saved, argmax = kernels.conv.convolution_forward(images, packed, bias, spec, activation, save=save, pool=pool)
+    # The converted tensors are saved, not their originals, which the backward would convert again.
+    return _in_order(y, any(channels_last)), (images, packed, saved, argmax), channels_last
 
 
 def _in_order(y: Tensor, channels_last: bool) -> Tensor:
-    """A channels_last tensor, made contiguous unless `channels_last` is what was asked."""
+    """A channels_last tensor, converted to contiguous unless `channels_last`."""
     return y if channels_last else kernels.layout.to_contiguous(y)
 
 
@@ -133,7 +133,7 @@ def conv2d_gradients(
     channels_last: tuple[bool, bool],
     wanted: Sequence[bool],
     dtypes: Sequence[torch.dtype | None],
-    winner: Tensor | None = None,
+    argmax: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dX, dW, db), each None where not wanted.
 
@@ -147,8 +147,8 @@ def conv2d_gradients(
         channels_last: whether dX and dW are to be channels_last; contiguous otherwise.
         wanted: whether dX, dW and db are needed.
         dtypes: of dX, dW and db; None for a bias that isn't.
-        winner: the tap that each 2 x 2 window passed on, where the convolution pooled; `grad` and `saved` are then of
-            its windows, [N, K, P // 2, Q // 2].
+        argmax: the tap that is the maximum of each 2 x 2 window, where the convolution pooled; `grad` and `saved` are
+            then those of the windows, [N, K, P // 2, Q // 2].
     """
     want_x, want_weight, want_bias = wanted
     layout = kernels.layout
@@ -159,7 +159,7 @@ def conv2d_gradients(
         dw, db = kernels.conv_backward.convolution_weight_and_bias_gradient(
             dz,
             saved,
-            winner,
+            argmax,
             layout.to_channels_last(x),
             spec,
             kernel_size,
@@ -176,8 +176,8 @@ def conv2d_gradients(
             layout.as_rows(dz), rows, activation, want_dz=want_dz, want_bias=want_bias
         )
         dz = dz if of_activation is None else layout.as_images(of_activation, dz)
-    if winner is not None and (want_x or want_weight):
-        dz = _to_winners(dz, winner, spec.output_size(size, kernel_size))
+    if argmax is not None and (want_x or want_weight):
+        dz = _at_maxima(dz, argmax, spec.output_size(size, kernel_size))
     dx, dw = None, None
     if want_x:
         packed = layout.to_channels_last(weight)
@@ -190,10 +190,10 @@ def conv2d_gradients(
     return dx, dw, None if db is None else db.to(dtypes[2])
 
 
-def _to_winners(grad: Tensor, winner: Tensor, size: tuple[int, int]) -> Tensor:
-    """The gradient of each 2 x 2 window, channels_last, at the pixel that won it; [N, K, *size]."""
+def _at_maxima(grad: Tensor, argmax: Tensor, size: tuple[int, int]) -> Tensor:
+    """The gradient of each 2 x 2 window, channels_last, at the pixel of its maximum; [N, K, *size]."""
     axis = kernels.pool.Axis(2, 2)
-    return kernels.pool.max_pool2d_backward(grad, winner, kernels.pool.Window(axis, axis), size, channels_last=True)
+    return kernels.pool.max_pool2d_backward(grad, argmax, kernels.pool.Window(axis, axis), size, channels_last=True)
 
 
 def _operator_forward(
@@ -245,7 +245,7 @@ def _operator_fake_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -
 
 
 def _flops(wanted: list[bool] | None, x: Tensor, weight: Tensor, *rest: Any) -> int:
-    """Two for each output pixel and weight that it meets; one such product forward, one a gradient."""
+    """Two for each pair of output pixel and weight: one such product in the forward, one for each gradient."""
     P, Q = _output_size(x, weight, rest[1])
     return 2 * x.shape[0] * P * Q * weight.numel() * (1 if wanted is None else sum(wanted[:2]))
 
@@ -282,8 +282,8 @@ def conv2d(
         weight: [K, C / groups, R, S], x's dtype and device.
         bias: [K] or None.
         stride: of the windows: one number, or (height, width).
-        padding: zeros on each side: one number, (height, width), "valid" (none) or "same" (as many as keep the size;
-            stride 1 only).
+        padding: zeros on each side: one number, (height, width), "valid" (none) or "same" (as many as preserve the
+            size; stride 1 only).
         dilation: pixels between taps: one number, or (height, width).
         groups: divides C and K; output channels of a group see its input channels alone.
         activation: a name, an `Activation`, or None for identity.

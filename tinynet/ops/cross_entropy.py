@@ -57,7 +57,7 @@ def _forward(
 
 
 def _has_nan(loss: Tensor) -> bool:
-    """Whether any loss is NaN: a label out of range makes it so, among others."""
+    """Whether any loss is NaN, as for a label out of range."""
     return bool(loss.isnan().any()) if loss.dim() else math.isnan(loss.item())
 
 

@@ -51,7 +51,7 @@ def embedding(
         input: indices [...], int32 or int64, each in [0, V).
         weight: [V, D], float32, bfloat16, float16 (kernels) or float64 (reference).
         padding_idx: this row gets no gradient; negative ones count from the end.
-        max_norm: rows that are asked for and longer than this are rescaled to it, in place, before the look-up.
+        max_norm: rows in `input` whose norm is larger are rescaled to it, in place, before the look-up.
         norm_type: of that norm.
         scale_grad_by_freq: divide a row's gradient by how often it occurs in `input`.
         sparse: not supported.

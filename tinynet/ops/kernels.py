@@ -1,4 +1,4 @@
-"""The modules of `tinynet_kernels`, each imported when it is first asked for: Triton may be absent, and imports slowly.
+"""The modules of `tinynet_kernels`, each imported when it is first used: Triton may be absent, and is slow to import.
 
 `kernels.linear.linear_forward(...)` calls a launcher; where `route` answers anything but Route.KERNELS none is called.
 """

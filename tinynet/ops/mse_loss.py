@@ -23,7 +23,7 @@ def mse_loss_reference(input: Tensor, target: Tensor, reduction: str = "mean") -
 
 
 def _same_dense_layout(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as they are where they walk memory alike, else both contiguous."""
+    """Both as they are where they are dense in one layout, else both contiguous."""
     if x.stride() == target.stride() and is_dense(x):
         return x, target
     return x.contiguous(), target.contiguous()

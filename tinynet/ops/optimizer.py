@@ -1,9 +1,9 @@
 """Optimizer steps, SGD and Adam: the definitions in plain PyTorch, and the steps over many tensors.
 
-`sgd` and `adam` update lists of parameters in place, as torch.optim's functions of these names. What the kernels serve
-goes through them, one launch for all parameters of one device, dtype and step count; the rest (float64, a gradient or
-state of another dtype, memory with gaps or shared between parameters, another device, engine "reference") goes
-parameter by parameter through the definition.
+`sgd` and `adam` update lists of parameters in place, as torch.optim's functions of these names. The kernels take all
+parameters of one device, dtype and step count in one launch. The rest (float64, a gradient or state of another dtype,
+memory with gaps or shared between parameters, another device, engine "reference") goes parameter by parameter through
+the definition.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def adam(
         params: floating point, any shapes, dtypes and devices.
         grads, exp_avgs, exp_avg_sqs: one per parameter, of its shape.
         max_exp_avg_sqs: the same with `amsgrad`, else not read.
-        state_steps: 0-d CPU tensors, the steps each parameter has made; raised by one.
+        state_steps: 0-d CPU tensors, the number of steps of each parameter so far; incremented.
         amsgrad, beta1, beta2, lr, weight_decay, eps, maximize: as in torch.optim.Adam.
         decoupled_weight_decay: AdamW's decay of the parameter instead of Adam's in the gradient.
         tables: a list of the caller's, empty at first; given again at the next step, it saves time.
@@ -217,9 +217,10 @@ class _Bucket(NamedTuple):
 
     Attributes:
         phase: what they share: the number of the step, or whether it is the first.
-        rows: one (parameter, gradient, states...) a parameter, kept until the launch: a table doesn't keep them.
+        rows: (parameter, gradient, states...) for each parameter, held until the launch, for a table holds no tensors.
         table: the launch's; None where the definition takes them.
-        written: what the launch changes; autograd must be told of it, so that an older graph's backward is refused.
+        written: the tensors that the launch changes. Their version counters are incremented, so that an older graph's
+            backward is refused.
         columns: the tensors of the table.
     """
 
@@ -235,7 +236,7 @@ def _buckets(
 ) -> list[_Bucket]:
     """Parameters by device, dtype and phase, in order of appearance.
 
-    Raises for what no step can be made of, before a parameter or state is changed.
+    Raises for invalid tensors before any parameter or state is changed.
     """
     params, grads, *states = lists = list(columns.values())
     _check_gradients(operator, params, grads)

@@ -371,7 +371,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
 
     Args:
         input: [N, C, H, W] or [C, H, W], float32, bfloat16, float16 (kernels) or float64 (reference); any strides.
-        output_size: OH and OW, one number or two; None keeps the input's.
+        output_size: OH and OW, one number or two; None for the input's own.
 
     Returns:
         [N, C, OH, OW] or [C, OH, OW], input's dtype, channels_last where input is.
@@ -388,10 +388,10 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     route = route_of("adaptive_avg_pool2d", ("input",), input)
     _check_shape("adaptive_avg_pool2d", input)
     sizes = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
-    kept = [given if size is None else size for size, given in zip(sizes, input.shape[-2:], strict=False)]
+    filled = [given if size is None else size for size, given in zip(sizes, input.shape[-2:], strict=False)]
     if len(sizes) != 2:
         raise ValueError(f"adaptive_avg_pool2d: output_size must be one number or two, got {output_size!r}")
-    out_size = _pair("adaptive_avg_pool2d", "output_size", kept, least=1)
+    out_size = _pair("adaptive_avg_pool2d", "output_size", filled, least=1)
     if route is Route.REFERENCE:
         return adaptive_avg_pool2d_reference(input, out_size)
     x = input if input.dim() == 4 else input.unsqueeze(0)

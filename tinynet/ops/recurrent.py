@@ -28,7 +28,7 @@ def recurrent_reference(
     sequences: Sequences,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One layer in plain PyTorch, a step at a time: y [R, D P], h_n [D, B, P], c_n [D, B, H] of packed rows x [R, I].
+    """One layer in plain PyTorch, one step at a time: y [R, D P], h_n [D, B, P], c_n [D, B, H] of packed rows x [R, I].
 
     Step t holds the first n_t sequences, in n_t rows; `reset` [R] zeroes the state before a row's step.
     """
@@ -60,7 +60,7 @@ def recurrent_reference(
 
 
 def _cell_reference(mode: str, from_input: Tensor, from_hidden: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """(h, c) after a step, from the input's and the hidden state's shares of the gates."""
+    """(h, c) after one step, from the input's and the hidden state's parts of the gates."""
     if mode == "gru":
         r, z, n = from_input.chunk(3, 1)
         hidden_r, hidden_z, q = from_hidden.chunk(3, 1)
@@ -155,7 +155,7 @@ def _gradients(
 
 
 def _sequences(x: Tensor, h0: Tensor, batch_sizes: Tensor | None) -> Sequences:
-    """Where the rows of x [R, I] lie; h0 [D, B, P] tells B."""
+    """Where the rows of x [R, I] are; B comes from h0 [D, B, P]."""
     if batch_sizes is None:
         return Sequences(x.shape[0] // h0.shape[1], h0.shape[1])
     return packed_sequences(batch_sizes, x.device)
@@ -282,9 +282,9 @@ def recurrent_layer(
         weights: the layer's, directions stacked.
         h0: [D, B, P].
         c0: [D, B, H] for the LSTM, else None.
-        sequences: where the rows of each step lie.
+        sequences: where the rows of each step are.
         reset: uint8 [R], nonzero where the state before the row's step is zeroed, or None.
-        recompute: save only y and c for backward.
+        recompute: save only y and c for the backward.
     """
     if route is Route.REFERENCE:
         return recurrent_reference(mode, x, weights, h0, c0, sequences, reset)
@@ -335,7 +335,7 @@ def recurrent(
         training: whether dropout acts.
         batch_sizes: a `PackedSequence`'s, int64 [T] on the CPU.
         reset: bool [T, B], or [R] for packed data: true zeroes h and c before that step. None for none.
-        recompute: keep only y and c for backward; the gates are made again there.
+        recompute: save only y and c for the backward, which computes the gates again.
 
     Returns:
         y [T, B, D P] or [R, D P], h_n [L D, B, P] and, for the LSTM, c_n [L D, B, H]; None else.
@@ -350,7 +350,7 @@ def recurrent(
         raise ValueError(f"recurrent: mode must be one of {', '.join(GATES)}, got {mode!r}")
     x, h, c = autocast(input, h0, c0)
     parameters = [autocast(*group) for group in parameters]
-    route = _way(mode, x, h, c, parameters, reset)
+    route = _route(mode, x, h, c, parameters, reset)
     _check_shapes(mode, x, parameters, batch_sizes, reset)
     directions = 2 if bidirectional else 1
     batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
@@ -479,7 +479,7 @@ def recurrent_cell(
     return y[0], None if c_n is None else c_n[0]
 
 
-def _way(
+def _route(
     mode: str,
     x: Tensor,
     h0: Tensor | None,

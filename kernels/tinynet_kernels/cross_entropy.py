@@ -397,8 +397,8 @@ def cross_entropy_backward(
     """
     dx = torch.empty_like(logits) if want_dx else None
     dtarget = torch.empty_like(target) if want_dtarget else None
-    strides = [None if gradient is None else gradient.stride() for gradient in (dx, dtarget)]
     given = (logits.shape, logits.stride(), target.stride(), target.is_floating_point(), ignore_index)
+    strides = None if dx is None else dx.stride(), None if dtarget is None else dtarget.stride()
     problem = _problem(True, *given, reduction != "none", label_smoothing, *strides, current_target())
     problem.launch_named(
         grad_ptr=grad,

@@ -104,7 +104,7 @@ SMALL = [
 OURS = [
     Fault("linear: stores rows past the last", GUARD, {"out-of-bounds"}, mutation(
         "linear", "mask = (row < M - row_start)[:, None] & column_mask[None, :]",
-        "mask = (row < BLOCK_M)[:, None] & column_mask[None, :]", mutations.linear_of_odd_sizes)),
+        "mask = (row < TILE.block_m)[:, None] & column_mask[None, :]", mutations.linear_of_odd_sizes)),
     Fault("matrix product: masks no rest of the reduction", GUARD, {"out-of-bounds"}, mutation(
         "gemm", "mask=(k < k_end - step_start)[None, :]", "mask=(k < BLOCK_K)[None, :]",
         mutations.linear_of_odd_sizes, user="linear")),
@@ -129,7 +129,7 @@ OURS = [
         "cross_entropy", " & (at.label < C)", "", mutations.label_out_of_range)),
     Fault("SGD: no mask in the last block", GUARD, {"out-of-bounds"}, mutation(
         "optimizer", "mask = None if left is None else offset < left",
-        "mask = None if left is None else offset < BLOCK", mutations.sgd_of_an_odd_size)),
+        "mask = None if left is None else offset < TILE.block", mutations.sgd_of_an_odd_size)),
     Fault("SGD: no barrier before it overwrites what it loaded", GUARD_OF_BARRIERS, {"no-barrier"}, mutation(
         "optimizer", "tl.debug_barrier()", "pass", mutations.sgd_of_an_odd_size)),
     Fault("linear: output offset in 32 bits", REPORT, {"index_overflow"}, mutation(

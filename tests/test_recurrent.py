@@ -20,8 +20,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import tinynet
 from tinynet.nn import recurrent as layers
 from tinynet.ops.recurrent import recurrent, recurrent_operator
-from tinynet_kernels import launch, recurrent_weights
-from tinynet_kernels import recurrent as kernels
+from tinynet_kernels import launch
+from tinynet_kernels.recurrent import layer as kernels
+from tinynet_kernels.recurrent import weights as recurrent_weights
 from tinynet_kernels.tiles import GemmTile, RecurrentTile, current_target
 
 pytestmark = pytest.mark.kernels
@@ -643,7 +644,7 @@ def test_refuses_what_does_not_fit(device: str) -> None:
 
 
 def test_packed_sequences_under_another_default_device():
-    from tinynet_kernels.recurrent_spec import packed_sequences
+    from tinynet_kernels.recurrent import packed_sequences
 
     with torch.device("meta"):
         sequences = packed_sequences(torch.tensor([3, 2, 2], device="cpu"), torch.device("cpu"))

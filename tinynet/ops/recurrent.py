@@ -15,7 +15,7 @@ from tinynet.dispatch import Route, any_subclass, is_forward_mode, route
 from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient, without_autocast
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
-from tinynet_kernels.recurrent_spec import GATES, Gradients, Saved, Sequences, Wanted, Weights, packed_sequences
+from tinynet_kernels.recurrent import GATES, Gradients, Saved, Sequences, Wanted, Weights, packed_sequences
 
 
 def recurrent_reference(
@@ -91,7 +91,7 @@ def _definition(
 
 
 class RecurrentFunction(torch.autograd.Function):
-    """One layer through the kernels; tensors as `tinynet_kernels.recurrent` lays them out."""
+    """One layer through the kernels; tensors as `tinynet_kernels.recurrent.layer` lays them out."""
 
     @staticmethod
     def forward(
@@ -109,7 +109,7 @@ class RecurrentFunction(torch.autograd.Function):
         reset: Tensor | None,
         recompute: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        from tinynet_kernels.recurrent import recurrent_forward
+        from tinynet_kernels.recurrent.layer import recurrent_forward
 
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
         y, h_n, c_n, saved = recurrent_forward(
@@ -144,7 +144,7 @@ def _gradients(
     wanted: Sequence[bool],
 ) -> Gradients:
     """The layer's gradients. `saved`: x, the five weights, y, h0, what the forward saved, and reset."""
-    from tinynet_kernels.recurrent import recurrent_backward
+    from tinynet_kernels.recurrent.layer import recurrent_backward
 
     x, y, h0 = saved[0], saved[6], saved[7]
     assert x is not None and h0 is not None and saved[1] is not None and saved[2] is not None
@@ -178,7 +178,7 @@ def _operator_forward(
     save: bool,
 ) -> Tensors:
     """One layer: y, h_n, c_n, gates, previous, cell."""
-    from tinynet_kernels.recurrent import recurrent_forward
+    from tinynet_kernels.recurrent.layer import recurrent_forward
 
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     sequences = _sequences(x, h0, batch_sizes)
@@ -303,7 +303,7 @@ def recurrent_layer(
     if needs_grad:
         result: Any = RecurrentFunction.apply(x, *weights, h0, c0, mode, sequences, reset, recompute)
         return result
-    from tinynet_kernels.recurrent import recurrent_forward
+    from tinynet_kernels.recurrent.layer import recurrent_forward
 
     y, h_n, c_n, _ = recurrent_forward(mode, x, weights, h0, c0, sequences, reset, save=False, recompute=False)
     return y, h_n, c_n

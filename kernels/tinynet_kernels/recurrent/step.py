@@ -9,7 +9,7 @@ Backward: dh of a step is its state gradient, dY, and d_gates W_hh of the step t
 sequence has ended, or that a reset cut off, take no product; their gradient passes through. A last launch makes d_h0.
 A projection needs all units of a step at once, and so a launch of its own, both ways.
 
-Layouts are those of `recurrent_persistent.py`.
+Layouts are those of `persistent.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import triton.language as tl
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
-from tinynet_kernels.recurrent_cells import (
+from tinynet_kernels.recurrent.cells import (
     first_row_of,
     gru_cell,
     gru_cell_gradient,

@@ -20,7 +20,7 @@ from tinynet_kernels.constants import constexpr
 from tinynet_kernels.gemm import GROUP, UNIT, Matrix, Product, gemm_tile, has_wide_rows, is_wide_product, tile_start
 from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
 from tinynet_kernels.offsets import widened
-from tinynet_kernels.recurrent_spec import GATES, Sequences, Weights
+from tinynet_kernels.recurrent.spec import GATES, Sequences, Weights
 from tinynet_kernels.tiles import ceil_div, current_target, matmul_precision, recurrent_gates_tile
 
 

@@ -1,18 +1,18 @@
 """One layer of an RNN, LSTM or GRU, one direction or both: which kernels run, forward and backward.
 
 Forward: one product makes the input's share of every step's gates, X W_ih^T + b for both directions at once. Then one
-persistent kernel walks the steps (`recurrent_persistent.py`), or, where W_hh does not fit the chip, each step is one
-fused kernel (`recurrent_step.py`). Which of the two is `tiles.recurrent_tile`'s rule.
+persistent kernel walks the steps (`persistent.py`), or, where W_hh does not fit the chip, each step is one
+fused kernel (`step.py`). Which of the two is `tiles.recurrent_tile`'s rule.
 
 Backward: the mirror of it leaves d_gates of all steps. From them one product makes dX = d_input W_ih, and one launch
-makes all weight and bias gradients (`recurrent_weights.py`). d_input and d_hidden are the same but for the GRU, whose n
+makes all weight and bias gradients (`weights.py`). d_input and d_hidden are the same but for the GRU, whose n
 gate multiplies the hidden side by r: what its d_hidden has of its own lies apart.
 
 Saved for backward: x, y, the gates' pre-activations, and the states each step started from. With `recompute` only y and
 the LSTM's c; the pre-activations of all steps come back from one launch, since y holds every h
-(`recurrent_recompute.py`).
+(`recompute.py`).
 
-Rows are packed, R of them for T steps of at most B sequences: see `recurrent_cells.py`. All tensors are contiguous
+Rows are packed, R of them for T steps of at most B sequences: see `cells.py`. All tensors are contiguous
 unless said otherwise. D directions, I inputs, H hidden units, P output units (H without a projection).
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from tinynet_kernels.activation_spec import IDENTITY
 from tinynet_kernels.launch import launch
 from tinynet_kernels.linear import linear_forward, linear_input_gradient
-from tinynet_kernels.recurrent_persistent import (
+from tinynet_kernels.recurrent.persistent import (
     gru_backward_kernel,
     gru_forward_kernel,
     lstm_backward_kernel,
@@ -34,9 +34,9 @@ from tinynet_kernels.recurrent_persistent import (
     rnn_backward_kernel,
     rnn_forward_kernel,
 )
-from tinynet_kernels.recurrent_recompute import previous_states, recomputed_gates
-from tinynet_kernels.recurrent_spec import GATES, Gradients, Saved, Sequences, Wanted, Weights
-from tinynet_kernels.recurrent_step import (
+from tinynet_kernels.recurrent.recompute import previous_states, recomputed_gates
+from tinynet_kernels.recurrent.spec import GATES, Gradients, Saved, Sequences, Wanted, Weights
+from tinynet_kernels.recurrent.step import (
     gru_step_backward_kernel,
     gru_step_forward_kernel,
     lstm_step_backward_kernel,
@@ -46,7 +46,7 @@ from tinynet_kernels.recurrent_step import (
     rnn_step_forward_kernel,
     step_state_gradient_kernel,
 )
-from tinynet_kernels.recurrent_weights import WeightGradients, recurrent_weight_gradients
+from tinynet_kernels.recurrent.weights import WeightGradients, recurrent_weight_gradients
 from tinynet_kernels.tiles import (
     RecurrentTile,
     ceil_div,

@@ -3,7 +3,7 @@
 A program owns BLOCK_BATCH sequences of one direction (grid: batch blocks x directions) and loops over time. They are
 neighbors, or every n-th of n programs' where DEALT: programs then have like work, and no longer like steps. h and c are
 carried in fp32 registers; W_hh, loaded once before the loop, is the second operand of every step's product. The input's
-share X W_ih^T + b of all steps was made by one product before (`recurrent.py`).
+share X W_ih^T + b of all steps was made by one product before (`layer.py`).
 
 With R rows, D directions, H hidden and P output units (P = H without a projection), all contiguous:
 
@@ -27,7 +27,7 @@ import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, costs, size_in_bytes
-from tinynet_kernels.recurrent_cells import (
+from tinynet_kernels.recurrent.cells import (
     active_sequences,
     first_row_of,
     gru_cell,

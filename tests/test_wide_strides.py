@@ -5,7 +5,7 @@ The views are huge, what is in them is not: memory that nobody touches costs add
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -274,13 +274,10 @@ def test_optimizer(dimension: int, device: str) -> None:
         assert_close(ours, theirs, 1e-6)
 
 
-def is_wide(problem: launch.Problem) -> bool:
-    """Whether a kernel takes its offsets as int64: a constant of its own, or a field of one."""
-    constants = [
-        problem.constants,
-        *(each._asdict() for each in problem.constants.values() if hasattr(each, "_asdict")),
-    ]
-    return next(fields[name] for fields in constants for name in ("WIDE", "wide") if name in fields)
+def is_wide(constants: Mapping[str, Any]) -> bool | None:
+    """Whether a kernel takes its offsets as int64: a constant of its own, or a field of one; else None."""
+    groups = [constants, *(each._asdict() for each in constants.values() if hasattr(each, "_asdict"))]
+    return next((fields[name] for fields in groups for name in ("WIDE", "wide") if name in fields), None)
 
 
 def test_who_takes_int64() -> None:
@@ -316,8 +313,8 @@ def test_who_takes_int64() -> None:
         transpose_problem(64, 10_000 * 10_000),
         transpose_problem(10_000 * 10_000, 64),
     )
-    assert [is_wide(problem) for problem in ordinary] == [False] * len(ordinary)
-    assert [is_wide(problem) for problem in huge] == [True] * len(huge)
+    assert [is_wide(problem.constants) for problem in ordinary] == [False] * len(ordinary)
+    assert [is_wide(problem.constants) for problem in huge] == [True] * len(huge)
 
 
 @pytest.fixture
@@ -325,9 +322,9 @@ def always_wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every tile reaches past the largest offset, at any size: what takes dense tensors of many gigabytes else."""
     run, seen = launch._run, []
 
-    def look(kernel: Any, grid: Any, arguments: Any, constants: Any) -> None:
-        seen.append(constants.get("WIDE"))
-        run(kernel, grid, arguments, constants)
+    def look(kernel: Any, grid: Any, arguments: Any, constants: Any, *reached: Any) -> None:
+        seen.append(is_wide(constants))
+        run(kernel, grid, arguments, constants, *reached)
 
     monkeypatch.setattr(launch, "_run", look)
     with forced_tiles(LARGEST_OFFSET=0):

@@ -1,61 +1,56 @@
 """One layer of an RNN, LSTM or GRU, one direction or both: which kernels run, forward and backward.
 
-Forward: one product makes the input's share of every step's gates, X W_ih^T + b for both directions at once. Then one
-persistent kernel walks the steps (`persistent.py`), or, where W_hh does not fit the chip, each step is one
-fused kernel (`step.py`). Which of the two is `tiles.recurrent_tile`'s rule.
+Forward: one product computes the input's share of every step's gates, X W_ih^T + b for both directions at once. Then
+one persistent kernel walks the steps (`persistent.py`), or, where W_hh does not fit the chip, each step is one fused
+kernel (`step.py`). Which of the two is the rule `tiles.recurrent_tile`.
 
-Backward: the mirror of it leaves d_gates of all steps. From them one product makes dX = d_input W_ih, and one launch
-makes all weight and bias gradients (`weights.py`). d_input and d_hidden are the same but for the GRU, whose n
-gate multiplies the hidden side by r: what its d_hidden has of its own lies apart.
+Backward: the mirror of it leaves d_gates of all steps. From them one product computes dX = d_input W_ih, and one launch
+all weight and bias gradients (`weights.py`). d_input and d_hidden are the same but for the GRU, whose n gate multiplies
+the hidden side by r: what differs in its d_hidden has a buffer of its own.
 
 Saved for backward: x, y, the gates' pre-activations, and the states each step started from. With `recompute` only y and
-the LSTM's c; the pre-activations of all steps come back from one launch, since y holds every h
-(`recompute.py`).
+the LSTM's c; the pre-activations of all steps come back from one launch, since y holds every h (`recompute.py`).
 
-Rows are packed, R of them for T steps of at most B sequences: see `cells.py`. All tensors are contiguous
-unless said otherwise. D directions, I inputs, H hidden units, P output units (H without a projection).
+Rows are packed, R of them for T steps of at most B sequences: see `place.py`. All tensors are contiguous unless said
+otherwise. D directions, I inputs, H hidden units, P output units (H without a projection).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinynet_kernels.activation_spec import IDENTITY
-from tinynet_kernels.launch import launch
+from tinynet_kernels.launch import Grid, Problem
 from tinynet_kernels.linear import linear_forward, linear_input_gradient
-from tinynet_kernels.recurrent.persistent import (
-    gru_backward_kernel,
-    gru_forward_kernel,
-    lstm_backward_kernel,
-    lstm_forward_kernel,
-    rnn_backward_kernel,
-    rnn_forward_kernel,
-)
+from tinynet_kernels.recurrent import persistent, step
 from tinynet_kernels.recurrent.recompute import previous_states, recomputed_gates
-from tinynet_kernels.recurrent.spec import GATES, Gradients, Saved, Sequences, Wanted, Weights
-from tinynet_kernels.recurrent.step import (
-    gru_step_backward_kernel,
-    gru_step_forward_kernel,
-    lstm_step_backward_kernel,
-    lstm_step_forward_kernel,
-    lstm_step_projection_kernel,
-    rnn_step_backward_kernel,
-    rnn_step_forward_kernel,
-    step_state_gradient_kernel,
+from tinynet_kernels.recurrent.spec import (
+    GATES,
+    BackwardBuffers,
+    CellSpec,
+    Gradients,
+    Saved,
+    Sequences,
+    Wanted,
+    Weights,
 )
-from tinynet_kernels.recurrent.weights import WeightGradients, recurrent_weight_gradients
-from tinynet_kernels.tiles import (
-    RecurrentTile,
-    ceil_div,
-    current_target,
-    every_register,
-    matmul_precision,
-    recurrent_step_tile,
-    recurrent_tile,
-)
+from tinynet_kernels.recurrent.tiles import recurrent_step_tile, recurrent_tile
+from tinynet_kernels.recurrent.weights import recurrent_weight_gradients
+from tinynet_kernels.tiles import ceil_div, current_target, every_register, matmul_precision
+
+# Tensors by the kernels' names for them: each kernel is given those that it names.
+Named = Mapping[str, Tensor | None]
+
+# By the number of gates: RNN, GRU, LSTM.
+_FORWARD = {1: persistent.rnn_forward_kernel, 3: persistent.gru_forward_kernel, 4: persistent.lstm_forward_kernel}
+_BACKWARD = {1: persistent.rnn_backward_kernel, 3: persistent.gru_backward_kernel, 4: persistent.lstm_backward_kernel}
+_STEP_FORWARD = {1: step.rnn_step_forward_kernel, 3: step.gru_step_forward_kernel, 4: step.lstm_step_forward_kernel}
+_STEP_BACKWARD = {1: step.rnn_step_backward_kernel, 3: step.gru_step_backward_kernel, 4: step.lstm_step_backward_kernel}
 
 
 def recurrent_forward(
@@ -86,17 +81,24 @@ def recurrent_forward(
     weights = _with_dense_biases(weights)
     gates_x, _ = linear_forward(x, weights.input, _folded_bias(mode, weights), IDENTITY, save=False)
     call = _Call(mode, weights, sequences, reset, x)
-    directions, rows = call.directions, x.shape[0]
-    y = x.new_empty((rows, directions * call.outputs))
-    keep = save and not recompute
-    with_gates = keep and call.gates > 1
+    rows, D, H, P = x.shape[0], call.directions, call.spec.hidden, call.spec.outputs
+    y = x.new_empty((rows, D * P))
+    save_all = save and not recompute
     saved = Saved(
-        x.new_empty((rows, directions, 4 * call.hidden)) if with_gates else None,
-        x.new_empty((rows, directions, call.outputs)) if keep else None,
-        x.new_empty((rows, directions, call.hidden), dtype=torch.float32) if save and mode == "lstm" else None,
+        x.new_empty((rows, D, 4 * H)) if save_all and call.spec.gates > 1 else None,
+        x.new_empty((rows, D, P)) if save_all else None,
+        x.new_empty((rows, D, H), dtype=torch.float32) if save and mode == "lstm" else None,
     )
+    tensors = {
+        **call.tensors,
+        "gates_x_ptr": gates_x,
+        "y_ptr": y,
+        "gates_ptr": saved.gates,
+        "previous_ptr": saved.previous,
+        "cell_ptr": saved.cell,
+    }
     run = _forward_steps if call.tile is None else _forward_persistent
-    h_n, c_n = run(call, gates_x, h0, c0, y, saved)
+    h_n, c_n = run(call, tensors, h0, c0)
     return y, h_n, c_n, saved
 
 
@@ -121,152 +123,79 @@ def _folded_bias(mode: str, weights: Weights) -> Tensor | None:
 
 
 class _Call:
-    """The sizes, constants and tables that all launches of one layer share."""
+    """What all launches of one layer share: sizes, tile and tensors."""
 
     def __init__(self, mode: str, weights: Weights, sequences: Sequences, reset: Tensor | None, x: Tensor) -> None:
-        self.mode = mode
-        self.weights = weights
-        self.sequences = sequences
-        self.gates = GATES[mode]
-        self.directions, gate_rows, self.outputs = weights.hidden.shape
-        self.hidden = gate_rows // self.gates
-        self.tables = (reset, sequences.offsets, sequences.lengths)
-        target = current_target()
-        precision = matmul_precision(x.dtype, target)
+        self.directions, gate_rows, outputs = weights.hidden.shape
+        self.steps, self.batch = sequences.steps, sequences.batch
+        self.dtype, self.target = x.dtype, current_target()
+        self.projected = weights.projection is not None
+        gates, precision = GATES[mode], matmul_precision(x.dtype, self.target)
+        self.spec = CellSpec(gates, gate_rows // gates, outputs, mode == "rnn_relu", precision)
         packed = sequences.offsets is not None
-        self.tile: RecurrentTile | None = recurrent_tile(
-            sequences.batch, packed, self.gates, self.hidden, self.outputs, x.dtype, precision, target
+        self.tile = recurrent_tile(
+            self.batch, packed, gates, self.spec.hidden, outputs, x.dtype, precision, self.target
         )
-        # The GRU's d_hidden has dq where d_input has dn. A step kernel wants its whole rows, not dq alone.
-        apart = self.hidden if self.tile is not None else self.gates * self.hidden
-        self.apart = apart if mode == "gru" else 0
-        self.constants: dict[str, Any] = {
-            "H": self.hidden,
-            "HAS_RESET": reset is not None,
-            "PACKED": packed,
-            "PRECISION": precision,
+        self.tensors: Named = {
+            "weight_hh_ptr": weights.hidden,
+            "weight_hr_ptr": weights.projection,
+            "bias_hh_ptr": weights.hidden_bias,
+            "reset_ptr": reset,
+            "offsets_ptr": sequences.offsets,
+            "lengths_ptr": sequences.lengths,
         }
-        if mode == "lstm":
-            self.constants |= {"P": self.outputs, "PROJECTED": weights.projection is not None}
-        elif mode != "gru":
-            self.constants |= {"RELU": mode == "rnn_relu"}
 
-    def launch_persistent(self, kernel: Any, *tensors: Tensor | None, **constants: Any) -> None:
+    def persistent_problem(self, kernel: Any) -> Problem:
+        """A kernel that walks all steps."""
         tile = self.tile
         assert tile is not None
-        if self.mode == "lstm":
-            constants["BLOCK_OUTPUT"] = tile.block_output
-        registers = every_register(tile.block_batch, self.constants["PRECISION"], current_target())
-        launch(
-            kernel,
-            (ceil_div(self.sequences.batch, tile.block_batch), self.directions),
-            *tensors,
-            self.sequences.steps,
-            self.sequences.batch,
-            **self.constants,
-            **constants,
-            DEALT=tile.dealt,
-            BLOCK_BATCH=tile.block_batch,
-            BLOCK_HIDDEN=tile.block_hidden,
-            num_warps=tile.num_warps,
-            num_stages=1,
-            **registers,
-        )
+        grid = ceil_div(self.batch, tile.block_batch), self.directions
+        registers = every_register(tile.block_batch, self.spec.precision, self.target)
+        return _problem(kernel, grid, self.steps, self.batch, self.spec, tile, num_stages=1, **registers)
 
-    def launch_step(
-        self, kernel: Any, step: int, units: int, reduction: int, *tensors: Tensor | None, **constants: Any
-    ) -> None:
-        batch = self.sequences.batch
-        tile = recurrent_step_tile(batch, units, reduction, self.weights.hidden.dtype, current_target())
-        launch(
-            kernel,
-            (ceil_div(units, tile.block_n), ceil_div(batch, tile.block_m), self.directions),
-            *tensors,
-            step,
-            self.sequences.steps,
-            batch,
-            **constants,
-            BLOCK_BATCH=tile.block_m,
-            BLOCK_HIDDEN=tile.block_n,
-            BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
-        )
+    def step_problem(self, kernel: Any, units: int, reduction: int) -> Problem:
+        """A kernel of one step that computes `units` units by products of length `reduction`."""
+        tile = recurrent_step_tile(self.batch, units, reduction, self.dtype, self.target)
+        grid = ceil_div(units, tile.block_n), ceil_div(self.batch, tile.block_m), self.directions
+        return _problem(kernel, grid, self.steps, self.batch, self.spec, tile, num_stages=tile.num_stages)
 
 
-def _forward_persistent(
-    call: _Call, gates_x: Tensor, h0: Tensor, c0: Tensor | None, y: Tensor, saved: Saved
-) -> tuple[Tensor, Tensor | None]:
-    weights = call.weights
-    h_n = torch.empty_like(h0)
-    save = saved.previous is not None
-    if call.mode == "lstm":
-        assert c0 is not None
-        c_n = torch.empty_like(c0)
-        call.launch_persistent(
-            lstm_forward_kernel,
-            *(gates_x, weights.hidden, weights.projection, h0, c0, *call.tables, y, h_n, c_n, *saved),
-            SAVE=save,
-            SAVE_CELL=saved.cell is not None,
-        )
-        return h_n, c_n
-    if call.mode == "gru":
-        call.launch_persistent(
-            gru_forward_kernel,
-            *(gates_x, weights.hidden, weights.hidden_bias, h0, *call.tables, y, h_n, saved.gates, saved.previous),
-            HAS_BIAS=weights.hidden_bias is not None,
-            SAVE=save,
-        )
-    else:
-        call.launch_persistent(
-            rnn_forward_kernel, gates_x, weights.hidden, h0, *call.tables, y, h_n, saved.previous, SAVE=save
-        )
-    return h_n, None
+@lru_cache(maxsize=4096)
+def _problem(kernel: Any, grid: Grid, steps: int, batch: int, spec: CellSpec, tile: Any, **options: int) -> Problem:
+    return Problem(kernel, grid, steps, batch, SPEC=spec, TILE=tile, num_warps=tile.num_warps, **options)
 
 
-def _forward_steps(
-    call: _Call, gates_x: Tensor, h0: Tensor, c0: Tensor | None, y: Tensor, saved: Saved
-) -> tuple[Tensor, Tensor | None]:
-    weights, H, P = call.weights, call.hidden, call.outputs
-    save = saved.previous is not None
-    h = _States(h0)
-    c = None if c0 is None else _States(c0)
-    unprojected = None if weights.projection is None else h.before.new_empty((call.directions, call.sequences.batch, H))
-    for step in range(call.sequences.steps):
+def _launch(problem: Problem, arguments: Mapping[str, Any]) -> None:
+    """Launches with those of the arguments that the kernel names, in its order, before its sizes T and B."""
+    names = problem.kernel.arg_names
+    problem.launch(*[arguments[name] for name in names[: names.index("T")]])
+
+
+def _forward_persistent(call: _Call, tensors: Named, h0: Tensor, c0: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    h_n, c_n = torch.empty_like(h0), None if c0 is None else torch.empty_like(c0)
+    states = {"h0_ptr": h0, "c0_ptr": c0, "h_n_ptr": h_n, "c_n_ptr": c_n}
+    _launch(call.persistent_problem(_FORWARD[call.spec.gates]), {**tensors, **states})
+    return h_n, c_n
+
+
+def _forward_steps(call: _Call, tensors: Named, h0: Tensor, c0: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    H, P = call.spec.hidden, call.spec.outputs
+    cell = call.step_problem(_STEP_FORWARD[call.spec.gates], H, P)
+    projection = call.step_problem(step.lstm_step_projection_kernel, P, H) if call.projected else None
+    h, c = _States(h0), None if c0 is None else _States(c0)
+    arguments: dict[str, Any] = dict(tensors)
+    arguments["unprojected_h_ptr"] = None
+    if call.projected:
+        arguments["unprojected_h_ptr"] = h.before.new_empty((call.directions, call.batch, H))
+    for s in range(call.steps):
+        arguments["s"] = s
+        arguments["h_in_ptr"], arguments["h_out_ptr"] = h.before, h.after
         if c is not None:
-            call.launch_step(
-                lstm_step_forward_kernel,
-                *(step, H, P, gates_x, weights.hidden, h.before, c.before, *call.tables, y),
-                *(h.after if unprojected is None else unprojected, c.after, *saved),
-                **call.constants,
-                SAVE=save,
-                SAVE_CELL=saved.cell is not None,
-            )
+            arguments["c_in_ptr"], arguments["c_out_ptr"] = c.before, c.after
             c.advance()
-            if unprojected is not None:
-                constants = {key: value for key, value in call.constants.items() if key != "PROJECTED"}
-                call.launch_step(
-                    lstm_step_projection_kernel,
-                    *(step, P, H, unprojected, weights.projection, h.before, *call.tables, y, h.after, saved.previous),
-                    **constants,
-                    SAVE=save,
-                )
-        elif call.mode == "gru":
-            call.launch_step(
-                gru_step_forward_kernel,
-                *(step, H, H, gates_x, weights.hidden, weights.hidden_bias, h.before, *call.tables),
-                *(y, h.after, saved.gates, saved.previous),
-                **call.constants,
-                HAS_BIAS=weights.hidden_bias is not None,
-                SAVE=save,
-            )
-        else:
-            call.launch_step(
-                rnn_step_forward_kernel,
-                *(step, H, H, gates_x, weights.hidden, h.before, *call.tables, y, h.after, saved.previous),
-                **call.constants,
-                SAVE=save,
-            )
+        _launch(cell, arguments)
+        if projection is not None:
+            _launch(projection, arguments)
         h.advance()
     return h.before.to(h0.dtype), None if c is None or c0 is None else c.before.to(c0.dtype)
 
@@ -307,161 +236,89 @@ def recurrent_backward(
         d_c_n: [D, B, H] for the LSTM, else None.
         x: as given to the forward.
         weights: as given to the forward.
-        y: the forward's; None where neither an RNN's derivative nor states to be recomputed read it.
+        y: the forward's; None where neither an RNN's derivative nor states to be recomputed need it.
         h0: as given to the forward.
         saved: the forward's.
         sequences: as given to the forward.
         reset: as given to the forward.
-        wanted: which of `Gradients` to make.
+        wanted: which of `Gradients` to compute.
     """
     weights = _with_dense_biases(weights)
     call = _Call(mode, weights, sequences, reset, x)
-    rows, D, H, P = x.shape[0], call.directions, call.hidden, call.outputs
+    rows, D, (gates, H, P, *_) = x.shape[0], call.directions, call.spec
     if saved.previous is None:
         assert y is not None
         previous = previous_states(y.view(rows, D, P), h0, sequences, reset)
-        gates = recomputed_gates(mode, x, previous, weights) if call.gates > 1 else None
-        saved = Saved(gates, previous, saved.cell)
-    made = _Made(
-        x.new_empty((rows, D * call.gates * H)),
-        x.new_empty((rows, D * call.apart)) if call.apart else None,
-        None if weights.projection is None else x.new_empty((rows, D, P)),
-        None if weights.projection is None else x.new_empty((rows, D, H)),
+        gate_inputs = recomputed_gates(mode, x, previous, weights) if gates > 1 else None
+        saved = Saved(gate_inputs, previous, saved.cell)
+    assert saved.previous is not None
+    # The GRU's d_hidden has dq where d_input has dn. A step kernel reads its whole rows, not dq alone.
+    hidden_gates = (H if call.tile is not None else gates * H) if mode == "gru" else 0
+    buffers = BackwardBuffers(
+        x.new_empty((rows, D * gates * H)),
+        x.new_empty((rows, D * hidden_gates)) if hidden_gates else None,
+        x.new_empty((rows, D, P)) if call.projected else None,
+        x.new_empty((rows, D, H)) if call.projected else None,
     )
-    run = _backward_steps if call.tile is None else _backward_persistent
-    d_h0, d_c0 = run(call, d_y, d_h_n, d_c_n, y, saved, made, wanted.h0)
-    want_bias = wanted.input_bias or wanted.hidden_bias
-    parameters = WeightGradients(None, None, None, None, None)
-    if wanted.input or wanted.hidden or wanted.projection or want_bias:
-        assert saved.previous is not None
-        parameters = recurrent_weight_gradients(
-            made.gates,
-            made.apart,
-            x,
-            saved.previous,
-            made.output,
-            made.unprojected,
-            want_input=wanted.input,
-            want_hidden=wanted.hidden,
-            want_projection=wanted.projection,
-            want_bias=want_bias,
-        )
+    tensors = {
+        **call.tensors,
+        "d_y_ptr": d_y,
+        "y_ptr": y,
+        "gates_ptr": saved.gates,
+        "previous_ptr": saved.previous,
+        "cell_ptr": saved.cell,
+        "d_gates_ptr": buffers.gates,
+        "d_hidden_ptr": buffers.gates if buffers.hidden_gates is None else buffers.hidden_gates,
+        "d_output_ptr": buffers.output,
+        "unprojected_ptr": buffers.unprojected,
+    }
+    if call.tile is not None:
+        d_h0, d_c0 = _backward_persistent(call, tensors, d_h_n, d_c_n)
+    else:
+        d_h0, d_c0 = _backward_steps(call, tensors, d_h_n, d_c_n, wanted.h0)
+    d_input, d_hidden, d_projection, *d_biases = recurrent_weight_gradients(buffers, x, saved.previous, wanted)
     return Gradients(
-        linear_input_gradient(made.gates, weights.input) if wanted.x else None,
-        parameters.input,
-        parameters.hidden,
-        parameters.input_bias if wanted.input_bias else None,
-        parameters.hidden_bias if wanted.hidden_bias else None,
-        parameters.projection,
+        linear_input_gradient(buffers.gates, weights.input) if wanted.x else None,
+        d_input,
+        d_hidden,
+        d_biases[0] if wanted.input_bias else None,
+        d_biases[1] if wanted.hidden_bias else None,
+        d_projection,
         d_h0 if wanted.h0 else None,
         d_c0 if wanted.c0 else None,
     )
 
 
-class _Made(NamedTuple):
-    """What the backward's recurrence leaves for the products after it.
-
-    Attributes:
-        gates: d_input [R, D gates H], which is d_hidden too but for the GRU's.
-        apart: the GRU's dq [R, D H], or from step kernels all of its d_hidden; None else.
-        output: gradient of the projected h [R, D, P], or None.
-        unprojected: h before the projection [R, D, H], or None.
-    """
-
-    gates: Tensor
-    apart: Tensor | None
-    output: Tensor | None
-    unprojected: Tensor | None
-
-
 def _backward_persistent(
-    call: _Call,
-    d_y: Tensor,
-    d_h_n: Tensor,
-    d_c_n: Tensor | None,
-    y: Tensor | None,
-    saved: Saved,
-    made: _Made,
-    _: bool,
+    call: _Call, tensors: Named, d_h_n: Tensor, d_c_n: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    weights = call.weights
-    d_h0 = torch.empty_like(d_h_n)
-    if call.mode == "lstm":
-        assert d_c_n is not None
-        d_c0 = torch.empty_like(d_c_n)
-        call.launch_persistent(
-            lstm_backward_kernel,
-            *(d_y, saved.gates, saved.cell, weights.hidden, weights.projection, d_h_n, d_c_n, *call.tables),
-            *(made.gates, made.output, made.unprojected, d_h0, d_c0),
-        )
-        return d_h0, d_c0
-    if call.mode == "gru":
-        call.launch_persistent(
-            gru_backward_kernel,
-            *(d_y, saved.gates, saved.previous, weights.hidden, d_h_n, *call.tables),
-            *(made.gates, made.apart, d_h0),
-        )
-    else:
-        call.launch_persistent(rnn_backward_kernel, d_y, y, weights.hidden, d_h_n, *call.tables, made.gates, d_h0)
-    return d_h0, None
+    d_h0, d_c0 = torch.empty_like(d_h_n), None if d_c_n is None else torch.empty_like(d_c_n)
+    states = {"d_h_n_ptr": d_h_n, "d_c_n_ptr": d_c_n, "d_h0_ptr": d_h0, "d_c0_ptr": d_c0}
+    _launch(call.persistent_problem(_BACKWARD[call.spec.gates]), {**tensors, **states})
+    return d_h0, d_c0
 
 
 def _backward_steps(
-    call: _Call,
-    d_y: Tensor,
-    d_h_n: Tensor,
-    d_c_n: Tensor | None,
-    y: Tensor | None,
-    saved: Saved,
-    made: _Made,
-    want_h0: bool,
+    call: _Call, tensors: Named, d_h_n: Tensor, d_c_n: Tensor | None, want_h0: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    weights, H, P = call.weights, call.hidden, call.outputs
-    steps, reduction = call.sequences.steps, call.gates * call.hidden
-    constants = {key: call.constants[key] for key in ("HAS_RESET", "PACKED", "PRECISION")}
-    d_hidden = made.gates if made.apart is None else made.apart
-    dh = _States(d_h_n)
-    dc = None if d_c_n is None else _States(d_c_n)
-
-    def state_gradient(step: int, last: bool, out: Tensor) -> None:
-        call.launch_step(
-            step_state_gradient_kernel,
-            *(step, P, reduction, d_hidden, weights.hidden, dh.before, None if last else d_y, *call.tables),
-            *(None if last else made.output, out),
-            **constants,
-            GATES=reduction,
-            P=P,
-            LAST=last,
-        )
-
-    for step in range(steps):
+    gates, H, P, *_ = call.spec
+    cell = call.step_problem(_STEP_BACKWARD[call.spec.gates], H, P if call.projected else gates * H)
+    state_gradient = call.step_problem(step.step_state_gradient_kernel, P, gates * H)
+    dh, dc = _States(d_h_n), None if d_c_n is None else _States(d_c_n)
+    arguments: dict[str, Any] = dict(tensors)
+    for s in range(call.steps):
+        arguments["s"] = s
+        arguments["dh_in_ptr"], arguments["dh_out_ptr"] = dh.before, dh.after
         if dc is not None:
-            if weights.projection is not None:
-                state_gradient(step, False, dh.after)
-            call.launch_step(
-                lstm_step_backward_kernel,
-                *(step, H, reduction if weights.projection is None else P),
-                *(d_y, saved.gates, saved.cell, weights.hidden, weights.projection, dh.before, dc.before, *call.tables),
-                *(d_hidden, made.output, made.unprojected, dh.after, dc.after),
-                **call.constants,
-            )
+            arguments["dc_in_ptr"], arguments["dc_out_ptr"] = dc.before, dc.after
             dc.advance()
-        elif call.mode == "gru":
-            call.launch_step(
-                gru_step_backward_kernel,
-                *(step, H, reduction, d_y, saved.gates, saved.previous, weights.hidden, dh.before, *call.tables),
-                *(made.gates, d_hidden, dh.after),
-                **call.constants,
-            )
-        else:
-            call.launch_step(
-                rnn_step_backward_kernel,
-                *(step, H, reduction, d_y, y, weights.hidden, dh.before, *call.tables, d_hidden, dh.after),
-                **call.constants,
-            )
+        if call.projected:
+            _launch(state_gradient, arguments)
+        _launch(cell, arguments)
         dh.advance()
     d_h0 = None
     if want_h0:
         d_h0 = torch.empty_like(d_h_n)
-        state_gradient(steps, True, d_h0)
+        last = {"s": call.steps, "dh_in_ptr": dh.before, "dh_out_ptr": d_h0}
+        _launch(state_gradient, {**arguments, **last, "d_y_ptr": None, "d_output_ptr": None})
     return d_h0, None if dc is None or d_c_n is None else dc.before.to(d_c_n.dtype)

@@ -20,9 +20,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import tinynet
 from tinynet.nn import recurrent as layers
 from tinynet.ops.recurrent import recurrent, recurrent_operator
-from tinynet_kernels import launch, recurrent_weights
-from tinynet_kernels import recurrent as kernels
-from tinynet_kernels.tiles import GemmTile, RecurrentTile, current_target
+from tinynet_kernels import launch
+from tinynet_kernels.recurrent import layer as kernels
+from tinynet_kernels.recurrent.tiles import RecurrentTile
+from tinynet_kernels.tiles import GemmTile, current_target
 
 pytestmark = pytest.mark.kernels
 
@@ -247,12 +248,12 @@ def test_small_tiles(name: str, device: str) -> None:
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("batch", [1, 5, 17, 33])
 @pytest.mark.parametrize("kind", KINDS)
-def test_sequences_dealt_to_programs(
+def test_interleaved_sequences(
     kind: str, batch: int, reset: bool, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     """One, two and three programs whose sequences are every first, second and third one of the sorted batch."""
     tile: Any = PERSISTENT_TILE
-    monkeypatch.setattr(kernels, "recurrent_tile", lambda *rest: tile(*rest)._replace(block_batch=16, dealt=True))
+    monkeypatch.setattr(kernels, "recurrent_tile", lambda *rest: tile(*rest)._replace(block_batch=16, interleaved=True))
     name, own = KINDS[kind]
     ours, exact = build(name, torch.float32, device, bidirectional=True, recompute=batch == 17, **own)
     lengths = torch.randint(1, 7, (batch,))
@@ -440,7 +441,6 @@ def test_launches(
     Launches are counted, not made, and the reduction over the rows is split in two.
     """
     monkeypatch.setattr(launch, "planner", lambda *_: True)
-    monkeypatch.setattr(recurrent_weights, "split_count", lambda *_: 2)
     kind, *projected = kind.split()
     T, B, H = 4, 100, 12
     lengths = torch.arange(B) % T + 1 if packed else None
@@ -452,9 +452,9 @@ def test_launches(
         given = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
         hx = tuple(state.requires_grad_() for state in states(layer, B))
         mask = torch.zeros(T, B, dtype=torch.bool, device=device) if reset else None
-        with counted_launches() as forward:
+        with forced_tiles(split_count=2), counted_launches() as forward:
             outputs = _flat(layer(given, hx if kind == "LSTM" else hx[0], reset=mask))
-        with counted_launches() as backward:
+        with forced_tiles(split_count=2), counted_launches() as backward:
             leaves = [x, *hx, *layer.parameters()]
             torch.autograd.grad(outputs, leaves, [torch.ones_like(output) for output in outputs])
         steps = (2 * T if projected else T) if regime == "step" else 1
@@ -643,7 +643,7 @@ def test_refuses_what_does_not_fit(device: str) -> None:
 
 
 def test_packed_sequences_under_another_default_device():
-    from tinynet_kernels.recurrent_spec import packed_sequences
+    from tinynet_kernels.recurrent import packed_sequences
 
     with torch.device("meta"):
         sequences = packed_sequences(torch.tensor([3, 2, 2], device="cpu"), torch.device("cpu"))

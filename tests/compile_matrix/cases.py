@@ -30,12 +30,12 @@ from tinynet_kernels import (
     pool,
     prelu,
     recurrent,
-    recurrent_spec,
     tiles,
 )
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
 from tinynet_kernels.conv_spec import ConvolutionSpec
-from tinynet_kernels.recurrent_spec import GATES
+from tinynet_kernels.recurrent import GATES
+from tinynet_kernels.recurrent.layer import recurrent_backward, recurrent_forward
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = (BF16, FP32, FP16)
@@ -493,15 +493,15 @@ def recurrent_cases(target: Target) -> Iterator[Case]:
 def _recurrent(row: Mapping[str, Any]) -> None:
     steps, batch, inputs = 3, 32, 64
     mode, H, D, dtype = row["mode"], row["hidden_size"], row["directions"], row["dtype"]
-    sequences = recurrent_spec.Sequences(steps, batch)
+    sequences = recurrent.Sequences(steps, batch)
     if row["packed"]:
-        sequences = recurrent_spec.packed_sequences(
+        sequences = recurrent.packed_sequences(
             torch.tensor([batch, batch, batch // 2], device="cpu"), torch.device("meta")
         )
     rows = steps * batch if sequences.batch_sizes is None else int(sequences.batch_sizes.sum())
     gates, P = GATES[mode] * H, H // 2 if row["projected"] else H
     bias = _empty(D * gates, dtype=dtype) if row["bias"] else None
-    weights = recurrent_spec.Weights(
+    weights = recurrent.Weights(
         _empty(D * gates, inputs, dtype=dtype),
         _empty(D, gates, P, dtype=dtype),
         bias,
@@ -511,12 +511,12 @@ def _recurrent(row: Mapping[str, Any]) -> None:
     x, state = _empty(rows, inputs, dtype=dtype), _empty(D, batch, P, dtype=dtype)
     cell = _empty(D, batch, H, dtype=dtype) if mode == "lstm" else None
     reset = _empty(rows, dtype=torch.uint8) if row["reset"] else None
-    y, _, _, saved = recurrent.recurrent_forward(
+    y, _, _, saved = recurrent_forward(
         mode, x, weights, state, cell, sequences, reset, save=True, recompute=row["recompute"]
     )
     has_bias = bias is not None
-    wanted = recurrent_spec.Wanted(True, True, True, has_bias, has_bias, row["projected"], True, cell is not None)
-    recurrent.recurrent_backward(mode, y, state, cell, x, weights, y, state, saved, sequences, reset, wanted)
+    wanted = recurrent.Wanted(True, True, True, has_bias, has_bias, row["projected"], True, cell is not None)
+    recurrent_backward(mode, y, state, cell, x, weights, y, state, saved, sequences, reset, wanted)
 
 
 COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {

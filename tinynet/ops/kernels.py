@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu
-    from tinynet_kernels import recurrent as recurrent
+
+
+# Columns that are folders: where their launchers are.
+_FOLDERS = {"recurrent": "recurrent.layer"}
 
 
 def __getattr__(name: str) -> ModuleType:
-    if find_spec(f"tinynet_kernels.{name}") is None:
+    path = f"tinynet_kernels.{_FOLDERS.get(name, name)}"
+    if find_spec(path) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = globals()[name] = import_module(f"tinynet_kernels.{name}")
+    module = globals()[name] = import_module(path)
     return module

@@ -16,7 +16,7 @@ from tinynet.ops import kernels
 from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient, without_autocast
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
-from tinynet_kernels.recurrent_spec import GATES, Gradients, Saved, Sequences, Wanted, Weights, packed_sequences
+from tinynet_kernels.recurrent import GATES, Gradients, Saved, Sequences, Wanted, Weights, packed_sequences
 
 
 def recurrent_reference(
@@ -92,7 +92,7 @@ def _definition(
 
 
 class RecurrentFunction(torch.autograd.Function):
-    """One layer through the kernels; tensors as `tinynet_kernels.recurrent` lays them out."""
+    """One layer through the kernels; tensors as `tinynet_kernels.recurrent.layer` lays them out."""
 
     @staticmethod
     def forward(

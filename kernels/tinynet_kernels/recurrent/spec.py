@@ -1,4 +1,4 @@
-"""What a recurrent layer is given, keeps and gives back. No Triton here."""
+"""What a recurrent layer is given, saves and returns, and what its kernels are compiled for. No Triton here."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sequences(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the forward kept for the backward, beside y.
+    """What the forward saved for the backward, beside y.
 
     Attributes:
         gates: pre-activations [R, D, 4 H], or None.
@@ -59,6 +59,23 @@ class Saved(NamedTuple):
     gates: Tensor | None
     previous: Tensor | None
     cell: Tensor | None
+
+
+class BackwardBuffers(NamedTuple):
+    """What the backward over time leaves for the products after it.
+
+    Attributes:
+        gates: d_input [R, D gates H], which is d_hidden too but for the GRU's.
+        hidden_gates: the last columns of each direction's d_hidden where they differ: the GRU's dq [R, D H], or from
+            step kernels all of its d_hidden [R, D gates H]; else None.
+        output: gradient of the projected h [R, D, P], or None without a projection.
+        unprojected: h before the projection [R, D, H], or None.
+    """
+
+    gates: Tensor
+    hidden_gates: Tensor | None
+    output: Tensor | None
+    unprojected: Tensor | None
 
 
 class Gradients(NamedTuple):
@@ -85,6 +102,24 @@ class Wanted(NamedTuple):
     projection: bool
     h0: bool
     c0: bool
+
+
+class CellSpec(NamedTuple):
+    """What the kernels over time are compiled for, beside their tile.
+
+    Attributes:
+        gates: blocks of H rows in W_hh.
+        hidden: H units.
+        outputs: P output units, H without a projection.
+        relu: whether an RNN's activation is ReLU, else tanh.
+        precision: `input_precision` of the products.
+    """
+
+    gates: int
+    hidden: int
+    outputs: int
+    relu: bool
+    precision: str
 
 
 def packed_sequences(batch_sizes: Tensor, device: torch.device) -> Sequences:

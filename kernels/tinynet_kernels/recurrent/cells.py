@@ -1,13 +1,10 @@
-"""The arithmetic of one step of an RNN, LSTM or GRU cell and of its derivative, and where a step's rows lie.
+"""The arithmetic of one step of an RNN, LSTM or GRU cell and of its derivative.
 
 Every block is [batch, units] in fp32. Pre-activations come in, so that what is saved in 16 bits loses the least.
 
     RNN    h = tanh(a) or relu(a)
     LSTM   c = s(f) c' + s(i) tanh(g),  h = s(o) tanh(c)                 gates in the order i, f, g, o
     GRU    h = n + z (h' - n),  n = tanh(a_n + s(r) q),  q = W_hn h' + b_hn   gates in the order r, z, n
-
-Rows are packed: step t of sequence b is row offset[t] + b, and exists where t < length[b]. Sequences are sorted by
-falling length, so the first of a block is its longest. A dense batch has offset[t] = t B and needs no tables.
 
 Source: the equations of torch.nn.RNN, LSTM and GRU.
 """
@@ -19,53 +16,6 @@ import triton.language as tl
 
 from tinynet_kernels.activation import sigmoid, tanh
 from tinynet_kernels.constants import constexpr
-
-
-@triton.jit
-def sequences_of(BLOCK_BATCH: constexpr, DEALT: constexpr):
-    """(first sequence of the program, index of each, its distance from the first): neighbors, or DEALT out in turn."""
-    index = tl.arange(0, BLOCK_BATCH)
-    if DEALT:
-        return tl.program_id(0), index, index.to(tl.int64) * tl.num_programs(0)
-    else:
-        return tl.program_id(0) * BLOCK_BATCH, index, index
-
-
-@triton.jit
-def lengths_of(lengths_ptr, batch, first, T, B, PACKED: constexpr):
-    """(length of each sequence of the block, 0 past the batch; length of the longest). `first` is below B."""
-    if PACKED:
-        # in bounds: first < B
-        return tl.load(lengths_ptr + batch, mask=batch < B, other=0), tl.load(lengths_ptr + first)
-    else:
-        return tl.where(batch < B, T, 0), T
-
-
-@triton.jit
-def active_sequences(t, length, index, DEALT: constexpr):
-    """Which sequences of the block, the first ones, have a step t, [batch].
-
-    DEALT says it as a bound of `index`, past which the CPU engine computes nothing.
-    """
-    if DEALT:
-        return index < tl.sum((t < length).to(tl.int32), axis=0)
-    else:
-        return t < length
-
-
-@triton.jit
-def first_row_of(offsets_ptr, t, B, PACKED: constexpr):
-    """Row of sequence 0 at step t, int64."""
-    if PACKED:
-        return tl.load(offsets_ptr + t)  # in bounds: 0 <= t < T
-    else:
-        return tl.cast(t, tl.int64) * B
-
-
-@triton.jit
-def reset_rows(reset_ptr, row, batch, active):
-    """Which sequences of the block start a step from a zero state, [batch]. `row` is sequence 0's."""
-    return tl.load(reset_ptr + row + batch, mask=active, other=0) != 0
 
 
 @triton.jit

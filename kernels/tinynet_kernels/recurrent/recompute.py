@@ -1,14 +1,15 @@
-"""What a recurrent layer with `recompute` did not save, made again from y before its backward.
+"""What a recurrent layer with `recompute` did not save, computed again from y before its backward.
 
     previous = h before each step, a gather from y and h0
     gates    = X W_ih^T + b_ih + previous W_hh^T + b_hh, the pre-activations of all steps and both directions at once
 
-A program makes one tile of one gate: two products, one after the other. The GRU has a fourth block, since its n gate
+A program computes one tile of one gate: two products, one after the other. The GRU has a fourth block, since its n gate
 multiplies the hidden side by r: the third holds n's input side alone, the fourth its hidden side q.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.gemm import GROUP, UNIT, Matrix, Product, gemm_tile, has_wide_rows, is_wide_product, tile_start
-from tinynet_kernels.launch import Cost, costs, launch, size_in_bytes
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
-from tinynet_kernels.recurrent_spec import GATES, Sequences, Weights
-from tinynet_kernels.tiles import ceil_div, current_target, matmul_precision, recurrent_gates_tile
+from tinynet_kernels.recurrent.spec import GATES, Sequences, Weights
+from tinynet_kernels.recurrent.tiles import recurrent_gates_tile
+from tinynet_kernels.tiles import Target, ceil_div, current_target, matmul_precision
 
 
 @triton.jit
@@ -87,11 +89,10 @@ def recurrent_gates_kernel(
 
 
 @costs(recurrent_gates_kernel)
-def recurrent_gates_cost(x_ptr: Tensor, weight_ih_ptr: Tensor, weight_hh_ptr: Tensor, R: int, **arguments: Any) -> Cost:
-    """Two operations a weight and row; every tensor moved once."""
-    rest = (value for value in arguments.values() if isinstance(value, Tensor))
+def recurrent_gates_cost(weight_ih_ptr: Tensor, weight_hh_ptr: Tensor, R: int, **others: Any) -> Cost:
+    """Two operations per weight and row; every tensor moved once."""
     operations = 2 * R * (weight_ih_ptr.numel() + weight_hh_ptr.numel())
-    return Cost(operations, size_in_bytes(x_ptr, weight_ih_ptr, weight_hh_ptr, *rest))
+    return Cost(operations, size_in_bytes(weight_ih_ptr, weight_hh_ptr, *others.values()))
 
 
 def recomputed_gates(mode: str, x: Tensor, previous: Tensor, weights: Weights) -> Tensor:
@@ -103,39 +104,54 @@ def recomputed_gates(mode: str, x: Tensor, previous: Tensor, weights: Weights) -
         previous: h before each step [R, D, P], contiguous.
         weights: the layer's.
     """
-    R, inputs = x.shape
     directions, gate_rows, outputs = weights.hidden.shape
     hidden = gate_rows // GATES[mode]
-    gates = x.new_empty((R, directions, 4 * hidden))
+    gates = x.new_empty((x.shape[0], directions, 4 * hidden))
     target = current_target()
-    aligned = has_wide_rows(x.stride()) and has_wide_rows(weights.input.stride()) and outputs % UNIT == 0
-    tile = recurrent_gates_tile(R, hidden, max(inputs, outputs), x.dtype, aligned, target)
-    wide = is_wide_product(R, hidden, inputs, tile, x.stride(), weights.input.stride())
-    product = Product(matmul_precision(x.dtype, target), inputs % tile.block_k == 0, wide, GROUP)
-    launch(
+    precision = matmul_precision(x.dtype, target)
+    sizes = *x.shape, outputs, hidden
+    problem = _problem(GATES[mode], directions, sizes, x.stride(), weights.input.stride(), x.dtype, precision, target)
+    problem.launch_named(
+        x_ptr=x,
+        previous_ptr=previous,
+        weight_ih_ptr=weights.input,
+        weight_hh_ptr=weights.hidden,
+        bias_ih_ptr=weights.input_bias,
+        bias_hh_ptr=weights.hidden_bias,
+        gates_ptr=gates,
+    )
+    return gates
+
+
+@lru_cache(maxsize=4096)
+def _problem(
+    gates: int,
+    directions: int,
+    sizes: tuple[int, int, int, int],
+    stride_x: tuple[int, int],
+    stride_w: tuple[int, int],
+    dtype: torch.dtype,
+    precision: str,
+    target: Target,
+) -> Problem:
+    R, inputs, outputs, hidden = sizes
+    aligned = has_wide_rows(stride_x) and has_wide_rows(stride_w) and outputs % UNIT == 0
+    tile = recurrent_gates_tile(R, hidden, max(inputs, outputs), dtype, aligned, target)
+    wide = is_wide_product(R, hidden, inputs, tile, stride_x, stride_w)
+    product = Product(precision, inputs % tile.block_k == 0, wide, GROUP)
+    return Problem(
         recurrent_gates_kernel,
         (ceil_div(R, tile.block_m) * ceil_div(hidden, tile.block_n), 4, directions),
-        x,
-        previous,
-        weights.input,
-        weights.hidden,
-        weights.input_bias,
-        weights.hidden_bias,
-        gates,
-        R,
-        inputs,
-        outputs,
-        hidden,
-        *x.stride(),
-        *weights.input.stride(),
-        GATES=GATES[mode],
+        *sizes,
+        *stride_x,
+        *stride_w,
+        GATES=gates,
         INPUT_PRODUCT=product,
         HIDDEN_PRODUCT=product._replace(even=outputs % tile.block_k == 0),
         TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    return gates
 
 
 def previous_states(y: Tensor, h0: Tensor, sequences: Sequences, reset: Tensor | None) -> Tensor:

@@ -35,7 +35,7 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "tanhshrink": {},
 }
 
-# Their derivative is as exact from the output as from the input, so the pre-activation need not be kept.
+# Their derivative is as exact from the output as from the input, so the pre-activation need not be saved.
 _FROM_OUTPUT = frozenset({"relu", "leaky_relu", "relu6", "hardtanh", "sigmoid", "tanh"})
 
 
@@ -59,7 +59,7 @@ class Activation:
 
     Raises:
         ValueError: an unknown name, or a parameter that is not finite or out of its range.
-        TypeError: a parameter this activation does not have, or one that is no number.
+        TypeError: a parameter this activation does not have, or one that is not a number.
 
     Attributes:
         name: as given.

@@ -3,7 +3,7 @@
 One program computes a [block_m, block_n] tile and walks the reduction in steps of block_k. In-tile offsets are int32,
 or int64 where sizes and strides are (`is_wide_product`), and hoisted; an int64 scalar base advances. Rows and columns
 past the edge wrap round to valid ones, so the loop needs no mask for them and what they compute is never stored: on
-sm_90 that is 80 instructions a step against 99 with masks. Only a reduction that block_k does not divide is masked.
+sm_90 that is 80 instructions per step against 99 with masks. Only a reduction that block_k does not divide is masked.
 
 Triton compiles for integers that 16 divides, and calls all others odd. `in_units` lets a kernel know of 8: a row of 72
 16-bit values still begins at a multiple of 16 bytes, and is loaded 16 bytes at a time.

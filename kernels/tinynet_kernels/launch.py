@@ -1,7 +1,7 @@
 """The one door through which every kernel is launched, and the cost of what goes through it.
 
 Launching in one place lets an engine plan repeated launches (`planner`), a test count them (`observers`), and a report
-ask what a launch must at least move and compute (`cost_of`), without a word about it in any launcher.
+ask what a launch must at least move and compute (`cost_of`), without any change to a launcher.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def launch(kernel: Any, grid: Grid, *arguments: Any, **constants: Any) -> None:
 
 
 class Constants(dict[str, Any]):
-    """Constants that never change: they are told apart by identity, which saves an engine comparing them."""
+    """Constants that never change: they are compared by identity, which saves an engine time."""
 
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
     __eq__ = object.__eq__
@@ -45,9 +45,9 @@ class Constants(dict[str, Any]):
 
 
 class Problem:
-    """What a launcher decides once for each problem it meets: all of a launch but its tensors.
+    """Everything about a launch except its tensors, decided once for each problem.
 
-    Deciding takes longer than a small kernel runs, so launchers keep problems in an `lru_cache`.
+    Deciding takes longer than a small kernel runs, so launchers cache problems with `lru_cache`.
 
     Args:
         kernel: a `triton.jit` function.
@@ -101,7 +101,7 @@ def _run(
 
 
 class Cost(NamedTuple):
-    """What a launch cannot do without: arithmetic operations, and bytes read and written once each."""
+    """The least that a launch must do: arithmetic operations, and bytes read and written, each once."""
 
     flops: int
     bytes: int

@@ -2,7 +2,7 @@
 
     channels_last: [N, C, H W] -> [N, H W, C]        contiguous: [N, H W, C] -> [N, C, H W]
 
-Convolution kernels work on channels_last, where the values that one tap multiplies lie side by side; a weight
+Convolution kernels work on channels_last, where the values that one tap multiplies are adjacent; a weight
 [K, C, R, S] becomes [K, R, S, C] by the same kernel. One program moves a [block_batch, block_rows, block_columns] tile;
 the compiler turns it in shared memory so that loads and stores both run along memory.
 """
@@ -78,7 +78,7 @@ def transpose(source: torch.Tensor, target: torch.Tensor, batch: int, rows: int,
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether x [N, C, H, W] came in channels_last; one channel or one pixel is told by the strides' values."""
+    """Whether x [N, C, H, W] came in channels_last; for one channel or one pixel the strides decide."""
     return x.is_contiguous(memory_format=torch.channels_last) and x.stride(1) == 1 and x.stride(3) == x.shape[1]
 
 

@@ -1,10 +1,10 @@
 """Linear layer: y = act(x W^T + b), x [M, K], W [N, K], b [N], y [M, N].
 
-Forward: one program makes a tile of y; bias and activation are its epilogue, which also keeps the pre-activation where
-the derivative needs it. Backward, from dZ = dY act' (`activation.activation_backward`, which makes db too):
+Forward: one program computes a tile of y; bias and activation are its epilogue, which also stores the pre-activation
+where the derivative needs it. Backward, from dZ = dY act' (`activation.activation_backward`, which computes db too):
 
-    dX [M, K] = dZ W            where x is itself the output of a layer in one chain, this product's epilogue makes
-                                that layer's dZ of it, dX act'(x), and the sums of its columns, that layer's db
+    dX [M, K] = dZ W            where x is the output of another layer in one chain, this product's epilogue turns it
+                                into that layer's dZ, dX act'(x), and sums its columns, that layer's db
     dW [N, K] = dZ^T x          M is long and the output small: the reduction is split over programs into an fp32
                                 workspace [SPLIT, N, K], added in a fixed order
 
@@ -191,18 +191,21 @@ def linear_weight_gradient_cost(dz_ptr: torch.Tensor, x_ptr: torch.Tensor, dw_pt
     return Cost(2 * dz_ptr.numel() * x_ptr.shape[1], size_in_bytes(dz_ptr, x_ptr, dw_ptr))
 
 
+Sizes = tuple[int, int, int]
+Strides = tuple[int, int]
+
+
 @lru_cache(maxsize=4096)
 def _forward_problem(
-    M: int,
-    N: int,
-    K: int,
-    stride_x: tuple[int, int],
-    stride_weight: tuple[int, int],
+    sizes: Sizes,
+    stride_x: Strides,
+    stride_weight: Strides,
     dtype: torch.dtype,
     precision: str,
     activation: Activation,
     target: Target,
 ) -> Problem:
+    M, N, K = sizes
     aligned = has_wide_rows(stride_x) and has_wide_rows(stride_weight)
     tile = linear_tile(M, N, K, dtype, precision, aligned, activation.name, target)
     wide = is_wide_product(M, N, K, tile, stride_x, stride_weight)
@@ -220,12 +223,7 @@ def _forward_problem(
 
 
 def linear_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    activation: Activation,
-    *,
-    save: bool,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation, *, save: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y = act(x W^T + b) and what the derivative of `activation` reads.
 
@@ -244,39 +242,26 @@ def linear_forward(
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
     y = x.new_empty((M, N))
-    save_input = save and not activation.reads_output and activation.name != "identity"
-    z = torch.empty_like(y) if save_input else None
-    target = current_target()
-    dtype = x.dtype
-    _forward_problem(
-        M,
-        N,
-        K,
-        x.stride(),
-        weight.stride(),
-        dtype,
-        matmul_precision(dtype, target),
-        activation,
-        target,
-    ).launch(x, weight, bias, y, z)
-    if not save or activation.name == "identity":
-        return y, None
-    return y, y if activation.reads_output else z
+    z = torch.empty_like(y) if save and activation.reads_input else None
+    target, dtype = current_target(), x.dtype
+    precision = matmul_precision(dtype, target)
+    problem = _forward_problem((M, N, K), x.stride(), weight.stride(), dtype, precision, activation, target)
+    problem.launch(x, weight, bias, y, z)
+    return y, y if save and activation.reads_output else z
 
 
 @lru_cache(maxsize=4096)
 def _input_gradient_problem(
-    M: int,
-    N: int,
-    K: int,
-    stride_dz: tuple[int, int],
-    stride_weight: tuple[int, int],
+    sizes: Sizes,
+    stride_dz: Strides,
+    stride_weight: Strides,
     dtype: torch.dtype,
     precision: str,
     activation: Activation,
     plain: bool,
     target: Target,
 ) -> Problem:
+    M, N, K = sizes
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_weight)
     tile = linear_tile(M, K, N, dtype, precision, aligned, activation.name, target, derivative=True)
     wide = is_wide_product(M, K, N, tile, stride_dz, stride_weight[::-1])
@@ -310,14 +295,14 @@ def linear_hidden_gradient(
     *,
     want_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The gradients of the layer below, whose output x = act(z) this one read: its dZ = dX act'(saved), and its db.
+    """The gradients of the layer below, whose output x = act(z) was the input here: its dZ = dX act'(saved), its db.
 
     Args:
         dz: [M, N], last dimension contiguous.
         weight: [N, K].
         saved: what `linear_forward` returned for the layer below, [M, K] or None.
         activation: that layer's.
-        want_bias: whether to make db.
+        want_bias: whether to compute db.
 
     Returns:
         dZ [M, K] in `dz`'s dtype, and db [K] in fp32 or None.
@@ -342,34 +327,17 @@ def linear_hidden_gradient(
 def _input_gradient_problem_of(
     dz: torch.Tensor, weight: torch.Tensor, activation: Activation, target: Target, *, want_bias: bool
 ) -> Problem:
-    M, N = dz.shape
+    sizes, dtype = (*dz.shape, weight.shape[1]), dz.dtype
     plain = activation.name == "identity" and not want_bias
-    dtype = dz.dtype
-    return _input_gradient_problem(
-        M,
-        N,
-        weight.shape[1],
-        dz.stride(),
-        weight.stride(),
-        dtype,
-        matmul_precision(dtype, target),
-        activation,
-        plain,
-        target,
-    )
+    precision = matmul_precision(dtype, target)
+    return _input_gradient_problem(sizes, dz.stride(), weight.stride(), dtype, precision, activation, plain, target)
 
 
 @lru_cache(maxsize=4096)
 def _weight_gradient_problem(
-    M: int,
-    N: int,
-    K: int,
-    stride_dz: tuple[int, int],
-    stride_x: tuple[int, int],
-    dtype: torch.dtype,
-    precision: str,
-    target: Target,
+    sizes: Sizes, stride_dz: Strides, stride_x: Strides, dtype: torch.dtype, precision: str, target: Target
 ) -> Problem:
+    M, N, K = sizes
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_x)
     tile = linear_tile(N, K, M, dtype, precision, aligned, "identity", target)
     wide = is_wide_product(N, K, M, tile, stride_dz[::-1], stride_x[::-1])
@@ -395,7 +363,7 @@ def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor, dtype: torch.dtype
     K = x.shape[1]
     target = current_target()
     precision = matmul_precision(dz.dtype, target)
-    problem = _weight_gradient_problem(M, N, K, dz.stride(), x.stride(), dz.dtype, precision, target)
+    problem = _weight_gradient_problem((M, N, K), dz.stride(), x.stride(), dz.dtype, precision, target)
     splits = problem.grid[1]
     if splits == 1:
         dw = x.new_empty((N, K), dtype=dtype)

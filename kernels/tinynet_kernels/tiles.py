@@ -1,9 +1,9 @@
-"""One tile for each problem, by rule: how much of the output one program makes, and with how many warps and stages.
+"""One tile for each problem, by rule: how much of the output one program computes, and with how many warps and stages.
 
 A rule takes the problem's sizes, its dtype and the target. It never times anything: autotuning costs users seconds at
 every new shape, and a rule that is wrong by a factor is seen in `benchmarks/`, not at their first call.
 
-Targets: `cuda` and `hip` by architecture, `cpu` (the native CPU engine) and `interpreter` (numpy, 25 ms a program, so
+Targets: `cuda` and `hip` by architecture, `cpu` (the native CPU engine) and `interpreter` (numpy, 25 ms per program, so
 the largest tiles win).
 """
 
@@ -49,7 +49,7 @@ _targets: dict[tuple[int, int, int], Target] = {}
 
 
 def current_target() -> Target:
-    """The target of the next launch: Triton's active driver and its current device, asked once a number of threads."""
+    """The target of the next launch: Triton's active driver and its current device, cached for each number of threads."""
     if INTERPRETED:
         return _INTERPRETER
     driver: Any = triton.runtime.driver.active
@@ -70,7 +70,7 @@ def _ask(driver: Any, device: int) -> Target:
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b rounded up; plain Python, since `triton.cdiv` costs microseconds a call."""
+    """a / b rounded up; plain Python, since `triton.cdiv` costs microseconds per call."""
     return -(-a // b)
 
 
@@ -170,7 +170,7 @@ def linear_tile(
         M, N, K, dtype, target: as in `gemm_tile`.
         precision: of the product; see `matmul_precision`.
         aligned: whether operands are loaded 16 bytes at a time; single elements fill registers.
-        activation: name of the one fused into the epilogue, which may keep its input too.
+        activation: name of the one fused into the epilogue, which may store its input too.
         derivative: whether it is the derivative that is fused: that loads a tile beside the accumulator.
     """
     tile = gemm_tile(M, N, K, dtype, target)
@@ -205,7 +205,7 @@ def fit_stages(tile: GemmTile, dtype: torch.dtype, target: Target) -> GemmTile:
 def split_count(tiles: int, steps: int, target: Target) -> int:
     """How many ways to split a long reduction so that its programs fill the chip twice.
 
-    Each split keeps at least eight steps, so that its pipeline is worth filling.
+    Each split has at least eight steps, so that its pipeline is worth filling.
 
     Args:
         tiles: output tiles, that is programs without a split.
@@ -450,7 +450,7 @@ def convolution_transpose_tile(batch: int, rows: int, columns: int, target: Targ
 def every_register(rows: int, precision: str, target: Target) -> dict[str, int]:
     """Launch options that let a program with a product of `rows` rows use as many registers as there are.
 
-    NVIDIA's assembler else aims at more programs a multiprocessor than shared memory lets in, and spills for them. But
+    NVIDIA's assembler otherwise aims at more programs per multiprocessor than shared memory allows, and spills for them. But
     where a product splits its operands in registers it fills any limit that is set, and spills at that.
     """
     split = precision == "tf32x3" and (rows < 64 or _keeps_operands_in_registers(precision, target))

@@ -4,8 +4,8 @@
 that fuses an activation calls these. A derivative is computed from the output where that is as exact (relu, tanh, ...),
 else from the pre-activation z: `Activation.reads_output` says which, and launchers save that one alone.
 
-Tiling: the forward is flat. The backward walks [ROWS, COLUMNS] tiles and leaves one partial bias gradient per row block,
-which `reduction.sum_partials` adds in a fixed order.
+Tiling: the forward is flat. The backward walks tiles and stores one partial bias gradient per row block, which
+`reduction.sum_partials` adds in a fixed order.
 
 Source: the formulas of torch.nn.functional, in forms that neither overflow nor cancel.
 """

@@ -49,7 +49,7 @@ _targets: dict[tuple[int, int, int], Target] = {}
 
 
 def current_target() -> Target:
-    """The target of the next launch: Triton's active driver and its current device, cached for each number of threads."""
+    """The target of the next launch: Triton's active driver and current device, cached for each number of threads."""
     if INTERPRETED:
         return _INTERPRETER
     driver: Any = triton.runtime.driver.active
@@ -450,8 +450,8 @@ def convolution_transpose_tile(batch: int, rows: int, columns: int, target: Targ
 def every_register(rows: int, precision: str, target: Target) -> dict[str, int]:
     """Launch options that let a program with a product of `rows` rows use as many registers as there are.
 
-    NVIDIA's assembler otherwise aims at more programs per multiprocessor than shared memory allows, and spills for them. But
-    where a product splits its operands in registers it fills any limit that is set, and spills at that.
+    NVIDIA's assembler otherwise aims at more programs per multiprocessor than shared memory allows, and spills for it.
+    But where a product splits its operands in registers it fills any limit that is set, and spills at that.
     """
     split = precision == "tf32x3" and (rows < 64 or _keeps_operands_in_registers(precision, target))
     return {"maxnreg": 255} if target.kind == "cuda" and not split else {}

@@ -56,13 +56,14 @@ class Problem:
         constants: as in `launch`.
     """
 
-    __slots__ = ("constants", "grid", "kernel", "numbers")
+    __slots__ = ("constants", "grid", "kernel", "names_checked", "numbers")
 
     def __init__(self, kernel: Any, grid: Grid, *numbers: Any, **constants: Any) -> None:
         self.kernel = kernel
         self.grid = grid
         self.numbers = numbers
         self.constants = Constants(constants)
+        self.names_checked = False
 
     def launch(self, *arguments: Any, reached: Reached = ()) -> None:
         """Runs the kernel on the device of the first argument.
@@ -77,11 +78,14 @@ class Problem:
         """As `launch`, the arguments by the kernel's names for them, in the kernel's order.
 
         Raises:
-            TypeError: other arguments, or in another order.
+            TypeError: other arguments, or in another order. Only the first launch is checked: a problem has one
+                launcher.
         """
-        names = self.kernel.arg_names[: len(arguments)]
-        if names != list(arguments):
-            raise TypeError(f"{self.kernel.__name__}: got {', '.join(arguments)}; expected {', '.join(names)}")
+        if not self.names_checked:
+            names = self.kernel.arg_names[: len(arguments)]
+            if names != list(arguments):
+                raise TypeError(f"{self.kernel.__name__}: got {', '.join(arguments)}; expected {', '.join(names)}")
+            self.names_checked = True
         _run(self.kernel, self.grid, (*arguments.values(), *self.numbers), self.constants)
 
 

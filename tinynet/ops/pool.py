@@ -99,8 +99,9 @@ def _max_window(window: tuple[Pair, Pair, Pair, Pair]) -> Any:
 def _max_forward(
     x: Tensor, window: Any, out_size: Any, channels_last: bool, save: bool, want_index: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    options = {"channels_last": channels_last, "want_argmax": save, "want_index": want_index}
-    return kernels.pool.max_pool2d_forward(x, _max_window(window), out_size, **options)
+    return kernels.pool.max_pool2d_forward(
+        x, _max_window(window), out_size, channels_last=channels_last, want_argmax=save, want_index=want_index
+    )
 
 
 def _max_backward(grad: Tensor, argmax: Tensor, window: Any, size: Any, channels_last: bool) -> Tensor:

@@ -628,7 +628,7 @@ def test_module_copies_and_prints(device: str) -> None:
 
 def test_costs(device: str) -> None:
     """Operations are counted by the definition, bytes once each."""
-    from tinynet_kernels.conv import convolution_forward_kernel
+    from tinynet_kernels.conv.forward import convolution_forward_kernel
     from tinynet_kernels.launch import cost_of
 
     x, weight, bias = make((2, 32, 6, 7), 34, groups=2, device=device, grad=False)

@@ -16,7 +16,7 @@ import torch
 import tinynet
 from tinynet_engines.offline.report import Report
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionSpec
 from tinynet_kernels.pool import Window
 
 PACKAGE = "tinynet_kernels"

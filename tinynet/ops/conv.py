@@ -17,7 +17,7 @@ from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator
 from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionSpec
 
 IntOrPair = int | Sequence[int]  # one number, or (height, width)
 
@@ -108,7 +108,7 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[bool, bool]]:
     """y; x and W as the kernels read them, what act' does, and the winners; whether x and W came in channels_last."""
-    from tinynet_kernels.conv import convolution_forward
+    from tinynet_kernels.conv.forward import convolution_forward
     from tinynet_kernels.layout import is_channels_last, to_channels_last
 
     channels_last = is_channels_last(x), is_channels_last(weight)
@@ -155,7 +155,7 @@ def conv2d_gradients(
             its windows, [N, K, P // 2, Q // 2].
     """
     from tinynet_kernels.activation import activation_backward
-    from tinynet_kernels.conv_backward import (
+    from tinynet_kernels.conv.weight_gradient import (
         convolution_input_gradient,
         convolution_weight_and_bias_gradient,
         convolution_weight_gradient,

@@ -12,7 +12,7 @@ kernels make the forward, by the channels of one group; all end in the same epil
     1               no product: taps unrolled (`depthwise.py`)
 
 A 1 x 1 convolution with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
-`conv_backward.py`. Source: the definition of torch.nn.functional.conv2d; implicit GEMM as in cuDNN (Chetlur et al.
+`weight_gradient.py`. Source: the definition of torch.nn.functional.conv2d; implicit GEMM as in cuDNN (Chetlur et al.
 2014, arXiv:1410.0759).
 """
 
@@ -27,8 +27,9 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv_spec import ConvolutionSpec
-from tinynet_kernels.conv_window import (
+from tinynet_kernels.conv.depthwise import single_channel_problem, taps_first
+from tinynet_kernels.conv.spec import ConvolutionSpec
+from tinynet_kernels.conv.window import (
     first_image_of,
     inside,
     is_wide_convolution,
@@ -39,7 +40,6 @@ from tinynet_kernels.conv_window import (
     tap_bits,
     window_constants,
 )
-from tinynet_kernels.depthwise import single_channel_problem, taps_first
 from tinynet_kernels.gemm import grouped_tile
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from tinynet_kernels.activation import activate
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionSpec
 from tinynet_kernels.offsets import exceed_int32
 
 

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv_spec import ConvolutionSpec
-from tinynet_kernels.conv_window import (
+from tinynet_kernels.conv.spec import ConvolutionSpec
+from tinynet_kernels.conv.window import (
     first_image_of,
     inside,
     is_wide_convolution,
@@ -320,7 +320,7 @@ def single_channel_problem(
     constants: dict[str, Any],
     target: Target,
 ) -> Problem:
-    """The launch of `conv.convolution_forward` for W [K, 1, R, S], which it is given as `taps_first`."""
+    """The launch of `forward.convolution_forward` for W [K, 1, R, S], which it is given as `taps_first`."""
     N, C, H, W = shape
     K, _, R, S = weight_shape
     pixels, P, Q = output_pixels(shape, spec, (R, S), pool)
@@ -389,7 +389,7 @@ def depthwise_input_gradient(
     size: tuple[int, int],
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """dX [N, C, H, W] of dZ [N, K, P, Q] and W [K, 1, R, S]; see `conv_backward.convolution_input_gradient`."""
+    """dX [N, C, H, W] of dZ [N, K, P, Q] and W [K, 1, R, S]; see `weight_gradient.convolution_input_gradient`."""
     dx = empty_channels_last(dz, dz.shape[0], spec.groups, *size, dtype)
     problem = _input_gradient_problem(dz.shape, weight.shape[2:], spec, size, current_target())
     problem.launch(dz, taps_first(weight), dx)
@@ -445,7 +445,7 @@ def depthwise_weight_gradient(
     kernel_size: tuple[int, int],
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """dW [K, 1, R, S] in `dtype` (None: x's); see `conv_backward.convolution_weight_gradient`."""
+    """dW [K, 1, R, S] in `dtype` (None: x's); see `weight_gradient.convolution_weight_gradient`."""
     problem, splits = _weight_gradient_problem(dz.shape, x.shape, spec, kernel_size, current_target())
     dw = torch.empty((splits, dz.shape[1], 1, *kernel_size), dtype=torch.float32, device=x.device)
     problem.launch(x, dz, dw)

@@ -29,9 +29,10 @@ import triton.language as tl
 from tinynet_kernels.activation import activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv import FEW_CHANNELS
-from tinynet_kernels.conv_spec import ConvolutionSpec
-from tinynet_kernels.conv_window import (
+from tinynet_kernels.conv.depthwise import depthwise_input_gradient, depthwise_weight_gradient
+from tinynet_kernels.conv.forward import FEW_CHANNELS
+from tinynet_kernels.conv.spec import ConvolutionSpec
+from tinynet_kernels.conv.window import (
     inside,
     is_wide_convolution,
     next_box,
@@ -40,7 +41,6 @@ from tinynet_kernels.conv_window import (
     pixel_position,
     window_constants,
 )
-from tinynet_kernels.depthwise import depthwise_input_gradient, depthwise_weight_gradient
 from tinynet_kernels.gemm import grouped_tile
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last

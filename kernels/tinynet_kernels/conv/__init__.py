@@ -1,0 +1,1 @@
+"""Two-dimensional convolution. `spec` needs no Triton, so nothing is imported here."""

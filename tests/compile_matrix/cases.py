@@ -29,7 +29,7 @@ from tinynet_kernels import (
     tiles,
 )
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
-from tinynet_kernels.conv import forward, weight_gradient
+from tinynet_kernels.conv import forward, input_gradient, weight_gradient
 from tinynet_kernels.conv.spec import ConvolutionSpec
 from tinynet_kernels.recurrent_spec import GATES
 
@@ -373,7 +373,7 @@ def conv_cases(target: Target) -> Iterator[Case]:
         for index, problem in enumerate(problems):
             name, aligned = f"{_text(dtype)} {tuple(problem)}", _convolution_aligned(problem)
             x, weight, dz = _convolution_tensors(problem, dtype)
-            run = partial(weight_gradient.convolution_input_gradient, dz, weight, problem.spec, (problem.H, problem.H))
+            run = partial(input_gradient.convolution_input_gradient, dz, weight, problem.spec, (problem.H, problem.H))
             yield Case(f"input_gradient {name}", run, aligned)
             size, spec, last = (problem.R, problem.R), problem.spec, index % 2 == 0
             run = partial(weight_gradient.convolution_weight_gradient, dz, x, spec, size, channels_last=last)

@@ -69,11 +69,13 @@ def linear_of_odd_sizes(linear: Any) -> None:
     linear.linear_forward(torch.randn(17, 33), torch.randn(13, 33), torch.randn(13), IDENTITY, save=False)
 
 
-def convolution_with_padding(conv: Any) -> None:
+def convolution_with_padding(forward: Any) -> None:
     x, weight = (
         torch.randn(*shape).contiguous(memory_format=torch.channels_last) for shape in ((1, 16, 5, 5), (20, 16, 3, 3))
     )
-    conv.convolution_forward(x, weight, None, ConvolutionSpec((1, 1), (1, 1), (1, 1), (1, 1), 1), IDENTITY, save=False)
+    forward.convolution_forward(
+        x, weight, None, ConvolutionSpec((1, 1), (1, 1), (1, 1), (1, 1), 1), IDENTITY, save=False
+    )
 
 
 def pooling_with_padding(pool: Any) -> None:

@@ -71,11 +71,11 @@ class Conv2dFunction(torch.autograd.Function):
     @staticmethod
     @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, saved, winner, _ = ctx.saved_tensors
+        x, weight, saved, argmax, _ = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         _, spec, activation, _ = ctx.settings
         gradients = conv2d_gradients(
-            grad, x, weight, saved, spec, activation, ctx.channels_last, wanted, ctx.dtypes, winner
+            grad, x, weight, saved, spec, activation, ctx.channels_last, wanted, ctx.dtypes, argmax
         )
         return (*gradients, None, None, None, None)
 
@@ -107,7 +107,7 @@ def _forward(
     *,
     save: bool,
 ) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[bool, bool]]:
-    """y; x and W as the kernels read them, what act' does, and the winners; whether x and W came in channels_last."""
+    """y; x and W as the kernels read them, what act' reads, and the argmax; whether x and W came in channels_last."""
     from tinynet_kernels.conv.forward import convolution_forward
     from tinynet_kernels.layout import is_channels_last, to_channels_last
 
@@ -115,9 +115,9 @@ def _forward(
     if dtype is not None:
         x, weight, bias = cast_to(dtype, x, weight, bias)
     images, packed = to_channels_last(x), to_channels_last(weight)
-    y, saved, winner = convolution_forward(images, packed, bias, spec, activation, save=save, pool=pool)
+    y, saved, argmax = convolution_forward(images, packed, bias, spec, activation, save=save, pool=pool)
     # The converted tensors are kept, not their originals: backward would convert them again.
-    return _in_order(y, any(channels_last)), (images, packed, saved, winner), channels_last
+    return _in_order(y, any(channels_last)), (images, packed, saved, argmax), channels_last
 
 
 def _in_order(y: Tensor, channels_last: bool) -> Tensor:
@@ -137,7 +137,7 @@ def conv2d_gradients(
     channels_last: tuple[bool, bool],
     wanted: tuple[bool, ...] | list[bool],
     dtypes: Sequence[torch.dtype | None],
-    winner: Tensor | None = None,
+    argmax: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dX, dW, db), each None where not wanted.
 
@@ -151,12 +151,12 @@ def conv2d_gradients(
         channels_last: whether dX and dW are to be channels_last; contiguous otherwise.
         wanted: whether dX, dW and db are needed.
         dtypes: of dX, dW and db; None for a bias that isn't.
-        winner: the tap that each 2 x 2 window passed on, where the convolution pooled; `grad` and `saved` are then of
+        argmax: the tap that each 2 x 2 window passed on, where the convolution pooled; `grad` and `saved` are then of
             its windows, [N, K, P // 2, Q // 2].
     """
     from tinynet_kernels.activation import activation_backward
+    from tinynet_kernels.conv.input_gradient import convolution_input_gradient
     from tinynet_kernels.conv.weight_gradient import (
-        convolution_input_gradient,
         convolution_weight_and_bias_gradient,
         convolution_weight_gradient,
         takes_output_gradient,
@@ -165,12 +165,12 @@ def conv2d_gradients(
 
     want_x, want_weight, want_bias = wanted
     dz, bias_gradient = to_channels_last(grad), None
-    curved = activation.name != "identity"
+    has_activation = activation.name != "identity"
     if want_weight and not want_x and takes_output_gradient(x, spec):
         dw, bias_gradient = convolution_weight_and_bias_gradient(
             dz,
-            to_channels_last(saved) if curved and saved is not None else None,
-            winner,
+            to_channels_last(saved) if has_activation and saved is not None else None,
+            argmax,
             to_channels_last(x),
             spec,
             (weight.shape[2], weight.shape[3]),
@@ -180,14 +180,14 @@ def conv2d_gradients(
             dtype=dtypes[1],
         )
         return None, dw, None if bias_gradient is None else bias_gradient.to(dtypes[2])
-    if want_bias or (curved and (want_x or want_weight)):
-        rows = as_rows(to_channels_last(saved)) if curved and saved is not None else None
+    if want_bias or (has_activation and (want_x or want_weight)):
+        rows = as_rows(to_channels_last(saved)) if has_activation and saved is not None else None
         made, bias_gradient = activation_backward(
-            as_rows(dz), rows, activation, want_dz=curved and (want_x or want_weight), want_bias=want_bias
+            as_rows(dz), rows, activation, want_dz=has_activation and (want_x or want_weight), want_bias=want_bias
         )
         dz = dz if made is None else as_images(made, dz)
-    if winner is not None and (want_x or want_weight):
-        dz = _to_winners(dz, winner, spec.output_size((x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])))
+    if argmax is not None and (want_x or want_weight):
+        dz = _to_argmax(dz, argmax, spec.output_size((x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])))
     dx, dw = None, None
     if want_x:
         dx = convolution_input_gradient(dz, to_channels_last(weight), spec, (x.shape[2], x.shape[3]), dtypes[0])
@@ -200,11 +200,11 @@ def conv2d_gradients(
     return dx, dw, None if bias_gradient is None else bias_gradient.to(dtypes[2])
 
 
-def _to_winners(grad: Tensor, winner: Tensor, size: tuple[int, int]) -> Tensor:
-    """The gradient of each 2 x 2 window, channels_last, at the pixel that won it; [N, K, *size]."""
+def _to_argmax(grad: Tensor, argmax: Tensor, size: tuple[int, int]) -> Tensor:
+    """The gradient of each 2 x 2 window, channels_last, at its largest pixel; [N, K, *size]."""
     from tinynet_kernels.pool import Window, max_pool2d_backward
 
-    return max_pool2d_backward(grad, winner, Window((2, 2), (2, 2), (0, 0)), size, channels_last=True)
+    return max_pool2d_backward(grad, argmax, Window((2, 2), (2, 2), (0, 0)), size, channels_last=True)
 
 
 def _operator_forward(

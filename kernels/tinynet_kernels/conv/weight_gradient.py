@@ -1,26 +1,21 @@
-"""Gradients of a two-dimensional convolution, from dZ = dY act' (`activation.activation_backward`, which makes db too).
+"""Weight gradient of a two-dimensional convolution, from dZ = dY act' (`activation.activation_backward`).
 
-    dX[n, c, h, w] = sum of dZ[n, k, p, q] W[k, c, r, s] over the taps that read (h, w) from a pixel (p, q)
     dW[k, c, r, s] = sum over n, p, q of dZ[n, k, p, q] x[n, c, p stride + r dilation - padding, q ...]
 
-Data gradient: with a stride, each tap reaches only the input pixels of one phase (h mod stride, w mod stride), so each
-phase is a dense convolution of its own with stride 1 and its own taps: r0, r0 + step, ..., where step is the stride
-over its common divisor with the dilation. Phases are a grid axis and none multiplies by zero; a masked loop over all
-taps would do stride^2 times the products.
+A matrix product whose reduction runs over all pixels, split over programs into an fp32 workspace that is added in a
+fixed order. Two kernels, by what one step of the reduction is:
 
-Weight gradient: a matrix product whose reduction runs over all pixels. One step is a box of pixels (images, rows,
-columns), so that only the box's corner moves and nothing is divided in the loop. On a CPU, where a division costs
-little beside a product and far apart pixels cost cache, it is a run of pixels in memory. The reduction is split over
-programs into an fp32 workspace, added in a fixed order.
+    boxes   (images, rows, columns) of pixels: only the box's corner moves, and nothing is divided in the loop
+    runs    consecutive pixels of memory: on a CPU, where a division costs little beside a product and distant pixels
+            cost cache. Where x has few channels, these read dY and compute dZ and its sums, the bias gradient, too.
 
-All tensors are channels_last. Depthwise convolutions are in `depthwise.py`.
+All tensors but dW are channels_last. Depthwise convolutions are in `depthwise.py`.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -29,190 +24,86 @@ import triton.language as tl
 from tinynet_kernels.activation import activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.depthwise import depthwise_input_gradient, depthwise_weight_gradient
-from tinynet_kernels.conv.forward import FEW_CHANNELS
-from tinynet_kernels.conv.spec import ConvolutionSpec
-from tinynet_kernels.conv.window import (
-    inside,
-    is_wide_convolution,
-    next_box,
-    output_pixels,
-    output_position,
-    pixel_position,
-    window_constants,
-)
-from tinynet_kernels.gemm import grouped_tile
-from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
-from tinynet_kernels.linear import GROUP, linear_input_gradient, linear_weight_gradient
-from tinynet_kernels.offsets import exceed_int32, widened
-from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import (
-    Target,
-    ceil_div,
+from tinynet_kernels.conv.depthwise import depthwise_weight_gradient
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec
+from tinynet_kernels.conv.tiles import (
+    FEW_CHANNELS,
     convolution_precision,
-    convolution_tile,
     convolution_weight_splits,
     convolution_weight_tile,
-    current_target,
 )
+from tinynet_kernels.conv.window import box_position, inside, next_box, output_position, pixel_position
+from tinynet_kernels.gemm import GROUP, grouped_tile
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.layout import as_rows
+from tinynet_kernels.linear import linear_weight_gradient
+from tinynet_kernels.offsets import exceed_int32, widened
+from tinynet_kernels.reduction import sum_partials
+from tinynet_kernels.tiles import Target, ceil_div, current_target
 
 
-@triton.jit
-def first_tap(
-    phase,
-    TAPS: constexpr,
-    TAP_STEP: constexpr,
-    STRIDE: constexpr,
-    PADDING: constexpr,
-    DILATION: constexpr,
-):
-    """The first tap along one dimension that reaches the input pixels of a phase, or TAPS where none does."""
-    tap = tl.cast(TAPS, tl.int32)
-    for candidate in tl.static_range(TAP_STEP):  # pyright: ignore
-        reaches = (phase + PADDING - candidate * DILATION) % STRIDE == 0
-        tap = tl.where(reaches, tl.minimum(candidate, TAPS), tap)
-    return tap
+class WeightTile(NamedTuple):
+    """A program's tile of dW within a kernel. Rows are output channels of its group.
 
-
-@triton.jit
-def convolution_input_gradient_kernel(
-    dz_ptr,
-    weight_ptr,
-    dx_ptr,
-    N,
-    H,
-    W,
-    C,
-    P,
-    Q,
-    K,
-    group_inputs,
-    group_outputs,
-    R: constexpr,
-    S: constexpr,
-    STRIDE_H: constexpr,
-    STRIDE_W: constexpr,
-    PADDING_H: constexpr,
-    PADDING_W: constexpr,
-    DILATION_H: constexpr,
-    DILATION_W: constexpr,
-    TAP_STEP_H: constexpr,
-    TAP_STEP_W: constexpr,
-    EVEN_K: constexpr,
-    WIDE: constexpr,
-    PRECISION: constexpr,
-    GROUP: constexpr,
-    BLOCK_PIXELS: constexpr,
-    BLOCK_C: constexpr,
-    BLOCK_K: constexpr,
-):
-    """dX, one [BLOCK_PIXELS, BLOCK_C] tile of one phase a program; grid axes are tiles, phases, groups.
-
-    A step is one tap of BLOCK_K output channels, taps innermost. From a tap to the next, the input pixel stays, the tap
-    grows by TAP_STEP and the output pixel shrinks by TAP_STEP dilation / stride. EVEN_K says that BLOCK_K divides the
-    group's output channels; offsets are as in `convolution_forward_kernel`.
+    Attributes:
+        row_start: the first of its rows.
+        is_first: whether no tile of the same rows comes before it.
+        tap: of each of its columns, or of all.
+        channel: of each of its columns, within the group.
+        columns_left: how many columns there are from its first to the last.
     """
-    N = widened(N, WIDE)
-    H = widened(H, WIDE)
-    Q = widened(Q, WIDE)
-    group_inputs = widened(group_inputs, WIDE)
-    phase_h = tl.program_id(1) // STRIDE_W
-    phase_w = tl.program_id(1) % STRIDE_W
-    group = tl.program_id(2)
-    phase_rows = (H - phase_h + STRIDE_H - 1) // STRIDE_H
-    phase_columns = (W - phase_w + STRIDE_W - 1) // STRIDE_W
-    pixels = N * phase_rows * phase_columns
-    pixel_tiles = tl.cdiv(pixels, BLOCK_PIXELS)
-    column_tiles = tl.cdiv(group_inputs, BLOCK_C)
-    if tl.program_id(0) >= pixel_tiles * column_tiles:
-        return
-    pixel_tile, column_tile = grouped_tile(tl.program_id(0), pixel_tiles, column_tiles, GROUP)
-    pixel_start = pixel_tile * BLOCK_PIXELS
-    column_start = column_tile * BLOCK_C
-    pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
-    column = tl.arange(0, BLOCK_C) % (group_inputs - column_start)  # past the end: copies, never stored
-    k = tl.arange(0, BLOCK_K)
 
-    r = first_tap(phase_h, R, TAP_STEP_H, STRIDE_H, PADDING_H, DILATION_H)
-    s = first_tap(phase_w, S, TAP_STEP_W, STRIDE_W, PADDING_W, DILATION_W)
-    tap_rows = (R - r + TAP_STEP_H - 1) // TAP_STEP_H
-    tap_columns = (S - s + TAP_STEP_W - 1) // TAP_STEP_W
-    taps = tap_rows * tap_columns
-    PIXEL_STEP_H: constexpr = TAP_STEP_H * DILATION_H // STRIDE_H
-    PIXEL_STEP_W: constexpr = TAP_STEP_W * DILATION_W // STRIDE_W
+    row_start: Any
+    is_first: Any
+    tap: Any
+    channel: Any
+    columns_left: Any
 
-    image, row, along = pixel_position(pixel, phase_rows, phase_columns)
-    first_image = pixel_start // (phase_rows * phase_columns)
-    image -= first_image
-    p = row + (phase_h + PADDING_H - r * DILATION_H) // STRIDE_H  # exact
-    q = along + (phase_w + PADDING_W - s * DILATION_W) // STRIDE_W
-    in_tile = pixel < pixels
 
-    MAX_ROWS: constexpr = (R + TAP_STEP_H - 1) // TAP_STEP_H
-    MAX_COLUMNS: constexpr = (S + TAP_STEP_W - 1) // TAP_STEP_W
-    BITMASK: constexpr = MAX_ROWS * MAX_COLUMNS <= 32
-    if BITMASK:
-        all_bits = tl.zeros((BLOCK_PIXELS,), tl.int32)
-        for i in tl.static_range(MAX_ROWS):  # pyright: ignore
-            for j in tl.static_range(MAX_COLUMNS):  # pyright: ignore
-                reached = in_tile & inside(p - i * PIXEL_STEP_H, P) & inside(q - j * PIXEL_STEP_W, Q)
-                reached = reached & (i < tap_rows) & (j < tap_columns)
-                all_bits |= reached.to(tl.int32) << tl.minimum(i * tap_columns + j, 31)
-        bits = all_bits
+@triton.jit
+def weight_tile_of(program, group_inputs, group_outputs, WINDOW: constexpr, TILE: constexpr):
+    """The `WeightTile` of a program.
 
-    dz_offset = (((image * P + p) * Q + q) * K)[:, None] + k[None, :]
-    dz_base = dz_ptr + first_image.to(tl.int64) * P * Q * K + group * group_outputs
-    weight_row = R * S * group_inputs
-    weight_offset = k[:, None] * weight_row + column[None, :]
-    weight_base = weight_ptr + (group * group_outputs).to(tl.int64) * weight_row + (r * S + s) * group_inputs
-    weight_base += column_start
+    Columns are the channels of one tap or, where the tile is flat, (tap, channel) pairs: few channels fill a tile
+    together. With several taps per tile they are that many taps' channels, a part of them that divides group_inputs.
+    """
+    TAPS: constexpr = WINDOW.R * WINDOW.S
+    CHANNELS: constexpr = TILE.block_columns // TILE.taps
+    TAP_TILES: constexpr = (TAPS + TILE.taps - 1) // TILE.taps
+    column = tl.arange(0, TILE.block_columns)
+    if TILE.flat:
+        column_tiles = tl.cdiv(TAPS * group_inputs, TILE.block_columns)
+    else:
+        column_tiles = TAP_TILES * tl.cdiv(group_inputs, CHANNELS)
+    row_tile, column_tile = grouped_tile(program, tl.cdiv(group_outputs, TILE.block_rows), column_tiles, WINDOW.group)
+    if TILE.flat:
+        column_start = column_tile * TILE.block_columns
+        columns_left = TAPS * group_inputs - column_start
+        pair = column_start + column % columns_left
+        tap = pair // group_inputs
+        channel = pair % group_inputs
+    elif TILE.taps > 1:
+        first_tap = column_tile % TAP_TILES * TILE.taps
+        tap = first_tap + column // CHANNELS
+        channel = column_tile // TAP_TILES * CHANNELS + column % CHANNELS
+        columns_left = (TAPS - first_tap) * CHANNELS
+    else:
+        tap = column_tile % TAPS
+        column_start = column_tile // TAPS * TILE.block_columns
+        columns_left = group_inputs - column_start
+        channel = column_start + column % columns_left
+    return WeightTile(row_tile * TILE.block_rows, column_tile == 0, tap, channel, columns_left)
 
-    row_of_taps = (tap_columns - 1) * PIXEL_STEP_W * K
-    next_tap = -PIXEL_STEP_W * K
-    next_row = row_of_taps - PIXEL_STEP_H * Q * K
-    next_outputs = row_of_taps + (tap_rows - 1) * PIXEL_STEP_H * Q * K + BLOCK_K
-    row_of_weights = (tap_columns - 1) * TAP_STEP_W * group_inputs
-    next_tap_weights = TAP_STEP_W * group_inputs
-    next_row_weights = TAP_STEP_H * S * group_inputs - row_of_weights
-    next_output_weights = BLOCK_K * weight_row - (tap_rows - 1) * TAP_STEP_H * S * group_inputs - row_of_weights
 
-    dx = tl.zeros((BLOCK_PIXELS, BLOCK_C), tl.float32)
-    tap = 0
-    tap_column = 0
-    outputs_left = group_outputs
-    for _ in range(taps * tl.cdiv(group_outputs, BLOCK_K)):
-        if BITMASK:
-            valid = tl.cast(bits & 1, tl.int1)
-        else:
-            tap_row = tap // tap_columns
-            valid = in_tile & inside(p - tap_row * PIXEL_STEP_H, P) & inside(q - tap_column * PIXEL_STEP_W, Q)
-        if EVEN_K:
-            a = tl.load(dz_base + dz_offset, mask=valid[:, None], other=0.0)
-            b = tl.load(weight_base + weight_offset)  # in bounds: column < group_inputs, BLOCK_K divides the outputs
-        else:
-            a = tl.load(dz_base + dz_offset, mask=valid[:, None] & (k < outputs_left)[None, :], other=0.0)
-            b = tl.load(weight_base + weight_offset, mask=(k < outputs_left)[:, None], other=0.0)
-        dx = tl.dot(a, b, dx, input_precision=PRECISION)
-        tap += 1
-        tap_column += 1
-        row_ends = tap_column == tap_columns
-        taps_end = tap == taps
-        dz_base += tl.where(taps_end, next_outputs, tl.where(row_ends, next_row, next_tap))
-        weight_base += tl.where(taps_end, next_output_weights, tl.where(row_ends, next_row_weights, next_tap_weights))
-        if BITMASK:
-            bits = tl.where(taps_end, all_bits, bits >> 1)
-        if not EVEN_K:
-            outputs_left -= tl.where(taps_end, BLOCK_K, 0)
-        tap_column = tl.where(row_ends, 0, tap_column)
-        tap = tl.where(taps_end, 0, tap)
-
-    h = row * STRIDE_H + phase_h
-    w = along * STRIDE_W + phase_w
-    base = first_image.to(tl.int64) * H * W * C + group * group_inputs + column_start
-    offset = (((image * H + h) * W + w) * C)[:, None] + tl.arange(0, BLOCK_C)[None, :]
-    mask = in_tile[:, None] & (tl.arange(0, BLOCK_C) < group_inputs - column_start)[None, :]
-    tl.store(dx_ptr + base + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+@triton.jit
+def store_weights(dw, dw_ptr, channel, tile, stride_channel, stride_tap, weights, group_outputs):
+    """Stores a tile of dW [..., weights], whose first dimension is flat and at `channel` for the group's first row."""
+    row = tl.arange(0, dw.shape[0])
+    base = (channel + tile.row_start) * weights
+    offset = row[:, None] * weights + (tile.tap * stride_tap + tile.channel * stride_channel)[None, :]
+    mask = (row < group_outputs - tile.row_start)[:, None]
+    mask = mask & (tl.arange(0, dw.shape[1]) < tile.columns_left)[None, :]
+    tl.store(dw_ptr + base + offset, dw.to(dw_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -225,35 +116,10 @@ def in_image(h, w, H, W, tap_h, tap_w, MANY_TAPS: constexpr):
 
 
 @triton.jit
-def pixel_gradients(
-    dy_ptr,
-    saved_ptr,
-    winner_ptr,
-    base,
-    offset,
-    mask,
-    tap,
-    ACTIVATION: constexpr,
-):
-    """dZ = dY act'(saved) of [PIXELS, CHANNELS], fp32; with winners of 2 x 2 windows 0 where another tap won."""
-    dz = tl.load(dy_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
-    if ACTIVATION.name != "identity":
-        saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
-        dz *= activation_derivative(saved, ACTIVATION)
-    if winner_ptr is not None:
-        winner = tl.load(winner_ptr + base + offset, mask=mask, other=-1).to(tl.int32)
-        dz = tl.where(winner == tap[:, None], dz, 0.0)
-    return dz
-
-
-@triton.jit
-def convolution_weight_gradient_kernel(
+def convolution_weight_gradient_boxes_kernel(
     x_ptr,
     dz_ptr,
-    saved_ptr,
-    winner_ptr,
     dw_ptr,
-    db_ptr,
     N,
     H,
     W,
@@ -263,273 +129,179 @@ def convolution_weight_gradient_kernel(
     K,
     group_inputs,
     group_outputs,
-    boxes,
-    boxes_a_split,
     stride_dw_channel,
     stride_dw_tap,
-    R: constexpr,
-    S: constexpr,
-    STRIDE_H: constexpr,
-    STRIDE_W: constexpr,
-    PADDING_H: constexpr,
-    PADDING_W: constexpr,
-    DILATION_H: constexpr,
-    DILATION_W: constexpr,
-    ACTIVATION: constexpr,
-    FLAT: constexpr,
-    TAPS_A_TILE: constexpr,
-    CONSECUTIVE: constexpr,
-    EVEN_BOXES: constexpr,
-    WIDE: constexpr,
-    PRECISION: constexpr,
-    GROUP: constexpr,
-    BOX_N: constexpr,
-    BOX_P: constexpr,
-    BOX_Q: constexpr,
-    BLOCK_K: constexpr,
-    BLOCK_COLUMNS: constexpr,
+    boxes,
+    boxes_per_split,
+    WINDOW: constexpr,
+    TILE: constexpr,
 ):
     """dW[split] over the split's boxes of output pixels; grid axes are tiles, splits, groups.
 
-    One [BLOCK_K, BLOCK_COLUMNS] tile a program. Columns are the channels of one tap or, FLAT, (tap, channel) pairs: few
-    channels fill a tile together. With TAPS_A_TILE > 1 they are that many taps' channels, a part of them that divides
-    group_inputs: dZ is read once for all. EVEN_BOXES says that boxes tile the output exactly. CONSECUTIVE: a box is
-    that many pixels one after the other in memory, across rows and images; their positions are divided in the loop.
-    FLAT and CONSECUTIVE boxes may be of dY: dZ then takes ACTIVATION's derivative at `saved`; with winners dY, `saved`
-    and they are of 2 x 2 windows, whose pixels come one after the other. The sums of dZ go to db[split], if given.
+    One [block_rows, block_columns] tile per program; see `weight_tile_of`. WINDOW.even says that boxes tile the output
+    exactly.
     """
-    N = widened(N, WIDE)
-    H = widened(H, WIDE)
-    W = widened(W, WIDE)
-    P = widened(P, WIDE)
-    K = widened(K, WIDE)
-    group_inputs = widened(group_inputs, WIDE)
-    boxes_a_split = widened(boxes_a_split, WIDE)
-    TAPS: constexpr = R * S
-    if not (FLAT and CONSECUTIVE):
-        tl.static_assert(ACTIVATION.name == "identity" and winner_ptr is None and db_ptr is None, "boxes are of dZ")
-    tl.static_assert(TAPS_A_TILE == 1 or (CONSECUTIVE and not FLAT), "other tiles are of one tap")
-    CHANNELS: constexpr = BLOCK_COLUMNS // TAPS_A_TILE
-    TAP_TILES: constexpr = (TAPS + TAPS_A_TILE - 1) // TAPS_A_TILE
-    if FLAT:
-        columns = TAPS * group_inputs
-        column_tiles = tl.cdiv(columns, BLOCK_COLUMNS)
-    else:
-        columns = group_inputs
-        column_tiles = TAP_TILES * tl.cdiv(columns, CHANNELS)
-    row_tile, column_tile = grouped_tile(tl.program_id(0), tl.cdiv(group_outputs, BLOCK_K), column_tiles, GROUP)
+    N = widened(N, WINDOW.wide)
+    H = widened(H, WINDOW.wide)
+    W = widened(W, WINDOW.wide)
+    P = widened(P, WINDOW.wide)
+    K = widened(K, WINDOW.wide)
+    group_inputs = widened(group_inputs, WINDOW.wide)
+    boxes_per_split = widened(boxes_per_split, WINDOW.wide)
     split = tl.program_id(1)
     group = tl.program_id(2)
-    row_start = row_tile * BLOCK_K
-    k = tl.arange(0, BLOCK_K) % (group_outputs - row_start)  # past the end: copies, never stored
-    if FLAT:
-        column_start = column_tile * BLOCK_COLUMNS
-        columns_left = columns - column_start
-        pair = column_start + tl.arange(0, BLOCK_COLUMNS) % columns_left
-        tap = pair // group_inputs
-        channel = pair % group_inputs
-    elif TAPS_A_TILE > 1:
-        first = column_tile % TAP_TILES * TAPS_A_TILE
-        tap = first + tl.arange(0, BLOCK_COLUMNS) // CHANNELS
-        channel = column_tile // TAP_TILES * CHANNELS + tl.arange(0, BLOCK_COLUMNS) % CHANNELS
-        columns_left = (TAPS - first) * CHANNELS
-    else:
-        tap = column_tile % TAPS
-        column_start = column_tile // TAPS * BLOCK_COLUMNS
-        columns_left = columns - column_start
-        channel = column_start + tl.arange(0, BLOCK_COLUMNS) % columns_left
-    tap_h = tap // S * DILATION_H
-    tap_w = tap % S * DILATION_W
-
-    dz_group = dz_ptr + group * group_outputs + row_start
+    tl.static_assert(TILE.taps == 1, "boxes are multiplied with one tap")
+    tile = weight_tile_of(tl.program_id(0), group_inputs, group_outputs, WINDOW, TILE)
+    k = tl.arange(0, TILE.block_rows) % (group_outputs - tile.row_start)  # past the end: copies, never stored
+    tap_h = tile.tap // WINDOW.S * WINDOW.dilation_h
+    tap_w = tile.tap % WINDOW.S * WINDOW.dilation_w
+    dz_group = dz_ptr + group * group_outputs + tile.row_start
     x_group = x_ptr + group * group_inputs
-    BLOCK_PIXELS: constexpr = BOX_N * BOX_P * BOX_Q
-    first_box = split * boxes_a_split
-    last_box = min(first_box + boxes_a_split, boxes)
-    dw = tl.zeros((BLOCK_K, BLOCK_COLUMNS), tl.float32)
-    if CONSECUTIVE:
-        pixels = N * P * Q
-        POOL: constexpr = winner_ptr is not None  # pyright: ignore[reportAssignmentType]
-        WINDOW: constexpr = 4 if POOL else 1  # pyright: ignore[reportAssignmentType]
-        if POOL:
-            pixels = N * (P // 2) * (Q // 2) * 4
-        x_offset = ((tap_h - PADDING_H) * W + tap_w - PADDING_W) * C + channel
-        pixel_offset = tl.arange(0, BLOCK_PIXELS)
-        transposed = tl.zeros((BLOCK_COLUMNS, BLOCK_K), tl.float32)  # the wider side of few channels along the vectors
-        db = tl.zeros((BLOCK_K,), tl.float32)
-        for start in range(first_box * BLOCK_PIXELS, last_box * BLOCK_PIXELS, BLOCK_PIXELS):
-            image, row, along = output_position(start + pixel_offset, P, Q, POOL)
-            h = row * STRIDE_H - PADDING_H
-            w = along * STRIDE_W - PADDING_W
-            in_output = pixel_offset < pixels - start
-            valid = in_output[:, None] & in_image(h, w, H, W, tap_h, tap_w, FLAT or TAPS_A_TILE > 1)
-            pixel_in_x = (image.to(tl.int64) * H + row * STRIDE_H) * W + along * STRIDE_W
-            b = tl.load(x_group + (pixel_in_x * C)[:, None] + x_offset[None, :], mask=valid, other=0.0)
-            base = tl.cast(start // WINDOW, tl.int64) * K + group * group_outputs + row_start
-            if FLAT:
-                dz = pixel_gradients(
-                    dz_ptr,
-                    saved_ptr,
-                    winner_ptr,
-                    base,
-                    (pixel_offset // WINDOW * K)[:, None] + tl.arange(0, BLOCK_K)[None, :],
-                    in_output[:, None] & (tl.arange(0, BLOCK_K) < group_outputs - row_start)[None, :],
-                    pixel_offset % WINDOW,
-                    ACTIVATION,
-                )
-                if db_ptr is not None:
-                    db += tl.sum(dz, axis=0)
-                transposed = tl.dot(tl.trans(b), dz.to(dz_ptr.dtype.element_ty), transposed, input_precision=PRECISION)
-            else:
-                a_offset = k[:, None] + (pixel_offset * K)[None, :]
-                a = tl.load(dz_ptr + base + a_offset, mask=in_output[None, :], other=0.0)
-                dw = tl.dot(a, b, dw, input_precision=PRECISION)
-        if db_ptr is not None:
-            db_row = db_ptr + split.to(tl.int64) * K + group * group_outputs + row_start
-            is_first = (column_tile == 0) & (tl.arange(0, BLOCK_K) < group_outputs - row_start)
-            tl.store(db_row + tl.arange(0, BLOCK_K), db, mask=is_first)
-        if FLAT:
-            dw = tl.trans(transposed)
-    else:
-        image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), BOX_P, BOX_Q)
-        dz_offset = k[:, None] + (((image * P + row) * Q + along) * K)[None, :]
-        x_offset = (((image * H + row * STRIDE_H) * W + along * STRIDE_W) * C)[:, None]
-        x_offset += ((tap_h * W + tap_w) * C + channel)[None, :]
-        n, p, q = pixel_position(first_box, tl.cdiv(P, BOX_P), tl.cdiv(Q, BOX_Q))
-        n *= BOX_N
-        p *= BOX_P
-        q *= BOX_Q
-        for _ in range(first_box, last_box):
-            h = p * STRIDE_H - PADDING_H
-            w = q * STRIDE_W - PADDING_W
-            valid = in_image(h + row * STRIDE_H, w + along * STRIDE_W, H, W, tap_h, tap_w, FLAT)
-            dz_base = dz_group + ((n.to(tl.int64) * P + p) * Q + q) * K
-            x_base = x_group + ((n.to(tl.int64) * H + h) * W + w) * C
-            if EVEN_BOXES:
-                a = tl.load(dz_base + dz_offset)  # in bounds: k < group_outputs, every box lies in the output
-            else:
-                in_output = (image < N - n) & (row < P - p) & (along < Q - q)
-                valid = valid & in_output[:, None]
-                a = tl.load(dz_base + dz_offset, mask=in_output[None, :], other=0.0)
-            b = tl.load(x_base + x_offset, mask=valid, other=0.0)
-            dw = tl.dot(a, b, dw, input_precision=PRECISION)
-            n, p, q = next_box(n, p, q, P, Q, BOX_N, BOX_P, BOX_Q)
 
-    base = (split.to(tl.int64) * K + group * group_outputs + row_start) * TAPS * group_inputs
-    offset = tl.arange(0, BLOCK_K)[:, None] * (TAPS * group_inputs)
-    offset += (tap * stride_dw_tap + channel * stride_dw_channel)[None, :]
-    mask = (tl.arange(0, BLOCK_K) < group_outputs - row_start)[:, None]
-    mask = mask & (tl.arange(0, BLOCK_COLUMNS) < columns_left)[None, :]
-    tl.store(dw_ptr + base + offset, dw.to(dw_ptr.dtype.element_ty), mask=mask)
+    BLOCK_PIXELS: constexpr = TILE.box_n * TILE.box_p * TILE.box_q
+    ROWS: constexpr = TILE.block_rows
+    COLUMNS: constexpr = TILE.block_columns
+    image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), TILE.box_p, TILE.box_q)
+    dz_offset = k[:, None] + (((image * P + row) * Q + along) * K)[None, :]
+    x_offset = (((image * H + row * WINDOW.stride_h) * W + along * WINDOW.stride_w) * C)[:, None]
+    x_offset += ((tap_h * W + tap_w) * C + tile.channel)[None, :]
+    first_box = split * boxes_per_split
+    n, p, q = box_position(first_box, P, Q, TILE)
+    dw = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for _ in range(first_box, min(first_box + boxes_per_split, boxes)):
+        h = p * WINDOW.stride_h - WINDOW.padding_h
+        w = q * WINDOW.stride_w - WINDOW.padding_w
+        valid = in_image(h + row * WINDOW.stride_h, w + along * WINDOW.stride_w, H, W, tap_h, tap_w, TILE.flat)
+        dz_base = dz_group + ((n.to(tl.int64) * P + p) * Q + q) * K
+        x_base = x_group + ((n.to(tl.int64) * H + h) * W + w) * C
+        if WINDOW.even:
+            a = tl.load(dz_base + dz_offset)  # in bounds: k < group_outputs, every box lies in the output
+        else:
+            in_output = (image < N - n) & (row < P - p) & (along < Q - q)
+            valid = valid & in_output[:, None]
+            a = tl.load(dz_base + dz_offset, mask=in_output[None, :], other=0.0)
+        b = tl.load(x_base + x_offset, mask=valid, other=0.0)
+        dw = tl.dot(a, b, dw, input_precision=WINDOW.precision)
+        n, p, q = next_box(n, p, q, P, Q, TILE)
+
+    channel = split.to(tl.int64) * K + group * group_outputs
+    weights = WINDOW.R * WINDOW.S * group_inputs
+    store_weights(dw, dw_ptr, channel, tile, stride_dw_channel, stride_dw_tap, weights, group_outputs)
 
 
-@costs(convolution_input_gradient_kernel)
-def convolution_input_gradient_cost(
-    dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, dx_ptr: torch.Tensor, N: int, P: int, Q: int, **_: Any
-) -> Cost:
-    """2 N P Q K R S C / groups operations; dZ and W read, dX written."""
-    return Cost(2 * N * P * Q * weight_ptr.numel(), size_in_bytes(dz_ptr, weight_ptr, dx_ptr))
+@triton.jit
+def pixel_gradients(dy_ptr, saved_ptr, argmax_ptr, base, offset, mask, tap, ACTIVATION: constexpr):
+    """dZ = dY act'(saved) of [PIXELS, CHANNELS], fp32; with argmax of 2 x 2 windows 0 where another tap is largest."""
+    dz = tl.load(dy_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+    if ACTIVATION.name != "identity":
+        saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+        dz *= activation_derivative(saved, ACTIVATION)
+    if argmax_ptr is not None:
+        argmax = tl.load(argmax_ptr + base + offset, mask=mask, other=-1).to(tl.int32)
+        dz = tl.where(argmax == tap[:, None], dz, 0.0)
+    return dz
 
 
-@costs(convolution_weight_gradient_kernel)
-def convolution_weight_gradient_cost(
-    x_ptr: torch.Tensor,
-    dz_ptr: torch.Tensor,
-    saved_ptr: torch.Tensor | None,
-    winner_ptr: torch.Tensor | None,
-    dw_ptr: torch.Tensor,
-    db_ptr: torch.Tensor | None,
-    N: int,
-    P: int,
-    Q: int,
-    **_: Any,
-) -> Cost:
-    """2 N P Q K R S C / groups operations; x, dZ and what makes it read, every split of dW and db written."""
-    moved = size_in_bytes(x_ptr, dz_ptr, saved_ptr, winner_ptr, dw_ptr, db_ptr)
-    return Cost(2 * N * P * Q * dw_ptr[0].numel(), moved)
+@triton.jit
+def convolution_weight_gradient_runs_kernel(
+    x_ptr,
+    dz_ptr,
+    saved_ptr,
+    argmax_ptr,
+    dw_ptr,
+    db_ptr,
+    pixels,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    group_inputs,
+    group_outputs,
+    stride_dw_channel,
+    stride_dw_tap,
+    pixels_per_split,
+    WINDOW: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
+):
+    """dW[split] over the split's runs of output pixels in memory order; grid axes are tiles, splits, groups.
 
-
-@lru_cache(maxsize=4096)
-def _input_gradient_problem(
-    dz_shape: tuple[int, int, int, int],
-    weight_shape: tuple[int, int, int, int],
-    dtype: torch.dtype,
-    precision: str,
-    spec: ConvolutionSpec,
-    size: tuple[int, int],
-    target: Target,
-) -> Problem:
-    N, K, P, Q = dz_shape
-    _, group_inputs, R, S = weight_shape
-    H, W = size
-    C = group_inputs * spec.groups
-    group_outputs = K // spec.groups
-    stride_h, stride_w = spec.stride
-    phase_rows, phase_columns = ceil_div(H, stride_h), ceil_div(W, stride_w)  # of the largest phase
-    pixels = N * phase_rows * phase_columns
-    tile = convolution_tile(pixels, group_inputs, group_outputs, dtype, precision, target, is_gradient=True)
-    return Problem(
-        convolution_input_gradient_kernel,
-        (ceil_div(pixels, tile.block_m) * ceil_div(group_inputs, tile.block_n), stride_h * stride_w, spec.groups),
-        N,
-        H,
-        W,
-        C,
-        P,
-        Q,
-        K,
-        group_inputs,
-        group_outputs,
-        **window_constants(spec, (R, S)),
-        TAP_STEP_H=stride_h // math.gcd(stride_h, spec.dilation[0]),
-        TAP_STEP_W=stride_w // math.gcd(stride_w, spec.dilation[1]),
-        EVEN_K=group_outputs % tile.block_k == 0,
-        WIDE=is_wide_convolution(
-            pixels,
-            max(1, (H // stride_h) * (W // stride_w)),
-            tile.block_m,
-            max(C * H * W, K * P * Q),
-            ((tile.block_k, R * S * group_inputs), (tile.block_n, 1)),
-        ),
-        PRECISION=precision,
-        GROUP=GROUP,
-        BLOCK_PIXELS=tile.block_m,
-        BLOCK_C=tile.block_n,
-        BLOCK_K=tile.block_k,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
-
-
-def convolution_input_gradient(
-    dz: torch.Tensor,
-    weight: torch.Tensor,
-    spec: ConvolutionSpec,
-    size: tuple[int, int],
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """dX [N, C, H, W] in `dtype` (None: dZ's), channels_last.
-
-    Args:
-        dz: [N, K, P, Q], channels_last.
-        weight: [K, C / groups, R, S], channels_last.
-        spec: stride, padding, dilation, groups.
-        size: (H, W) of the input.
+    One [block_rows, block_columns] tile per program; see `weight_tile_of`. With several taps per tile dZ is read once
+    for all. Flat tiles may be given dY: dZ is then computed by ACTIVATION's derivative at `saved`; with argmax, dY and
+    `saved` are of 2 x 2 windows, whose pixels come one after the other. The sums of dZ go to db[split], if given.
     """
-    K, group_inputs, R, S = weight.shape
-    if spec.is_pointwise((R, S)):
-        return as_images(linear_input_gradient(as_rows(dz), weight.view(K, -1), dtype), dz)
-    if group_inputs == 1 and spec.groups > 1:
-        return depthwise_input_gradient(dz, weight, spec, size, dtype)
-    dx = empty_channels_last(dz, dz.shape[0], group_inputs * spec.groups, *size, dtype)
-    target = current_target()
-    precision = convolution_precision(dz.dtype, target)
-    _input_gradient_problem(dz.shape, weight.shape, dz.dtype, precision, spec, size, target).launch(dz, weight, dx)
-    return dx
+    pixels = widened(pixels, WINDOW.wide)
+    H = widened(H, WINDOW.wide)
+    W = widened(W, WINDOW.wide)
+    P = widened(P, WINDOW.wide)
+    K = widened(K, WINDOW.wide)
+    group_inputs = widened(group_inputs, WINDOW.wide)
+    pixels_per_split = widened(pixels_per_split, WINDOW.wide)
+    if not TILE.flat:
+        tl.static_assert(ACTIVATION.name == "identity" and argmax_ptr is None and db_ptr is None, "runs are of dZ")
+    split = tl.program_id(1)
+    group = tl.program_id(2)
+    tile = weight_tile_of(tl.program_id(0), group_inputs, group_outputs, WINDOW, TILE)
+    tap_h = tile.tap // WINDOW.S * WINDOW.dilation_h
+    tap_w = tile.tap % WINDOW.S * WINDOW.dilation_w
+    row = tl.arange(0, TILE.block_rows)
+    in_rows = row < group_outputs - tile.row_start
+    k = row % (group_outputs - tile.row_start)  # past the end: copies, never stored
+    first_channel = group * group_outputs + tile.row_start
+    x_group = x_ptr + group * group_inputs
+
+    BLOCK_PIXELS: constexpr = TILE.box_n * TILE.box_p * TILE.box_q
+    ROWS: constexpr = TILE.block_rows
+    COLUMNS: constexpr = TILE.block_columns
+    TAPS: constexpr = 4 if WINDOW.pool else 1
+    pixel = tl.arange(0, BLOCK_PIXELS)
+    x_offset = ((tap_h - WINDOW.padding_h) * W + tap_w - WINDOW.padding_w) * C + tile.channel
+    dw = tl.zeros((ROWS, COLUMNS), tl.float32)
+    transposed = tl.zeros((COLUMNS, ROWS), tl.float32)  # the longer side of flat tiles in vectors
+    db = tl.zeros((ROWS,), tl.float32)
+    first_pixel = split * pixels_per_split
+    for start in range(first_pixel, min(first_pixel + pixels_per_split, pixels), BLOCK_PIXELS):
+        image, p, q = output_position(start + pixel, P, Q, WINDOW.pool)
+        h = p * WINDOW.stride_h - WINDOW.padding_h
+        w = q * WINDOW.stride_w - WINDOW.padding_w
+        in_output = pixel < pixels - start
+        valid = in_output[:, None] & in_image(h, w, H, W, tap_h, tap_w, TILE.flat or TILE.taps > 1)
+        pixel_in_x = (image.to(tl.int64) * H + p * WINDOW.stride_h) * W + q * WINDOW.stride_w
+        b = tl.load(x_group + (pixel_in_x * C)[:, None] + x_offset[None, :], mask=valid, other=0.0)
+        base = tl.cast(start // TAPS, tl.int64) * K + first_channel
+        if TILE.flat:
+            offset = (pixel // TAPS * K)[:, None] + row[None, :]
+            mask = in_output[:, None] & in_rows[None, :]
+            dz = pixel_gradients(dz_ptr, saved_ptr, argmax_ptr, base, offset, mask, pixel % TAPS, ACTIVATION)
+            if db_ptr is not None:
+                db += tl.sum(dz, axis=0)
+            a = dz.to(dz_ptr.dtype.element_ty)
+            transposed = tl.dot(tl.trans(b), a, transposed, input_precision=WINDOW.precision)
+        else:
+            a = tl.load(dz_ptr + base + (k[:, None] + (pixel * K)[None, :]), mask=in_output[None, :], other=0.0)
+            dw = tl.dot(a, b, dw, input_precision=WINDOW.precision)
+
+    channel = split.to(tl.int64) * K + group * group_outputs
+    if db_ptr is not None:
+        tl.store(db_ptr + channel + tile.row_start + row, db, mask=tile.is_first & in_rows)
+    if TILE.flat:
+        dw = tl.trans(transposed)
+    weights = WINDOW.R * WINDOW.S * group_inputs
+    store_weights(dw, dw_ptr, channel, tile, stride_dw_channel, stride_dw_tap, weights, group_outputs)
+
+
+@costs(convolution_weight_gradient_boxes_kernel)
+@costs(convolution_weight_gradient_runs_kernel)
+def convolution_weight_gradient_cost(x_ptr: torch.Tensor, dw_ptr: torch.Tensor, P: int, Q: int, **others: Any) -> Cost:
+    """2 N P Q K R S C / groups operations; x, dZ and its sources read, every split of dW and db written."""
+    flops = 2 * x_ptr.shape[0] * P * Q * dw_ptr[0].numel()
+    return Cost(flops, size_in_bytes(x_ptr, dw_ptr, *others.values()))
 
 
 def takes_output_gradient(x: torch.Tensor, spec: ConvolutionSpec) -> bool:
-    """Whether `convolution_weight_gradient` makes dZ from dY itself: where x has few channels, on a CPU."""
+    """Whether `convolution_weight_gradient` computes dZ from dY itself: where x has few channels, on a CPU."""
     group_inputs = x.shape[1] // spec.groups
     is_depthwise = group_inputs == 1 and spec.groups > 1
     return current_target().kind == "cpu" and group_inputs < FEW_CHANNELS and not is_depthwise
@@ -568,7 +340,7 @@ def convolution_weight_gradient(
 @lru_cache(maxsize=4096)
 def _weight_gradient_problem(
     x_shape: tuple[int, int, int, int],
-    channels_out: int,
+    K: int,
     pool: bool,
     dtype: torch.dtype,
     precision: str,
@@ -579,70 +351,53 @@ def _weight_gradient_problem(
     target: Target,
 ) -> tuple[Problem, tuple[int, ...]]:
     """The launch, and the shape of its partial sums."""
-    N, C, H, W = x_shape
-    K = channels_out
-    R, S = kernel_size
-    pixels, P, Q = output_pixels(x_shape, spec, kernel_size, pool)
-    group_inputs, group_outputs = C // spec.groups, K // spec.groups
-    tile = convolution_weight_tile(group_outputs, group_inputs, R * S, (N, P, Q), dtype, precision, target)
-    box_pixels = tile.box[0] * tile.box[1] * tile.box[2]
+    shape = ConvolutionShape.of(x_shape, K, kernel_size, spec)
+    N, H, W, C, P, Q, *_ = shape
+    group_inputs, group_outputs, taps = shape.group_inputs, shape.group_outputs, shape.taps
+    pixels = shape.pixels(pool)
+    tile = convolution_weight_tile(shape, dtype, precision, target)
+    box_pixels = tile.box_n * tile.box_p * tile.box_q
     if tile.consecutive:
         boxes = ceil_div(pixels, box_pixels)
     else:
-        boxes = ceil_div(N, tile.box[0]) * ceil_div(P, tile.box[1]) * ceil_div(Q, tile.box[2])
+        boxes = ceil_div(N, tile.box_n) * ceil_div(P, tile.box_p) * ceil_div(Q, tile.box_q)
     if tile.flat:
-        column_tiles = ceil_div(R * S * group_inputs, tile.block_columns)
+        column_tiles = ceil_div(taps * group_inputs, tile.block_columns)
     else:
-        column_tiles = ceil_div(R * S, tile.taps) * ceil_div(group_inputs, tile.block_columns // tile.taps)
+        column_tiles = ceil_div(taps, tile.taps) * ceil_div(group_inputs, tile.block_columns // tile.taps)
     tiles = ceil_div(group_outputs, tile.block_rows) * column_tiles
     box_bytes = box_pixels * (group_inputs + group_outputs) * dtype.itemsize
-    boxes_a_split = ceil_div(boxes, convolution_weight_splits(tiles * spec.groups, boxes, box_bytes, target))
-    splits = ceil_div(boxes, boxes_a_split)
-    problem = Problem(
-        convolution_weight_gradient_kernel,
-        (tiles, splits, spec.groups),
-        N,
-        H,
-        W,
-        C,
-        P,
-        Q,
+    boxes_per_split = ceil_div(boxes, convolution_weight_splits(tiles * spec.groups, boxes, box_bytes, target))
+    splits = ceil_div(boxes, boxes_per_split)
+    wide = exceed_int32(
+        ((tile.box_n + 1, max(C * H * W, K * P * Q)),),
+        ((box_pixels, K), (tile.block_rows, 1)),
+        ((tile.block_rows, taps * group_inputs), (taps * group_inputs, 1)),
+        (((boxes + boxes_per_split) * box_pixels, 1),),
+    )
+    even = not tile.consecutive and N % tile.box_n == P % tile.box_p == Q % tile.box_q == 0
+    window = spec.compiled(kernel_size, wide=wide, pool=pool, even=even, precision=precision, group=GROUP)
+    numbers = *shape.sides, group_inputs, group_outputs, *((1, group_inputs) if channels_last else (taps, 1))
+    grid = tiles, splits, spec.groups
+    options = {"WINDOW": window, "TILE": tile, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    if tile.consecutive:
+        kernel, run = convolution_weight_gradient_runs_kernel, boxes_per_split * box_pixels
+        problem = Problem(kernel, grid, pixels, *numbers, run, ACTIVATION=activation.compiled, **options)
+    else:
+        kernel = convolution_weight_gradient_boxes_kernel
+        problem = Problem(kernel, grid, N, *numbers, boxes, boxes_per_split, **options)
+    return problem, (splits, K, *kernel_size, group_inputs) if channels_last else (
+        splits,
         K,
         group_inputs,
-        group_outputs,
-        boxes,
-        boxes_a_split,
-        *((1, group_inputs) if channels_last else (R * S, 1)),
-        **window_constants(spec, kernel_size),
-        ACTIVATION=activation.compiled,
-        FLAT=tile.flat,
-        TAPS_A_TILE=tile.taps,
-        CONSECUTIVE=tile.consecutive,
-        EVEN_BOXES=N % tile.box[0] == P % tile.box[1] == Q % tile.box[2] == 0,
-        WIDE=exceed_int32(
-            ((tile.box[0] + 1, max(C * H * W, K * P * Q)),),
-            ((box_pixels, K), (tile.block_rows, 1)),
-            ((tile.block_rows, R * S * group_inputs), (R * S * group_inputs, 1)),
-            (((boxes + boxes_a_split) * box_pixels, 1),),
-        ),
-        PRECISION=precision,
-        GROUP=GROUP,
-        BOX_N=tile.box[0],
-        BOX_P=tile.box[1],
-        BOX_Q=tile.box[2],
-        BLOCK_K=tile.block_rows,
-        BLOCK_COLUMNS=tile.block_columns,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        *kernel_size,
     )
-    shape = (splits, K, R, S, group_inputs) if channels_last else (splits, K, group_inputs, R, S)
-    return problem, shape
 
 
 def convolution_weight_and_bias_gradient(
     dy: torch.Tensor,
     saved: torch.Tensor | None,
-    winner: torch.Tensor | None,
+    argmax: torch.Tensor | None,
     x: torch.Tensor,
     spec: ConvolutionSpec,
     kernel_size: tuple[int, int],
@@ -655,18 +410,18 @@ def convolution_weight_and_bias_gradient(
     """(dW, and db [K] in fp32 where wanted): straight from dY where `takes_output_gradient` says so, else from dZ.
 
     Args:
-        dy: [N, K, P, Q], channels_last; with `winner` of its windows, [N, K, P // 2, Q // 2]; dZ for identity.
+        dy: [N, K, P, Q], channels_last; with `argmax` of its windows, [N, K, P // 2, Q // 2]; dZ for identity.
         saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for identity.
-        winner: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
+        argmax: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
         x, spec, kernel_size, channels_last, dtype: as in `convolution_weight_gradient`.
         activation: the fused function.
-        want_bias: whether to make db.
+        want_bias: whether to compute db; for `takes_output_gradient` alone.
     """
     target = current_target()
     problem, shape = _weight_gradient_problem(
         x.shape,
         dy.shape[1],
-        winner is not None,
+        argmax is not None,
         x.dtype,
         convolution_precision(x.dtype, target),
         spec,
@@ -678,6 +433,9 @@ def convolution_weight_and_bias_gradient(
     dtype = x.dtype if dtype is None else dtype
     dw = torch.empty(shape, dtype=dtype if shape[0] == 1 else torch.float32, device=x.device)
     db = torch.empty(shape[:2], dtype=torch.float32, device=x.device) if want_bias else None
-    problem.launch(x, dy, saved, winner, dw, db)
+    if problem.kernel is convolution_weight_gradient_runs_kernel:
+        problem.launch(x, dy, saved, argmax, dw, db)
+    else:
+        problem.launch(x, dy, dw)
     summed = dw[0] if shape[0] == 1 else sum_partials(dw, dtype)
     return summed.permute(0, 3, 1, 2) if channels_last else summed, None if db is None else sum_partials(db)

@@ -7,7 +7,8 @@ import tinynet
 from tinynet_engines.offline.report import Report
 from tinynet_kernels import activation, linear, loss, optimizer
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.conv import forward, weight_gradient
+from tinynet_kernels.conv.forward import convolution_forward
+from tinynet_kernels.conv.input_gradient import convolution_input_gradient
 from tinynet_kernels.conv.spec import ConvolutionSpec
 
 SIZE = 2  # bytes of a bfloat16
@@ -63,8 +64,8 @@ def test_convolution(groups: int):
     x, dz = (empty(N, channels, side, side).contiguous(memory_format=last) for channels in (C, K))
     weight = empty(K, C // groups, 3, 3).contiguous(memory_format=last)
     with tinynet.inspect("gfx942") as report:
-        forward.convolution_forward(x, weight, empty(K), spec, Activation("relu"), save=True)
-        weight_gradient.convolution_input_gradient(dz, weight, spec, (side, side))
+        convolution_forward(x, weight, empty(K), spec, Activation("relu"), save=True)
+        convolution_input_gradient(dz, weight, spec, (side, side))
     pixels, taps = N * side * side, 9 * C // groups
     found = figures(report)
     moved = pixels * C + K * taps + pixels * K

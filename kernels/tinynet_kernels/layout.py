@@ -19,7 +19,7 @@ import triton.language as tl
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import exceed_int32, widened
-from tinynet_kernels.tiles import Target, ceil_div, convolution_transpose_tile, current_target
+from tinynet_kernels.tiles import Target, ceil_div, current_target, power_of_2_at_least
 
 
 class TransposeTile(NamedTuple):
@@ -57,6 +57,16 @@ def transpose_kernel(source_ptr, target_ptr, batch, rows, columns, TILE: constex
 def transpose_cost(**arguments: Any) -> Cost:
     """Every element is read once and written once."""
     return Cost(0, size_in_bytes(*arguments.values()))
+
+
+@lru_cache(maxsize=4096)
+def convolution_transpose_tile(batch: int, rows: int, columns: int, target: Target) -> tuple[int, int, int, int]:
+    """(BLOCK_BATCH, BLOCK_ROWS, BLOCK_COLUMNS, num_warps) for a batched transposition."""
+    side, size = (1024, 1 << 18) if target.kind == "interpreter" else (64, 1 << 12)
+    block_rows = min(side, power_of_2_at_least(rows))
+    block_columns = min(side, power_of_2_at_least(columns))
+    block_batch = min(max(1, size // (block_rows * block_columns)), power_of_2_at_least(batch))
+    return block_batch, block_rows, block_columns, 4
 
 
 @lru_cache(maxsize=4096)

@@ -17,8 +17,6 @@ import torch
 from tinynet_engines.offline.targets import Target
 from tinynet_kernels import (
     activation,
-    conv,
-    conv_backward,
     cross_entropy,
     dropout,
     embedding,
@@ -33,7 +31,8 @@ from tinynet_kernels import (
     tiles,
 )
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
-from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv import forward, input_gradient, weight_gradient
+from tinynet_kernels.conv.spec import ConvolutionSpec
 from tinynet_kernels.recurrent import GATES
 from tinynet_kernels.recurrent.layer import recurrent_backward, recurrent_forward
 
@@ -375,21 +374,21 @@ def conv_cases(target: Target) -> Iterator[Case]:
             x, weight, _ = _convolution_tensors(problem, dtype)
             bias = _empty(problem.K, dtype=dtype) if row["bias"] else None
             function = Activation(row["activation"])
-            run = partial(conv.convolution_forward, x, weight, bias, problem.spec, function, save=row["save"])
+            run = partial(forward.convolution_forward, x, weight, bias, problem.spec, function, save=row["save"])
             yield Case(f"forward {name}", run, _convolution_aligned(problem))
         for problem, function in zip(problems, itertools.cycle(("relu", "gelu", "mish")), strict=False):
             x, weight, _ = _convolution_tensors(problem, dtype)
             options = {"save": True, "pool": True}
-            run = partial(conv.convolution_forward, x, weight, None, problem.spec, Activation(function), **options)
+            run = partial(forward.convolution_forward, x, weight, None, problem.spec, Activation(function), **options)
             name = f"{_text(dtype)} {tuple(problem)} activation={function}"
             yield Case(f"forward pooled {name}", run, _convolution_aligned(problem))
         for index, problem in enumerate(problems):
             name, aligned = f"{_text(dtype)} {tuple(problem)}", _convolution_aligned(problem)
             x, weight, dz = _convolution_tensors(problem, dtype)
-            run = partial(conv_backward.convolution_input_gradient, dz, weight, problem.spec, (problem.H, problem.H))
+            run = partial(input_gradient.convolution_input_gradient, dz, weight, problem.spec, (problem.H, problem.H))
             yield Case(f"input_gradient {name}", run, aligned)
             size, spec, last = (problem.R, problem.R), problem.spec, index % 2 == 0
-            run = partial(conv_backward.convolution_weight_gradient, dz, x, spec, size, channels_last=last)
+            run = partial(weight_gradient.convolution_weight_gradient, dz, x, spec, size, channels_last=last)
             yield Case(f"weight_gradient {name} channels_last={last}", run, aligned)
 
 

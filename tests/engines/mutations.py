@@ -16,7 +16,7 @@ import torch
 import tinynet
 from tinynet_engines.offline.report import Report
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionSpec
 from tinynet_kernels.pool import Axis, Window
 
 PACKAGE = "tinynet_kernels"
@@ -70,11 +70,13 @@ def linear_of_odd_sizes(linear: Any) -> None:
     linear.linear_forward(torch.randn(17, 33), torch.randn(13, 33), torch.randn(13), IDENTITY, save=False)
 
 
-def convolution_with_padding(conv: Any) -> None:
+def convolution_with_padding(forward: Any) -> None:
     x, weight = (
         torch.randn(*shape).contiguous(memory_format=torch.channels_last) for shape in ((1, 16, 5, 5), (20, 16, 3, 3))
     )
-    conv.convolution_forward(x, weight, None, ConvolutionSpec((1, 1), (1, 1), (1, 1), (1, 1), 1), IDENTITY, save=False)
+    forward.convolution_forward(
+        x, weight, None, ConvolutionSpec((1, 1), (1, 1), (1, 1), (1, 1), 1), IDENTITY, save=False
+    )
 
 
 def pooling_with_padding(pool: Any) -> None:

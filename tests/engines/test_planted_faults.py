@@ -112,7 +112,8 @@ OURS = [
         "gemm", "mask=(k < k_end - step_start)[None, :], other=0.0", "mask=(k < k_end - step_start)[None, :]",
         mutations.linear_of_odd_sizes, user="linear")),
     Fault("convolution: reads the padding", GUARD, {"out-of-bounds"}, mutation(
-        "conv", "valid = tl.cast(bits & 1, tl.int1)", "valid = in_tile", mutations.convolution_with_padding)),
+        "conv.window", "valid = tl.cast(bits & 1, tl.int1)", "valid = windows.in_tile",
+        mutations.convolution_with_padding, user="conv.forward")),
     Fault("max-pooling: reads the padding", GUARD, {"out-of-bounds"}, mutation(
         "pool", "mask=at.mask & inside, other=0.0", "mask=at.mask, other=0.0", mutations.pooling_with_padding)),
     Fault("average pooling: no `other` for windows that aren't there", GUARD, {"poison"}, mutation(

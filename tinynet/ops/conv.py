@@ -18,7 +18,7 @@ from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionSpec
 
 IntOrPair = int | Sequence[int]  # one number, or (height, width)
 
@@ -108,12 +108,14 @@ def _forward(
     *,
     save: bool,
 ) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[bool, bool]]:
-    """y; x and W as the kernels read them, what act' does, and the argmaxs; whether x and W came in channels_last."""
+    """y; x and W as the kernels read them, what act' does, and the argmax; whether x and W came in channels_last."""
     channels_last = kernels.layout.is_channels_last(x), kernels.layout.is_channels_last(weight)
     if dtype is not None:
         x, weight, bias = cast_to(dtype, x, weight, bias)
     images, packed = kernels.layout.to_channels_last(x), kernels.layout.to_channels_last(weight)
-    y, saved, argmax = kernels.conv.convolution_forward(images, packed, bias, spec, activation, save=save, pool=pool)
+    y, saved, argmax = kernels.conv_forward.convolution_forward(
+        images, packed, bias, spec, activation, save=save, pool=pool
+    )
     # The converted tensors are saved, not their originals, which the backward would convert again.
     return _in_order(y, any(channels_last)), (images, packed, saved, argmax), channels_last
 
@@ -155,8 +157,8 @@ def conv2d_gradients(
     size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
     saved = None if saved is None else layout.to_channels_last(saved)
     dz, db = layout.to_channels_last(grad), None
-    if want_weight and not want_x and kernels.conv_backward.takes_output_gradient(x, spec):
-        dw, db = kernels.conv_backward.convolution_weight_and_bias_gradient(
+    if want_weight and not want_x and kernels.conv_weight_gradient.takes_output_gradient(x, spec):
+        dw, db = kernels.conv_weight_gradient.convolution_weight_and_bias_gradient(
             dz,
             saved,
             argmax,
@@ -181,10 +183,10 @@ def conv2d_gradients(
     dx, dw = None, None
     if want_x:
         packed = layout.to_channels_last(weight)
-        dx = kernels.conv_backward.convolution_input_gradient(dz, packed, spec, size, dtypes[0])
+        dx = kernels.conv_input_gradient.convolution_input_gradient(dz, packed, spec, size, dtypes[0])
         dx = _in_order(dx, channels_last[0])
     if want_weight:
-        dw = kernels.conv_backward.convolution_weight_gradient(
+        dw = kernels.conv_weight_gradient.convolution_weight_gradient(
             dz, layout.to_channels_last(x), spec, kernel_size, channels_last=channels_last[1], dtype=dtypes[1]
         )
     return dx, dw, None if db is None else db.to(dtypes[2])

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tinynet_kernels import activation as activation
-    from tinynet_kernels import conv as conv
-    from tinynet_kernels import conv_backward as conv_backward
     from tinynet_kernels import cross_entropy as cross_entropy
     from tinynet_kernels import dropout as dropout
     from tinynet_kernels import embedding as embedding
@@ -27,7 +25,12 @@ if TYPE_CHECKING:
 
 
 # Columns that are folders: where their launchers are.
-_FOLDERS = {"recurrent": "recurrent.layer"}
+_FOLDERS = {
+    "conv_forward": "conv.forward",
+    "conv_input_gradient": "conv.input_gradient",
+    "conv_weight_gradient": "conv.weight_gradient",
+    "recurrent": "recurrent.layer",
+}
 
 
 def __getattr__(name: str) -> ModuleType:

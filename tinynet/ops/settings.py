@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionSpec
 
 
 class Setting(NamedTuple):

@@ -5,9 +5,11 @@ import torch
 
 import tinynet
 from tinynet_engines.offline.report import Report
-from tinynet_kernels import activation, conv, conv_backward, cross_entropy, linear, optimizer
+from tinynet_kernels import activation, cross_entropy, linear, optimizer
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.conv_spec import ConvolutionSpec
+from tinynet_kernels.conv.forward import convolution_forward
+from tinynet_kernels.conv.input_gradient import convolution_input_gradient
+from tinynet_kernels.conv.spec import ConvolutionSpec
 
 SIZE = 2  # bytes of a bfloat16
 
@@ -62,8 +64,8 @@ def test_convolution(groups: int):
     x, dz = (empty(N, channels, side, side).contiguous(memory_format=last) for channels in (C, K))
     weight = empty(K, C // groups, 3, 3).contiguous(memory_format=last)
     with tinynet.inspect("gfx942") as report:
-        conv.convolution_forward(x, weight, empty(K), spec, Activation("relu"), save=True)
-        conv_backward.convolution_input_gradient(dz, weight, spec, (side, side))
+        convolution_forward(x, weight, empty(K), spec, Activation("relu"), save=True)
+        convolution_input_gradient(dz, weight, spec, (side, side))
     pixels, taps = N * side * side, 9 * C // groups
     found = figures(report)
     moved = pixels * C + K * taps + pixels * K

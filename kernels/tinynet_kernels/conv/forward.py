@@ -1,0 +1,273 @@
+"""Two-dimensional convolution: y = act(x * W + b), x [N, C, H, W], W [K, C / groups, R, S], y [N, K, P, Q].
+
+    y[n, k, p, q] = sum over c, r, s of x[n, c, p stride + r dilation - padding, q ...] W[k, c, r, s]
+
+Everything here is channels_last: x lies as [N, H, W, C], W as [K, R, S, C], y as [N, P, Q, K] (`layout.py`). Three
+kernels compute the forward, by the channels of one group; all end in the same epilogue of bias and activation:
+
+    16 and more     an implicit matrix product [N P Q, C R S] x [C R S, K]: no im2col buffer is materialized. One step
+                    is one tap of block_k channels (`window.sum_over_taps`)
+    2 to 15         the same product, but one step is block_k (tap, channel) pairs: a tap alone would be too thin
+    1               no product: taps unrolled (`depthwise.py`)
+
+A 1 x 1 convolution with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
+`input_gradient.py` and `weight_gradient.py`. Source: the definition of torch.nn.functional.conv2d; implicit GEMM as in
+cuDNN (Chetlur et al. 2014, arXiv:1410.0759).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.conv.depthwise import single_channel_problem, taps_first
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec
+from tinynet_kernels.conv.tiles import (
+    FEW_CHANNELS,
+    convolution_few_channels_tile,
+    convolution_precision,
+    convolution_tile,
+)
+from tinynet_kernels.conv.window import (
+    Filters,
+    inside,
+    is_wide_convolution,
+    line_bits,
+    store_activated,
+    sum_over_taps,
+    windows_of,
+)
+from tinynet_kernels.gemm import GROUP, tile_start
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
+from tinynet_kernels.linear import linear_forward
+from tinynet_kernels.offsets import widened
+from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register
+
+
+@triton.jit
+def convolution_forward_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    z_ptr,
+    argmax_ptr,
+    pixels,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    group_inputs,
+    group_outputs,
+    WINDOW: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
+):
+    """y = act(x * W + b), one [block_m pixels, block_n channels] tile per program; the second grid axis is the group.
+
+    Where WINDOW.pool, `pixels` counts those that a 2 x 2 window holds, and y is the largest of each window.
+    WINDOW.even says that block_k divides the group's input channels.
+    """
+    R: constexpr = WINDOW.R
+    S: constexpr = WINDOW.S
+    pixels = widened(pixels, WINDOW.wide)
+    W = widened(W, WINDOW.wide)
+    P = widened(P, WINDOW.wide)
+    K = widened(K, WINDOW.wide)
+    group_inputs = widened(group_inputs, WINDOW.wide)
+    pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
+    group = tl.program_id(1)
+    out_channel = group * group_outputs + column_start
+    columns_left = group_outputs - column_start
+    column = tl.arange(0, TILE.block_n) % columns_left  # past the end: copies, never stored
+    x_group = x_ptr + group * group_inputs
+    windows = windows_of(x_group, pixel_start, pixels, H, W, C, P, Q, WINDOW, TILE.block_m)
+    weights = R * S * group_inputs
+    filters = Filters(
+        weight_ptr + out_channel.to(tl.int64) * weights,
+        tl.arange(0, TILE.block_k)[:, None] + column[None, :] * weights,
+        row_stride=S * group_inputs,
+        tap_stride=group_inputs,
+        channel_stride=1,
+    )
+    z = sum_over_taps(windows, filters, group_inputs, R, S, R, S, WINDOW.dilation_h, WINDOW.dilation_w, WINDOW, TILE)
+    store_activated(
+        z, bias_ptr, y_ptr, z_ptr, argmax_ptr, pixel_start, pixels, out_channel, columns_left, K, ACTIVATION, WINDOW
+    )
+
+
+@triton.jit
+def convolution_few_channels_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    z_ptr,
+    argmax_ptr,
+    pixels,
+    H,
+    W,
+    C,
+    P,
+    Q,
+    K,
+    group_outputs,
+    WINDOW: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
+):
+    """As `convolution_forward_kernel`, with steps of block_k (tap, channel) pairs of WINDOW.group_inputs channels."""
+    R: constexpr = WINDOW.R
+    S: constexpr = WINDOW.S
+    REDUCTION: constexpr = R * S * WINDOW.group_inputs
+    BLOCK_PIXELS: constexpr = TILE.block_m
+    BLOCK_K: constexpr = TILE.block_n
+    BLOCK_REDUCTION: constexpr = TILE.block_k
+    pixels = widened(pixels, WINDOW.wide)
+    W = widened(W, WINDOW.wide)
+    P = widened(P, WINDOW.wide)
+    K = widened(K, WINDOW.wide)
+    pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
+    group = tl.program_id(1)
+    out_channel = group * group_outputs + column_start
+    columns_left = group_outputs - column_start
+    column = tl.arange(0, BLOCK_K) % columns_left  # past the end: copies, never stored
+    x_group = x_ptr + group * WINDOW.group_inputs
+    windows = windows_of(x_group, pixel_start, pixels, H, W, C, P, Q, WINDOW, BLOCK_PIXELS)
+    BITMASK: constexpr = R <= 32 and S <= 32
+    if BITMASK:
+        row_bits = tl.where(windows.in_tile, line_bits(windows.h, H, R, WINDOW.dilation_h), 0)
+        column_bits = line_bits(windows.w, W, S, WINDOW.dilation_w)
+    weight_base = weight_ptr + out_channel.to(tl.int64) * REDUCTION
+
+    z = tl.zeros((BLOCK_PIXELS, BLOCK_K), tl.float32)
+    for start in range(0, REDUCTION, BLOCK_REDUCTION):
+        pair = start + tl.arange(0, BLOCK_REDUCTION)
+        in_reduction = pair < REDUCTION
+        tap = pair // WINDOW.group_inputs
+        r = tap // S
+        s = tap % S
+        if BITMASK:
+            valid = tl.cast((row_bits[:, None] >> r[None, :]) & (column_bits[:, None] >> s[None, :]) & 1, tl.int1)
+        else:
+            valid = inside(windows.h[:, None] + (r * WINDOW.dilation_h)[None, :], H) & windows.in_tile[:, None]
+            valid = valid & inside(windows.w[:, None] + (s * WINDOW.dilation_w)[None, :], W)
+        tap_offset = (r * WINDOW.dilation_h * W + s * WINDOW.dilation_w) * C + pair % WINDOW.group_inputs
+        x_offset = windows.offset[:, None] + tap_offset[None, :]
+        a = tl.load(windows.base + x_offset, mask=valid & in_reduction[None, :], other=0.0)
+        b = tl.load(weight_base + (column[None, :] * REDUCTION + pair[:, None]), mask=in_reduction[:, None], other=0.0)
+        z = tl.dot(a, b, z, input_precision=WINDOW.precision)
+
+    store_activated(
+        z, bias_ptr, y_ptr, z_ptr, argmax_ptr, pixel_start, pixels, out_channel, columns_left, K, ACTIVATION, WINDOW
+    )
+
+
+@costs(convolution_forward_kernel)
+@costs(convolution_few_channels_kernel)
+def convolution_forward_cost(weight_ptr: torch.Tensor, pixels: int, **others: Any) -> Cost:
+    """2 N P Q K R S C / groups operations; x, W and b read, y (and z, and argmax) written."""
+    return Cost(2 * pixels * weight_ptr.numel(), size_in_bytes(weight_ptr, *others.values()))
+
+
+def convolution_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    *,
+    save: bool,
+    pool: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """y = act(x * W + b), what the derivative of `activation` reads, and the argmax of pooling, all channels_last.
+
+    Args:
+        x: [N, C, H, W], channels_last.
+        weight: [K, C / groups, R, S], channels_last, x's dtype.
+        bias: [K] or None.
+        spec: stride, padding, dilation, groups.
+        activation: fused into the epilogue.
+        save: whether a backward will follow.
+        pool: whether y is the largest of each 2 x 2 window, [N, K, P // 2, Q // 2]; P and Q are at least 2.
+
+    Returns:
+        y [N, K, P, Q]; y itself, z [N, K, P, Q] or None (identity, or nothing to save); for `pool` and `save` the
+        largest tap of each window as of `pool.max_pool2d_forward`, else None.
+    """
+    K, group_inputs, R, S = weight.shape
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    if spec.is_pointwise((R, S)) and not pool:
+        y, saved = linear_forward(as_rows(x), weight.view(K, -1), bias, activation, save=save)
+        return as_images(y, x), None if saved is None else as_images(saved, x), None
+    target = current_target()
+    dtype = x.dtype
+    precision = convolution_precision(dtype, target)
+    problem, size = _forward_problem(x.shape, weight.shape, dtype, precision, spec, activation, pool, target)
+    y = empty_channels_last(x, x.shape[0], K, *size)
+    z = torch.empty_like(y) if save and not activation.reads_output and activation.name != "identity" else None
+    argmax = torch.empty_like(y, dtype=torch.int8) if pool and save else None
+    problem.launch(x, taps_first(weight) if group_inputs == 1 else weight, bias, y, z, argmax)
+    return y, y if save and activation.reads_output and activation.name != "identity" else z, argmax
+
+
+@lru_cache(maxsize=4096)
+def _forward_problem(
+    x_shape: tuple[int, int, int, int],
+    weight_shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    precision: str,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    pool: bool,
+    target: Target,
+) -> tuple[Problem, tuple[int, int]]:
+    """The forward's launch, and (height, width) of its results."""
+    K, group_inputs, R, S = weight_shape
+    shape = ConvolutionShape.of(x_shape, K, (R, S), spec)
+    size = (shape.P // 2, shape.Q // 2) if pool else (shape.P, shape.Q)
+    if group_inputs == 1:
+        return single_channel_problem(shape, spec, activation, pool, target), size
+    pixels, columns = shape.pixels(pool), shape.group_outputs
+    window = spec.compiled((R, S), pool=pool, precision=precision)
+    if group_inputs < FEW_CHANNELS:
+        kernel, groups = convolution_few_channels_kernel, (columns,)
+        tile = convolution_few_channels_tile(pixels, columns, shape.taps * group_inputs, dtype, target)
+        window = window._replace(group_inputs=group_inputs)
+    else:
+        kernel, groups = convolution_forward_kernel, (group_inputs, columns)
+        pooled = activation.name if pool else None
+        tile = convolution_tile(pixels, columns, group_inputs, dtype, precision, target, pooled=pooled)
+        window = window._replace(even=group_inputs % tile.block_k == 0, group=GROUP)
+    wide = is_wide_convolution(
+        pixels,
+        pixels // shape.N,
+        tile.block_m,
+        shape.C * shape.H * shape.W,
+        ((tile.block_m, K), (tile.block_n, 1)),
+        ((tile.block_n, shape.taps * group_inputs), (tile.block_k, 1)),
+    )
+    problem = Problem(
+        kernel,
+        (ceil_div(pixels, tile.block_m) * ceil_div(columns, tile.block_n), spec.groups),
+        pixels,
+        *shape.sides,
+        *groups,
+        WINDOW=window._replace(wide=wide),
+        ACTIVATION=activation.compiled,
+        TILE=tile,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        **(every_register(tile.block_m, precision, target) if pool else {}),
+    )
+    return problem, size

@@ -1,0 +1,291 @@
+"""What convolution kernels share: positions of output pixels, which taps meet the image, boxes, and the epilogue.
+
+P and Q are the output's rows and columns; a box is a tile of output pixels with a size along each of N, P and Q.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from tinynet_kernels.activation import activate
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.offsets import exceed_int32
+
+
+class Windows(NamedTuple):
+    """The pixels of one program's tile within a kernel, and what each reads of an image: one element per tap.
+
+    Attributes:
+        in_tile: which pixels there are.
+        h, w: row and column of each window's first tap; outside of the image in its padding.
+        base: pointer to the image of the first window.
+        offset: of each window's first tap from there.
+        height, width, depth: rows, columns and channels of an image.
+    """
+
+    in_tile: Any
+    h: Any
+    w: Any
+    base: Any
+    offset: Any
+    height: Any
+    width: Any
+    depth: Any
+
+
+class Filters(NamedTuple):
+    """The weights that a program multiplies windows with, within a kernel.
+
+    Attributes:
+        base: pointer to the first tap of the first channel.
+        offset: of [channels, columns] from there.
+        row_stride, tap_stride: from a tap to that below it and to that beside it.
+        channel_stride: from a channel to the next.
+    """
+
+    base: Any
+    offset: Any
+    row_stride: Any
+    tap_stride: Any
+    channel_stride: Any
+
+
+@triton.jit
+def pixel_position(pixel, P, Q):
+    """(image, row, column) of flat indices into [N, P, Q]."""
+    row = pixel // Q
+    return row // P, row % P, pixel % Q
+
+
+@triton.jit
+def output_position(pixel, P, Q, POOL: constexpr):
+    """(image, row, column) of output pixels: in memory order or, for POOL, the four of each 2 x 2 window in turn."""
+    if POOL:
+        tap = pixel % 4
+        image, p, q = pixel_position(pixel // 4, P // 2, Q // 2)
+        return image, 2 * p + tap // 2, 2 * q + tap % 2
+    else:
+        return pixel_position(pixel, P, Q)
+
+
+@triton.jit
+def windows_of(x_ptr, pixel_start, pixels, H, W, C, P, Q, WINDOW: constexpr, BLOCK_PIXELS: constexpr):
+    """The `Windows` of BLOCK_PIXELS output pixels from `pixel_start` on, in the order of `output_position`.
+
+    Offsets are relative to the first window's image: int32, or int64 where sizes are (huge images).
+    """
+    pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
+    image, p, q = output_position(pixel, P, Q, WINDOW.pool)
+    image_pixels = 4 * (P // 2) * (Q // 2) if WINDOW.pool else P * Q
+    first_image = pixel_start // image_pixels
+    h = p * WINDOW.stride_h - WINDOW.padding_h
+    w = q * WINDOW.stride_w - WINDOW.padding_w
+    base = x_ptr + first_image.to(tl.int64) * H * W * C
+    return Windows(pixel < pixels, h, w, base, (((image - first_image) * H + h) * W + w) * C, H, W, C)
+
+
+@triton.jit
+def largest_of_window(y):
+    """The largest of y [ROWS, TAPS, COLUMNS] along the taps, and which it was: NaN before numbers, of NaN the last.
+
+    Of equal numbers the first; all as in torch.nn.functional.max_pool2d.
+    """
+    tap = tl.broadcast_to(tl.arange(0, y.shape[1])[None, :, None], y.shape)
+    largest = tl.max(y, axis=1)
+    claim = tl.where(y == tl.expand_dims(largest, 1), tap, y.shape[1])  # pyright: ignore
+    argmax = tl.min(tl.where(y != y, -1 - tap, claim), axis=1)  # the last NaN is the lowest
+    is_nan = argmax < 0  # pyright: ignore
+    return tl.where(is_nan, float("nan"), largest), tl.where(is_nan, -1 - argmax, argmax)  # pyright: ignore
+
+
+@triton.jit
+def inside(position, size):
+    """Whether positions lie in [0, size)."""
+    return (position >= 0) & (position < size)
+
+
+@triton.jit
+def tap_bits(windows, rows, columns, ROWS: constexpr, COLUMNS: constexpr, STEP_H: constexpr, STEP_W: constexpr):
+    """Bit r columns + s of a lane: whether tap (r, s) of its window lies in the image; see `sum_over_taps`."""
+    bits = tl.zeros(windows.h.shape, tl.int32)
+    for r in tl.static_range(ROWS):  # pyright: ignore
+        for s in tl.static_range(COLUMNS):  # pyright: ignore
+            valid = inside(windows.h + r * STEP_H, windows.height) & inside(windows.w + s * STEP_W, windows.width)
+            valid = valid & windows.in_tile & (r < rows) & (s < columns)
+            bits |= valid.to(tl.int32) << tl.minimum(r * columns + s, 31)
+    return bits
+
+
+@triton.jit
+def sum_over_taps(
+    windows,
+    filters,
+    channels,
+    rows,
+    columns,
+    ROWS: constexpr,
+    COLUMNS: constexpr,
+    STEP_H: constexpr,
+    STEP_W: constexpr,
+    WINDOW: constexpr,
+    TILE: constexpr,
+):
+    """sum over taps and channels of windows [PIXELS, taps, channels] and filters [taps, channels, COLUMNS], in fp32.
+
+    One step is one tap of block_k channels. Taps are the inner loop, so neighboring steps read the same lines. Which
+    taps of a pixel lie inside the image is a bitmask, shifted once per step.
+
+    Args:
+        windows: the `Windows` of block_m pixels.
+        filters: the `Filters` of block_n columns; columns past the end are copies of others.
+        channels: of one group. WINDOW.even says that block_k divides them.
+        rows, columns: of taps; at most ROWS and COLUMNS.
+        STEP_H, STEP_W: pixels of the image from a tap to that below it and to that beside it.
+    """
+    BLOCK_M: constexpr = TILE.block_m
+    BLOCK_N: constexpr = TILE.block_n
+    BLOCK_K: constexpr = TILE.block_k
+    BITMASK: constexpr = ROWS * COLUMNS <= 32
+    # From a tap to the next, to the next row of taps, and from the last tap to the first of the next channels.
+    a_next_tap = STEP_W * windows.depth
+    a_next_row = STEP_H * windows.width * windows.depth - (columns - 1) * a_next_tap
+    a_next_channels = BLOCK_K - (rows - 1) * STEP_H * windows.width * windows.depth - (columns - 1) * a_next_tap
+    b_next_tap = filters.tap_stride
+    b_next_row = filters.row_stride - (columns - 1) * b_next_tap
+    b_next_channels = BLOCK_K * filters.channel_stride - (rows - 1) * filters.row_stride - (columns - 1) * b_next_tap
+    channel = tl.arange(0, BLOCK_K)
+    a_base = windows.base
+    b_base = filters.base
+    a_offset = windows.offset[:, None] + channel[None, :]
+    if BITMASK:
+        all_bits = tap_bits(windows, rows, columns, ROWS, COLUMNS, STEP_H, STEP_W)
+        bits = all_bits
+    taps = rows * columns
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    tap = 0
+    column = 0
+    channels_left = channels
+    for _ in range(taps * tl.cdiv(channels, BLOCK_K)):
+        if BITMASK:
+            valid = tl.cast(bits & 1, tl.int1)
+        else:
+            valid = windows.in_tile & inside(windows.h + tap // columns * STEP_H, windows.height)
+            valid = valid & inside(windows.w + column * STEP_W, windows.width)
+        if WINDOW.even:
+            a = tl.load(a_base + a_offset, mask=valid[:, None], other=0.0)
+            b = tl.load(
+                b_base + filters.offset
+            )  # in bounds: columns past the end are copies, block_k divides the channels
+        else:
+            a = tl.load(a_base + a_offset, mask=valid[:, None] & (channel < channels_left)[None, :], other=0.0)
+            b = tl.load(b_base + filters.offset, mask=(channel < channels_left)[:, None], other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=WINDOW.precision)
+        tap += 1
+        column += 1
+        row_ends = column == columns
+        taps_end = tap == taps
+        a_base += tl.where(taps_end, a_next_channels, tl.where(row_ends, a_next_row, a_next_tap))
+        b_base += tl.where(taps_end, b_next_channels, tl.where(row_ends, b_next_row, b_next_tap))
+        if BITMASK:
+            bits = tl.where(taps_end, all_bits, bits >> 1)
+        if not WINDOW.even:
+            channels_left -= tl.where(taps_end, BLOCK_K, 0)
+        column = tl.where(row_ends, 0, column)
+        tap = tl.where(taps_end, 0, tap)
+    return acc
+
+
+@triton.jit
+def line_bits(position, size, TAPS: constexpr, DILATION: constexpr):
+    """Bit t of a lane: whether tap t along one dimension, for a window that begins at `position`, is in the image."""
+    bits = tl.zeros(position.shape, tl.int32)
+    for t in tl.static_range(TAPS):  # pyright: ignore
+        bits |= inside(position + t * DILATION, size).to(tl.int32) << t
+    return bits
+
+
+@triton.jit
+def box_position(box, P, Q, TILE: constexpr):
+    """The first (image, row, column) of a box."""
+    n, p, q = pixel_position(box, tl.cdiv(P, TILE.box_p), tl.cdiv(Q, TILE.box_q))
+    return n * TILE.box_n, p * TILE.box_p, q * TILE.box_q
+
+
+@triton.jit
+def next_box(n, p, q, P, Q, TILE: constexpr):
+    """The first (image, row, column) of the box after the one that begins at (n, p, q)."""
+    q += TILE.box_q
+    row_ends = q >= Q
+    q = tl.where(row_ends, 0, q)
+    p = tl.where(row_ends, p + TILE.box_p, p)
+    image_ends = p >= P
+    return tl.where(image_ends, n + TILE.box_n, n), tl.where(image_ends, 0, p), q
+
+
+@triton.jit
+def store_activated(
+    z,
+    bias_ptr,
+    y_ptr,
+    z_ptr,
+    argmax_ptr,
+    pixel_start,
+    pixels,
+    channel,
+    columns_left,
+    K,
+    ACTIVATION: constexpr,
+    WINDOW: constexpr,
+):
+    """The epilogue of z [PIXELS, COLUMNS]: y = act(z + b), and z + b itself unless z_ptr is None.
+
+    Columns are output channels from `channel` of K on, `columns_left` up to the group's last. To pool, four rows
+    make one window: stored are the largest y, z + b there, and which tap it was, 2 row + column, where argmax_ptr is
+    given.
+    """
+    column = tl.arange(0, z.shape[1])
+    column_mask = column < columns_left
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + channel + column, mask=column_mask, other=0.0)
+        z += bias.to(tl.float32)[None, :]
+    y = activate(z, ACTIVATION)
+    POOL: constexpr = WINDOW.pool
+    TAPS: constexpr = 4 if POOL else 1
+    ROWS: constexpr = z.shape[0] // TAPS
+    COLUMNS: constexpr = z.shape[1]
+    if POOL:
+        y = y.to(y_ptr.dtype.element_ty).to(tl.float32)  # rounded first, as where pooling is a layer of its own
+        shape: constexpr = (ROWS, TAPS, COLUMNS)
+        y, argmax = largest_of_window(tl.reshape(y, shape))
+        if z_ptr is not None:
+            is_largest = tl.arange(0, TAPS)[None, :, None] == argmax[:, None, :]
+            z = tl.sum(tl.where(is_largest, tl.reshape(z, shape), 0.0), axis=1)
+    row = tl.arange(0, ROWS)
+    row_start = pixel_start // TAPS
+    mask = (row < pixels // TAPS - row_start)[:, None] & column_mask[None, :]
+    base = row_start.to(tl.int64) * K + channel
+    offset = row[:, None] * K + column[None, :]
+    if z_ptr is not None:
+        tl.store(z_ptr + base + offset, z.to(z_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + base + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+    if argmax_ptr is not None:  # only to pool
+        tl.store(argmax_ptr + base + offset, argmax.to(tl.int8), mask=mask)
+
+
+def is_wide_convolution(
+    pixels: int, image_pixels: int, block_pixels: int, image_elements: int, *offsets: tuple[tuple[int, int], ...]
+) -> bool:
+    """Whether a tile of output pixels reaches further over its input than int32 offsets do, or they count its pixels.
+
+    Args:
+        pixels: of all images.
+        image_pixels: of one image.
+        block_pixels: of one program.
+        image_elements: values of one image of the tensor that is read.
+        offsets: others in the tile; see `exceed_int32`.
+    """
+    images = (block_pixels - 1) // image_pixels + 2
+    return exceed_int32(((pixels + block_pixels, 1),), ((images + 1, image_elements),), *offsets)

@@ -163,7 +163,7 @@ def test_loaded_addresses_are_checked_before_the_one_loop_that_stores() -> None:
 
 
 def test_loaded_addresses_are_not_taken_to_be_apart_after_an_effect() -> None:
-    """A program can't start again once it has stored, and no loop runs its stores once."""
+    """A program can't restart once it has stored, and in a loop its stores run more than once."""
     scalar = "    tt.store %x, %a : !tt.ptr<i64>\n"
     loop = "    scf.for %l = %c0 to %n step %c1 : i32 {\n" + BOTH + "    }\n"
     for stores in (scalar + BOTH, BOTH + scalar, loop):
@@ -241,7 +241,7 @@ def test_a_second_way_past_a_select_lifts_its_limit() -> None:
 
 @pytest.mark.parametrize("carried", [True, False])
 def test_a_loop_keeps_what_its_select_does_not_replace(carried: bool) -> None:
-    """The limit of one step holds for what that step replaces, not for what the next one reads."""
+    """The limit of one iteration applies to what that iteration replaces, not to what the next one reads."""
     kernel = function(
         PREFIX
         + f"""    %c0 = arith.constant 0 : i32

@@ -1,4 +1,4 @@
-"""The bounded part of the compile matrix, and the machinery of the whole one (`make compile-matrix`)."""
+"""A small part of the compile matrix, and the machinery of the whole (`make compile-matrix`)."""
 
 import itertools
 import json
@@ -85,7 +85,7 @@ def test_a_case_that_raises_fails_alone():
 
 
 def test_a_case_without_a_launch_fails():
-    assert run_case("sm_90", Case("empty", lambda: None)).failures == ["made no launch"]
+    assert run_case("sm_90", Case("empty", lambda: None)).failures == ["launched no kernel"]
 
 
 def test_unaligned_rows_fail_only_where_the_case_claims_alignment():
@@ -122,7 +122,7 @@ def test_a_figure_above_its_record_is_named(tmp_path: Path):
     assert recorded == {"sm_90": {"a": 3.0, "b": 20.0}}
     assert worse_than_recorded("sm_90", {"b": 20.3, "new": 99.0}, recorded) == []
     (sentence,) = worse_than_recorded("sm_90", {"b": 21.0}, recorded)
-    assert sentence == "b: 21.0 main-loop instructions a matrix instruction, recorded 20.0"
+    assert sentence == "b: 21.0 main-loop instructions per matrix instruction, recorded 20.0"
     assert worse_than_recorded("sm_80", {"b": 21.0}, recorded) == []
 
 

@@ -1,5 +1,5 @@
-"""What runs kernels where Triton itself does not, or looks into them: none of it knows of `tinynet`.
+"""Engines that run kernels where Triton itself cannot, or inspect them. None of them imports `tinynet`.
 
-`cpu` compiles them to native code, `interpreter` repairs Triton's interpreter and guards what runs in it, and `offline`
-compiles them for GPUs that are not there.
+`cpu` compiles kernels to native code, `interpreter` repairs Triton's interpreter and checks what runs in it, and
+`offline` compiles kernels for GPUs that are not present.
 """

@@ -1,7 +1,7 @@
-"""What the compile matrix compiles: calls of our launchers that together reach every tile of the rules.
+"""The cases of the compile matrix: calls of our launchers that together reach every tile of the rules.
 
-Tensors have no memory. Problems are found by asking the tile rules themselves: of a wide grid of sizes, the first that
-gets each distinct tile. Flags are combined so that every pair of values occurs (`pairwise`), not every combination.
+Tensors have no memory. Problems are found by querying the tile rules: from a large grid of sizes, the first that gets
+each distinct tile. Flags are combined so that every pair of values occurs (`pairwise`), not every combination.
 A new column adds a function here and names it in `COLUMNS`.
 """
 
@@ -39,7 +39,7 @@ from tinynet_kernels.recurrent.layer import recurrent_backward, recurrent_forwar
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = (BF16, FP32, FP16)
 FUSED_FLAGS = {
-    "activation": ("identity", "relu", "gelu"),  # nothing, a derivative from the output, one from the input
+    "activation": ("identity", "relu", "gelu"),  # no derivative, one from the output, one from the input
     "bias": (True, False),
     "save": (True, False),
 }
@@ -50,9 +50,9 @@ class Case(NamedTuple):
     """One call whose launches are checked.
 
     Attributes:
-        name: of the call within its target: launcher, problem, dtype and flags.
-        run: makes the launches.
-        aligned: rows begin at multiples of 16 bytes, so nothing excuses a narrow load.
+        name: launcher, problem, dtype and flags; unique within its column and target.
+        run: the call, which launches kernels.
+        aligned: whether rows begin at multiples of 16 bytes, so that narrow loads are a fault.
     """
 
     name: str
@@ -296,7 +296,7 @@ def linear_cases(target: Target) -> Iterator[Case]:
             function = Activation(row["activation"])
             run = partial(linear.linear_forward, x, weight, bias, function, save=row["save"])
             yield Case(f"forward {_text(dtype)} {(M, N, K)} {_flags(row)}", run, aligned=K % 8 == 0)
-        for M, N, K in sizes:  # a product [M, K] x [K, N], as the rule is asked
+        for M, N, K in sizes:  # a product [M, K] x [K, N], as the rule takes it
             name, aligned = f"{_text(dtype)} {(M, N, K)}", N % 8 == 0 and K % 8 == 0 and M % 8 == 0
             dz, weight = _empty(M, K, dtype=dtype), _empty(K, N, dtype=dtype)
             yield Case(f"input_gradient {name}", partial(linear.linear_input_gradient, dz, weight), aligned)
@@ -313,7 +313,7 @@ def linear_cases(target: Target) -> Iterator[Case]:
 
 
 def _linear_sizes(dtype: torch.dtype, rule: tiles.Target) -> list[tuple[int, int, int]]:
-    """(M, N, K) of products that reach every tile, with and without a rest along K, then of odd ones."""
+    """(M, N, K) of products that reach every tile, with and without a remainder along K, then of odd sizes."""
     grid = itertools.product(ROWS, COLUMNS_OUT, DEPTHS)
     of_tile = first_of_each(grid, lambda size: (tiles.gemm_tile(*size, dtype, rule), size[2] % 64 == 0))
     odd = [(256, 128, 100), (256, 136, 72), (200, 17, 63), (1, 10, 33)]

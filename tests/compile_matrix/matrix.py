@@ -2,15 +2,15 @@
 
     make compile-matrix                                          # all of it
     make compile-matrix ARGS='--target sm_90 --column conv'
-    make compile-matrix ARGS='--record'                          # write the figures that later runs are held against
+    make compile-matrix ARGS='--record'                          # write the figures that later runs are compared with
 
 A variant passes if it compiles and
 
-- spills no register (but for `SPILLS_ALLOWED`, each with its reason) and stays within shared memory and grid limits;
-- makes no compare-and-swap loop of an atomic;
-- and, where its product has 16-bit operands, rows aligned to 16 bytes and at least 64 rows: has no 16-bit load in its
-  main loop, copies asynchronously where the chip can, and uses the matrix instruction that the chip deserves;
-- needs no more main-loop instructions a matrix instruction than recorded in `costs.json`.
+- spills no registers (except for `SPILLS_ALLOWED`, each with its reason) and stays within shared memory and grid limits;
+- uses no compare-and-swap loop for an atomic;
+- if its product has 16-bit operands, rows aligned to 16 bytes and at least 64 rows: has no 16-bit load in its main loop,
+  copies asynchronously if the chip can, and uses the matrix instruction that it should use on the chip;
+- needs no more main-loop instructions per matrix instruction than recorded in `costs.json`.
 
 Triton's disk cache, keyed by the source, makes a second run quick. Compilation runs in worker processes.
 """
@@ -34,24 +34,24 @@ from tinynet_engines.offline.launch import Launch
 from tinynet_engines.offline.targets import TARGETS, find_target
 
 COSTS_FILE = Path(__file__).with_name("costs.json")
-CASES_A_TASK = 16  # their binaries are read together
-TOLERANCE = 1.02  # of a recorded figure: the assembler's own noise
+CASES_PER_TASK = 16  # their binaries are read together
+TOLERANCE = 1.02  # relative to a recorded figure, for the assembler's noise
 
 
 class AllowedSpill(NamedTuple):
-    """A spill that is accepted: at most so many bytes a lane, so many accesses inside of loops, and why."""
+    """A spill that is accepted: the maximum of bytes per thread and of accesses inside loops, and the reason."""
 
     bytes: int
     in_loops: int
     reason: str
 
 
-# NVIDIA's assembler spills a value or two where that lets one more program live on a multiprocessor. Told a limit of
-# 128 or 255 registers it spills nothing here, and takes up to twice as many.
-PARKED = AllowedSpill(16, 0, "values that wait while the main loop runs: a store and a load a program")
-RELOADED = AllowedSpill(24, 3, "constants, loaded again in each trip of a loop of more than a hundred instructions")
+# NVIDIA's assembler spills a value or two if that lets one more program reside on a multiprocessor. With a limit of 128
+# or 255 registers it spills nothing here, and uses up to twice as many.
+PARKED = AllowedSpill(16, 0, "values not needed in the main loop: one store and one load per program")
+RELOADED = AllowedSpill(24, 3, "constants, reloaded in each iteration of a loop of more than a hundred instructions")
 
-# (kernel, target) -> its spill; "*" stands for every target.
+# (kernel, target) -> the accepted spill; "*" stands for every target.
 SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
     ("avg_pool2d_backward_kernel", "*"): PARKED,
     ("convolution_input_gradient_kernel", "*"): PARKED,
@@ -70,7 +70,7 @@ Costs = dict[str, dict[str, float]]
 
 
 class Task(NamedTuple):
-    """Some cases of one column for one target, by their position."""
+    """Consecutive cases of one column for one target, by position."""
 
     target: str
     column: str
@@ -79,13 +79,13 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one case.
+    """The result of one case.
 
     Attributes:
-        name: the case.
-        launches: how many launches it made.
-        failures: what is wrong, a sentence each.
-        costs: main-loop instructions a matrix instruction, by kernel, operand type and tile.
+        name: name of the case.
+        launches: number of kernel launches.
+        failures: the faults, one sentence each.
+        costs: main-loop instructions per matrix instruction, by kernel, operand type and tile.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Outcome(NamedTuple):
 
 
 def run_task(task: Task) -> list[Outcome]:
-    """Compile the cases of a task and then check them, in this process: binaries are read fastest together."""
+    """Compile the cases of a task, then check them all, in this process: reading binaries together is fastest."""
     chosen = cases(find_target(task.target))[task.column][task.start : task.stop]
     compiled = [compile_case(task.target, case) for case in chosen]
     return [judge(case, result) for case, result in zip(chosen, compiled, strict=True)]
@@ -107,7 +107,7 @@ def run_case(target: str, case: Case) -> Outcome:
 
 
 def compile_case(target: str, case: Case) -> Sequence[Launch] | Exception:
-    """The launches that a case makes, or what the compiler raised."""
+    """The launches of a case, or the compiler's exception."""
     try:
         with inspect(target) as report:
             case.run()
@@ -117,13 +117,13 @@ def compile_case(target: str, case: Case) -> Sequence[Launch] | Exception:
 
 
 def judge(case: Case, compiled: Sequence[Launch] | Exception) -> Outcome:
-    """Check what was compiled for a case."""
+    """Check the launches of a case."""
     if isinstance(compiled, Exception):
         message = str(compiled).strip().splitlines() or [""]
         return Outcome(case.name, 0, [f"{type(compiled).__name__}: {message[-1]}"], {})
     failures = [failure for launch in compiled for failure in check(launch, case.aligned)]
     if not compiled:
-        failures.append("made no launch")
+        failures.append("launched no kernel")
     costs: dict[str, float] = {}
     for launch in compiled:
         figure = launch.kernel.code.instructions_per_matrix_instruction
@@ -133,9 +133,9 @@ def judge(case: Case, compiled: Sequence[Launch] | Exception) -> Outcome:
 
 
 def cost_key(launch: Launch) -> str:
-    """Kernel, operand type and tile: variants that differ only in flags share a figure, the worst of theirs.
+    """Kernel, operand type and tile: variants that differ only in flags share one figure, the worst.
 
-    Pooling is no mere flag: pixels come window by window, whose addresses the main loop carries.
+    Pooling gets its own key: pixels are ordered by window, so the main loop has more addresses to compute.
     """
     numbers = dict(launch.numbers())
     tile = " ".join(f"{name}={numbers[name]}" for name in sorted(numbers) if name.startswith(("block", "box")))
@@ -143,7 +143,7 @@ def cost_key(launch: Launch) -> str:
 
 
 def check(launch: Launch, aligned: bool) -> list[str]:
-    """What is wrong with a launch's code, a sentence each."""
+    """The faults of a launch's code, one sentence each."""
     code, target = launch.kernel.code, launch.target
     wrong = [finding.message for finding in launch.findings if finding.fatal]
     if code.spill_bytes and not is_spill_allowed(launch):
@@ -166,25 +166,27 @@ def check(launch: Launch, aligned: bool) -> list[str]:
 
 
 def is_spill_allowed(launch: Launch) -> bool:
-    """Whether the spill of a launch is listed, and no larger than listed."""
+    """Whether a launch's spill is listed, and no larger than listed."""
     code = launch.kernel.code
     listed = [SPILLS_ALLOWED.get((launch.name, name)) for name in (launch.target.name, "*")]
     return any(spill and code.spill_bytes <= spill.bytes and code.loop_spills <= spill.in_loops for spill in listed)
 
 
 def tasks(targets: Iterable[str], columns: Iterable[str]) -> list[Task]:
-    """The work for these targets and columns, cut into tasks."""
+    """The work for these targets and columns, split into tasks."""
     made = []
     for target in targets:
         by_column = cases(find_target(target))
         for column in columns:
             count = len(by_column[column])
-            made += [Task(target, column, at, min(at + CASES_A_TASK, count)) for at in range(0, count, CASES_A_TASK)]
+            made += [
+                Task(target, column, at, min(at + CASES_PER_TASK, count)) for at in range(0, count, CASES_PER_TASK)
+            ]
     return made
 
 
 def load_costs(path: Path = COSTS_FILE) -> Costs:
-    """The recorded figures by target, empty where they were recorded with another Triton version.
+    """The recorded figures by target; empty if they were recorded with another Triton version.
 
     Raises:
         FileNotFoundError: nothing has been recorded.
@@ -194,7 +196,7 @@ def load_costs(path: Path = COSTS_FILE) -> Costs:
 
 
 def save_costs(costs: Mapping[str, Mapping[str, float]], path: Path = COSTS_FILE) -> None:
-    """Write the figures, sorted, so that a change shows as one line of a review."""
+    """Write the figures sorted, so that each change is one line in a review."""
     ordered = {
         target: {key: round(figures[key], 2) for key in sorted(figures)} for target, figures in sorted(costs.items())
     }
@@ -203,17 +205,17 @@ def save_costs(costs: Mapping[str, Mapping[str, float]], path: Path = COSTS_FILE
 
 
 def worse_than_recorded(target: str, costs: Mapping[str, float], recorded: Costs) -> list[str]:
-    """Figures above their record, a sentence each; a variant without a record is no regression."""
+    """Figures above the recorded ones, one sentence each; a variant without a recorded figure is no regression."""
     known = recorded.get(target, {})
     return [
-        f"{key}: {figure:.1f} main-loop instructions a matrix instruction, recorded {known[key]}"
+        f"{key}: {figure:.1f} main-loop instructions per matrix instruction, recorded {known[key]}"
         for key, figure in costs.items()
         if key in known and figure > known[key] * TOLERANCE
     ]
 
 
 def run(work: Sequence[Task], workers: int) -> Iterator[tuple[Task, list[Outcome]]]:
-    """Run the tasks in worker processes; the cases of a task whose worker died are run again, each alone."""
+    """Run the tasks in worker processes; the cases of a task whose worker died are run again one by one."""
     alone: list[Task] = []
     for task, outcomes in run_in_workers(run_task, work, workers):
         if isinstance(outcomes, WorkerError) and task.stop - task.start > 1:
@@ -251,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{done} cases, {launches} launches, {failed} failed, {time.monotonic() - began:.0f} s")
     if options.record:
         kept = load_costs() if COSTS_FILE.exists() else {}
-        if set(options.column) < set(COLUMNS):  # the figures of other columns stay, and columns share kernels
+        if set(options.column) < set(COLUMNS):  # preserve the figures of other columns; columns share kernels
             for target, figures in measured.items():
                 keep_worst(figures, kept.get(target, {}))
         save_costs({**kept, **measured})
@@ -259,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def keep_worst(figures: dict[str, float], more: Mapping[str, float]) -> None:
-    """Add figures, keeping the larger where one is there already."""
+    """Add figures; of two for one key, the larger remains."""
     for key, figure in more.items():
         figures[key] = max(figure, figures.get(key, 0.0))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class WorkerError(Exception):
-    """What became of a task that returned nothing: its own exception as text, or the death of its worker."""
+    """The failure of a task: its exception as text, or the death of its worker."""
 
 
 def run_in_workers(
@@ -24,7 +24,7 @@ def run_in_workers(
         workers: how many processes at once.
 
     Yields:
-        The task and what the function returned, or a `WorkerError` where it raised or its process died.
+        The task and what the function returned, or a `WorkerError` if it raised or its process died.
     """
     context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads half-way
     waiting = deque(tasks)

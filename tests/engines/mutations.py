@@ -1,4 +1,4 @@
-"""Our own kernels with one line changed: a copy of a kernel file that holds the fault runs in place of the file."""
+"""Our own kernels with one line changed: a modified copy of a kernel file runs in place of the original."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PADDED = Window(Axis(3, 2, padding=1), Axis(3, 2, padding=1))
 
 
 def mutation(place: str, line: str, changed: str, run: Callable[[Any], Any], user: str = "") -> Callable[[bool], Any]:
-    """A plant: runs a launcher of a kernel file, or of a copy in which `line` is `changed`.
+    """A plant: a function that runs a launcher of a kernel file, or of a copy in which `line` is `changed`.
 
     Args:
         place: the kernel file, `linear` for `tinynet_kernels/linear.py`.
         line: text of that file; every occurrence is replaced.
-        changed: what stands there instead.
-        run: called with the module, so with everything that the kernel file defines.
-        user: another kernel file that imports `place`, whose module is given to `run` instead.
+        changed: the text that replaces it.
+        run: called with the module, which has everything that the kernel file defines.
+        user: another kernel file that imports `place`, whose module is passed to `run` instead.
     """
 
     def plant(faulty: bool) -> Any:
@@ -47,7 +47,7 @@ def mutation(place: str, line: str, changed: str, run: Callable[[Any], Any], use
 
 
 def _copy(name: str, folder: Path, line: str = "", changed: str = "") -> ModuleType:
-    """The module of a changed copy of a kernel file, which stands in for the file in imports that follow."""
+    """Loads a changed copy of a kernel file, which replaces the file in later imports."""
     original = importlib.util.find_spec(f"{PACKAGE}.{name}")
     assert original is not None and original.origin is not None
     source = Path(original.origin).read_text()
@@ -62,7 +62,7 @@ def _copy(name: str, folder: Path, line: str = "", changed: str = "") -> ModuleT
     return module
 
 
-# What is run with values, for the guard ------------------------------------------------------------------------------
+# Run with values, under the guard ------------------------------------------------------------------------------------
 
 
 def linear_of_odd_sizes(linear: Any) -> None:
@@ -101,7 +101,7 @@ def image_to_channels_last(layout: Any) -> None:
 
 
 def label_out_of_range(cross_entropy: Any) -> None:
-    """The kernel makes the loss NaN; it must not read the logit that isn't there."""
+    """The kernel returns NaN as the loss; it must not read a logit that doesn't exist."""
     logits, labels = torch.randn(5, 10, 1), torch.tensor([[1], [9], [0], [2], [10]])
     cross_entropy.cross_entropy_forward(logits, labels, None, -100, "none", 0.0, save=True)
 
@@ -114,7 +114,7 @@ def sgd_of_an_odd_size(optimizer: Any) -> None:
     optimizer.sgd_step(optimizer.PointerTable([[parameter], [gradient], [buffer]]), lr=0.1, **options)
 
 
-# What is compiled, for the launch report ------------------------------------------------------------------------------
+# Compiled, for the launch report --------------------------------------------------------------------------------------
 
 
 def empty(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:

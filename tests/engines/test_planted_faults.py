@@ -1,7 +1,7 @@
-"""Planted faults: what is wrong, the instrument that must say so, and what it must say.
+"""Planted faults, each with the instrument that must report it and what that must report.
 
 The guard runs kernels in the interpreter (`pytest --engine interpreter`), the launch report compiles them (any other
-engine), so each engine runs its part of the list. Each fault has a twin without it, which must pass in silence.
+engine), so each engine runs its part of the list. Each fault has a twin without it, which must cause no report.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ class Fault(NamedTuple):
     """One line of the list.
 
     Attributes:
-        name: what is wrong.
-        instrument: who must say so.
-        says: the kinds of report or finding; `CompilationError` where the kernel must not compile.
-        plant: runs the kernel, with the fault or without.
+        name: the fault.
+        instrument: the tool that must report it.
+        kinds: the kinds of report or finding; `CompilationError` if the kernel must not compile.
+        plant: runs the kernel, with or without the fault.
     """
 
     name: str
     instrument: str
-    says: set[str]
+    kinds: set[str]
     plant: Callable[[bool], Any]
 
 
 def of(launcher: Callable[[str], None], fault: str) -> Callable[[bool], None]:
-    """A plant of `guard_faults`, whose kernels hold many faults by name."""
+    """A plant of `guard_faults`, whose kernels select a fault by name."""
     return lambda faulty: launcher(fault if faulty else "none")
 
 
-# Small kernels, each with a fault of its own.
+# Small kernels, each with its own fault.
 SMALL = [
     *(
         Fault(name, GUARD, says, of(launcher, name))
@@ -100,15 +100,15 @@ SMALL = [
     ),
 ]
 
-# Our own kernels with one line changed: file, line, what stands there instead, and what is run.
+# Our own kernels with one line changed: file, line, replacement, and the function that runs it.
 OURS = [
     Fault("linear: stores rows past the last", GUARD, {"out-of-bounds"}, mutation(
         "linear", "mask = (row < M - row_start)[:, None] & column_mask[None, :]",
         "mask = (row < TILE.block_m)[:, None] & column_mask[None, :]", mutations.linear_of_odd_sizes)),
-    Fault("matrix product: masks no rest of the reduction", GUARD, {"out-of-bounds"}, mutation(
+    Fault("matrix product: no mask at the end of the reduction", GUARD, {"out-of-bounds"}, mutation(
         "gemm", "mask=(k < k_end - step_start)[None, :]", "mask=(k < BLOCK_K)[None, :]",
         mutations.linear_of_odd_sizes, user="linear")),
-    Fault("matrix product: no `other` for the rest of the reduction", GUARD, {"poison"}, mutation(
+    Fault("matrix product: no `other` at the end of the reduction", GUARD, {"poison"}, mutation(
         "gemm", "mask=(k < k_end - step_start)[None, :], other=0.0", "mask=(k < k_end - step_start)[None, :]",
         mutations.linear_of_odd_sizes, user="linear")),
     Fault("convolution: reads the padding", GUARD, {"out-of-bounds"}, mutation(
@@ -116,7 +116,7 @@ OURS = [
         mutations.convolution_with_padding, user="conv.forward")),
     Fault("max-pooling: reads the padding", GUARD, {"out-of-bounds"}, mutation(
         "pool", "mask=at.mask & inside, other=0.0", "mask=at.mask, other=0.0", mutations.pooling_with_padding)),
-    Fault("average pooling: no `other` for windows that aren't there", GUARD, {"poison"}, mutation(
+    Fault("average pooling: no `other` for windows that don't exist", GUARD, {"poison"}, mutation(
         "pool", "mask=at.mask & holds[:, None], other=0.0", "mask=at.mask & holds[:, None]",
         mutations.overlapping_means_backward)),
     Fault("embedding: no mask of columns", GUARD, {"out-of-bounds", "duplicate-store"}, mutation(
@@ -139,7 +139,7 @@ OURS = [
     Fault("embedding: row offset in 32 bits", REPORT, {"index_overflow"}, mutation(
         "embedding", "dw_ptr + row.to(tl.int64) * columns", "dw_ptr + row * columns",
         mutations.gradient_of_a_large_vocabulary)),
-    Fault("matrix product: alignment to 8 elements kept from the compiler", REPORT, {"vectorization"}, mutation(
+    Fault("matrix product: alignment to 8 elements hidden from the compiler", REPORT, {"vectorization"}, mutation(
         "gemm", 'if target.kind == "cpu":', "if target.kind:", mutations.product("sm_80", K=1032), user="linear")),
     Fault("tile: a stage more than fits", REPORT, {"shared_memory"}, mutation(
         "tiles", "stages = min(tile.num_stages, target.shared_memory // stage)", "stages = tile.num_stages + 1",
@@ -161,22 +161,22 @@ def test_the_list_is_long_and_names_each_fault_once():
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_a_planted_fault_is_caught(fault: Fault):
-    assert said(fault, faulty=True) >= fault.says
-    assert not said(fault, faulty=False) & fault.says
+    assert reported_kinds(fault, faulty=True) >= fault.kinds
+    assert not reported_kinds(fault, faulty=False) & fault.kinds
 
 
 @pytest.mark.parametrize(
     "fault", [fault for fault in FAULTS if fault.instrument != REPORT], ids=lambda fault: fault.name
 )
 def test_the_guard_says_no_more_in_any_order(fault: Fault):
-    assert said(fault, faulty=True, order="forward") == said(fault, faulty=True) == fault.says
-    assert said(fault, faulty=False) == set()
+    assert reported_kinds(fault, faulty=True, order="forward") == reported_kinds(fault, faulty=True) == fault.kinds
+    assert reported_kinds(fault, faulty=False) == set()
 
 
-def said(fault: Fault, faulty: bool, order: Any = "shuffle") -> set[str]:
-    """The kinds of what the fault's instrument said."""
+def reported_kinds(fault: Fault, faulty: bool, order: Any = "shuffle") -> set[str]:
+    """The kinds of fault that the instrument reported."""
     if (fault.instrument == REPORT) == knobs.runtime.interpret:
-        pytest.skip("on the other side of TRITON_INTERPRET")
+        pytest.skip("needs the other setting of TRITON_INTERPRET")
     if fault.instrument != REPORT:
         with tinynet.guard(order=order, barriers=fault.instrument == GUARD_OF_BARRIERS, strict=False) as watch:
             fault.plant(faulty)

@@ -1,4 +1,4 @@
-"""Native CPU engine: runs Triton kernels on CPU tensors by way of C and the system's compiler.
+"""Native CPU engine: runs Triton kernels on CPU tensors by generating C for the system's compiler.
 
 Importing this package imports neither Triton nor a compiler; :func:`unavailable_reason` says whether it can work here,
 :func:`activate` switches it on for the process, :func:`launch` runs a kernel with little overhead.
@@ -21,7 +21,7 @@ _activation = threading.Lock()
 
 @functools.lru_cache
 def unavailable_reason() -> str | None:
-    """Why kernels cannot run on this machine's CPU, in a sentence that says what to install; None if they can."""
+    """The reason why kernels cannot run on this CPU, as a sentence that says what to install; None if they can."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         return f"the CPU engine needs Linux on x86-64 or aarch64, this is {sys.platform} on {platform.machine()}"
     try:
@@ -30,7 +30,7 @@ def unavailable_reason() -> str | None:
         return "the CPU engine needs Triton: pip install 'triton>=3.6,<3.10'"
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or not OLDEST_TRITON <= tuple(map(int, numbers.groups())) <= NEWEST_TRITON:
-        return f"the CPU engine knows Triton 3.6 to 3.9, found {version}: pip install 'triton>=3.6,<3.10'"
+        return f"the CPU engine supports Triton 3.6 to 3.9, found {version}: pip install 'triton>=3.6,<3.10'"
     from . import toolchain
 
     if toolchain.find_compiler() is None:
@@ -39,9 +39,9 @@ def unavailable_reason() -> str | None:
 
 
 def is_active() -> bool:
-    """Whether this engine's driver is the one Triton uses."""
+    """Whether Triton's active driver is this engine's."""
     runtime = sys.modules.get("triton.runtime.driver") or sys.modules.get("triton.runtime")
-    # Another thread may be half through importing the module: its class, too, may not be there yet.
+    # Another thread may be in the middle of importing the module: its class may not exist yet.
     own = getattr(sys.modules.get(__name__ + ".driver"), "CPUDriver", None)
     if runtime is None or own is None:
         return False
@@ -94,7 +94,7 @@ def _activate() -> None:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> None:
-    """Run a kernel as ``kernel[grid](*arguments, **constants)`` does, in a few microseconds when it is repeated.
+    """Run a kernel like ``kernel[grid](*arguments, **constants)``; a repeated launch takes a few microseconds.
 
     Args:
         kernel: a ``@triton.jit`` function.
@@ -110,7 +110,7 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constan
 
 
 def plan_launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> bool:
-    """Run a kernel by its launch plan; False where only Triton's own path will do (hooks, debugging, an autotuner).
+    """Run a kernel by its launch plan; False if it must go through Triton's own launcher (hooks, debugging, autotuner).
 
     Arguments and errors as for :func:`launch`.
     """

@@ -1,11 +1,11 @@
-"""What the code generator needs to know about a kernel before it writes any C.
+"""Facts about a kernel that the code generator needs before it writes any C.
 
-Tensors are never computed as a whole: an operation on tensors is a rule for one element, evaluated inside the loops of
-the operation that finally needs it (a store, a reduction, a dot product: a *root*). The analysis finds
+Tensors are not computed as a whole: a tensor operation is a rule for one element, evaluated inside the loops of the
+operation that finally needs it (a store, a reduction, a dot product: a *root*). The analysis finds
 
 - the affine structure of offsets: by how much a value changes from one index to the next along a dimension;
 - which values are the same in every element (*uniform*), and along which dimensions a value varies;
-- which kernel argument a pointer comes from, so that memory can be told apart;
+- which kernel argument a pointer comes from, so that accesses to different memory can be reordered;
 - which values must be *materialized* (computed once into a buffer) instead of being evaluated inside their root;
 - which stores may share one loop.
 """
@@ -19,7 +19,7 @@ from .ir import Block, Function, Operation, Value
 
 # A scalar that is known when a loop starts: a number, a scalar value of the kernel, or an operation on two of those.
 Expression = int | Value | tuple
-# (tensor, dimension) -> bounds past which nothing of it is used; None: nothing uses it
+# (tensor, dimension) -> bounds at and past which no element is used; None: nothing uses the tensor
 _Needed = dict[tuple[Value, int], list[Expression] | None]
 
 VIEWS = {
@@ -102,7 +102,7 @@ _WORTH_SHARING_BEFORE_BROADCAST = 4
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One place where a value is evaluated. ``elementwise``: the path there keeps every element at its index."""
+    """One place where a value is evaluated. ``elementwise``: every operation on the path there preserves indices."""
 
     operation: Operation
     operand: int
@@ -111,7 +111,7 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Advance:
-    """A loop-carried tensor that only moves: ``initial`` plus uniform ``increments`` added in every iteration."""
+    """A loop-carried tensor that changes only by uniform ``increments``, added to ``initial`` in every iteration."""
 
     initial: Value
     increments: tuple[Expression, ...]
@@ -126,8 +126,8 @@ def writes_memory(operation: Operation) -> bool:
     return any(inner.name in WRITES for inner in operation.walk())
 
 
-def _can_start_again(function: Function) -> bool:
-    """Whether a program has no effect before its stores, all of which stand side by side, outside loops."""
+def _can_restart(function: Function) -> bool:
+    """Whether a program has no side effect before its stores, and all of those are adjacent and outside loops."""
     return len(function.blocks) == 1 and _stores_at_most_once(function.blocks[0])
 
 
@@ -161,18 +161,19 @@ class Analysis:
 
     Args:
         function: the kernel.
-        assume_disjoint: whether memory of different arguments may be taken not to overlap (the launch checks it).
-        assume_apart: whether the same may be taken of addresses that the kernel loads. The program itself then checks
-            the pairs in ``apart`` before its first effect, and starts again with neither assumption where they overlap.
+        assume_disjoint: whether to assume that memory of different arguments does not overlap (the launch checks it).
+        assume_loaded_disjoint: whether to assume the same of addresses that the kernel loads. The program itself then
+            checks the pairs in ``overlap_checks`` before its first side effect. Where they overlap, it restarts without
+            either assumption.
     """
 
-    def __init__(self, function: Function, assume_disjoint: bool = True, assume_apart: bool = False):
+    def __init__(self, function: Function, assume_disjoint: bool = True, assume_loaded_disjoint: bool = False):
         self.function = function
         self.assume_disjoint = assume_disjoint
-        self.assume_apart = assume_apart and _can_start_again(function)
+        self.assume_loaded_disjoint = assume_loaded_disjoint and _can_restart(function)
         self.used_disjointness = False
-        # Pairs of pointers by the block that relies on them, in order (a dict for a set that keeps it).
-        self.apart: dict[Block | None, dict[tuple[Value, Value], None]] = {}
+        # By the block that relies on them: pairs of pointers (a dict serves as an ordered set).
+        self.overlap_checks: dict[Block | None, dict[tuple[Value, Value], None]] = {}
         self.advances: dict[Value, Advance] = {}
         self.same_as: dict[Value, Value] = {}
         self.store_group: dict[Operation, tuple[Operation, ...]] = {}
@@ -218,7 +219,7 @@ class Analysis:
                 del self.same_as[result]
 
     def _increments(self, value: Value, argument: Value) -> tuple[Expression, ...] | None:
-        """The uniform steps between a loop-carried tensor and its next value; None if it changes in another way."""
+        """The uniform steps between a loop-carried tensor and its next value; None if it changes otherwise."""
         increments: list[Expression] = []
         while value is not argument:
             operation = value.owner
@@ -232,7 +233,7 @@ class Analysis:
         return tuple(increments)
 
     def resolve(self, value: Value) -> Value:
-        """The value behind loop results and loop-invariant arguments."""
+        """The value behind loop results and loop-invariant block arguments."""
         while value in self.same_as:
             value = self.same_as[value]
         return value
@@ -263,16 +264,16 @@ class Analysis:
     def step(
         self, value: Value, dimension: int, wraps: list[tuple[Expression, int]] | None = None, run: int = 0
     ) -> Expression | None:
-        """By how much an integer or pointer tensor grows from one index to the next; None where that is not constant.
+        """How much an integer or pointer tensor grows from one index to the next; None if that is not constant.
 
-        Offsets are taken not to wrap round 2^31 within one tile. (Values that are compared or stored do, exactly.)
+        Assumes that offsets do not overflow 2^31 within one tile. (Values that are compared or stored do wrap.)
 
         Args:
             value: the tensor.
-            dimension: along which one.
-            wraps: where given, ``arange % bound`` counts as ``arange``, and (bound, size) is added for every such
-                remainder: the step holds where each bound is at least its size.
-            run: where given, the step need only hold within every run of so many indices: there ``arange // run`` is
+            dimension: the dimension to step along.
+            wraps: if given, ``arange % bound`` counts as ``arange``, and (bound, size) is added for each such
+                remainder: the step holds if every bound is at least its size.
+            run: if given, the step need only hold within each run of this many indices: there ``arange // run`` is
                 constant, and ``arange % run`` counts as ``arange``.
         """
         value = self.resolve(value)
@@ -324,7 +325,7 @@ class Analysis:
         return None
 
     def is_constant_in_runs(self, value: Value, dimension: int, run: int) -> bool:
-        """Whether a tensor is the same along every run of ``run`` indices, which ``arange // run`` sets apart."""
+        """Whether a tensor is constant within each run of ``run`` indices, which have equal ``arange // run``."""
         key = (self.resolve(value), dimension, run)
         if key not in self._constant_in_runs:
             self._constant_in_runs[key] = self._is_constant_in_runs(*key)
@@ -349,14 +350,14 @@ class Analysis:
         return all(self.is_constant_in_runs(operand, dimension, run) for operand in operation.operands)
 
     def _is_range_over(self, division: Operation, run: int) -> bool:
-        """Whether a division or remainder is of ``arange`` by ``run`` or a multiple."""
+        """Whether an operation divides ``arange`` by ``run`` or a multiple of it."""
         source, divisor = division.operands[0].owner, self.uniform(division.operands[1])
         if source is None or source.name != "tt.make_range" or source.integer("start", 0) % run:
             return False
         return isinstance(divisor, int) and divisor > 0 and divisor % run == 0
 
     def is_exact(self, value: Value, element: str) -> bool:
-        """Whether every element can be held in a smaller float type as it is: numbers of that type, chosen between."""
+        """Whether a smaller float type represents every element exactly: its own numbers, or a choice among them."""
         key = (self.resolve(value), element)
         if key not in self._exact:
             self._exact[key] = self._is_exact(*key)
@@ -373,7 +374,7 @@ class Analysis:
                 return str(operation.attributes["value"]) in ("0.000000e+00", "0xFF800000", "0x7F800000")
             case "arith.select":
                 chosen = operation.operands[1:]
-            case "arith.addf":  # of nothing
+            case "arith.addf":  # exact if one operand is zero
                 chosen = operation.operands if any(map(self.is_zero, operation.operands)) else []
             case "arith.extf" | "arith.negf" | "arith.maximumf" | "arith.minimumf" | "arith.maxnumf" | "arith.minnumf":
                 chosen = operation.operands
@@ -393,7 +394,7 @@ class Analysis:
         return str(operation.attributes["value"]) in ("0", "0.000000e+00")
 
     def unit_dimension(self, pointer: Value) -> int:
-        """The dimension along which a pointer tensor walks through neighboring elements; else the last one."""
+        """The dimension along which a pointer tensor has unit stride; else the last one."""
         shape = pointer.type.shape
         for dimension in reversed(range(len(shape))):
             if shape[dimension] > 1 and self.step(pointer, dimension) == 1:
@@ -423,16 +424,16 @@ class Analysis:
     # ------------------------------------------------------------------------------------------ needed elements
 
     def needed_below(self, value: Value, dimension: int) -> list[Expression]:
-        """Bounds b such that no element at or past b along a dimension is ever used: only stores masked by
-        ``arange < b`` and selects of that condition see the value, through elementwise operations and products."""
+        """Bounds b such that no element at or past b along a dimension is ever used: the value reaches, through
+        elementwise operations and products, only stores masked by ``arange < b`` and selects on that condition."""
         bounds = self._needed_below(value, dimension, {})
         return [] if bounds is None else bounds
 
     def _needed_below(self, value: Value, dimension: int, seen: _Needed) -> list[Expression] | None:
-        """As :meth:`needed_below`; None where nothing uses the value, so that nothing limits it."""
+        """As :meth:`needed_below`; None if nothing uses the value, so that nothing limits it."""
         if (value, dimension) in seen:
             return seen[value, dimension]
-        seen[value, dimension] = None  # while a cycle through a loop is followed
+        seen[value, dimension] = None  # the answer while a cycle through a loop is followed
         common: list[Expression] | None = None
         for user in value.users:
             bounds = self._needed_by(value, user, dimension, seen)
@@ -452,12 +453,12 @@ class Analysis:
             if loop is None or user.operands.count(value) != 1:
                 return []
             position = user.operands.index(value)
-            kept = self.kept_from(loop.regions[0].arguments[1 + position], value, dimension)
-            if kept:
-                return kept
+            unchanged = self.unchanged_from(loop.regions[0].arguments[1 + position], value, dimension)
+            if unchanged:
+                return unchanged
             after = self._needed_below(loop.results[position], dimension, seen)
             inside = self._needed_below(loop.regions[0].arguments[1 + position], dimension, seen)
-            if inside is not None:  # what the next step needs only bounds of all steps can tell
+            if inside is not None:  # only bounds that hold in every iteration limit the next one
                 inside = [bound for bound in inside if self._is_before(bound, loop)]
             if after is None or inside is None:
                 return inside if after is None else after
@@ -486,15 +487,15 @@ class Analysis:
             return True
         return expression.owner is not None and self._order(expression.owner) < self._order(loop)
 
-    def kept_from(self, argument: Value, value: Value, dimension: int) -> list[Expression]:
-        """Bounds from which a loop-carried tensor keeps its elements: its next value is a select of ``arange < b``."""
+    def unchanged_from(self, argument: Value, value: Value, dimension: int) -> list[Expression]:
+        """Bounds past which a loop-carried tensor does not change: its next value is a select on ``arange < b``."""
         select = self.resolve(value).owner
         if select is None or select.name != "arith.select" or select.operands[2] is not argument:
             return []
         return self._prefix_bounds(select.operands[0], dimension)
 
     def _prefix_bounds(self, mask: Value, dimension: int) -> list[Expression]:
-        """Bounds b of the conditions ``arange(0, n) < b`` along a dimension that a mask is a conjunction of."""
+        """The bounds b of all terms ``arange(0, n) < b`` along a dimension in the conjunction that forms a mask."""
         owner = self.resolve(mask).owner
         if owner is None:
             return []
@@ -521,9 +522,9 @@ class Analysis:
     # ------------------------------------------------------------------------------------------------ memory
 
     def base(self, pointer: Value) -> Value | None:
-        """The kernel argument a pointer was derived from, or None if that is unknown."""
+        """The kernel argument that a pointer was derived from, or None if unknown."""
         if pointer not in self._bases:
-            self._bases[pointer] = None  # while a cycle through a loop is followed
+            self._bases[pointer] = None  # the answer while a cycle through a loop is followed
             self._bases[pointer] = self._find_base(pointer)
         return self._bases[pointer]
 
@@ -546,12 +547,12 @@ class Analysis:
             return left if left is right else None
         if operation.name == "scf.for":
             return self.base(operation.regions[0].arguments[1 + operation.results.index(pointer)])
-        if operation.name == "tt.int_to_ptr" and self.assume_apart and not pointer.type.is_tensor:
+        if operation.name == "tt.int_to_ptr" and self.assume_loaded_disjoint and not pointer.type.is_tensor:
             return pointer
         return None
 
     def disjoint(self, left: Value, right: Value, block: Block | None) -> bool:
-        """Whether two pointers come from different memory: of arguments, which the launch keeps apart, or from loaded
+        """Whether two pointers address different memory: of two arguments, which the launch checks, or from loaded
         addresses, which the program checks before the stores of ``block``."""
         if not self.assume_disjoint:
             self.used_disjointness = True
@@ -564,12 +565,12 @@ class Analysis:
             return True
         if self.extent(left) is None or self.extent(right) is None:
             return False
-        if (right, left) not in self.apart.setdefault(block, {}):
-            self.apart[block][left, right] = None
+        if (right, left) not in self.overlap_checks.setdefault(block, {}):
+            self.overlap_checks[block][left, right] = None
         return True
 
     def extent(self, pointer: Value) -> int | None:
-        """Elements from the first one that a pointer tensor points at to its last; None if the first is not lowest."""
+        """Elements from the first one that a pointer tensor addresses to the last; None if the first is not lowest."""
         extent = 1
         for dimension, size in enumerate(pointer.type.shape):
             step = self.step(pointer, dimension)
@@ -579,15 +580,17 @@ class Analysis:
         return extent
 
     def checks_come_first(self) -> bool:
-        """Whether the checks of ``apart`` stand before every effect: all stores of a block that has some, in one loop.
+        """Whether every overlap check precedes every side effect: each checking block has all its stores in one loop.
 
-        (``_can_start_again`` says that nothing before those has an effect.)
+        (``_can_restart`` ensures that nothing before those stores has a side effect.)
         """
-        stores = [[each for each in block.operations if each.name == "tt.store"] for block in self.apart if block]
+        stores = [
+            [each for each in block.operations if each.name == "tt.store"] for block in self.overlap_checks if block
+        ]
         return all(self.store_group.get(each[0]) == tuple(each) for each in stores)
 
     def written_parameters(self) -> list[int]:
-        """Positions of the pointer arguments a kernel may write to; all of them if a target is unknown."""
+        """Positions of the pointer arguments that a kernel may write to; all of them if a target is unknown."""
         written = set()
         for operation in self.function.walk():
             if operation.name in WRITES:
@@ -598,7 +601,7 @@ class Analysis:
         return sorted(written)
 
     def has_data_dependent_addresses(self) -> bool:
-        """Whether what the kernel loads decides where it loads and stores."""
+        """Whether the addresses that a kernel loads from or stores to depend on loaded values."""
         memory = {"tt.load", "tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
         known: dict[Value, bool] = {}
         return any(
@@ -609,7 +612,7 @@ class Analysis:
 
     def _depends_on_memory(self, value: Value, known: dict[Value, bool]) -> bool:
         if value not in known:
-            known[value] = False  # while a cycle through a loop is followed
+            known[value] = False  # the answer while a cycle through a loop is followed
             operation = value.owner
             if value in self._carried_initial:
                 sources = list(self._carried_initial[value])
@@ -625,7 +628,7 @@ class Analysis:
         return known[value]
 
     def _find_store_groups(self, block: Block) -> None:
-        """Stores in a row, to different arguments and of one shape, run in one loop, at the last one's place."""
+        """Group adjacent stores of one shape to different arguments: they run in one loop, at the place of the last."""
         group: list[Operation] = []
         for operation in block.operations:
             if operation.name == "tt.store" and operation.operands[0].type.is_tensor:
@@ -652,7 +655,7 @@ class Analysis:
     # --------------------------------------------------------------------------------------------- placement
 
     def sites(self, value: Value, elementwise: bool = True) -> list[Site]:
-        """Where a tensor is evaluated: at roots, and where a value that depends on it is materialized."""
+        """Where a tensor is evaluated: at roots, and where values that depend on it are materialized."""
         found: dict[tuple, Site] = {}
         seen: set[Operation] = set()
         for user in value.users:
@@ -683,7 +686,7 @@ class Analysis:
         return found
 
     def _place_values(self) -> None:
-        """Decide what is materialized: users before the values they use, then undo what turned out cheap."""
+        """Decide what is materialized: users before the values they use, then undo what turned out to be cheap."""
         lazy = [
             operation
             for block in self._blocks(self.function.blocks)
@@ -716,7 +719,7 @@ class Analysis:
         return self._positions[operation]
 
     def _feeds_from_memory(self, value: Value) -> bool:
-        """Whether a load is evaluated inside this value: it may then not move to a later place."""
+        """Whether a load is evaluated inside this value, which therefore may not move to a later place."""
         operation = value.owner
         if operation is None or not is_lazy(operation):
             return False
@@ -741,7 +744,7 @@ class Analysis:
         return cost >= _WORTH_SHARING_BEFORE_BROADCAST and self._is_broadcast(value)
 
     def _is_broadcast(self, value: Value) -> bool:
-        """Whether a larger tensor is made of this one, so that every element is needed several times."""
+        """Whether a tensor is broadcast to a larger one, so that every element is needed several times."""
         for user in value.users:
             if not is_lazy(user):
                 continue
@@ -753,7 +756,7 @@ class Analysis:
         return False
 
     def cost(self, value: Value) -> int:
-        """Rough work to evaluate one element, in additions."""
+        """Rough cost of evaluating one element, in additions."""
         if not value.type.is_tensor:
             return 0
         if value in self.materialized:
@@ -770,7 +773,7 @@ class Analysis:
         return self._costs[value]
 
     def _may_inline_load(self, load: Operation) -> bool:
-        """Whether a load may be evaluated inside the one root that needs it, without reading a later value."""
+        """Whether a load may be evaluated inside the one root that needs it without reading a value written later."""
         value = load.result
         sites = self.sites(value)
         if not sites:
@@ -795,7 +798,7 @@ class Analysis:
         return not root.regions or root.name in ("tt.reduce", "tt.scan", "scf.for", "scf.while")
 
     def _has_distinct_elements(self, pointer: Value) -> bool:
-        """Whether no two elements of a pointer tensor can be the same address."""
+        """Whether all elements of a pointer tensor are different addresses."""
         extent = 0
         dimensions = [dimension for dimension, size in enumerate(pointer.type.shape) if size > 1]
         steps = [self.step(pointer, dimension) for dimension in dimensions]

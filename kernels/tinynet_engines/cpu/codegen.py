@@ -1,8 +1,8 @@
 """The engine's IR to C: the body of one C function that runs one program of the kernel.
 
 Tensor operations are evaluated element by element inside the loops of the root that needs them (see ``analysis``).
-A :class:`Nest` collects the statements of one loop nest by the level they belong to, so that what does not depend on
-the inner loops stands outside them; the C compiler vectorizes the innermost loop.
+A :class:`Nest` collects the statements of one loop nest by the level they belong to, so that statements independent of
+the inner loops are placed outside them; the C compiler vectorizes the innermost loop.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .operations import (
 
 @dataclass(frozen=True)
 class GeneratedKernel:
-    """C text of a kernel and what a launch must know about it."""
+    """C text of a kernel and the facts that a launch needs."""
 
     body: str
     arena_bytes: int
@@ -43,7 +43,7 @@ class GeneratedKernel:
 
 
 class Assignment(NamedTuple):
-    """The next value of a loop-carried tensor; past `ends`, by dimension as in `loops`, it keeps its elements."""
+    """The next value of a loop-carried tensor; elements past `ends` (by dimension, as in `loops`) do not change."""
 
     target: Buffer
     value: Value
@@ -71,17 +71,17 @@ class KernelWriter(DotWriter):
 
     Args:
         function: the kernel, as the parser returned it.
-        analysis: what is known about it.
+        analysis: the facts about it.
     """
 
     def __init__(self, function: Function, analysis: Analysis):
         self.function = function
         self.analysis = analysis
         self.forms: dict[Value, Scalar | Buffer] = {}
-        self.offsets: dict[Value, str] = {}  # advancing loop-carried tensors -> C variable of what was added so far
+        self.offsets: dict[Value, str] = {}  # advancing loop-carried tensors -> C variable of the increments so far
         self.lines: list = []
-        self.checks: list[str] = []  # of the arguments, before all else
-        self.preheaders: list[list] = []  # one a loop around the current place: lines that run before it
+        self.checks: list[str] = []  # of the arguments, before everything else
+        self.preheaders: list[list] = []  # per loop around the current place: lines that run before it
         self.names = 0
         self.arena_top = 0
         self.arena_bytes = 0
@@ -89,7 +89,7 @@ class KernelWriter(DotWriter):
         self.queues: dict[Operation, str] = {}
         self._pending_scalars: list[str] = []
 
-    # ---------------------------------------------------------------------------------------------- the whole
+    # ---------------------------------------------------------------------------------------------- the function
 
     def generate(self) -> GeneratedKernel:
         for position, parameter in enumerate(self.function.parameters):
@@ -117,7 +117,7 @@ class KernelWriter(DotWriter):
             body,
             arena_bytes,
             analysis.used_disjointness,
-            bool(analysis.apart),
+            bool(analysis.overlap_checks),
             analysis.written_parameters(),
             analysis.has_data_dependent_addresses(),
         )
@@ -183,14 +183,14 @@ class KernelWriter(DotWriter):
         return name
 
     def allocate_persistent(self, element: str, count: int) -> str:
-        """C text of memory that nothing else in the program uses."""
+        """C text of memory that no other value of the program uses."""
         text = f"({storage_type(element)} *)(persistent + {self.persistent_bytes})"
         self.persistent_bytes += (count * element_bytes(element) + 63) // 64 * 64
         return text
 
     @contextmanager
     def arena_scope(self) -> Iterator[None]:
-        """Memory allocated inside is free again afterwards."""
+        """Memory allocated inside is freed at the end."""
         top = self.arena_top
         yield
         self.arena_top = top
@@ -200,7 +200,7 @@ class KernelWriter(DotWriter):
         return Buffer(name, value.type.element, len(self.preheaders), carried)
 
     def _declare_variable(self, value: Value, prefix: str = "v") -> None:
-        """A value that is assigned in several places: block arguments, results of branches and loops."""
+        """Declare a value that is assigned in several places: block arguments, results of branches and loops."""
         if value.type.is_tensor:
             self.forms[value] = self.new_buffer(value, prefix)
         else:
@@ -218,7 +218,7 @@ class KernelWriter(DotWriter):
     # --------------------------------------------------------------------------------- elements of tensors
 
     def expression(self, expression: Expression) -> str:
-        """C text of an analysis expression, in 64 bits."""
+        """C text of an analysis expression, in 64-bit arithmetic."""
         if isinstance(expression, int):
             return f"INT64_C({expression})" if abs(expression) < 2**63 else str(expression)
         if isinstance(expression, Value):
@@ -232,7 +232,7 @@ class KernelWriter(DotWriter):
         return name
 
     def linear(self, index: tuple[Index, ...], shape: tuple[int, ...]) -> str:
-        """Row-major position of an index."""
+        """Row-major offset of an index."""
         parts, stride = [], 1
         for position, size in zip(reversed(index), reversed(shape), strict=False):
             if position.text != "0":
@@ -241,7 +241,7 @@ class KernelWriter(DotWriter):
         return " + ".join(reversed(parts)) or "0"
 
     def element(self, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
-        """C text of one element of a value; what it needs is added to the nest."""
+        """C text of one element of a value; the statements it needs are added to the nest."""
         value = self.analysis.resolve(value)
         form = self.forms.get(value)
         if isinstance(form, Scalar):
@@ -286,7 +286,7 @@ class KernelWriter(DotWriter):
         return self.emit(nest, level, value.type.element, element_expression(operation, texts))
 
     def _divided(self, operation: Operation, texts: list[str], nest: Nest, level: int) -> str | None:
-        """A quotient or remainder of many elements by one number: products with its inverse; None for many divisors."""
+        """A quotient or remainder of many elements by one number, through its reciprocal; None if divisors differ."""
         divisor = self.analysis.uniform(operation.operands[1])
         if isinstance(divisor, int) and divisor > 0 and divisor & (divisor - 1) == 0:  # shifts
             symbol = "/" if operation.name == "arith.divsi" else "%"
@@ -307,7 +307,7 @@ class KernelWriter(DotWriter):
         return self.emit(nest, level, "i32", f"(int32_t)((uint32_t){texts[0]} - {product})")
 
     def _affine_part(self, pointer: Value, index: tuple[Index, ...]) -> list[tuple[Index, Expression]]:
-        """(index, step) along the dimensions in which a pointer tensor moves by a constant step."""
+        """(index, step) along the dimensions in which a pointer tensor has a constant step."""
         moving = []
         for dimension, position in enumerate(index):
             step = self.analysis.step(pointer, dimension)
@@ -318,7 +318,7 @@ class KernelWriter(DotWriter):
     def _affine_pointer(
         self, pointer: Value, index: tuple[Index, ...], nest: Nest, moving: list[tuple[Index, Expression]]
     ) -> str:
-        """A pointer as an origin, hoisted out of the loops it does not depend on, plus 64-bit steps."""
+        """A pointer as an origin, hoisted out of the loops it does not depend on, plus 64-bit offsets."""
         moved = {position.text for position, _ in moving}
         origin_index = tuple(ZERO if position.text in moved else position for position in index)
         origin = self.element(pointer, origin_index, nest)
@@ -347,20 +347,20 @@ class KernelWriter(DotWriter):
         return from_memory(element, read)
 
     def _gathers_halves(self, pointer: Value, index: tuple[Index, ...]) -> bool:
-        """Whether 16-bit floats lie at no constant step along the innermost loop; odd addresses are refused then."""
+        """Whether 16-bit floats are read at no constant step along the innermost loop: addresses must be even."""
         if pointer.type.pointee not in ("bf16", "f16") or all(position.text == "0" for position in index):
             return False
         innermost = max(range(len(index)), key=lambda dimension: index[dimension].level)
         base = self.analysis.base(pointer)
         if base not in self.function.parameters or self.analysis.step(pointer, innermost) is not None:
             return False
-        message = f"{base.name.lstrip('%')}: got an odd address, expected one that 16-bit values can have"
+        message = f"{base.name.lstrip('%')}: got an odd address, expected an even one for 16-bit values"
         check = f'if ((uintptr_t){self.scalar(base)} & 1) {{ program->services->fail(program, "{message}"); return; }}'
         if check not in self.checks:
             self.checks.append(check)
         return True
 
-    # Views: which element of an operand (or which index) an element of the result is.
+    # Views: the element of an operand (or the index) that an element of the result is.
 
     def _view_tt_splat(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
         return self.scalar(operation.operands[0])
@@ -391,7 +391,7 @@ class KernelWriter(DotWriter):
             return self.element(
                 operation.operands[0], tuple(ZERO if size == 1 else next(kept) for size in source), nest
             )
-        same = 0  # trailing dimensions that both shapes have: their indices stay
+        same = 0  # trailing dimensions that both shapes have: their indices do not change
         while source[len(source) - same - 1] == target[len(target) - same - 1]:
             same += 1
         split, folded = len(target) - same, source[: len(source) - same]
@@ -422,7 +422,7 @@ class KernelWriter(DotWriter):
     ) -> None:
         """Loops over a shape with dimension ``inner`` innermost; ``body`` returns the innermost statements.
 
-        ``ends``: C text of where the loop along a dimension ends, if before the shape's.
+        ``ends``: C text of where the loop along a dimension ends, if before the end of the shape.
         """
         order = list(range(len(shape)))
         if inner is not None:
@@ -470,7 +470,7 @@ class KernelWriter(DotWriter):
         return buffer
 
     def needed_ends(self, value: Value) -> dict[int, str]:
-        """By dimension: where the elements of a tensor end that anything will use, if before its shape's."""
+        """By dimension: the end of the elements that are ever used, if before the end of the shape."""
         return self._ends(value, lambda dimension: self.analysis.needed_below(value, dimension))
 
     def _ends(self, value: Value, bounds_along: Callable[[int], list[Expression]]) -> dict[int, str]:
@@ -510,7 +510,7 @@ class KernelWriter(DotWriter):
         self.define_scalar(operation.result, self.evaluate(operation.operands[0]))
 
     def visit_gpu_barrier(self, operation: Operation) -> None:
-        """Programs are sequential here: nothing to wait for."""
+        """Programs run sequentially here: there is nothing to wait for."""
 
     visit_ttg_barrier = visit_ttg_local_barrier = visit_llvm_intr_assume = visit_gpu_barrier
 
@@ -554,11 +554,11 @@ class KernelWriter(DotWriter):
         group = self.analysis.store_group[operation]
         if operation is not group[-1]:
             return
-        self._check_apart(operation)
+        self._check_overlap(operation)
         bounds = self._common_bounds([store.operands[2] if len(store.operands) > 2 else None for store in group])
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
-            for leaf, _ in bounds.values():  # what the loops' ends say need not be asked again
+            for leaf, _ in bounds.values():  # conditions that the loops' ends ensure are not checked again
                 position = [ZERO if dimension is None else index[dimension] for dimension in leaf.dimensions]
                 nest.known[(leaf.condition, *(each.text for each in position))] = "1"
             statements = []
@@ -574,9 +574,9 @@ class KernelWriter(DotWriter):
         self.loops(pointer.type.shape, body, self.analysis.unit_dimension(pointer), ends=ends)
 
     def _common_bounds(self, masks: list[Value | None]) -> dict[int, tuple[Leaf, str]]:
-        """By dimension: a condition ``arange < bound`` that is part of every mask, and how many indices it lets pass.
+        """By dimension: a condition ``arange < bound`` that is part of every mask, and how many indices satisfy it.
 
-        A loop up to there needs no mask for it: masked stores cost the C compiler a branch each.
+        A loop up to there needs no mask for it: a masked store costs a branch in compiled C.
         """
         found: dict[int, tuple[Leaf, str]] = {}
         if masks[0] is None:
@@ -598,9 +598,9 @@ class KernelWriter(DotWriter):
                 found[dimension] = (leaf, end)
         return found
 
-    def _check_apart(self, store: Operation) -> None:
-        """Starts the program again, in its careful variant, where memory overlaps that was taken not to."""
-        for pair in self.analysis.apart.get(store.block, ()):
+    def _check_overlap(self, store: Operation) -> None:
+        """Restart the program in its careful variant if memory overlaps that was assumed to be disjoint."""
+        for pair in self.analysis.overlap_checks.get(store.block, ()):
             spans = []
             for pointer in pair:
                 size = (self.analysis.extent(pointer) or 0) * element_bytes(pointer.type.pointee)
@@ -632,7 +632,7 @@ class KernelWriter(DotWriter):
         mask: list[Value],
         update: Callable[[str, tuple[Index, ...], Nest], str],
     ) -> None:
-        """A compare-and-swap loop: it serves every kind of update and every type."""
+        """A compare-and-swap loop, which serves every kind of update and every type."""
         element, result = pointer.type.pointee, operation.result
         bits = f"uint{8 * element_bytes(element)}_t"
         kind = compute_type(element)
@@ -757,7 +757,7 @@ class KernelWriter(DotWriter):
     def _reduction(self, combine: Operation, element: str) -> tuple[str, str, Callable[[str, str], str]]:
         """(identity, OpenMP operator, combination of two C texts) for a simple reduction.
 
-        A sum of small floats is kept in fp32 and rounded once.
+        A sum of small floats is accumulated in fp32 and rounded once.
         """
         identity, operator = _REDUCTIONS[combine.name]
         if identity in ("lowest", "highest"):
@@ -808,7 +808,7 @@ class KernelWriter(DotWriter):
             self.lines.append(f"{target.name}[{self.linear(index, shape)}] = {to_memory(target.element, text)};")
 
     def _reduce_outer_axis(self, operation: Operation, combine: Operation) -> None:
-        """The reduced axis runs outermost and the innermost loop updates one total per output element."""
+        """Reduce with the reduced axis outermost; the innermost loop updates one total per output element."""
         source, result = operation.operands[0], operation.result
         axis, shape, element = operation.integer("axis"), source.type.shape, result.type.element
         identity, _, combined = self._reduction(combine, element)
@@ -883,7 +883,7 @@ class KernelWriter(DotWriter):
     ) -> None:
         """Combine elements one after the other along an axis with the operation's region.
 
-        ``finish`` writes the running totals: after the last element (a reduction) or after each (a scan).
+        ``finish`` writes the running totals: after the last element (a reduction) or after each one (a scan).
         """
         sources, region = operation.operands, operation.regions[0]
         shape = sources[0].type.shape
@@ -986,7 +986,7 @@ class KernelWriter(DotWriter):
             self.close_queue(queue)
 
     def _start_carried(self, argument: Value, initial: Value) -> None:
-        """The variable or buffer of a loop-carried value, holding its initial value."""
+        """Declare the variable or buffer of a loop-carried value, holding its initial value."""
         if not argument.type.is_tensor:
             name = self.name("v")
             self.lines.append(f"{compute_type(argument.type.element)} {name} = {self.scalar(initial)};")
@@ -1001,7 +1001,7 @@ class KernelWriter(DotWriter):
         self.forms[argument] = Buffer(buffer.name, buffer.element, len(self.preheaders) + 1, True)
 
     def take_buffer(self, value: Value) -> Buffer | None:
-        """The buffer of a value that nothing else needs any more, to be overwritten; or None."""
+        """The buffer of a value that nothing else needs any more, to be overwritten; else None."""
         form = self.forms.get(value)
         if not isinstance(form, Buffer) or len(value.users) != 1:
             return None
@@ -1010,7 +1010,7 @@ class KernelWriter(DotWriter):
         return form
 
     def _assign_all(self, pairs: list[tuple[Value, Value]]) -> None:
-        """Simultaneous assignment: every new value is computed from the old ones."""
+        """Assign simultaneously: every new value is computed from the old ones."""
         self._pending_scalars = []
         waiting: list[Assignment] = []
         for target, value in pairs:
@@ -1022,7 +1022,7 @@ class KernelWriter(DotWriter):
                 continue
             current = self.forms.get(self.analysis.resolve(value))
             if not (isinstance(current, Buffer) and current.name == form.name):
-                waiting.append(Assignment(form, value, self._kept_ends(target, value)))
+                waiting.append(Assignment(form, value, self._unchanged_ends(target, value)))
         copies: list[tuple[Assignment, Buffer]] = []
         while waiting:
             ready = next((each for each in waiting if self._may_overwrite(each, waiting)), None)
@@ -1046,16 +1046,16 @@ class KernelWriter(DotWriter):
 
         self.loops(value.type.shape, body, ends=ends)
 
-    def _kept_ends(self, argument: Value, value: Value) -> dict[int, str]:
-        """By dimension: from where on a carried tensor that becomes ``value`` keeps its elements."""
-        return self._ends(value, lambda dimension: self.analysis.kept_from(argument, value, dimension))
+    def _unchanged_ends(self, argument: Value, value: Value) -> dict[int, str]:
+        """By dimension: where the elements start that do not change when a loop-carried tensor becomes ``value``."""
+        return self._ends(value, lambda dimension: self.analysis.unchanged_from(argument, value, dimension))
 
     def _commit_scalars(self) -> None:
         self.lines += self._pending_scalars
         self._pending_scalars = []
 
     def _may_overwrite(self, assignment: Assignment, waiting: list[Assignment]) -> bool:
-        """Whether a buffer may be filled now: nobody else still reads it, and it reads itself in place only."""
+        """Whether a buffer may be filled now: no waiting assignment reads it, and its own reads it only in place."""
         buffer, value, _ = assignment
         for _, other, _ in waiting:
             if other is not value and any(name == buffer.name for name, _ in self.buffers_read(other)):
@@ -1063,7 +1063,7 @@ class KernelWriter(DotWriter):
         return all(elementwise for name, elementwise in self.buffers_read(value) if name == buffer.name)
 
     def buffers_read(self, value: Value, elementwise: bool = True) -> list[tuple[str, bool]]:
-        """Names of the buffers a tensor is evaluated from, and whether at the same index only."""
+        """Names of the buffers that a tensor is evaluated from, and whether each is read at the same index only."""
         found: list[tuple[str, bool]] = []
         seen: set[tuple[Value, bool]] = set()
         stack = [(value, elementwise)]
@@ -1144,7 +1144,7 @@ def _flatten(lines: list) -> Iterator[str]:
 
 
 def _bits(element: str, bits: str, text: str) -> str:
-    """Bits in memory of a value."""
+    """C text of a value's bits in memory."""
     if element == "f32":
         return f"bits_from_float({text})"
     if element == "f64":
@@ -1163,7 +1163,7 @@ def _from_bits(element: str, kind: str, text: str) -> str:
 
 
 def _atomic_update(operation: Operation, kind: str, old: str, value: str) -> str:
-    """New value of an atomic read-modify-write."""
+    """C text of the new value of an atomic read-modify-write."""
     element = operation.result.type.element
     unsigned = f"uint{8 * element_bytes(element)}_t"
     match kind:
@@ -1189,13 +1189,13 @@ def generate(function: Function, assume_disjoint: bool = True) -> GeneratedKerne
 
     Args:
         function: the kernel, as :func:`parser.parse` returned it.
-        assume_disjoint: whether memory of different arguments, and at addresses that the kernel loads, may be taken
-            not to overlap.
+        assume_disjoint: whether to assume that memory of different arguments, and at addresses that the kernel loads,
+            does not overlap.
 
     Raises:
-        UnsupportedOperation: the kernel holds something the engine cannot compile.
+        UnsupportedOperation: the kernel contains something that the engine cannot compile.
     """
-    analysis = Analysis(function, assume_disjoint, assume_apart=assume_disjoint)
+    analysis = Analysis(function, assume_disjoint, assume_loaded_disjoint=assume_disjoint)
     if not analysis.checks_come_first():
         analysis = Analysis(function, assume_disjoint)
     return KernelWriter(function, analysis).generate()

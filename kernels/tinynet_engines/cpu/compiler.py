@@ -1,7 +1,7 @@
-"""Triton's backend for CPU tensors: Triton IR to C.
+"""Triton's backend for CPU tensors: compiles Triton IR to C.
 
-The last stage Triton caches is the C text; the shared object is built when a kernel is loaded, in a cache of its own
-whose key holds the CPU (``toolchain``). A cache directory shared by different machines is therefore safe.
+C text is the last stage that Triton caches. The shared object is built when a kernel is loaded, in a separate cache
+whose key includes the CPU (``toolchain``). A cache directory shared by different machines is therefore safe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEADER = "// tinynet kernel "
 
 @dataclass(frozen=True)
 class CPUOptions:
-    """What of a launch's options matters here. Warps and stages do not: a program runs on one thread."""
+    """The launch options that matter here. Warps and stages do not: a program runs on one thread."""
 
     num_warps: int = 1
     num_ctas: int = 1
@@ -92,7 +92,7 @@ class CPUBackend(BaseBackend):
         return {"triton.language.extra.libdevice": libdevice}
 
     def load_dialects(self, context: Any) -> None:
-        """Triton's own dialects are all this backend needs."""
+        """Loads nothing: this backend needs only Triton's own dialects."""
 
     # Nothing is specialized on divisibility: one compiled kernel serves aligned and misaligned arguments.
     @staticmethod
@@ -109,7 +109,7 @@ class CPUBackend(BaseBackend):
 
 
 def make_ttir(module: Any) -> Any:
-    """Triton's target-independent passes."""
+    """Run Triton's target-independent passes."""
     manager = ir.pass_manager(module.context)
     passes.common.add_inliner(manager)
     passes.ttir.add_rewrite_tensor_descriptor_to_pointer(manager)
@@ -124,13 +124,13 @@ def make_ttir(module: Any) -> Any:
     passes.common.add_cse(manager)
     try:
         manager.run(module, "make_ttir")
-    except TypeError:  # older Triton
+    except TypeError:  # Triton versions without this parameter
         manager.run(module)
     return module
 
 
 def make_c(module: Any, metadata: dict, options: CPUOptions) -> str:
-    """C text of a kernel, with a header line that says what the driver must know."""
+    """C text of a kernel, with a header line for the driver."""
     text = module.str()
     function = parse(text)
     disjoint = codegen.generate(function, assume_disjoint=True)
@@ -152,7 +152,7 @@ def make_c(module: Any, metadata: dict, options: CPUOptions) -> str:
 
 
 def _functions(disjoint: codegen.GeneratedKernel, careful: codegen.GeneratedKernel) -> list[str]:
-    """The kernel, and with OVERLAPPING defined its careful variant; the program that starts again needs both."""
+    """The kernel, and its careful variant if OVERLAPPING is defined; a program that may restart contains both."""
     lines = ["#ifdef OVERLAPPING", *_function(careful, "void tinynet_kernel", careful.arena_bytes), "#else"]
     arena_bytes = disjoint.arena_bytes
     if disjoint.starts_again:
@@ -167,7 +167,7 @@ def _function(kernel: codegen.GeneratedKernel, name: str, arena_bytes: int | Non
 
 
 def _dump(name: str, ttir: str, source: str) -> None:
-    """Write IR and C where ``TINYNET_CPU_DUMP`` says."""
+    """Write IR and C to the folder that ``TINYNET_CPU_DUMP`` names."""
     directory = os.environ.get("TINYNET_CPU_DUMP")
     if not directory:
         return

@@ -1,7 +1,8 @@
 """Code generation for dot products.
 
-The run-time library does the arithmetic; here each operand is described to it: memory that can be read in place
-(strided, or through a table of row pointers, with the mask turned into bounds) or a buffer that is computed first.
+The run-time library does the arithmetic. The code here describes each operand to it: memory that is read in place
+(strided, or through a table of line pointers, with the mask converted to bounds) or a buffer that is computed first.
+A *line* is a row or a column of a tile.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ _KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}
 _LARGEST_PANEL = 32
 _LARGEST_LANES = 16
 _LARGEST_QUEUE = 16  # LARGEST_QUEUE of services.h
-# Products of this depth in all are computed together: a tile of the accumulator then leaves the registers so much less
-# often, and their operands still fit the second-level cache.
+# Products up to this total depth are computed together: a tile of the accumulator then leaves the registers less often,
+# and the operands still fit the second-level cache.
 _QUEUED_DEPTH = 288
 
 
 @dataclass
 class Leaf:
-    """One condition of a mask; ``dimensions[i]`` is the tile dimension its dimension i lies along (None: size 1)."""
+    """One condition of a mask; ``dimensions[i]`` is the tile dimension of its dimension i (None: size 1)."""
 
     condition: Value
     dimensions: list[int | None]
@@ -33,21 +34,21 @@ class Leaf:
 
 @dataclass
 class Mask:
-    """A mask as the run-time library takes it: a count of valid elements a dimension, and conditions a line."""
+    """A mask as the run-time library takes it: a count of valid elements per dimension, and conditions per line."""
 
     valid: list[list[str]] = field(default_factory=lambda: [[], []])
     by_line: list[list[Leaf]] = field(default_factory=lambda: [[], []])
 
 
 class DotWriter:
-    """The part of the kernel writer that knows dot products."""
+    """The part of the kernel writer that compiles dot products."""
 
     analysis: Analysis
     forms: dict[Value, Scalar | Buffer]
     lines: list
     preheaders: list[list]
     needed: list[list[Expression]]
-    queues: dict[Operation, str]  # products that a loop puts off -> C name of their queue
+    queues: dict[Operation, str]  # products that a loop defers -> C name of their queue
 
     # What the kernel writer provides:
     name: ...
@@ -94,7 +95,7 @@ class DotWriter:
         self.forms[operation.result] = total
 
     def _accumulator(self, operation: Operation, initial: Value) -> Buffer:
-        """The buffer the product is added to: the accumulator's own where nothing else needs it any more."""
+        """The buffer that the product is added to: the accumulator's own if nothing else needs it any more."""
         if initial.type.element in ("f16", "bf16"):
             wide = Buffer(self.allocate("f32", initial.type.count, "acc"), "f32", len(self.preheaders))
             self.fill(wide, initial)
@@ -145,29 +146,29 @@ class DotWriter:
         a = self._operand(left, kind, self.needed[0], 0)
         b = self._operand(right, kind, self.needed[1], 1)
         bounds = [self.expression(bound) for bound in self.needed[0] if self.is_known(bound)]
-        rows = valid_count(bounds, m)  # those past a bound are never used
+        rows = valid_count(bounds, m)  # rows past a bound are never used
         queue = self.queues.get(operation)
         scratch = _scratch_bytes(m, n, k)
         memory = "0" if queue else self.allocate("i8", scratch, "scratch")
-        call = f"put_off(&product, &{queue})" if queue else "dot(&product)"
+        call = f"enqueue(&product, &{queue})" if queue else "dot(&product)"
         self.lines.append(
             f"{{ struct dot_product product = {{{rows}, {n}, {k}, {_KINDS[kind]}, {a}, {b}, {packed or '0'}, "
             f"{total.name}, {n}, {memory}, {scratch}}}; program->services->{call}; }}"
         )
 
     def is_known(self, expression: Expression) -> bool:
-        """Whether every scalar in an expression has been computed before this place."""
+        """Whether every scalar in an expression has been computed before the current place."""
         if isinstance(expression, tuple):
             return all(map(self.is_known, expression[1:]))
         return isinstance(expression, int) or self.analysis.resolve(expression) in self.forms
 
     def queued_product(self, loop: Operation) -> Operation | None:
-        """The product of a loop that has no effect but to add products of matrices to one accumulator."""
+        """The product of a loop whose only effect is to add products of matrices to one accumulator."""
         products = [each for each in loop.regions[0].operations if each.name == "tt.dot"]
         return products[0] if len(products) == 1 and self._only_accumulates(loop, products[0]) else None
 
     def open_queue(self, product: Operation, total: Buffer, fresh: bool) -> str:
-        """Before the loop of a product: a queue in which it puts them off. ``fresh``: the accumulator is not filled."""
+        """Declare, before a loop, the queue of its deferred products. ``fresh``: the accumulator is not filled yet."""
         left, right, _ = product.operands
         (m, k), n = left.type.shape, right.type.shape[1]
         capacity = max(1, min(_QUEUED_DEPTH // k, _LARGEST_QUEUE))
@@ -184,7 +185,7 @@ class DotWriter:
         self.lines.append(f"program->services->finish(&{queue});")
 
     def _only_accumulates(self, loop: Operation, product: Operation) -> bool:
-        """Whether a loop has no effect but a product of matrices, which nothing in it reads: it may come late."""
+        """Whether a loop has no effect except a product of matrices that nothing else in it reads: it can wait."""
         left, _, total = product.operands
         body = loop.regions[0]
         if writes_memory(loop) or not left.type.is_float or len(left.type.shape) != 2 or total.type.element != "f32":
@@ -214,7 +215,7 @@ class DotWriter:
             )
 
     def _pack_invariant(self, right: Value, m: int, kind: str) -> str | None:
-        """B, computed before a loop and used inside it, is packed once before that loop."""
+        """Pack B once before a loop, if it is computed before the loop and used inside it."""
         form = self.forms.get(self.analysis.resolve(right))
         if not isinstance(form, Buffer) or form.carried or form.depth >= len(self.preheaders) or form.element != kind:
             return None
@@ -234,7 +235,7 @@ class DotWriter:
     def _operand(self, value: Value, kind: str, needed: list[Expression], along: int) -> str:
         """C initializer of ``struct operand`` for a 2-D tensor.
 
-        ``needed``: bounds past which, along dimension ``along``, no element of the product is ever used.
+        ``needed``: bounds along dimension ``along``, past which no element of the product is ever used.
         """
         permutation = [0, 1]
         source = self.analysis.resolve(value)
@@ -257,7 +258,7 @@ class DotWriter:
         return _buffer_operand(self._as_buffer(value, kind), value.type.shape, [0, 1])
 
     def _wrapped_operand(self, value: Value, kind: str, load: Operation, permutation: list[int]) -> str | None:
-        """A load with offsets ``arange % bound``: in place where nothing wraps, else computed into a buffer."""
+        """A load with offsets ``arange % bound``: in place if nothing wraps, else computed into a buffer."""
         pointer = load.operands[0]
         wraps: list[tuple[Expression, int]] = []
         if any(self.analysis.step(pointer, dimension, wraps) is None for dimension in (0, 1)) or not wraps:
@@ -277,7 +278,7 @@ class DotWriter:
     def _strided(
         self, pointer: Value, mask: Mask, permutation: list[int], wraps: list[tuple[Expression, int]] | None = None
     ) -> str:
-        """C initializer of an operand whose pointer moves by a constant step along both dimensions."""
+        """C initializer of an operand whose pointer has a constant step along both dimensions."""
         first, second = permutation
         steps = [self.expression(self.analysis.step(pointer, dimension, wraps) or 0) for dimension in (0, 1)]
         valid = [valid_count(bounds, size) for bounds, size in zip(mask.valid, pointer.type.shape, strict=True)]
@@ -299,10 +300,10 @@ class DotWriter:
     def _memory_operand(
         self, load: Operation, permutation: list[int], needed: list[Expression], along: int
     ) -> str | None:
-        """A load described in place: strided, or as a table of lines; None if it must be computed.
+        """A load described in place: strided, or as a table of lines; None if it must be computed into a buffer.
 
-        Offsets ``arange % bound`` along dimension ``along`` count as ``arange`` where only elements below ``bound``
-        are needed.
+        Offsets ``arange % bound`` along dimension ``along`` count as ``arange`` if only elements below ``bound`` are
+        needed.
         """
         pointer, *optional = load.operands
         shape = pointer.type.shape
@@ -326,7 +327,7 @@ class DotWriter:
         return f"{{0, {{0, 0}}, {table}, {permutation.index(1 - unit)}, {{{first}, {second}}}}}"
 
     def _segmented_operand(self, load: Operation, needed: list[Expression]) -> str | None:
-        """B whose rows consist of contiguous segments: as a table of lines for each; None if they do not."""
+        """B with rows of contiguous segments, as one table of lines per segment; None if it has no such rows."""
         pointer, *optional = load.operands
         depth, columns = pointer.type.shape
         segments = [columns // count for count in (2, 4, 8, 16, 32) if columns % (count * _LARGEST_PANEL) == 0]
@@ -340,10 +341,10 @@ class DotWriter:
         return f"{{0, {{0, 0}}, {table}, 0, {{{rows}, {valid}}}, 0, {segment}}}"
 
     def _line_table(self, pointer: Value, mask: Mask, along: int, segment: int = 0, end: str = "") -> str:
-        """An array of pointers to the lines of a tile, NULL where a condition switches a line off.
+        """An array of pointers to the lines of a tile, NULL for a line that a condition switches off.
 
-        With a ``segment``, one such array after the other, up to ``end``: for the lines' first ``segment`` elements,
-        for the next ones, ...
+        With a ``segment``, one such array per segment, up to ``end``: for the first ``segment`` elements of the lines,
+        then for the next ones, ...
         """
         size, length = pointer.type.shape[along], pointer.type.shape[1 - along]
         tables = length // segment if segment else 1
@@ -368,9 +369,9 @@ class DotWriter:
     # ----------------------------------------------------------------------------------------------------- masks
 
     def _split_mask(self, optional: list[Value], shape: tuple[int, ...], segment: int = 0) -> Mask | None:
-        """A load's mask as bounds and line conditions; None if it is neither, or masked elements are not zero.
+        """A load's mask as bounds and line conditions; None if it cannot be, or if masked elements are not zero.
 
-        With a ``segment``, a condition of a line may change from one run of so many columns to the next.
+        With a ``segment``, a condition of a line may change from one run of ``segment`` columns to the next.
         """
         mask = Mask()
         if not optional:
@@ -399,7 +400,7 @@ class DotWriter:
         return mask
 
     def _leaves(self, mask: Value, dimensions: list[int | None]) -> list[Leaf]:
-        """The conditions a mask is the conjunction of."""
+        """The conditions whose conjunction a mask is."""
         mask = self.analysis.resolve(mask)
         owner = mask.owner
         if owner is None or mask in self.forms:
@@ -416,7 +417,7 @@ class DotWriter:
         return [Leaf(mask, dimensions)]
 
     def _bound(self, leaf: Leaf) -> tuple[int, str] | None:
-        """(dimension, count) for a condition of the form ``start + i < bound``, which holds for a first part of i."""
+        """(dimension, count) for a condition of the form ``start + i < bound``: it holds for the first ``count`` i."""
         comparison = leaf.condition.owner
         if comparison is None or comparison.name != "arith.cmpi" or leaf.condition in self.forms:
             return None
@@ -439,7 +440,7 @@ class DotWriter:
         return dimension, f"((int64_t){self.evaluate(bound)} - (int64_t){self.evaluate(moving)}{extra})"
 
     def range_bound(self, leaf: Leaf) -> tuple[int, str] | None:
-        """As :meth:`_bound`, for a condition that no wrapped integer can meet: ``arange < bound`` as it stands."""
+        """As :meth:`_bound`, but only for exactly ``arange < bound``, where no integer can wrap."""
         comparison = leaf.condition.owner
         if comparison is None or comparison.name != "arith.cmpi" or predicate_of(comparison) != "slt":
             return None
@@ -449,10 +450,10 @@ class DotWriter:
         plain = source.owner is not None and source.owner.name == "tt.make_range"
         return self._bound(leaf) if plain else None
 
-    # --------------------------------------------------------------------------------------------- without it
+    # --------------------------------------------------------------------------------------------- without the library
 
     def _plain_dot(self, operation: Operation, total: Buffer) -> None:
-        """Integers and fp64: three loops."""
+        """Multiply integers or fp64 in three loops."""
         left, right, initial = operation.operands
         if len(left.type.shape) != 2:
             raise UnsupportedOperation(operation, "in a batch is supported for floats only")
@@ -472,14 +473,14 @@ class DotWriter:
 
 
 def _buffer_operand(buffer: Buffer, shape: tuple[int, ...], permutation: list[int]) -> str:
-    """C initializer of an operand that lies row-major in the arena."""
+    """C initializer of a row-major operand in the arena."""
     strides = (shape[1], 1)
     first, second = permutation
     return f"{{{buffer.name}, {{{strides[first]}, {strides[second]}}}, 0, 0, {{{shape[first]}, {shape[second]}}}, 1}}"
 
 
 def _scratch_bytes(m: int, n: int, k: int) -> int:
-    """Memory for B in panels, and for lines of B or for A, whichever is more, with every start aligned."""
+    """Memory for panels of B, and for lines of B or for A, whichever is more, with every start aligned."""
     width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
     return (4 * (k + 1) * (width + _LARGEST_LANES) + max(4 * m * (k + 1), 12 * max(m, k)) + 512 + 63) // 64 * 64
 

@@ -23,7 +23,7 @@ _POOLS = ("libgomp", "libiomp5", "libomp")
 
 
 class Runtime:
-    """The run-time library and the thread pool, of this process."""
+    """The run-time library and the thread pool of this process."""
 
     def __init__(self) -> None:
         source = (toolchain.RUNTIME / "runtime.c").read_text()
@@ -31,9 +31,9 @@ class Runtime:
         self.launch = self.library.tinynet_launch
         self.launch.argtypes = [ctypes.c_char_p]
         self.launch.restype = ctypes.c_char_p
-        self.launch_apart = self.library.tinynet_launch_apart
-        self.launch_apart.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64]
-        self.launch_apart.restype = ctypes.c_char_p
+        self.launch_checked = self.library.tinynet_launch_checked
+        self.launch_checked.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64]
+        self.launch_checked.restype = ctypes.c_char_p
         self.parallel = _find_pool()
 
 
@@ -60,7 +60,7 @@ def _find_pool() -> int:
 
 
 def _after_fork() -> None:
-    """OpenMP's threads do not survive a fork: the child runs kernels on its own thread."""
+    """After a fork, run the child's kernels on its own thread: OpenMP's threads do not survive."""
     if runtime.cache_info().currsize:
         runtime().parallel = 0
     for callback in after_fork_callbacks:
@@ -75,7 +75,7 @@ class Kernel:
     """A loaded kernel.
 
     Args:
-        source: C text as the compiler's last stage made it.
+        source: C text from the compiler's last stage.
     """
 
     def __init__(self, source: str):
@@ -95,23 +95,23 @@ class Kernel:
 
     @functools.cached_property
     def overlapping(self) -> tuple[int, int]:
-        """(address, arena bytes) of the variant for arguments that overlap in memory; built when first needed."""
+        """(address, arena bytes) of the variant for arguments that overlap in memory; built on first use."""
         return self._load(("OVERLAPPING",))
 
 
 def memory_span(tensor: Any) -> tuple[int, int]:
-    """First byte of a tensor and the byte after its last."""
+    """Address of a tensor's first byte and of the byte after its last."""
     start = tensor.data_ptr()
     if not isinstance(tensor, torch.Tensor):
         return start, start
-    if tensor.is_contiguous():  # an empty one is, too
+    if tensor.is_contiguous():  # so is an empty one
         return start, start + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=False))
     return start, start + (last + 1) * tensor.element_size()
 
 
 def overlaps(written: Iterable[int], spans: Sequence[tuple[int, int] | None]) -> bool:
-    """Whether a written argument shares memory with another one. ``spans``: None for what is no pointer."""
+    """Whether a written argument shares memory with another one. ``spans``: None for an argument without memory."""
     for target in written:
         start, end = spans[target] or (0, 0)
         for position, other in enumerate(spans):
@@ -121,7 +121,7 @@ def overlaps(written: Iterable[int], spans: Sequence[tuple[int, int] | None]) ->
 
 
 def flatten_signature(signature: Iterable[Any], arguments: Iterable[Any]) -> list[tuple[str, Any]]:
-    """(type, argument) of every value a kernel takes, with tuples and tensor descriptors taken apart."""
+    """(type, argument) of every value that a kernel takes, with tuples and tensor descriptors flattened."""
     flat: list[tuple[str, Any]] = []
     for kind, argument in zip(signature, arguments, strict=False):
         if isinstance(kind, tuple):
@@ -155,7 +155,7 @@ def slot_format(kind: str) -> str:
 
 
 class Launcher:
-    """Runs one compiled kernel the way Triton's ``kernel[grid](...)`` asks for it."""
+    """Runs one compiled kernel; Triton calls it from ``kernel[grid](...)``."""
 
     def __init__(self, src: Any, metadata: Any):
         self.signature = tuple(src.signature.values())
@@ -197,7 +197,7 @@ class Launcher:
 
 
 def block_head(address: int, arena_bytes: int, grid: Sequence[int], threads: int) -> bytes:
-    """The part of a launch block before the arguments (``struct launch`` in services.h)."""
+    """The bytes of a launch block before the arguments (``struct launch`` in services.h)."""
     return struct.pack("=QQq3qq", address, runtime().parallel, threads, *grid, arena_bytes)
 
 
@@ -205,7 +205,7 @@ def run(address: int, arena_bytes: int, grid: Sequence[int], arguments: bytes) -
     """Run every program of a grid.
 
     Raises:
-        RuntimeError: a device assertion failed, or there was no memory for the tiles.
+        RuntimeError: a device assertion failed, or memory for the tiles could not be allocated.
     """
     failure = runtime().launch(block_head(address, arena_bytes, grid, torch.get_num_threads()) + arguments)
     if failure is not None:
@@ -213,14 +213,14 @@ def run(address: int, arena_bytes: int, grid: Sequence[int], arguments: bytes) -
 
 
 class _Utilities:
-    """What Triton calls to load a compiled kernel."""
+    """The functions that Triton calls to load a compiled kernel."""
 
     def load_binary(self, name: str, source: bytes | str, shared: int, device: int) -> tuple:
         kernel = Kernel(source.decode() if isinstance(source, bytes) else source)
         return kernel, kernel, 0, 0, 1 << 30
 
     def unload_module(self, module: Any) -> None:
-        """Loaded kernels stay: a launch may still run in another thread."""
+        """Does nothing: another thread may still be running the kernel."""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": 1 << 30, "multiprocessor_count": torch.get_num_threads(), "warpSize": 1}
@@ -240,14 +240,14 @@ class _DeviceInterface:
             return (end.time - self.time) * 1e3
 
     def synchronize(self, *arguments: Any) -> None:
-        """Launches return when the kernel has finished."""
+        """Returns at once: a launch returns when its kernel has finished."""
 
     def current_device(self) -> int:
         return 0
 
 
 class CPUDriver(DriverBase):
-    """Serves the device ``cpu``. Never active by itself: :func:`tinynet_engines.cpu.activate` sets it."""
+    """Serves the device ``cpu``. Not active by default: :func:`tinynet_engines.cpu.activate` activates it."""
 
     launcher_cls = Launcher
 
@@ -273,7 +273,7 @@ class CPUDriver(DriverBase):
         return 0
 
     def set_current_device(self, device: int) -> None:
-        """There is one device."""
+        """Does nothing: there is only one device."""
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -298,4 +298,4 @@ class CPUDriver(DriverBase):
         return torch.empty(1, dtype=torch.int, device="cpu")
 
     def clear_cache(self, cache: torch.Tensor) -> None:
-        """A CPU's caches are not flushed between runs."""
+        """Does nothing: a CPU's caches are not flushed between runs."""

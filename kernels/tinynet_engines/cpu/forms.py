@@ -1,4 +1,4 @@
-"""How the code generator holds values while it writes C."""
+"""How the code generator represents values while it writes C."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Buffer:
 
 
 class Nest:
-    """Statements of a loop nest by level: ``levels[0]`` stands before the loops, ``levels[k + 1]`` inside loop k."""
+    """Statements of a loop nest by level: ``levels[0]`` is before the loops, ``levels[k + 1]`` inside loop k."""
 
     def __init__(self, depth: int):
         self.levels: list[list[str]] = [[] for _ in range(depth + 1)]

@@ -1,4 +1,4 @@
-"""The engine's own small IR: what the parser builds and every later stage reads.
+"""The engine's own small IR, which the parser builds and every later stage reads.
 
 A :class:`Function` holds blocks, a :class:`Block` holds operations, an :class:`Operation` defines and uses
 :class:`Value` objects. Values are objects, not names, so that equal names in sibling regions cannot be confused.
@@ -99,7 +99,7 @@ class Operation:
 
 @dataclass(eq=False)
 class Block:
-    """A list of operations with arguments; ``label`` is set for the blocks of a function with branches."""
+    """A list of operations with arguments; ``label`` is set in functions with branches."""
 
     arguments: list[Value] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)

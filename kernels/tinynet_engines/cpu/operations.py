@@ -1,7 +1,7 @@
 """C text for one element of every elementwise operation, and the C types of elements.
 
-:func:`element_expression` is the one entry. A small float (bf16, fp16, fp8) is computed in fp32 and rounded after every
-operation, which is what the IR says.
+:func:`element_expression` is the only entry point. A small float (bf16, fp16, fp8) is computed in fp32 and rounded
+after every operation, as the IR specifies.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def compute_type(element: str) -> str:
         return _COMPUTE[element]
     if element in ("i8", "i16", "i32", "i64"):
         return f"int{element[1:]}_t"
-    raise UnsupportedOperation(None, f"uses the type {element}, which the CPU engine does not know")
+    raise UnsupportedOperation(None, f"uses the type {element}, which the CPU engine does not support")
 
 
 def storage_type(element: str) -> str:
@@ -99,7 +99,7 @@ def _float_value(text: str, element: str) -> float:
             return struct.unpack("<e", bits.to_bytes(2, "little"))[0]
         case "f8E5M2":
             return struct.unpack("<e", (bits << 8).to_bytes(2, "little"))[0]
-    raise UnsupportedOperation(None, f"has a {element} constant {text}, which the CPU engine does not know")
+    raise UnsupportedOperation(None, f"has a {element} constant {text}, which the CPU engine does not support")
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -137,7 +137,7 @@ def _division(name: str, signed: bool) -> Rule:
 
 
 def _shift(operation: Operation, a: Sequence[str], source: str, target: str) -> str:
-    """Shifts by the width or more give what an unbounded shift would, as on a GPU; C leaves them undefined."""
+    """A shift by the width or more gives what an unbounded shift would, as on a GPU; it is undefined in C."""
     width, unsigned, kind = bit_width(target), unsigned_type(target), compute_type(target)
     amount = f"(uint32_t)({unsigned}){a[1]}"
     inside = f"({amount} < {width}u)"
@@ -232,7 +232,7 @@ def _convert(operation: Operation, a: Sequence[str], source: str, target: str) -
             return f"({kind})float_to_u{64 if bit_width(target) == 64 else 32}({a[0]})"
         case "arith.extf" | "arith.truncf" | "tt.fp_to_fp":
             if str(operation.attributes.get("rounding", "rtne")) != "rtne":
-                raise UnsupportedOperation(operation, "with a rounding other than to nearest even is not supported")
+                raise UnsupportedOperation(operation, "with a rounding mode other than nearest even is not supported")
             return rounded(target, f"({kind}){a[0]}")
     return f"({kind}){a[0]}"
 
@@ -335,7 +335,7 @@ def _external(operation: Operation, a: Sequence[str], source: str, target: str) 
             return f"({compute_type(target)})({text})"
         if candidate in _FUNCTIONS or candidate in _LIBRARY_FUNCTIONS:
             return _function(candidate)(operation, a, source, target)
-    raise UnsupportedOperation(operation, f"calls {symbol!r}, which the CPU engine does not have")
+    raise UnsupportedOperation(operation, f"calls {symbol!r}, which the CPU engine does not support")
 
 
 def _multiply_high(operation: Operation, a: Sequence[str], source: str, target: str) -> str:

@@ -1,6 +1,6 @@
-"""Text of Triton's IR (TTIR, as ``module.str()`` prints it) to the engine's IR.
+"""Parses the text of Triton's IR (TTIR, as ``module.str()`` prints it) into the engine's IR.
 
-The text is no stable format, so the parser is strict: whatever it does not know raises, with the source line.
+The text format is not stable, so the parser is strict: it raises on anything unknown, with the source line.
 Names are resolved by scope: MLIR prints the same SSA name in sibling regions.
 """
 
@@ -19,7 +19,7 @@ _OPENING, _CLOSING = "<([{", ">)]}"
 
 
 class ParseError(ValueError):
-    """Text that is not the Triton IR this engine knows."""
+    """Text that this engine does not recognize as Triton IR."""
 
 
 def split_top_level(text: str, separator: str = ",") -> list[str]:
@@ -83,7 +83,7 @@ def _balanced_end(text: str, start: int) -> int:
 
 
 def split_locations(line: str) -> tuple[str, str]:
-    """A line without its ``loc(...)`` parts, and the last of them when it ends the line."""
+    """A line without its ``loc(...)`` parts, and the last of them if it ends the line."""
     last = ""
     while (start := line.find(" loc(")) >= 0:
         end = _balanced_end(line, start + 4)
@@ -232,7 +232,7 @@ class _Parser:
         elif special is not None:
             kinds = special(operation, body)
         elif body.endswith("{"):
-            raise UnsupportedOperation(operation, "has a region this engine does not know")
+            raise UnsupportedOperation(operation, "has a region that this engine does not support")
         else:
             kinds = self.plain(operation, body, len(names))
         if len(kinds) == 1 < len(names):
@@ -243,7 +243,7 @@ class _Parser:
         return operation
 
     def close(self, operation: Operation) -> str:
-        """The line that closes a region; it carries the location of the whole operation."""
+        """Consume the line that closes a region; it carries the location of the whole operation."""
         text, location = self.lines[self.line]
         operation.location = self.locations.resolve(location) or operation.location
         self.line += 1
@@ -329,7 +329,7 @@ class _Parser:
         if operation.name.startswith("cf."):
             return self.jump(operation, body)
         head, types = _split_types(body)
-        if operation.name in ("tt.print", "tt.assert"):  # the operands of a print stand among its types
+        if operation.name in ("tt.print", "tt.assert"):  # a print's operands are listed among its types
             operation.attributes |= _attributes(_STRING.sub("", body))
             operation.operands = self.use_all(body, operation)
             return []
@@ -381,7 +381,7 @@ def _split_types(body: str) -> tuple[str, str]:
 
 
 def _result_types(operation: Operation, types: str) -> list[Type]:
-    """Types of the results, which MLIR's pretty form often leaves to the operation's rules."""
+    """Types of the results, which MLIR's pretty form often leaves implicit."""
     if "->" in types:
         return parse_types(types.rsplit("->", 1)[1])
     if " to " in types:
@@ -409,8 +409,8 @@ def parse(text: str) -> Function:
         The public function.
 
     Raises:
-        ParseError: the text is not the IR this engine knows.
-        UnsupportedOperation: it holds an operation the engine cannot compile.
+        ParseError: the engine does not recognize the text.
+        UnsupportedOperation: it contains an operation that the engine cannot compile.
     """
     functions = _Parser(text).parse()
     public = re.search(r"tt\.func public @([\w$.\-]+)", text)

@@ -1,9 +1,9 @@
 """Launch plans: repeated launches in a few microseconds.
 
-Triton's own path binds arguments, computes a key and calls the launcher in about 15 us. A plan keeps what is the same
+Triton's own launcher binds arguments, computes a key and runs the kernel in about 15 us. A plan saves what is the same
 from launch to launch: the compiled kernel, the grid, the layout of the argument block. Its key holds everything that
 matters: the kernel, the types of its arguments, dtypes, integers, constants, the number of threads. (Alignment does
-not: the engine compiles one kernel for aligned and misaligned pointers.) Plans hold no tensors, and they are made by
+not: the engine compiles one kernel for aligned and misaligned pointers.) Plans hold no tensors. They are created by
 compiling (``warmup``), never by a launch.
 """
 
@@ -25,7 +25,7 @@ from . import driver, storage
 
 _LARGEST_CACHE = 2048
 _MISSING = object()
-# Something watches launches, debugs them or changed the kernel: they take Triton's own path.
+# Launches that are watched or debugged, or whose kernel has changed, go through Triton's own launcher.
 _WATCHED = (
     "runtime.debug or kernel.debug or kernel.pre_run_hooks or kernel._src is not source or "
     "runtime.launch_enter_hook is not enter or runtime.launch_exit_hook is not exit or "
@@ -43,8 +43,8 @@ class Plan:
         self.head = driver.block_head(kernel.address, kernel.arena_bytes, (*grid, 1, 1)[:3], torch.get_num_threads())
         self.pack = struct.Struct("=" + "".join(driver.slot_format(kind) for kind, _ in flat)).pack
         self.globals = used_globals
-        # A kernel that relies on its arguments not to overlap: how far apart they must lie. What a kernel touches
-        # follows from its integers and its grid, unless it loads addresses; then every launch looks at the tensors.
+        # A kernel that relies on its arguments not to overlap: the minimal distance between them. What a kernel touches
+        # follows from its integers and its grid, unless it loads addresses; then every launch inspects the tensors.
         self.written = kernel.written
         self.exact = kernel.overlap_matters and kernel.data_dependent
         spans = [driver.memory_span(value) if kind[0] == "*" else None for kind, value in flat]
@@ -64,8 +64,8 @@ def _length(span: tuple[int, int] | None) -> int:
 class CallSite:
     """Plans for one kernel called with one list of argument types and constants.
 
-    ``launch(grid, arguments)`` is made of a few lines of Python written for exactly these types; it returns False when
-    there is no plan for them, or when this launch needs Triton's own path.
+    ``launch(grid, arguments)`` is a few lines of Python generated for exactly these types; it returns False if there is
+    no plan for them, or if this launch needs Triton's own launcher.
     """
 
     def __init__(self, kernel: JITFunction, types: tuple[type, ...], constants: Mapping[str, Any]):
@@ -101,7 +101,7 @@ class CallSite:
         )
 
     def prepare(self, key: tuple, grid: tuple[int, ...], arguments: Sequence[Any]) -> Plan | None:
-        """A new plan; None for what only Triton's own path can launch. Threads that meet one together make it once."""
+        """A new plan; None if only Triton's own launcher can run it. Concurrent threads create it once."""
         with self.compiling:
             return self.plans.get(key) or self._prepare(key, grid, arguments)
 
@@ -130,7 +130,7 @@ class CallSite:
         return plan
 
     def _compile(self, grid: tuple[int, ...], arguments: Sequence[Any]) -> Any:
-        """The compiled kernel for these arguments. Triton tells integers apart by what :func:`_specialized` says."""
+        """The compiled kernel for these arguments. Triton distinguishes integers as :func:`_specialized` does."""
         key = tuple(
             a.dtype if isinstance(a, torch.Tensor) else _specialized(a) if isinstance(a, int) else None
             for a in arguments
@@ -152,11 +152,11 @@ class CallSite:
         return compiled
 
     def _sender(self, passed: tuple[str, ...]) -> Callable[..., Any]:
-        """The function that packs the arguments a compiled kernel takes and calls it."""
+        """The function that packs the arguments of a compiled kernel and calls it."""
         if passed not in self.senders:
             values = ", ".join(f"{name}.data_ptr()" if name in self.tensors else name for name in passed)
             tensors = ", ".join(name if name in self.tensors else "None" for name in passed)
-            scope = {"run": driver.runtime().launch_apart, "share_memory": _share_memory}
+            scope = {"run": driver.runtime().launch_checked, "share_memory": _share_memory}
             self.senders[passed] = _define(
                 f"def send({', '.join(['plan', *self.names])}):\n"
                 f"    if plan.exact and share_memory(plan.written, ({tensors},)): return False\n"
@@ -184,7 +184,7 @@ def _specialized(value: int) -> tuple:
 
 
 def _globals_unchanged(used: list[tuple]) -> bool:
-    """Whether the globals a kernel was compiled with still hold; a constexpr's own comparison takes a microsecond."""
+    """Whether the globals that a kernel was compiled with are unchanged; comparing constexprs takes a microsecond."""
     for scope, name, value, seen in used:
         now = scope.get(name, _MISSING)
         if (now is not seen or type(now) is not constexpr) and now != value:
@@ -197,24 +197,24 @@ def _share_memory(written: list[int], arguments: Sequence[Any]) -> bool:
 
 
 _sites: dict[tuple, CallSite] = {}
-# By the kernel's id: call sites of one kernel share what Triton keeps of it.
+# By the kernel's id: call sites of one kernel share Triton's state of it, hence one lock.
 _compiling: dict[int, threading.RLock] = {}
 
 
 def _content(constants: Mapping[str, Any]) -> tuple:
-    """What makes equal constants equal: 1, 1.0 and True are not."""
+    """A key that distinguishes constants which compare equal: 1, 1.0 and True."""
     return tuple(constants.items()), _types(tuple(constants.values()))
 
 
 def _types(value: Any) -> Any:
-    """The type of a constant, and those of what a tuple holds."""
+    """The type of a constant, and of the items if it is a tuple."""
     return (type(value), *map(_types, value)) if isinstance(value, tuple) else type(value)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> bool:
-    """Run a kernel by its plan; False where only Triton's own path will do."""
+    """Run a kernel by its plan; False if only Triton's own launcher can run it."""
     types = tuple(map(type, arguments))
-    # A kernel's own hash is slow; its call sites keep it alive, so that its id stays its own.
+    # Hashing a kernel is slow. Its call sites keep it alive, so that no other kernel gets its id.
     key = (id(kernel), types, constants if type(constants) is Constants else _content(constants))
     site = _sites.get(key)
     if site is None:
@@ -228,5 +228,5 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constan
     return site.launch(grid, arguments)
 
 
-# A lock that another thread held would never be released in the child.
+# A lock held by another thread during a fork would never be released in the child.
 driver.after_fork_callbacks += [_sites.clear, _compiling.clear]

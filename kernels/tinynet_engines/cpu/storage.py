@@ -1,4 +1,4 @@
-"""Folders for what the engine builds: one that can be written to and executed from, in a temporary place if need be."""
+"""Folders for compiled kernels: writable, allowing execution, and temporary if no other will do."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class StorageError(OSError):
 
 
 def is_usable(directory: str | Path, execute: bool = True) -> bool:
-    """Whether files can be written to a folder, which is made if absent, and with `execute` be loaded from there."""
-    if not str(directory) or str(directory).startswith("~"):  # a home that nobody knows
+    """Whether files can be written to a folder (created if absent) and, with `execute`, be loaded from there."""
+    if not str(directory) or str(directory).startswith("~"):  # the home folder is unknown
         return False
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -37,7 +37,7 @@ def temporary() -> Path:
     """A usable folder of this process, removed at its end.
 
     Raises:
-        StorageError: there is no place for one.
+        StorageError: no temporary folder is usable.
     """
     places = [*filter(None, [os.environ.get("TMPDIR")]), *_TEMPORARY]
     for place in places:
@@ -46,21 +46,21 @@ def temporary() -> Path:
             atexit.register(_remove, directory, os.getpid())
             return Path(directory)
     raise StorageError(
-        f"compiled kernels need a folder that can be written to and executed from, and none of {', '.join(places)} "
-        "can: name one in TINYNET_CPU_CACHE or TMPDIR"
+        f"compiled kernels need a writable folder that allows execution, and none of {', '.join(places)} is one: "
+        "name one in TINYNET_CPU_CACHE or TMPDIR"
     )
 
 
 def _remove(directory: str, process: int) -> None:
-    if os.getpid() == process:  # not a child of it
+    if os.getpid() == process:  # not in a forked child
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def leave_triton_cache() -> None:
-    """Makes Triton keep its cache in the temporary folder from here on.
+    """Make Triton use the temporary folder for its cache from here on.
 
     Raises:
-        StorageError: there is none.
+        StorageError: no temporary folder is usable.
     """
     from triton import knobs
 

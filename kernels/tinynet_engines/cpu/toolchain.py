@@ -1,7 +1,7 @@
 """The system's C compiler: finding it, choosing instruction sets, and a cache of shared objects on disk.
 
-An entry's key holds everything the result depends on: the source, the engine's headers, the compiler and its version,
-the flags and the CPU's features. An entry ends with its key and a checksum; what does not match is built again.
+An entry's key covers everything the result depends on: the source, the engine's headers, the compiler and its version,
+the flags and the CPU's features. An entry ends with its key and a checksum; one that does not match is rebuilt.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FLAGS = [
     "-O3", "-std=gnu11", "-fPIC", "-shared", "-w", "-fwrapv", "-fno-strict-aliasing", "-fno-math-errno",
     "-fno-trapping-math", "-fopenmp-simd", "-fno-semantic-interposition", "-fno-stack-protector",
 ]  # fmt: skip
-# Both passes specialize what follows a masked load for its zero. What they leave gcc can no longer vectorize.
+# Both passes create special cases for masked loads that yield zero, which gcc then can no longer vectorize.
 _GCC_FLAGS = ["-fno-tree-pre", "-fno-thread-jumps"]
 
 
@@ -75,7 +75,7 @@ def find_compiler(preferred: str | None = None) -> Compiler | None:
 
 @functools.lru_cache
 def cpu_features() -> frozenset[str]:
-    """Names of the CPU's features as the kernel lists them; empty where it does not."""
+    """Names of the CPU's features as the operating system lists them; empty if it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -89,7 +89,7 @@ def cpu_features() -> frozenset[str]:
 
 @functools.lru_cache
 def _cpu_model() -> str:
-    """What ``-march=native`` depends on beside the features: vendor, family and model."""
+    """What ``-march=native`` depends on besides the features: vendor, family and model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -99,10 +99,10 @@ def _cpu_model() -> str:
 
 
 def instruction_set() -> str:
-    """``avx512``, ``avx2`` or ``plain``: the best the CPU has, or what ``TINYNET_CPU_ISA`` asks for.
+    """``avx512``, ``avx2`` or ``plain``: the best that the CPU supports, or the value of ``TINYNET_CPU_ISA``.
 
     Raises:
-        ToolchainError: the variable names an instruction set that does not exist or that this CPU lacks.
+        ToolchainError: the variable names an instruction set that is unknown or that this CPU lacks.
     """
     wanted = os.environ.get("TINYNET_CPU_ISA")
     usable = [name for name, needed in _ISA_FEATURES.items() if needed <= cpu_features()]
@@ -111,7 +111,7 @@ def instruction_set() -> str:
     if wanted not in _ISA_FLAGS:
         raise ToolchainError(f"TINYNET_CPU_ISA={wanted}: expected one of {', '.join(_ISA_FLAGS)}")
     if wanted not in usable:
-        raise ToolchainError(f"TINYNET_CPU_ISA={wanted}: this CPU has {', '.join(usable)}")
+        raise ToolchainError(f"TINYNET_CPU_ISA={wanted}: this CPU supports {', '.join(usable)}")
     return wanted
 
 
@@ -133,7 +133,7 @@ def sources_digest() -> str:
 
 
 def environment_digest() -> str:
-    """Checksum of everything but the source that decides what machine code comes out.
+    """Checksum of everything except the source that determines the machine code.
 
     Raises:
         ToolchainError: there is no C compiler.
@@ -146,10 +146,10 @@ def environment_digest() -> str:
 
 
 def cache_directory() -> Path:
-    """``TINYNET_CPU_CACHE``, else ``tinynet/cpu`` in the user's cache; a temporary one if it cannot be used.
+    """``TINYNET_CPU_CACHE``, else ``tinynet/cpu`` in the user's cache; a temporary folder if that is not usable.
 
     Raises:
-        StorageError: no temporary one can be used either.
+        StorageError: no temporary folder is usable either.
     """
     explicit = os.environ.get("TINYNET_CPU_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -160,7 +160,7 @@ def cache_directory() -> Path:
 def build(source: str, defines: tuple[str, ...] = (), fp_fusion: bool = True) -> Path:
     """Compile C into a shared object, or take it from the cache.
 
-    Safe among processes: an entry appears under its name complete or not at all.
+    Safe with concurrent processes: an entry appears under its name complete or not at all.
 
     Args:
         source: C text; it may include the engine's run-time headers.
@@ -178,7 +178,7 @@ def build(source: str, defines: tuple[str, ...] = (), fp_fusion: bool = True) ->
         return path
     try:
         _compile(source, options, path, key)
-    except OSError:  # the disk has become full, or the folder was removed
+    except OSError:  # the disk is full, or the folder was removed
         path = storage.temporary() / path.name
         _compile(source, options, path, key)
     return path
@@ -189,7 +189,7 @@ def _trailer(key: str, content: bytes) -> bytes:
 
 
 def _is_intact(path: Path, key: str) -> bool:
-    """Whether a cache entry is there, belongs to this key and user, and is complete."""
+    """Whether a cache entry exists, belongs to this key and user, and is complete."""
     try:
         if path.stat().st_uid != os.getuid():
             return False
@@ -207,7 +207,7 @@ def _compile(source: str, options: list[str], path: Path, key: str) -> None:
         text, result = Path(directory) / "kernel.c", Path(directory) / "kernel.so"
         text.write_text(source)
         command = [compiler.path, *options, f"-I{RUNTIME}", str(text), "-o", str(result), "-lm", "-lpthread"]
-        # In a session of its own: Ctrl-C reaches every process of the terminal's, and would fail the kernel's launch.
+        # In a session of its own: Ctrl-C is sent to every process of the terminal, and would fail the kernel's launch.
         environment = os.environ | {"TMPDIR": directory}
         answer = subprocess.run(command, capture_output=True, text=True, env=environment, start_new_session=True)
         if os.strerror(errno.ENOSPC) in answer.stderr:

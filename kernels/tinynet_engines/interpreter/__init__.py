@@ -1,10 +1,10 @@
-"""Triton's interpreter, made a trustworthy engine: true bfloat16, repaired faults, and the guard.
+"""Fixes and checks for Triton's interpreter: correct bfloat16, repaired faults, and the guard.
 
 `TRITON_INTERPRET=1` runs a kernel in numpy, one program at a time. The stock interpreter computes bfloat16 on
-the raw bit patterns, lacks some functions and spends most of its time on patching itself; `install()` fixes that
-for the whole process. `guard` watches every memory access of the kernels launched inside it.
+the raw bit patterns, lacks some functions and spends most of its time patching itself; `install()` fixes that
+for the whole process. `guard` checks every memory access of the kernels launched inside it.
 
-Importing this package imports neither Triton nor numpy: they come in with `install` and `guard`.
+Importing this package imports neither Triton nor numpy: `install` and `guard` import them.
 """
 
 from __future__ import annotations

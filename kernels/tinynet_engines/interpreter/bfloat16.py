@@ -1,7 +1,7 @@
 """bfloat16 as numbers, for Triton's interpreter.
 
-numpy has no bfloat16, so the stock interpreter (Triton 3.6 - 3.9) keeps a bfloat16 tensor as its bit patterns
-in uint16 and then adds, multiplies and compares those integers, and truncates when it casts from float32.
+numpy has no bfloat16, so the stock interpreter (Triton 3.6 - 3.9) stores a bfloat16 tensor as its bit patterns
+in uint16, then adds, multiplies and compares those integers, and truncates when it casts from float32.
 `bfloat16_patches.py` makes every operation do what the hardware does: widen to float32, compute, round to nearest even.
 """
 
@@ -25,10 +25,10 @@ def widen(bits: np.ndarray) -> np.ndarray:
 
 
 def narrow(values: np.ndarray) -> np.ndarray:
-    """Rounds values to bfloat16, to nearest, ties to even; overflow becomes infinity, NaN stays NaN.
+    """Rounds values to bfloat16, to nearest, ties to even; overflow becomes infinity, NaN remains NaN.
 
     Args:
-        values: array of any shape; what is not float32 is converted to float32 first, as PyTorch does.
+        values: array of any shape; other dtypes are converted to float32 first, as PyTorch does.
 
     Returns:
         uint16 array of bit patterns, same shape.

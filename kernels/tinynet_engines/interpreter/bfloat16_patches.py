@@ -1,11 +1,11 @@
-"""What `install()` changes in Triton's interpreter so that bfloat16 is computed truly.
+"""The changes that `install()` makes to Triton's interpreter so that bfloat16 is computed correctly.
 
 The interpreter evaluates each operation through a method of `InterpreterBuilder` on `TensorHandle`s (a numpy
 array and a Triton dtype). Each method that computes is wrapped: a bfloat16 operand is widened to float32, the
-operation runs, and its result is rounded back. Other dtypes pass through for the price of one comparison.
+operation runs, and its result is rounded back. For other dtypes this costs one comparison.
 
-Methods that only move bits (load, store, select, reshape, gather, bitcast, absolute value) are right as is,
-and `tl.clamp`, `tl.maximum` and `tl.minimum` widen by themselves.
+Methods that only move bits (load, store, select, reshape, gather, bitcast, absolute value) are correct already,
+and `tl.clamp`, `tl.maximum` and `tl.minimum` widen on their own.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _COMPARISONS = {np.less, np.less_equal, np.greater, np.greater_equal, np.equal, 
 
 
 def is_bfloat16(handle: Any) -> bool:
-    """Whether a handle holds bfloat16 bit patterns. The numpy dtype is asked first because that is cheap."""
+    """Whether a handle holds bfloat16 bit patterns. The numpy dtype is checked first because that is cheap."""
     return handle.data.dtype == np.uint16 and handle.dtype.scalar == tl.bfloat16
 
 
 def to_float32(handle: Any) -> Any:
-    """The handle itself, or its float32 equal if it is bfloat16."""
+    """The handle itself, or its values in float32 if it is bfloat16."""
     return Handle(widen(handle.data), tl.float32) if is_bfloat16(handle) else handle
 
 
@@ -65,7 +65,7 @@ def _create_fma(stock: Any) -> Any:
     def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
         if not is_bfloat16(z):
             return stock(self, x, y, z)
-        # The product of two bfloat16 is exact in float32; a float64 sum leaves one rounding that matters.
+        # The product of two bfloat16 is exact in float32; with a float64 sum, only the last rounding matters.
         product = (to_float32(x).data * to_float32(y).data).astype(np.float64)
         return to_bfloat16(product + widen(z.data))
 
@@ -96,14 +96,14 @@ def _create_dot(stock: Any) -> Any:
 
 
 def _create_atomic_rmw(stock: Any) -> Any:
-    """bfloat16 knows one atomic, the addition, and the stock interpreter has no code for it."""
+    """bfloat16 supports one atomic, addition, which the stock interpreter does not implement."""
 
     @functools.wraps(stock)
     def create_atomic_rmw(self: Any, operation: Any, pointers: Any, value: Any, mask: Any, *options: Any):
         if operation != ir.ATOMIC_OP.FADD or not is_bfloat16(value):
             return stock(self, operation, pointers, value, mask, *options)
         before = np.zeros(pointers.data.shape, dtype=np.uint16)
-        # Lane by lane, because two lanes may add to one address.
+        # One lane at a time, because two lanes may add to one address.
         for lane in zip(*np.nonzero(np.broadcast_to(mask.data, pointers.data.shape)), strict=True):
             address, active = pointers.data[lane].reshape(1), np.ones(1, dtype=bool)
             old = interpreter._interpreter.load(address, active, np.zeros(1, np.uint16), np.dtype(np.uint16))
@@ -116,7 +116,7 @@ def _create_atomic_rmw(stock: Any) -> Any:
 
 
 def _get_bf16(self: Any, value: float) -> Any:
-    """A bfloat16 constant; Triton 3.6 - 3.8 have none, so `tl.full(shape, 1.5, tl.bfloat16)` fails."""
+    """A bfloat16 constant. Triton 3.6 - 3.8 lack this method, so `tl.full(shape, 1.5, tl.bfloat16)` fails."""
     return to_bfloat16(np.array([value], dtype=np.float32))
 
 

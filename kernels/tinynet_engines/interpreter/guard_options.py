@@ -1,4 +1,4 @@
-"""What a guard watches."""
+"""The options of a guard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class GuardOptions:
     """The arguments of `guard`, checked.
 
     Raises:
-        ValueError: a poison, order or extent that there is not.
+        ValueError: an unknown poison, order or extent.
     """
 
     poison: Poison | None = "nan"

@@ -1,4 +1,4 @@
-"""What makes Triton's interpreter a trustworthy engine, put in place once for the whole process."""
+"""Fixes Triton's interpreter, once for the whole process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _installed = False
 
 
 def install() -> None:
-    """Makes the interpreter of this process compute bfloat16 truly and fixes its other faults that kernels meet.
+    """Makes the interpreter of this process compute bfloat16 correctly and fixes its other faults that kernels meet.
 
-    Idempotent and never undone. `TRITON_INTERPRET=1` must have been set before Triton was imported. What is
-    changed, and why, is told in `bfloat16_patches.py` and `repairs.py`.
+    Idempotent; cannot be undone. `TRITON_INTERPRET=1` must have been set before Triton was imported. The changes
+    and their reasons are described in `bfloat16_patches.py` and `repairs.py`.
     """
     global _installed
     with _lock:

@@ -1,7 +1,7 @@
-"""The guard: runs kernels in the interpreter and reports what a device would do silently.
+"""The guard: runs kernels in the interpreter and reports faults that a device would not show.
 
-It replaces the interpreter's load, store, atomic, pointer argument and program order for the length of a `with`
-block. Nothing in a kernel changes, and a kernel without a fault computes the same values under it.
+It replaces the interpreter's load, store, atomic, pointer arguments and program order for the duration of a `with`
+block. Kernels need no change, and a kernel without faults computes the same values under it.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ Builder = interpreter.InterpreterBuilder
 Executor = interpreter.GridExecutor
 Handle = interpreter.TensorHandle
 
-# Launches whose storages are larger together are not copied, so that poison can't be followed to a result.
+# Launches with more storage than this in total are not copied, so that poison can't be traced to a result.
 SNAPSHOT_LIMIT = 1 << 30
 
 
 class guard:
-    """Watches every kernel launched inside a `with` block; needs `TRITON_INTERPRET=1`.
+    """Checks every kernel launched inside a `with` block; needs `TRITON_INTERPRET=1`.
 
     >>> with tinynet.guard() as watch:
     ...     kernel[grid](x, y, n, BLOCK=128)
 
-    The lanes that a mask switches off in a load without `other` hold poison. A launch in which that happens is run
-    once with each poison, and its results must agree. Guards don't nest.
+    Lanes that a mask switches off in a load without `other` hold poison. A launch in which that happens runs
+    once with each poison, and its results must agree. Guards can't be nested.
 
     Args:
-        poison: what such lanes hold in the results that stay; None leaves the interpreter's zeros and checks nothing.
-        order: the order of programs.
-        seed: of the shuffled order.
-        bounds: checks each access against the tensor that its pointer came from.
+        poison: the value of such lanes in the final results; None uses the interpreter's zeros and checks nothing.
+        order: the order in which programs run.
+        seed: seed of the shuffled order.
+        bounds: checks each access against the tensor that its pointer derives from.
         races: checks that no two programs touch one element unless both read, or both use atomics.
         barriers: checks that no program overwrites what it loaded, or reads back what it stored, without a
-            `tl.debug_barrier()` between: on a device several warps may hold the same element of a small tile.
-        overflow: checks integer arithmetic narrower than 64 bits; switches `tl.device_assert` on as well.
-        extent: what a tensor argument allows: "view", its own elements, gaps between them excluded, or "storage",
-            all of the storage that it shares with other views.
-        strict: raises `GuardError` at the end of the block if there are reports; else they are only collected.
+            `tl.debug_barrier()` in between: on a device several warps may hold the same element of a small tile.
+        overflow: checks integer arithmetic narrower than 64 bits; enables `tl.device_assert` as well.
+        extent: the memory that a tensor argument gives access to: "view", its own elements without the gaps between
+            them, or "storage", all of the storage that it shares with other views.
+        strict: raises `GuardError` at the end of the block if there are reports; otherwise they are only collected.
 
     Attributes:
         reports: faults, as `Report`s.
-        launches: one `Launch` a kernel launch, with the bytes moved.
+        launches: one `Launch` per kernel launch, with the bytes moved.
         allowed: the memory named by `allow`.
 
     Raises:
@@ -104,12 +104,12 @@ class guard:
         return cls._active
 
     def allow(self, *tensors: torch.Tensor) -> None:
-        """Lets kernels reach these tensors through addresses that are no argument: a table of pointers.
+        """Lets kernels reach these tensors through addresses that are not arguments, such as a table of pointers.
 
-        A pointer made from an integer is checked against the extents of all allowed tensors.
+        A pointer computed from an integer is checked against the extents of all allowed tensors.
 
         Args:
-            tensors: kept alive until the guard goes.
+            tensors: kept alive until the guard ends.
         """
         for tensor in tensors:
             self.allowed.append(Region.of(tensor, f"allowed[{len(self.allowed)}]", self.options.extent))
@@ -120,7 +120,7 @@ class guard:
 
     def __enter__(self) -> guard:
         if guard._active is not None:
-            raise RuntimeError("guard: another guard is active; guards don't nest")
+            raise RuntimeError("guard: another guard is active; guards can't be nested")
         if not knobs.runtime.interpret:
             raise RuntimeError("guard: kernels are compiled; set TRITON_INTERPRET=1 before Triton is imported")
         install()
@@ -167,7 +167,7 @@ class guard:
             dtype = pointers.get_element_ty()
             size = interpreter._get_np_dtype(dtype).itemsize
             addresses, active = self._state.access(pointers, mask, size, "load")
-            # Triton asks `if other`, which drops a block of one zero: its lanes hold zero all the same.
+            # Triton tests `if other`, which drops a block of one zero; its lanes hold zero all the same.
             if other is None and not self._state.other_is_given and not active.all():
                 other = self._state.unspecified_lanes(mask, active.shape, dtype)
             address_handle = Handle(addresses, pointers.dtype)
@@ -187,7 +187,7 @@ class guard:
             everywhere = np.ones(pointers.data.shape, dtype=bool)
             addresses, active = self._state.access(pointers, everywhere, value.data.itemsize, "atomic")
             if not active.all():
-                return compare  # it has no mask to leave the reported lanes out with
+                return compare  # it has no mask that could exclude the reported lanes
             return stock["create_atomic_cas"](builder, Handle(addresses, pointers.dtype), compare, value, *rest)
 
         def dot(builder: Any, a: Any, b: Any, accumulator: Any, *rest: Any) -> Any:
@@ -261,7 +261,7 @@ class guard:
             stock(executor, *arguments, **named)
             state.finish()
             if state.poisoned_lines and memory is None:
-                limit = f"whether results depend on it is not tried beyond {SNAPSHOT_LIMIT >> 20} MiB of tensors"
+                limit = f"whether results depend on it is not checked beyond {SNAPSHOT_LIMIT >> 20} MiB of tensors"
                 self._report_poison(state, f"lanes masked off in a load without `other`; {limit}")
             elif state.poisoned_lines and memory is not None:
                 self._compare_poisons(state, memory, lambda: stock(executor, *arguments, **named))

@@ -1,4 +1,4 @@
-"""One launch under the guard: which program runs, what each of its accesses may touch, and what is reported."""
+"""One launch under the guard: the running program, the memory its accesses may touch, and its reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tinynet_engines.interpreter.reports import ArgumentTraffic, Launch, Report,
 
 Handle = interpreter.TensorHandle
 
-# Folders whose frames are not a kernel's: Triton, numpy and this one.
+# Folders whose frames do not belong to a kernel: Triton, numpy and this package.
 _MACHINERY = tuple(
     os.path.join(os.path.abspath(folder), "")
     for folder in (
@@ -38,7 +38,7 @@ _MACHINERY = tuple(
 
 
 class LaunchState:
-    """What the guard knows of the launch in progress."""
+    """The guard's data about the launch in progress."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class LaunchState:
         silent: bool = False,
     ) -> None:
         self.options = options
-        self._reports = reports  # of the whole guard
+        self._reports = reports  # shared by the whole guard
         self.launch = Launch(kernel)
         self.pointers = pointers
         self.poison = poison
         self.silent = silent
         self.poisoned_lines: dict[str, None] = {}  # an ordered set
-        self.other_is_given = False  # in the load under way
+        self.other_is_given = False  # in the current load
         self.program: tuple[int, ...] = (0, 0, 0)
         self.phase = 0  # barriers and programs so far
         self._linear_program = 0
@@ -72,12 +72,12 @@ class LaunchState:
     def add_pointer(self, argument: Any) -> int:
         """Takes the next pointer argument, in the order of the parameters, and returns its tag."""
         name, _ = self.pointers[len(self._arguments)]
-        ((_, tensor),) = tensors_of(argument, name)  # the host's copy where the tensor is on a device
+        ((_, tensor),) = tensors_of(argument, name)  # the host's copy if the tensor is on a device
         self._arguments.append(Region.of(tensor, name, self.options.extent))
         return len(self._arguments)
 
     def start_grid(self, grid: tuple[int, ...]) -> None:
-        """Prepares the shadows, now that all arguments are known, and decides the order of the programs."""
+        """Prepares the shadows once all arguments are known, and decides the order of the programs."""
         granularities: dict[int, int] = {}
         for region in (*self._arguments, *self._allowed):
             smallest = granularities.get(region.storage, region.element_size)
@@ -91,7 +91,7 @@ class LaunchState:
             np.random.default_rng(self.options.seed).shuffle(self._order)
 
     def next_program(self, index: tuple[int, ...]) -> tuple[int, ...]:
-        """The program that runs when the interpreter's loop has come to `index`."""
+        """The program that runs when the interpreter's loop reaches `index`."""
         position = np.ravel_multi_index(index, self.launch.grid)
         self._linear_program = int(self._order[position])
         self.program = self._unravel(self._linear_program)
@@ -104,10 +104,10 @@ class LaunchState:
     # Memory
 
     def unspecified_lanes(self, mask: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-        """The `other` of a load that names none."""
+        """The `other` of a load that specifies none."""
         if self.poison is None:
             return None
-        if not _lanes(mask).all():  # else they are lanes out of bounds, and reported as such
+        if not _lanes(mask).all():  # otherwise they are out of bounds, and reported as such
             self.poisoned_lines[kernel_location(_MACHINERY)] = None
         return Handle(poison_array(shape, dtype, self.poison), dtype)
 
@@ -119,19 +119,19 @@ class LaunchState:
         Args:
             pointers: handle of tagged addresses.
             mask: handle or array of active lanes.
-            size: bytes a lane.
+            size: bytes per lane.
             action: "load", "store" or "atomic".
             values: what a store writes.
 
         Returns:
-            Addresses without tags, and the lanes that may go ahead: the active ones without a report.
+            Addresses without tags, and the lanes that may proceed: the active ones without a report.
         """
         tagged = pointers.data
         addresses, tags = tagged & ADDRESS_MASK, tagged >> TAG_SHIFT
         permitted = np.array(np.broadcast_to(_lanes(mask), tagged.shape), dtype=bool)
         active_tags = tags[permitted]
         if active_tags.size and (active_tags == active_tags[0]).all():
-            active_tags = active_tags[:1]  # the usual case, without a sort
+            active_tags = active_tags[:1]  # the usual case, which needs no sort
         for tag in np.unique(active_tags):
             lanes = permitted & (tags == tag)
             for region, owned in self._split_by_region(int(tag), addresses, lanes, size, action, permitted):
@@ -144,7 +144,7 @@ class LaunchState:
     def _split_by_region(
         self, tag: int, addresses: np.ndarray, lanes: np.ndarray, size: int, action: str, permitted: np.ndarray
     ) -> list[tuple[Region, np.ndarray]]:
-        """Lanes of one tag by the region they fall in; lanes that fall in none are reported and not permitted."""
+        """Lanes of one tag by the region they are in; lanes in no region are reported and not permitted."""
         signed = addresses.astype(np.int64)
         regions = self._arguments[tag - 1 : tag] if tag else self._allowed
         rest, parts = lanes, []
@@ -168,15 +168,15 @@ class LaunchState:
         if tag and regions:
             self.report("out-of-bounds", f"{lanes} outside its argument: {regions[0].describe(addresses)}")
         elif tag:
-            self.report("out-of-bounds", f"{lanes} at an address that no argument leads to")
+            self.report("out-of-bounds", f"{lanes} at an address that derives from no argument")
         elif regions:
             self.report("out-of-bounds", f"{lanes} outside every tensor given to guard.allow")
         else:
-            message = f"{lanes} through a pointer made from an integer; name its memory with guard.allow(...)"
+            message = f"{lanes} through a pointer computed from an integer; name its memory with guard.allow(...)"
             self.report("out-of-bounds", message)
 
     def _note(self, region: Region, addresses: np.ndarray, size: int, action: str) -> None:
-        """Counts an access that is in bounds, and looks for a race."""
+        """Counts an access that is in bounds, and checks for races."""
         if action != "store":
             region.bytes_loaded += addresses.size * size
         if action != "load":
@@ -212,13 +212,13 @@ class LaunchState:
         bits = np.ascontiguousarray(values).view(f"u{values.itemsize}")
         different = bits != bits[first][inverse.reshape(-1)]
         if different.any():
-            message = f"{np.count_nonzero(different)} lane(s) write another value to an address already written"
+            message = f"{np.count_nonzero(different)} lane(s) write a different value to an address already written"
             self.report("duplicate-store", message)
 
     # Reports and traffic
 
     def report(self, kind: str, message: str) -> None:
-        """Notes a fault of the running program at the kernel's current line, once a line and kind."""
+        """Records a fault of the running program at the kernel's current line, once per line and kind."""
         if self.silent:
             return
         location = kernel_location(_MACHINERY)
@@ -230,7 +230,7 @@ class LaunchState:
         self._reports.append(self._seen[key])
 
     def finish(self) -> None:
-        """Writes the traffic of every tensor into the launch."""
+        """Records the traffic of every tensor in the launch."""
         for region, name, tensor in [
             *((region, name, tensor) for region, (name, tensor) in zip(self._arguments, self.pointers, strict=True)),
             *((region, f"allowed[{i}]", region.tensor) for i, region in enumerate(self._allowed)),

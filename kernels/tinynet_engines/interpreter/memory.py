@@ -1,8 +1,8 @@
-"""The memory a guarded launch may touch, and who touched it.
+"""The memory that a guarded launch may touch, and a record of who touched it.
 
-A pointer argument gets a tag in bits 48 - 62 of its address, which user addresses leave free; pointer arithmetic
-carries it along. So every access is checked against the very argument that it derives from, even where another
-tensor lies next to it.
+A pointer argument gets a tag in bits 48 - 62 of its address, which user addresses don't use; pointer arithmetic
+preserves it. So every access is checked against the very argument that it derives from, even if another tensor is
+adjacent.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def tensors_of(argument: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 @dataclasses.dataclass
 class Region:
-    """One tensor that a kernel may touch, and what was moved from and to it.
+    """One tensor that a kernel may touch, and the traffic from and to it.
 
     Attributes:
         name: the kernel's parameter, or the place in the list of tensors given to `allow`.
-        lower, upper: first address, and the address past the last, in bytes.
+        lower, upper: address of the first byte, and of the byte after the last.
         storage: address of the tensor's storage; regions that share it share their shadow.
-        layout: (stride in bytes, size) of each dimension, outermost first, where the tensor has gaps, else empty.
-        bytes_loaded, bytes_stored: traffic of active lanes, an atomic counted in both.
+        layout: (stride in bytes, size) of each dimension, outermost first, if the tensor has gaps, else empty.
+        bytes_loaded, bytes_stored: traffic of active lanes; an atomic counts as both.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Region:
         return cls(name, tensor, lower, lower + span, element_size, storage.data_ptr(), layout)
 
     def outside(self, addresses: np.ndarray, size: int) -> np.ndarray:
-        """Which accesses of `size` bytes fall outside the tensor, or into a gap between its elements."""
+        """Which accesses of `size` bytes are outside the tensor, or in a gap between its elements."""
         wrong = (addresses < self.lower) | (addresses + size > self.upper)
         if self.layout and size == self.element_size:
             rest = np.where(wrong, 0, addresses - self.lower)
@@ -80,13 +80,13 @@ class Region:
         return wrong
 
     def describe(self, addresses: np.ndarray) -> str:
-        """Where addresses lie, counted in elements from the tensor's first."""
+        """The positions of addresses, counted in elements from the tensor's first."""
         offsets = (addresses - self.lower) // self.element_size
         return f"element offsets {int(offsets.min())}..{int(offsets.max())} of {self.name}"
 
 
 def _gapped_layout(tensor: torch.Tensor) -> tuple[tuple[int, int], ...]:
-    """Strides and sizes, outermost first; empty where there are no gaps, or where dimensions interleave."""
+    """Strides and sizes, outermost first; empty if there are no gaps, or if dimensions interleave."""
     element_size = tensor.element_size()
     steps = zip(tensor.stride(), tensor.shape, strict=True)
     dimensions = sorted((stride * element_size, size) for stride, size in steps if size > 1 and stride > 0)
@@ -102,7 +102,7 @@ def _gapped_layout(tensor: torch.Tensor) -> tuple[tuple[int, int], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Conflict:
-    """Elements that two programs, or two warps of one, touch in a way whose result depends on their order."""
+    """Elements that two programs, or two warps of one, touch so that the result depends on their order."""
 
     kind: str
     elements: int
@@ -110,7 +110,7 @@ class Conflict:
 
 
 class _Page:
-    """The readers and writers of a run of elements: 0 nobody, p + 1 program p, SEVERAL more than one.
+    """The readers and writers of a run of elements: 0 none, p + 1 program p, SEVERAL more than one.
 
     `read_phase` and `write_phase` hold when an element was last touched: a phase ends with a barrier or a program.
     """
@@ -126,7 +126,7 @@ class _Page:
 
 
 class Shadow:
-    """Who read and who wrote each element of one storage during one launch. Kept in pages, made when touched."""
+    """Who read and who wrote each element of one storage during one launch. Stored in pages, allocated on demand."""
 
     def __init__(self, base: int, granularity: int) -> None:
         self.base = base
@@ -134,7 +134,7 @@ class Shadow:
         self.pages: dict[int, _Page] = {}
 
     def record(self, addresses: np.ndarray, size: int, program: int, phase: int, action: str) -> list[Conflict]:
-        """Notes an access and returns what conflicts with earlier ones.
+        """Records an access and returns its conflicts with earlier ones.
 
         Args:
             addresses: int64 [n], of accesses of `size` bytes each.
@@ -183,7 +183,7 @@ class Shadow:
         return Conflict(kind, others.size, other if other == SEVERAL else other - 1)
 
     def elements_touched(self, region: Region) -> tuple[int, int]:
-        """How many distinct elements of a region were read, and how many were written."""
+        """The number of distinct elements of a region that were read, and that were written."""
         first = (region.lower - self.base) // self.granularity
         last = (region.upper - self.base) // self.granularity
         read = written = 0

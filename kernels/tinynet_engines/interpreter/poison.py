@@ -1,6 +1,6 @@
-"""Poison: what masked lanes of a load without `other` hold, and copies of memory to follow it with.
+"""Poison: the values of masked lanes of a load without `other`, and copies of memory to trace them.
 
-A launch in which such lanes occurred runs once with each poison from the same memory. Where its results differ, they
+A launch in which such lanes occur runs once with each poison from the same memory. If its results differ, they
 depend on lanes that the kernel must not use: a device puts no particular value there.
 """
 
@@ -22,7 +22,7 @@ POISON_VALUES: dict[str, tuple[float, int, int, int]] = {
 
 
 def poison_array(shape: tuple[int, ...], dtype: Any, poison: str) -> np.ndarray:
-    """An array of what masked lanes of a load without `other` get."""
+    """An array of the values of masked lanes of a load without `other`."""
     floating, bfloat16_bits, float8_bits, integer = POISON_VALUES[poison]
     numpy_dtype = interpreter._get_np_dtype(dtype)
     if dtype == tl.bfloat16:
@@ -46,7 +46,7 @@ class Snapshot:
             storage.copy_(copy)
 
     def differences(self) -> list[int]:
-        """How many bytes of each tensor's storage differ from its copy now."""
+        """The number of bytes of each tensor's storage that now differ from its copy."""
         counts = {storage.data_ptr(): _different_bytes(storage, copy) for storage, copy in self._copies}
         return [counts[tensor.untyped_storage().data_ptr()] for tensor in self.tensors]
 

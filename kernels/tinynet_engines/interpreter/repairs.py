@@ -1,23 +1,23 @@
-"""Faults of the stock interpreter, other than bfloat16, that kernels meet, each with its cure.
+"""Faults of the stock interpreter, other than bfloat16, that kernels meet, each with its fix.
 
-- A device function (every `tl.sum`, `tl.max`, `tl.cdiv` is one) patches the whole of `triton.language` again at
-  each call: more than half of the time of a small kernel. Cured: once a launch.
-- Every int32 addition is computed a second time in int64 for an overflow check whose result is dropped unless
-  debugging is on. Cured: off; the guard turns it on again together with debugging.
-- A numpy dtype is looked up in a table built anew each time. Cured: remembered by name.
-- numpy warns of overflow, division by zero and all-NaN slices; a device doesn't. Cured: silent. The argmax of
-  nothing but NaN raises. Cured: index 0.
-- All threads share one place for the index of the running program and one patched `triton.language`: two launches at
-  once crash the process. Cured: one after the other.
-- An int32 sum that wraps around raises. Cured: it wraps.
-- `tl.erf` is a Python loop. Cured: PyTorch's erf.
-- `libdevice` functions return None. Cured: the floating point ones that have a counterpart in PyTorch.
-- A comparison of two scalars becomes numbers of their dtype where it meets a block: Triton 3.9 refuses that as a mask,
-  and `&` refuses floats. Cured: it becomes booleans.
-- Triton 3.6 with numpy 2.4 or later can't take a scalar tensor as an index or a loop bound. Cured: it can.
+- A device function (every `tl.sum`, `tl.max`, `tl.cdiv` is one) patches the whole of `triton.language` again in
+  each call: more than half of the time of a small kernel. Fix: once per launch.
+- Every int32 addition is computed a second time in int64 for an overflow check whose result is ignored unless
+  debugging is on. Fix: off; the guard turns it on again together with debugging.
+- A numpy dtype is looked up in a table that is rebuilt each time. Fix: cached by name.
+- numpy warns of overflow, division by zero and all-NaN slices; a device doesn't. Fix: no warnings. The argmax of
+  all NaN raises. Fix: index 0.
+- All threads share one variable for the index of the running program and one patched `triton.language`: two
+  concurrent launches crash the process. Fix: a lock.
+- An int32 sum that wraps around raises. Fix: it wraps.
+- `tl.erf` is a Python loop. Fix: PyTorch's erf.
+- `libdevice` functions return None. Fix: floating point ones with a counterpart in PyTorch call that.
+- A comparison of two scalars becomes numbers of their dtype when combined with a block: Triton 3.9 rejects that as a
+  mask, and `&` rejects floats. Fix: it becomes booleans.
+- Triton 3.6 with numpy 2.4 or later can't take a scalar tensor as an index or a loop bound. Fix: it can.
 
-Not cured: a kernel that took `from triton.language.extra.libdevice import tanh` before `install()` holds the stub;
-import the module instead. tf32 is computed as float32. Casts to float8 round some values wrongly.
+Not fixed: a kernel that ran `from triton.language.extra.libdevice import tanh` before `install()` holds the stub;
+import the module instead. tf32 is computed as float32. Casts to float8 round some values incorrectly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LIBDEVICE_MODULES = (
     "triton.language.extra.hip.libdevice",
 )
 
-# libdevice's name -> PyTorch's function. What has a "fast" form in libdevice has the same here.
+# libdevice's name -> PyTorch's function. A function with a "fast" variant in libdevice has the same for both.
 LIBDEVICE_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "abs": torch.abs,
     "acos": torch.acos,
@@ -103,17 +103,17 @@ _launching = threading.RLock()
 
 @functools.cache
 def _languages_of(function: Callable[..., Any]) -> frozenset[int]:
-    """The `triton.language` modules that a kernel or device function sees under some global name."""
+    """The `triton.language` modules that a kernel or device function refers to by some global name."""
     values = [value for value in function.__globals__.values() if inspect.ismodule(value)]
     return frozenset(id(value) for value in values if value is tl or value is tl.core)
 
 
-def _patch_once_a_launch(stock: Any) -> Any:
+def _patch_once_per_launch(stock: Any) -> Any:
     @functools.wraps(stock)
     def patch_lang(function: Callable[..., Any]) -> Any:
         languages = _languages_of(function)
         if _patched and languages <= _patched:
-            return None  # only a device function gets here, and nobody asks for its scope
+            return None  # only a device function gets here, and its scope is never used
         _patched.update(languages)
         return stock(function)
 
@@ -164,7 +164,7 @@ def _first_minimum(data: np.ndarray, axis: int | None, keepdims: bool) -> np.nda
     return np.argmin(np.where(np.isnan(data), np.inf, data), axis=axis, keepdims=keepdims)
 
 
-# Same values as the stock choice, which warns or raises where all values are NaN.
+# Same values as the stock functions, which warn or raise if all values are NaN.
 _REDUCTIONS = {
     np.nanmax: np.fmax.reduce,
     np.nanmin: np.fmin.reduce,
@@ -211,7 +211,7 @@ def _create_erf(self: Any, argument: Any) -> Any:
 
 
 def _libdevice_function(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
-    """An interpreted libdevice function: float32 or float64 tensors (or numbers) in, one tensor out."""
+    """An interpreted libdevice function: takes float32 or float64 tensors (or numbers), returns one tensor."""
 
     def interpreted(*arguments: Any, _semantic: Any = None) -> Any:
         semantic: Any = interpreter.interpreter_semantic
@@ -238,8 +238,8 @@ def _install_libdevice() -> None:
 
 
 def apply() -> None:
-    """Applies every cure, once, for the whole process."""
-    interpreter._patch_lang = _patch_once_a_launch(interpreter._patch_lang)
+    """Applies every fix, once, for the whole process."""
+    interpreter._patch_lang = _patch_once_per_launch(interpreter._patch_lang)
     interpreter._patch_lang_tensor = _patch_lang_tensor(interpreter._patch_lang_tensor)
     interpreter._get_np_dtype = _get_np_dtype(interpreter._get_np_dtype)
     executor: Any = interpreter.GridExecutor

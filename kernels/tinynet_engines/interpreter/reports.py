@@ -1,4 +1,4 @@
-"""What the guard tells: reports of faults, and the traffic of each launch."""
+"""Results of the guard: reports of faults, and the traffic of each launch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 from types import CodeType
 
 KINDS = {
-    "out-of-bounds": "an access outside the tensor that its pointer came from",
-    "misaligned": "an address that is no multiple of the element's size",
+    "out-of-bounds": "an access outside the tensor that its pointer derives from",
+    "misaligned": "an address that is not a multiple of the element's size",
     "poison": "a result that depends on lanes masked off in a load without `other`",
-    "write-write": "two programs write one address",
+    "write-write": "two programs write to one address",
     "read-write": "a program reads what another program writes",
     "no-barrier": "a program overwrites what it loads, or reads back what it stores, with no tl.debug_barrier between",
     "duplicate-store": "one store writes different values to one address",
@@ -22,7 +22,7 @@ KINDS = {
 
 
 class GuardError(AssertionError):
-    """Raised at the end of a strict guard that saw faults. `reports` holds them."""
+    """Raised at the end of a strict guard that found faults, which are in `reports`."""
 
     def __init__(self, reports: list[Report]) -> None:
         super().__init__("\n".join([f"{len(reports)} fault(s) under the guard:", *map(str, reports)]))
@@ -31,15 +31,15 @@ class GuardError(AssertionError):
 
 @dataclasses.dataclass
 class Report:
-    """One fault, at one line of a kernel; repetitions by further programs are counted, not repeated.
+    """One fault at one line of a kernel; further programs with the same fault are only counted.
 
     Attributes:
         kind: a key of `KINDS`.
         kernel: the kernel's name.
-        program: indices (x, y, z) of the first program that showed it; None where it belongs to the whole launch.
+        program: indices (x, y, z) of the first program with the fault; None if it belongs to the whole launch.
         message: what happened, with names and numbers.
-        location: "path:line" in the kernel or device function, or "" where it is unknown.
-        occurrences: how often it was seen in this launch.
+        location: "path:line" in the kernel or device function, or "" if unknown.
+        occurrences: how often it occurred in this launch.
     """
 
     kind: str
@@ -64,12 +64,12 @@ class Report:
 
 @dataclasses.dataclass
 class ArgumentTraffic:
-    """What one launch moved from and to one tensor.
+    """The traffic of one launch from and to one tensor.
 
     Attributes:
         elements: the tensor's number of elements.
         bytes_loaded, bytes_stored: by all programs together; an atomic counts as both.
-        elements_read, elements_written: distinct elements; 0 where the guard doesn't watch races.
+        elements_read, elements_written: distinct elements; 0 if the guard doesn't check races.
     """
 
     elements: int
@@ -81,13 +81,13 @@ class ArgumentTraffic:
 
 @dataclasses.dataclass
 class Launch:
-    """One launch of a kernel: its traffic, tensor by tensor, and the arithmetic of its `tl.dot`s.
+    """One launch of a kernel: its traffic by tensor, and the arithmetic of its `tl.dot`s.
 
     Attributes:
         kernel: the kernel's name.
         grid: programs in x, y and z.
         arguments: traffic by parameter name, or by "allowed[i]" for tensors given to `allow`.
-        dot_flops: 2 M N K of each `tl.dot`, masked parts of tiles included.
+        dot_flops: 2 M N K of each `tl.dot`, including masked parts of tiles.
     """
 
     kernel: str
@@ -107,7 +107,7 @@ class Launch:
 
 
 def kernel_location(package_folders: tuple[str, ...]) -> str:
-    """ "path:line" of the innermost running frame that lies in none of these folders: a line of the kernel."""
+    """ "path:line" of the innermost running frame that is in none of these folders: a line of the kernel."""
     frame = sys._getframe(1)
     while frame is not None:
         code: CodeType = frame.f_code

@@ -1,8 +1,8 @@
-"""What a compiled kernel holds: registers, spills, the main loop, its matrix instructions and the width of its loads.
+"""Facts of a compiled kernel: registers, spills, the main loop, its matrix instructions and the width of its loads.
 
-A cubin is read with the two tools that every Triton wheel ships (`cuobjdump`, `nvdisasm`); for AMD the assembly text
-that Triton keeps beside the code object says the same. Both become one list of instructions with labels, from which
-the loops are found as backward branches.
+A cubin is read with two tools that every Triton wheel contains (`cuobjdump`, `nvdisasm`); for AMD, the assembly text
+that Triton stores next to the code object is read. Both give one list of instructions with labels, in which the loops
+are found as backward branches.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ class Code:
     """Facts of one compiled kernel.
 
     Attributes:
-        registers: 32-bit registers a lane (on CDNA vector and accumulation registers together).
-        spill_bytes: bytes of local memory a lane, which Triton's kernels need only for spilled registers; 0 where the
-            binary reserves some and never touches it.
-        loop_spills: loads and stores of local memory inside of loops; those outside happen once a program.
-        static_shared_bytes: shared memory that the binary itself declares, beside Triton's dynamic block.
+        registers: 32-bit registers per thread (on CDNA vector and accumulation registers together).
+        spill_bytes: bytes of local memory per thread, which Triton's kernels need only for spilled registers; 0 if the
+            binary reserves some and never accesses it.
+        loop_spills: loads and stores of local memory inside loops; those outside run once per program.
+        static_shared_bytes: shared memory that the binary itself declares, in addition to Triton's dynamic block.
         instructions: instructions of the whole kernel.
-        loop_instructions: instructions of one trip through the main loop; 0 where there is no loop.
+        loop_instructions: instructions of one iteration of the main loop; 0 if there is no loop.
         loop_matrix_instructions: matrix instructions among them.
-        matrix_instruction: the commonest matrix instruction, of the main loop where there is one; empty if none.
-        global_load_bits: loads from global memory, by width in bits a lane.
+        matrix_instruction: the most common matrix instruction, of the main loop if there is one; empty if none.
+        global_load_bits: loads from global memory, by width in bits per thread.
         loop_load_bits: the same for the main loop alone.
         asynchronous_copies: global to shared copies that bypass registers (cp.async, TMA, LDS-direct loads).
-        compare_and_swap: compare-and-swap atomics: a CAS loop stands where the chip lacks the wanted atomic.
-        full_waits: instructions of the main loop that wait until no copy or matrix product is in flight any more.
+        compare_and_swap: compare-and-swap atomics: a CAS loop replaces an atomic that the chip lacks.
+        full_waits: instructions of the main loop that wait until no copy or matrix product is in flight.
     """
 
     registers: int
@@ -54,7 +54,7 @@ class Code:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Code:
-        """The inverse of `dataclasses.asdict` through JSON, which makes text of the widths."""
+        """The inverse of `dataclasses.asdict` after JSON, which converts the widths to text."""
         widths = {
             name: {int(bits): count for bits, count in fields[name].items()}
             for name in ("global_load_bits", "loop_load_bits")
@@ -63,7 +63,7 @@ class Code:
 
     @property
     def instructions_per_matrix_instruction(self) -> float | None:
-        """Main-loop instructions for each matrix instruction; None where the loop has none."""
+        """Main-loop instructions per matrix instruction; None if the loop has none."""
         if not self.loop_matrix_instructions:
             return None
         return self.loop_instructions / self.loop_matrix_instructions
@@ -71,7 +71,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How to read one instruction set: patterns that the opcode must match from its start."""
+    """How to read one instruction set: patterns that match an opcode from its start."""
 
     matrix: re.Pattern[str]
     global_load: re.Pattern[str]
@@ -82,7 +82,7 @@ class Dialect:
     full_wait: re.Pattern[str]
 
     def load_bits(self, opcode: str) -> int:
-        """Bits a lane that a global load moves, from the suffix of its opcode."""
+        """Bits per thread that a global load moves, from the suffix of its opcode."""
         if match := re.search(r"\.[US](8|16)\b", opcode):
             return int(match[1])
         if match := re.search(r"\.(64|128|256)\b", opcode):
@@ -110,12 +110,12 @@ AMDGCN = Dialect(
     asynchronous_copy=re.compile(r"(buffer|global)_load\w* .*\blds\b|global_load_lds"),
     compare_and_swap=re.compile(r"(buffer|global|flat)_atomic_cmpswap"),
     branch=re.compile(r"s_c?branch"),
-    full_wait=re.compile(r"(?!)"),  # waits order registers on CDNA too, so a full wait says nothing there
+    full_wait=re.compile(r"(?!)"),  # on CDNA, waits also order registers, so a full wait means nothing
 )
 
 
 def read_cubins(cubins: Sequence[bytes], target: Target) -> list[Code]:
-    """The facts of NVIDIA binaries. All are disassembled at once: the disassembler's start costs more than its work."""
+    """The facts of NVIDIA binaries, disassembled together: starting the disassembler costs more than its work."""
     listings = disassemble(cubins, target)
     return [_read_cubin(cubin, listing, target) for cubin, listing in zip(cubins, listings, strict=True)]
 
@@ -127,7 +127,7 @@ def _read_cubin(cubin: bytes, listing: Sequence[Instruction], target: Target) ->
         raise RuntimeError(f"cuobjdump reported no resource usage; it said: {usage.strip()[:200]!r}")
     registers, stack, shared, local = map(int, match.groups())
     if int(target.architecture) >= 90:
-        shared -= target.shared_reserved_per_block  # the driver's own block, counted from Hopper on
+        shared -= target.shared_reserved_per_block  # the driver's own block, included since Hopper
     touched = _select(SASS.local_memory, listing)
     return _summary(SASS, listing, registers, stack + local if touched else 0, max(0, shared))
 
@@ -138,7 +138,7 @@ def read_amdgcn(assembly: str) -> Code:
     def metadata(key: str) -> int:
         match = re.search(rf"\.{key}:\s+(\d+)", assembly)
         if match is None:
-            raise RuntimeError(f"the AMD assembly holds no .{key}")
+            raise RuntimeError(f"the AMD assembly contains no .{key}")
         return int(match[1])
 
     # Registers spilled to accumulation registers take no scratch memory, so the larger of the two counts.
@@ -200,7 +200,7 @@ def _load_bits(dialect: Dialect, instructions: Iterable[Instruction]) -> dict[in
 
 
 def _loops(dialect: Dialect, listing: Sequence[Instruction]) -> list[tuple[int, int]]:
-    """(first, one past the last) position of each loop: what lies between a branch back and its label."""
+    """(first, one past the last) position of each loop: the instructions from a label to a branch back to it."""
     position = {each.operands: index for index, each in enumerate(listing) if not each.opcode}
     loops: list[tuple[int, int]] = []
     for index, instruction in enumerate(listing):

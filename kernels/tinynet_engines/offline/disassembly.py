@@ -1,7 +1,7 @@
-"""The instructions of NVIDIA binaries, many binaries at a time.
+"""Disassembles many NVIDIA binaries at once.
 
-`nvdisasm` takes a third of a second to start and a hundredth for a kernel. So the code of all binaries is cut out of
-their ELF files, laid end to end, disassembled as one, and the listing is cut at the seams again.
+`nvdisasm` takes a third of a second to start and a hundredth per kernel. So the code of all binaries is extracted
+from their ELF files, concatenated and disassembled as one, and the listing is split again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Instruction:
 
 
 def disassemble(cubins: Sequence[bytes], target: Target) -> list[list[Instruction]]:
-    """The instructions of each binary in order; the target of a branch is a label named by its address."""
+    """The instructions of each binary, in order; the target of a branch is a label named by its address."""
     if not cubins:
         return []
     codes = [code_of(cubin) for cubin in cubins]
@@ -45,7 +45,7 @@ def disassemble(cubins: Sequence[bytes], target: Target) -> list[list[Instructio
 
 
 def code_of(cubin: bytes) -> bytes:
-    """The machine code in an ELF file: its `.text` sections, end to end."""
+    """The machine code in an ELF file: its `.text` sections, concatenated."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQ", cubin, table + size * index) for index in range(count)]
@@ -58,7 +58,7 @@ def code_of(cubin: bytes) -> bytes:
 
 
 def _parse(text: str) -> list[tuple[str, str, str]]:
-    """(address, opcode, operands) of each instruction of nvdisasm's output."""
+    """(address, opcode, operands) of each instruction in nvdisasm's output."""
     pattern = r"^\s*/\*([0-9a-f]{4,})\*/\s+\{?\s*(?:@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;"
     return re.findall(pattern, text, re.MULTILINE)
 
@@ -82,12 +82,12 @@ def _addresses(operands: str) -> list[str]:
 def _tool_path(name: str) -> str:
     path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
     if not os.path.exists(path):
-        raise RuntimeError(f"this Triton installation ships no {name} (expected {path})")
+        raise RuntimeError(f"this Triton installation has no {name} (expected {path})")
     return path
 
 
 def run_tool(name: str, *options: str, data: bytes) -> str:
-    """What one of Triton's NVIDIA tools says about `data`, given to it as a file."""
+    """The output of one of Triton's NVIDIA tools for `data`, passed to it as a file."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(data)
         file.flush()

@@ -1,8 +1,8 @@
-"""A Triton driver that compiles and records, for a chip that need not be there.
+"""A Triton driver that compiles and records, for a chip that need not be present.
 
-Triton asks its driver for the target, the device's limits, a loader for binaries and a launcher. This one answers for
-the chip of the report, loads nothing, and its launcher appends to the report. Everything before (specialization, tile
-choice, the compiler, the disk cache) is Triton's own path. Works with Triton 3.6 to 3.9.
+Triton queries its driver for the target, the device's limits, a loader for binaries and a launcher. This driver
+answers for the report's chip and loads nothing; its launcher appends to the report. Everything before that
+(specialization, tile choice, the compiler, the disk cache) is Triton's own code. Works with Triton 3.6 to 3.9.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class InspectDriver(DriverBase):
 
     @classmethod
     def is_active(cls) -> bool:
-        return False  # never found by Triton's own search; `inspect` alone puts it in place
+        return False  # not for Triton's own search: only `inspect` activates it
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget(self.target.backend, self.target.architecture, self.target.warp_size)
@@ -74,7 +74,7 @@ class InspectDriver(DriverBase):
         return ty
 
     def get_benchmarker(self) -> Callable[..., Sequence[float]]:
-        """Times nothing: every configuration that compiles and fits ties, so an autotuner takes its first such one."""
+        """Measures nothing: all configurations that compile and fit are equal, so an autotuner takes the first."""
 
         def benchmark(kernel_call: Callable[[], None], quantiles: Sequence[float] = (0.5,), **_: Any) -> list[float]:
             self.tuning += 1
@@ -94,7 +94,7 @@ class InspectDriver(DriverBase):
 
 
 class _Utilities:
-    """What Triton asks of a device beside the launch."""
+    """What Triton queries about a device in addition to launching."""
 
     def __init__(self, target: Target):
         self.target = target
@@ -107,19 +107,19 @@ class _Utilities:
             "warpSize": self.target.warp_size,
             "arch": str(self.target.architecture),
             "cooperativeLaunch": 1,
-            # Clock and bus figures serve Triton's performance models of old kernels only; none is published as such.
+            # Only Triton's performance models of old kernels use clock and bus figures; none is published in this form.
             "sm_clock_rate": 1_500_000,
             "mem_clock_rate": 2_600_000,
             "mem_bus_width": 5120,
         }
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[None, bytes, int, int, int]:
-        # No module: Triton would ask the driver of that later moment to unload it when the kernel is collected.
+        # No module: when the kernel is collected, Triton would make whatever driver is active then unload it.
         return None, kernel, 0, 0, 1024
 
 
 class _Launcher:
-    """Stands where Triton's compiled launcher would: made once a compiled kernel, called once a launch."""
+    """Replaces Triton's compiled launcher: created once per compiled kernel, called once per launch."""
 
     def __init__(self, src: Any, metadata: Any):
         self.src = src
@@ -148,7 +148,7 @@ class _Launcher:
             self.kernel = _compiled_kernel(self.src, self.metadata, function, driver.target)
         limit = driver.target.shared_per_block
         if driver.tuning:
-            if self.kernel.shared_bytes > limit:  # an autotuner drops this configuration, as it would on the chip
+            if self.kernel.shared_bytes > limit:  # an autotuner skips this configuration, as it would on the chip
                 raise OutOfResources(self.kernel.shared_bytes, limit, "shared memory")
         else:
             driver.report.launches.append(
@@ -162,7 +162,7 @@ _kernels: dict[str, CompiledKernel] = {}
 
 
 def _compiled_kernel(src: Any, metadata: Any, binary: bytes, target: Target) -> CompiledKernel:
-    """The facts of a compiled kernel, made once a process for each distinct binary."""
+    """The facts of a compiled kernel, determined once per process for each distinct binary."""
     if metadata.hash not in _kernels:
         files = get_cache_manager(metadata.hash).get_group(f"{metadata.name}.json") or {}
         by_stage = {name.rsplit(".", 1)[-1]: path for name, path in files.items()}
@@ -182,7 +182,7 @@ def _compiled_kernel(src: Any, metadata: Any, binary: bytes, target: Target) -> 
 
 
 class _Unread(NamedTuple):
-    """A binary that nobody has asked about yet, and where in Triton's cache its reading is kept."""
+    """A binary whose facts have not been requested yet, and Triton's cache, in which they will be stored."""
 
     binary: bytes | str
     target: Target
@@ -194,7 +194,7 @@ _codes: dict[str, Code] = {}
 
 
 def _await_reading(key: str, binary: bytes | str, target: Target) -> None:
-    """Takes the reading from Triton's cache, or leaves the binary for later: reading takes as long as compiling."""
+    """Takes the facts from Triton's cache, or defers reading the binary, which takes as long as compiling."""
     store = get_cache_manager(key)
     if path := store.get_file(f"tinynet_code_{_reader_version()}.json"):
         _codes[key] = Code.from_dict(json.loads(Path(path).read_text()))
@@ -203,7 +203,7 @@ def _await_reading(key: str, binary: bytes | str, target: Target) -> None:
 
 
 def _read(key: str) -> Code:
-    """What a binary holds. The first question reads all that wait for the same target."""
+    """The facts of a binary. The first request reads all deferred binaries for the same target."""
     if key not in _codes:
         target = _unread[key].target
         keys = [each for each, waiting in _unread.items() if waiting.target is target]
@@ -218,7 +218,7 @@ def _read(key: str) -> Code:
 
 @cache
 def _reader_version() -> str:
-    """Changes with the source that reads binaries, so that no older reading is taken for a new one."""
+    """Changes with the source that reads binaries, so that facts from an older reader are not used."""
     sources = [Path(module.__file__ or "").read_bytes() for module in (binary_reader, disassembly)]
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
@@ -226,17 +226,17 @@ def _reader_version() -> str:
 def _stage(files: dict[str, str], extension: str) -> str:
     if extension not in files:
         raise RuntimeError(
-            f"Triton's cache holds no .{extension} of this kernel (TRITON_STORE_BINARY_ONLY set?); inspect needs it"
+            f"Triton's cache contains no .{extension} of this kernel (TRITON_STORE_BINARY_ONLY set?); inspect needs it"
         )
     return Path(files[extension]).read_text()
 
 
 @contextmanager
 def shared_memory_limit_lifted() -> Iterator[None]:
-    """Lifts Triton's own refusal of kernels over the shared-memory limit, so that the report can show them.
+    """Disables Triton's own check of the shared-memory limit, so that the report can show kernels over it.
 
-    Triton remembers the limit by device and asks once, in `max_shared_mem`, and raises at the first launch: a program
-    would end there and its report with it.
+    Triton caches the limit by device in `max_shared_mem`, and raises at the first launch over it: the program
+    would end there, and its report with it.
     """
     from triton.compiler import compiler
 
@@ -252,18 +252,18 @@ def shared_memory_limit_lifted() -> Iterator[None]:
 
 @contextmanager
 def tuning_forgotten() -> Iterator[None]:
-    """Makes autotuners ask our benchmarker and keeps their choices out of their caches, which know no chip."""
+    """Makes autotuners use our benchmarker, and keeps their choices out of their caches, whose keys include no chip."""
     real_run = Autotuner.run
 
     def run(self: Autotuner, *args: Any, **kwargs: Any) -> Any:
-        kept = dict(self.__dict__)
+        saved = dict(self.__dict__)
         self.__dict__.pop("do_bench", None)
         self.__dict__.update(_do_bench=None, cache={}, cache_results=False)
         try:
             return real_run(self, *args, **kwargs)
         finally:
             self.__dict__.clear()
-            self.__dict__.update(kept)
+            self.__dict__.update(saved)
 
     with mock.patch.object(Autotuner, "run", run):
         yield

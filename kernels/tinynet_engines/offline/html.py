@@ -1,4 +1,4 @@
-"""The report as one HTML file without external resources: a roofline plot, a bar a kernel, facts and findings."""
+"""The report as one HTML file without external resources: a roofline plot, a bar per kernel, facts and findings."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def write_html(reports: Sequence[Report], path: str | Path, title: str) -> None:
     """Write the page for one or more reports of the same program.
 
     Args:
-        reports: one a target.
+        reports: one per target.
         path: the file to write.
-        title: what was inspected, in words.
+        title: a description of what was inspected.
     """
     Path(path).write_text(page(reports, title), encoding="utf-8")
 
 
 def page(reports: Sequence[Report], title: str) -> str:
-    """The whole HTML document."""
+    """The complete HTML document."""
     sections = "".join(_section(report) for report in reports)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -61,7 +61,7 @@ def page(reports: Sequence[Report], title: str) -> str:
 
 
 def _overview(reports: Sequence[Report]) -> str:
-    """A bar a target, shortest time first, each a link to its section."""
+    """One bar per target, shortest time first, each a link to its section."""
     order = sorted(reports, key=lambda report: report.total.bound_seconds)
     longest = order[-1].total.bound_seconds or 1.0
     row, label, room = 24, 250, _WIDTH - 250 - 330
@@ -92,7 +92,7 @@ def _section(report: Report) -> str:
     shown = "".join(
         f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in cards
     )
-    unknown = f'<p class="dim">{total.unknown_costs} launches of unknown cost are left out of the sums.</p>'
+    unknown = f'<p class="dim">{total.unknown_costs} launches of unknown cost are not included in the sums.</p>'
     return (
         f'<section id="{target.name}"><h2>{target.name}: {escape(target.chip)}</h2>'
         f'<p class="dim">{target.multiprocessors} multiprocessors, {target.bandwidth / 1e9:.0f} GB/s; peaks: '
@@ -107,7 +107,7 @@ def _legend() -> str:
         f'<span class="key" style="background: var(--{name})"></span>bound by {name}'
         for name in ("memory", "arithmetic")
     )
-    return f'<p class="dim">A dot a kernel, its area its share of the least time. {keys}</p>'
+    return f'<p class="dim">One dot per kernel; its area is its share of the least time. {keys}</p>'
 
 
 # ---- roofline -----------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 1100, 420, 70, 45, 15, 150
 
 
 def _roofline(report: Report) -> str:
-    """Attainable operations a second over operations a byte, both logarithmic."""
+    """Attainable operations per second over operations per byte, both logarithmic."""
     target = report.target
     points = [
         (launch, count) for launch, count in report.groups() if launch.arithmetic_intensity and launch.bound_seconds
@@ -151,14 +151,14 @@ def _roofline(report: Report) -> str:
             f'<text class="dim" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{label.replace("FLOP/s", "")}</text>'
         )
     marks.append(
-        f'<text class="dim" x="{_LEFT}" y="{_HEIGHT - 6}">operations a byte; vertical: operations a second</text>'
+        f'<text class="dim" x="{_LEFT}" y="{_HEIGHT - 6}">operations per byte; vertical: operations per second</text>'
     )
     for name, ridge in zip(types, ridges, strict=True):
         peak = target.peak(name)
         start = f"M{x(low_x):.1f} {y(low_x * target.bandwidth):.1f}"
         marks.append(f'<path class="roof" d="{start} L{x(ridge):.1f} {y(peak):.1f} L{x(high_x):.1f} {y(peak):.1f}"/>')
         marks.append(f'<text x="{x(high_x) + 8:.1f}" y="{y(peak) + 4:.1f}">{name} {peak / 1e12:.0f} TFLOP/s</text>')
-    named: list[tuple[float, float]] = []  # where names stand: those of the largest dots, as long as there is room
+    named: list[tuple[float, float]] = []  # positions of names: those of the largest dots, as long as there is room
     for launch, count in sorted(points, key=lambda point: -_group_seconds(*point)):
         intensity = launch.arithmetic_intensity or 1.0
         rate = min(target.peak(launch.operand_type), intensity * target.bandwidth)
@@ -190,7 +190,7 @@ def _tooltip(launch: Launch, count: int) -> str:
 
 
 def _bars(report: Report) -> str:
-    """A bar a kernel name: its least time over all its launches, longest first."""
+    """One bar per kernel name: its least time over all its launches, longest first."""
     times: dict[str, dict[str, float]] = {}
     counts: dict[str, int] = {}
     for launch, count in report.groups():

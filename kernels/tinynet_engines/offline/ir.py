@@ -1,14 +1,14 @@
-"""What a kernel does to its arguments, read from Triton's IR for one launch: reads, writes, dots, integer overflow.
+"""Effects of one launch, derived from Triton's IR: arguments read and written, dots, integer overflow.
 
-The IR's text is read line by line into operations with nested regions, then walked with the launch's own grid and
-scalars. Integers are followed as intervals, pointers as the set of arguments that they may point into. That answers:
+The IR's text is parsed line by line into operations with nested regions, then walked with the launch's own grid and
+scalars. Integers are tracked as intervals, pointers as the set of arguments that they may point into. This determines:
 
-- which pointer arguments are read and which are written (the compulsory bytes of a kernel that states no cost);
-- how many floating-point operations its dots make, where every trip count is known;
+- which pointer arguments are read and which are written (the compulsory bytes of a kernel that declares no cost);
+- how many floating-point operations its dots compute, if every trip count is known;
 - whether 32-bit arithmetic that ends in an address can leave the range of int32.
 
-Intervals are an over-approximation: an overflow that is reported may be one that a mask hides, or that two related
-values never reach together, but none that the launch can reach through the followed operations goes unreported.
+Intervals are an over-approximation: a reported overflow may be hidden by a mask, or require two related values to be
+extreme together; but every overflow that the launch can reach through tracked operations is reported.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Region:
 
 @dataclass
 class Function:
-    """The kernel: names of its arguments, in order, which of them are pointers, and its body."""
+    """The kernel: the names of its arguments in order, which of them are pointers, and its body."""
 
     arguments: list[str]
     pointers: list[bool]
@@ -55,11 +55,11 @@ class Value:
     """What is known of an IR value.
 
     Attributes:
-        low, high: bounds of an integer (of every element of a tensor); None where unknown.
+        low, high: bounds of an integer (of every element of a tensor); None if unknown.
         roots: positions of the pointer arguments that the value may point into.
-        overflow: the 32-bit operation that left its range on the way here; empty if none.
-        unbounded: an offset of 32 bits whose bounds are unknown was added to the pointer.
-        wide: an offset of 64 bits was added to the pointer.
+        overflow: the 32-bit operation whose overflow led to this value; empty if none.
+        unbounded: whether a 32-bit offset of unknown bounds was added to the pointer.
+        wide: whether a 64-bit offset was added to the pointer.
     """
 
     low: int | None = None
@@ -90,16 +90,16 @@ UNKNOWN = Value()
 
 @dataclass
 class Effects:
-    """What one launch does, by position of the pointer argument among all arguments of the compiled kernel.
+    """The effects of one launch, by position of the pointer argument among all arguments of the compiled kernel.
 
     Attributes:
         read, written: arguments that are read and written.
         unknown_access: memory is accessed through a pointer that derives from no argument (a table of pointers).
-        dot_flops: operations of one program's matrix products; None where a trip count is unknown.
-        operand_type: operand type of the matrix products; `fp32` where there is none.
-        dot_rows: fewest rows of a matrix product's left operand; None where there is no product.
-        overflows: argument to the 32-bit operation on its address that can leave the range of int32.
-        unbounded: arguments addressed by 32-bit offsets alone of which at least one has unknown bounds.
+        dot_flops: operations of one program's matrix products; None if a trip count is unknown.
+        operand_type: operand type of the matrix products; `fp32` if there is none.
+        dot_rows: fewest rows of a matrix product's left operand; None if there is no product.
+        overflows: maps an argument to the 32-bit operation on its address that can leave the range of int32.
+        unbounded: arguments addressed only by 32-bit offsets, of which at least one has unknown bounds.
     """
 
     read: set[int] = field(default_factory=set)
@@ -135,10 +135,10 @@ def analyze(text: str, scalars: Mapping[int, int], grid: Sequence[int]) -> Effec
 
 @lru_cache(maxsize=256)
 def parse(text: str) -> Function:
-    """Read the public function of a module printed in Triton's own syntax.
+    """Parse the public function of a module printed in Triton's own syntax.
 
     Raises:
-        ValueError: the text holds no public function.
+        ValueError: the text contains no public function.
     """
     function: Function | None = None
     open_regions: list[Region] = []
@@ -172,7 +172,7 @@ def parse(text: str) -> Function:
                 open_operations.append(operation)
                 open_regions.append(operation.regions[0])
     if function is None:
-        raise ValueError("the IR holds no public function")
+        raise ValueError("the IR contains no public function")
     return function
 
 
@@ -190,7 +190,7 @@ def _operation(line: str) -> Operation:
 
 
 def _integer_bits(text: str) -> int:
-    """Width of the (last) integer type that an operation names; 0 where it names none."""
+    """Width of the (last) integer type that an operation names; 0 if it names none."""
     widths = re.findall(r"(?<![\w.])(?:tensor<[\dx]*)?x?i(\d+)>?(?=[\s,>)]|$)", text)
     return int(widths[-1]) if widths else 0
 
@@ -203,7 +203,7 @@ class _Walk:
         self.effects = Effects()
 
     def region(self, region: Region, outer: Mapping[str, Value], trips: int | None) -> list[Value]:
-        """Walk a region in its own scope; returns what its terminator hands on."""
+        """Walk a region in its own scope; returns the values that its terminator yields."""
         scope = dict(outer)
         handed: list[Value] = []
         for operation in region.operations:
@@ -238,7 +238,7 @@ class _Walk:
         carried = re.findall(r"%([\w.$]+) = %([\w.$#]+)", operation.text.partition("iter_args")[2])
         values = [scope.get(initial, UNKNOWN) for _, initial in carried]
         scope_in = {**scope, header[1]: induction}
-        # The first pass finds what a trip does to the carried values, the second walks any trip.
+        # The first pass finds how one iteration changes the carried values, the second walks any iteration.
         counted = self.effects.dot_flops
         handed = self.region(operation.regions[0], self._bind(scope_in, carried, values), inner)
         values = [_widen(before, after) for before, after in zip(values, handed, strict=True)]
@@ -328,7 +328,7 @@ def _operand_type(element: str, precision: str) -> str:
 
 
 def _widen(before: Value, after: Value) -> Value:
-    """The value of a loop-carried name in any trip: bounds survive only if a trip leaves them as they are."""
+    """The value of a loop-carried name in any iteration: a bound survives only if an iteration does not change it."""
     joined = before.union(after)
     if (before.low, before.high) == (after.low, after.high):
         return joined
@@ -346,7 +346,7 @@ def _add_offset(pointer: Value, offset: Value, bits: int) -> Value:
 
 
 def _arithmetic(operation: Operation, operands: list[Value]) -> Value:
-    """Integer arithmetic on intervals, and every operation that only moves its operand about."""
+    """Integer arithmetic on intervals, and every operation that only moves its operand."""
     name, text = operation.name, operation.text
     if name == "arith.constant":
         match = re.match(r"arith\.constant (?:dense<)?(-?\d+|true|false)>? :", text)
@@ -387,7 +387,7 @@ _MOVES = {
 
 
 def _bounds(name: str, operands: list[Value]) -> tuple[int, int] | None:
-    """Bounds of an integer operation's result in unlimited arithmetic; None where they can't be known."""
+    """Bounds of an integer operation's result in unlimited arithmetic; None if unknown."""
     known = [(each.low, each.high) for each in operands if each.low is not None and each.high is not None]
     if name == "arith.trunci" and len(known) == 1:
         return known[0]

@@ -1,4 +1,4 @@
-"""One recorded launch and every figure derived from it: occupancy, traffic, arithmetic, bound, waves, warnings."""
+"""One recorded launch and the figures derived from it: occupancy, traffic, arithmetic, bound, waves, warnings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinynet_engines.offline.binary import Code
 from tinynet_engines.offline.targets import Target
 from tinynet_kernels.launch import cost_of
 
-ALIGNMENT = 16  # bytes that the widest load of a lane takes at once
+ALIGNMENT = 16  # bytes that the widest load of a thread reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +24,13 @@ class CompiledKernel:
 
     Attributes:
         function: the `triton.jit` function.
-        signature: type of each parameter by name; `constexpr` for those that are compiled in.
+        signature: type of each parameter by name; `constexpr` for compile-time parameters.
         attributes: Triton's specialization attributes by position, among them `tt.divisibility`.
         num_warps, num_stages: the compiler options of that name.
-        dynamic_shared_bytes: shared memory of a program beside what the binary declares.
-        scratch_bytes: device memory that a program needs beside its arguments (device-side tensor descriptors).
+        dynamic_shared_bytes: shared memory per program in addition to what the binary declares.
+        scratch_bytes: device memory per program in addition to its arguments (device-side tensor descriptors).
         ir: Triton IR, from which reads, writes, dots and overflows are found.
-        read_code: reads what the binary holds.
+        read_code: reads the facts of the binary.
     """
 
     function: Any
@@ -45,7 +45,7 @@ class CompiledKernel:
 
     @cached_property
     def code(self) -> Code:
-        """What the binary holds; read late, so that many are disassembled at once."""
+        """The facts of the binary; read on first use, so that many are disassembled together."""
         return self.read_code()
 
     @property
@@ -54,22 +54,22 @@ class CompiledKernel:
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a program, in bytes."""
+        """Shared memory per program, in bytes."""
         return self.dynamic_shared_bytes + self.code.static_shared_bytes
 
 
 @dataclass(frozen=True)
 class TensorArgument:
-    """A tensor that a launch was given.
+    """A tensor argument of a launch.
 
     Attributes:
         name: the kernel parameter.
         dtype: PyTorch's name of the type, without `torch.`.
         shape: sizes, in elements.
-        bytes: of its distinct elements (an expanded dimension counts once).
+        bytes: size of its distinct elements (an expanded dimension counts once).
         span: elements from its first to its last, strides included.
-        aligned: its address is a multiple of 16 bytes.
-        read, written: whether the kernel reads and writes it.
+        aligned: whether its address is a multiple of 16 bytes.
+        read, written: whether the kernel reads it, and writes it.
     """
 
     name: str
@@ -84,7 +84,7 @@ class TensorArgument:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a launch; `kind` is one word, `fatal` says that the chip would refuse or miscompute it."""
+    """A problem of a launch; `kind` is one word, `fatal` means that the chip would refuse or miscompute it."""
 
     kind: str
     message: str
@@ -97,17 +97,17 @@ class Launch:
 
     Attributes:
         target: the chip.
-        kernel: what was compiled.
+        kernel: the compiled kernel.
         grid: programs along x, y and z.
         constants: compile-time arguments by name (tiles and flags).
         scalars: run-time numbers by name.
         tensors: tensor arguments in order.
-        flops: floating-point operations; None where unknown.
-        bytes: compulsory traffic in bytes: each argument read and written once; None where unknown.
-        operand_type: type of the operands of its dots, which chooses the peak; `fp32` without dots.
+        flops: floating-point operations; None if unknown.
+        bytes: compulsory traffic in bytes, each argument read and written once; None if unknown.
+        operand_type: type of the operands of its dots, which determines the peak; `fp32` without dots.
         dot_rows: fewest rows of the left operand of its dots; None without dots.
-        cost_source: `launcher` where the kernel states its cost, else `arguments`.
-        argument_findings: errors that the arguments alone make.
+        cost_source: `launcher` if the kernel declares its cost, else `arguments`.
+        argument_findings: errors that follow from the arguments alone.
     """
 
     target: Target
@@ -133,7 +133,7 @@ class Launch:
         return " ".join(f"{name}={value}" for name, value in self.numbers() if name.startswith("block"))
 
     def numbers(self) -> Iterator[tuple[str, Any]]:
-        """The compile-time arguments by name in lower case; of a NamedTuple each field."""
+        """The compile-time arguments by name in lower case; for a NamedTuple, each of its fields."""
         for name, value in self.constants.items():
             fields = value._asdict() if hasattr(value, "_asdict") else {name: value}
             yield from ((field.lower(), each) for field, each in fields.items())
@@ -159,7 +159,7 @@ class Launch:
 
     @cached_property
     def resident(self) -> tuple[int, str]:
-        """Programs that a multiprocessor holds at once, and the resource that allows no more."""
+        """Programs that a multiprocessor holds at once, and the resource that limits them."""
         limits = resident_limits(self.target, self.kernel)
         fewest = min(limits.values())
         return fewest, "+".join(name for name, limit in limits.items() if limit == fewest)
@@ -171,7 +171,7 @@ class Launch:
 
     @property
     def arithmetic_intensity(self) -> float | None:
-        """Operations a byte."""
+        """Operations per byte."""
         return self.flops / self.bytes if self.flops is not None and self.bytes else None
 
     @property
@@ -184,7 +184,7 @@ class Launch:
 
     @property
     def bound_seconds(self) -> float | None:
-        """No run takes less: the larger of traffic over bandwidth and operations over peak."""
+        """Lower bound of the run time: the larger of traffic over bandwidth and operations over peak."""
         known = [time for time in (self.memory_seconds, self.arithmetic_seconds) if time is not None]
         return max(known) if known else None
 
@@ -197,18 +197,18 @@ class Launch:
 
     @property
     def waves(self) -> float:
-        """Programs over the programs that the whole chip holds at once; infinite where none fits."""
+        """Programs over the programs that the whole chip holds at once; infinite if none fits."""
         slots = self.resident[0] * self.target.multiprocessors
         return self.programs / slots if slots else math.inf
 
     @property
     def tail(self) -> float:
-        """Share of the last wave's slots that stay empty, 0 to 1."""
+        """Share of the last wave's slots that are empty, 0 to 1."""
         return 0.0 if not self.waves or math.isinf(self.waves) else math.ceil(self.waves) - self.waves
 
 
 def resident_limits(target: Target, kernel: CompiledKernel) -> dict[str, int]:
-    """Programs that fit a multiprocessor by each resource alone.
+    """Programs that fit a multiprocessor, by each resource alone.
 
     Source: CUDA Occupancy Calculator's rules; on CDNA registers of a SIMD unit over the rounded count, at most 8 waves.
     """
@@ -275,7 +275,7 @@ def record_launch(
 
 
 def _run_time_leaves(signature: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names and values of the arguments that are not compiled in, tuples taken apart."""
+    """Names and values of the arguments that are not compiled in, with tuples flattened."""
     for name, kind in signature.items():
         if isinstance(kind, tuple):
             inner = {f"{name}.{index}": each for index, each in enumerate(kind)}
@@ -285,7 +285,7 @@ def _run_time_leaves(signature: Mapping[str, Any], values: Mapping[str, Any]) ->
 
 
 def _ir_positions(leaves: Sequence[tuple[str, Any]]) -> list[int]:
-    """Position of each leaf among the IR's arguments: a tensor descriptor takes one for itself and two a dimension."""
+    """Position of each leaf among the IR's arguments: a tensor descriptor has one for itself and two per dimension."""
     positions, position = [], 0
     for _, value in leaves:
         positions.append(position)
@@ -319,12 +319,12 @@ def _effects(text: str, scalars: tuple[tuple[int, int], ...], grid: tuple[int, i
 
 
 def _limit_findings(launch: Launch) -> Iterator[Finding]:
-    """What the chip refuses to launch."""
+    """Reasons for the chip to refuse the launch."""
     kernel, target = launch.kernel, launch.target
     if kernel.shared_bytes > target.shared_per_block:
         yield Finding(
-            "shared_memory", f"{kernel.shared_bytes} bytes of shared memory, {target.name} has "
-            f"{target.shared_per_block} for a program", fatal=True,
+            "shared_memory", f"needs {kernel.shared_bytes} bytes of shared memory per program; {target.name} has "
+            f"{target.shared_per_block}", fatal=True,
         )  # fmt: skip
     if kernel.num_warps * target.warp_size > 1024:
         yield Finding(
@@ -332,7 +332,7 @@ def _limit_findings(launch: Launch) -> Iterator[Finding]:
         )
     elif launch.resident[0] == 0 and kernel.shared_bytes <= target.shared_per_block:
         yield Finding(
-            "registers", f"{kernel.code.registers} registers in each of {kernel.num_warps} warps fit no "
+            "registers", f"{kernel.code.registers} registers in each of {kernel.num_warps} warps do not fit a "
             f"multiprocessor of {target.name}", fatal=True,
         )  # fmt: skip
 
@@ -350,49 +350,51 @@ def _allocator_findings(kernel: CompiledKernel) -> Iterator[Finding]:
 def _index_findings(
     tensors: Sequence[TensorArgument], effects: ir.Effects, names: Mapping[int, str]
 ) -> Iterator[Finding]:
-    """Addresses that 32 bits can't hold.
+    """Addresses that don't fit in 32 bits.
 
-    Only tensors that span more than 2^31 elements have any: integers wrap, so an offset that fits is right whatever its
-    terms were.
+    Only tensors that span more than 2^31 elements have any: integers wrap, so a final offset that fits is correct
+    whatever its terms were.
     """
     spans = {tensor.name: tensor.span for tensor in tensors}
     for position in sorted(effects.unbounded | set(effects.overflows)):
         name = names.get(position, "")
         if spans.get(name, 0) <= 2**31:
             continue
-        reason = effects.overflows.get(position, "addressed by 32-bit offsets alone, whose bounds are unknown")
+        reason = effects.overflows.get(position, "addressed only by 32-bit offsets, whose bounds are unknown")
         message = f"{name} spans {spans[name]} elements, more than 32-bit offsets reach: {reason}"
         yield Finding("index_overflow", message, fatal=True)
 
 
 def _code_findings(launch: Launch) -> Iterator[Finding]:
-    """What makes the compiled code slow."""
+    """Properties of the compiled code that make it slow."""
     code = launch.kernel.code
     if code.spill_bytes:
         place = "" if code.loop_spills else " outside of loops"
-        yield Finding("spill", f"{code.spill_bytes} bytes a lane spilled{place} ({code.registers} registers in use)")
+        yield Finding(
+            "spill", f"{code.spill_bytes} bytes per thread spilled{place} ({code.registers} registers in use)"
+        )
     for tensor in launch.tensors:
         if not tensor.aligned:
-            yield Finding("misaligned", f"{tensor.name}: its address is no multiple of {ALIGNMENT} bytes")
+            yield Finding("misaligned", f"{tensor.name}: its address is not a multiple of {ALIGNMENT} bytes")
     if lost := _lost_vectorization(launch):
         yield Finding("vectorization", lost)
     if code.compare_and_swap:
-        yield Finding("compare_and_swap", "an atomic that the chip lacks is made of compare-and-swap loops")
+        yield Finding("compare_and_swap", "a compare-and-swap loop replaces an atomic that the chip lacks")
     if code.full_waits and code.loop_matrix_instructions and launch.kernel.num_stages > 2:
         yield Finding(
-            "serialized_wait", f"{code.full_waits} waits in the main loop let nothing stay in flight, in spite of "
+            "serialized_wait", f"{code.full_waits} waits in the main loop leave nothing in flight, despite "
             f"{launch.kernel.num_stages} stages",
         )  # fmt: skip
 
 
 def _lost_vectorization(launch: Launch) -> str:
-    """A sentence where the hot code loads single elements that could travel 16 bytes at a time; else empty.
+    """A message if the hot code loads single elements that could move 16 bytes at a time; else empty.
 
-    Eight narrow loads are what one load of 16 bytes would have been; fewer may be all there is to load.
+    Eight narrow loads could have been one load of 16 bytes; fewer may be all there is to load.
     """
     code = launch.kernel.code
     hot = code.loop_load_bits or code.global_load_bits
-    narrow_bits = 32 if code.loop_matrix_instructions else 16  # a matrix product has no reason to load even words
+    narrow_bits = 32 if code.loop_matrix_instructions else 16  # in a matrix product, even 32-bit loads are too narrow
     narrow = sum(count for bits, count in hot.items() if bits <= narrow_bits)
     if narrow < 8 or narrow <= sum(hot.values()) - narrow:
         return ""

@@ -20,12 +20,12 @@ class Total:
     """Sums over a program.
 
     Attributes:
-        launches: how many launches were recorded.
-        kernels: distinct kernels by name.
+        launches: the number of recorded launches.
+        kernels: the number of distinct kernel names.
         flops: operations of the launches for which they are known.
         bytes: compulsory traffic in bytes of the launches for which it is known.
-        bound_seconds: sum of the launches' bounds: launches of one stream follow each other.
-        unknown_costs: launches that neither state their cost nor let it be found, which the sums leave out.
+        bound_seconds: sum of the launches' bounds, since launches of one stream run one after the other.
+        unknown_costs: launches without a declared or derivable cost, which the sums leave out.
     """
 
     launches: int
@@ -42,7 +42,7 @@ class Report:
 
     Attributes:
         target: the chip.
-        launches: one record a launch.
+        launches: one record per launch.
     """
 
     target: Target
@@ -71,7 +71,7 @@ class Report:
         return [(launch, finding) for launch, finding in self.findings if finding.fatal]
 
     def groups(self) -> list[tuple[Launch, int]]:
-        """Launches that are alike (binary, grid, cost), each once with its count, in order of first appearance."""
+        """Distinct launches (by binary, grid and cost), each with its count, in order of first appearance."""
         counts: dict[Any, int] = {}
         first: dict[Any, Launch] = {}
         for launch in self.launches:
@@ -83,7 +83,7 @@ class Report:
         return [(first[key], count) for key, count in counts.items()]
 
     def distinct_findings(self) -> list[tuple[str, Finding, int]]:
-        """(kernel, finding, launches that it is true of), each once, errors first."""
+        """(kernel, finding, number of launches with it), each once, errors first."""
         counts = Counter((launch.name, finding) for launch, finding in self.findings)
         listed = [(name, finding, count) for (name, finding), count in counts.items()]
         return sorted(listed, key=lambda each: (not each[1].fatal, each[1].kind, each[0], each[1].message))
@@ -136,7 +136,7 @@ class Report:
 
 
 def write_json(reports: Sequence[Report], path: str | Path) -> None:
-    """Write one or more reports to a JSON file: a list with one object a target."""
+    """Write one or more reports to a JSON file: a list with one object per target."""
     Path(path).write_text(json.dumps([report.to_dict() for report in reports], indent=1, default=str) + "\n")
 
 
@@ -182,7 +182,7 @@ def _launch_dict(launch: Launch) -> dict[str, Any]:
 
 
 def launch_tables(report: Report) -> list[tuple[str, list[list[str]]]]:
-    """What is shown of each group of launches: titled tables whose first row holds the headings."""
+    """Titled tables with one row per group of launches; the first row contains the headings."""
     work = [[
         "kernel", "count", "grid", "tile", "read", "written", "bytes", "FLOP", "FLOP/B", "at least", "bound by",
         "waves", "tail",

@@ -1,4 +1,4 @@
-"""The inspection as a context: puts the compile-only driver in place and takes it away without a trace."""
+"""The inspection as a context: activates the compile-only driver and afterwards restores everything."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from unittest import mock
 if TYPE_CHECKING:
     from tinynet_engines.offline.report import Report
 
-# Triton's active driver belongs to the whole process, so this count of open inspections does too.
+# Triton's active driver belongs to the whole process, and so does this count of open inspections.
 _open_inspections = 0
 
 
 def is_inspecting() -> bool:
-    """Whether launches are being recorded instead of run, in this process and right now."""
+    """Whether this process is currently recording launches instead of running them."""
     return _open_inspections > 0
 
 
@@ -24,13 +24,13 @@ def is_inspecting() -> bool:
 def inspect(target: str) -> Iterator[Report]:
     """Compile and record every Triton launch inside the block for `target`, instead of running it.
 
-    Tensors may be on the CPU, on `meta` or fake: no GPU is touched and no kernel runs, so output tensors keep whatever
-    their memory held. Code that reads results (`loss.item()`, a branch on a value) reads that. Triton's active driver
-    is replaced for the whole process, all its threads, until the block ends, and then restored as it was. Inspections
+    Tensors may be on the CPU, on `meta` or fake: no GPU is touched and no kernel runs. Output tensors hold whatever was
+    in their memory, and code that uses results (`loss.item()`, a branch on a value) sees that. Triton's active driver
+    is replaced for the whole process, all its threads, until the block ends, and then restored. Inspections
     may be nested; the innermost records.
 
     A kernel that doesn't compile raises its error here, as it would on the chip. A launch that the chip would refuse
-    (too much shared memory, too large a grid) is recorded with an error and the program goes on.
+    (too much shared memory, too large a grid) is recorded with an error, and the program continues.
 
     Args:
         target: `sm_80`, `sm_86`, `sm_89`, `sm_90`, `sm_100`, `sm_120`, `gfx90a`, `gfx942` or `gfx950`.
@@ -54,7 +54,7 @@ def inspect(target: str) -> Iterator[Report]:
     if knobs.runtime.interpret:
         raise RuntimeError("inspect: TRITON_INTERPRET=1 is set, so kernels are interpreted, never compiled; unset it")
     configuration = triton.runtime.driver
-    previous = configuration._active  # not `.active`, which would look for a GPU and raise where there is none
+    previous = configuration._active  # not `.active`, which would look for a GPU and raise if there is none
     with ExitStack() as stack:
         stack.enter_context(shared_memory_limit_lifted())
         stack.enter_context(tuning_forgotten())
@@ -71,7 +71,7 @@ def inspect(target: str) -> Iterator[Report]:
 
 
 def _launch_plans_off() -> mock._patch:
-    """Our launcher's plans shortcut Triton's launch path on another engine; here the long way is the point."""
+    """Disables our launch plans, which bypass Triton's launcher on another engine: here that launcher must run."""
     from tinynet_kernels import launch
 
     return mock.patch.object(launch, "planner", None)

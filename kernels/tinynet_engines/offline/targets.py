@@ -1,4 +1,4 @@
-"""The chips that a program can be inspected for: published peaks and limits, each with its named source.
+"""The chips that a program can be inspected for: published peaks and limits, each with its source.
 
 Every peak is the dense (not sparse) rate at boost clock from the vendor's own publication, so a time derived from it is
 a lower bound, never a prediction. Limits of compute capabilities (shared memory, warps, blocks) are those of
@@ -18,10 +18,10 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class Target:
-    """One chip, as much of it as the report needs.
+    """The data of one chip that the report needs.
 
     Attributes:
-        name: what the user writes, such as `sm_90` or `gfx942`.
+        name: the name for the user, such as `sm_90` or `gfx942`.
         backend: Triton's name for the compiler, `cuda` or `hip`.
         architecture: Triton's name for the architecture, an integer on `cuda` and a string on `hip`.
         warp_size: lanes of a warp (a wavefront on AMD).
@@ -29,14 +29,14 @@ class Target:
         multiprocessors: streaming multiprocessors (compute units on AMD).
         shared_per_block: bytes of shared memory (LDS on AMD) that one program may use.
         shared_per_multiprocessor: bytes of shared memory of a multiprocessor.
-        shared_reserved_per_block: bytes that the driver takes from a multiprocessor for each program.
-        registers_per_partition: 32-bit registers of a quarter of a multiprocessor, in units of one a lane of a warp.
-        register_granularity: registers a lane are allocated in multiples of this.
-        warps_per_multiprocessor: resident warps at most.
-        blocks_per_multiprocessor: resident programs at most.
-        bandwidth: bytes a second from and to device memory.
-        peaks: dense floating-point operations a second, by operand type.
-        matrix_instructions: prefixes of the matrix instructions that a 16-bit product deserves here.
+        shared_reserved_per_block: bytes of a multiprocessor that the driver reserves per program.
+        registers_per_partition: 32-bit registers of a quarter of a multiprocessor, in units of one per lane of a warp.
+        register_granularity: registers per lane are allocated in multiples of this.
+        warps_per_multiprocessor: maximum of resident warps.
+        blocks_per_multiprocessor: maximum of resident programs.
+        bandwidth: bytes per second from and to device memory.
+        peaks: dense floating-point operations per second, by operand type.
+        matrix_instructions: prefixes of the matrix instructions that a 16-bit product should use here.
         asynchronous_copies: whether the chip copies global to shared memory without registers (`cp.async`).
         source: where bandwidth and peaks are published.
     """
@@ -62,11 +62,11 @@ class Target:
 
     @property
     def device_id(self) -> int:
-        """A device number that no real device has: Triton keys its kernel caches by device alone."""
+        """A device number that no real device has, because Triton's kernel caches use only the device as key."""
         return 7000 + list(TARGETS).index(self.name)
 
     def peak(self, operand_type: str) -> float:
-        """Operations a second for a matrix operand type; `tf32x3` takes three products for one."""
+        """Operations per second for a matrix operand type; `tf32x3` takes three products for one."""
         if operand_type == "tf32x3":
             return self.peak("tf32") / 3
         return self.peaks.get(operand_type, self.peaks["fp32"])
@@ -84,7 +84,7 @@ def _nvidia(
     matrix_instruction: str,
     source: str,
 ) -> Target:
-    """A CUDA target: 64 Ki registers, allocated by 8 a lane; 1 KiB of shared memory reserved for each block."""
+    """A CUDA target: 64 Ki registers, allocated by 8 per lane; 1 KiB of shared memory reserved per block."""
     return Target(
         name=f"sm_{architecture}",
         backend="cuda",
@@ -116,7 +116,7 @@ def _amd(
     peaks: Mapping[str, float],
     source: str,
 ) -> Target:
-    """A CDNA target: four SIMD units of 512 vector registers a lane and 8 wavefronts each."""
+    """A CDNA target: four SIMD units with 512 vector registers per lane and 8 wavefronts each."""
     return Target(
         name=architecture,
         backend="hip",
@@ -178,10 +178,10 @@ TARGETS: Mapping[str, Target] = {
 
 
 def find_target(name: str) -> Target:
-    """The target of that name.
+    """The target with a given name.
 
     Raises:
-        ValueError: no such target; the message lists those that exist.
+        ValueError: there is no such target; the message lists the targets.
     """
     if name not in TARGETS:
         raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {name!r}")

@@ -4,7 +4,7 @@
 
 prints every seed whose kernel differs, with its source. A kernel is a function of its seed: expressions on floats,
 integers and booleans, casts, masks, views, reductions, scans, loops with carried tensors, branches, dot products, and
-arguments that overlap in memory. The interpreter is the oracle and runs in a process of its own. bf16 is left out: the
+arguments that overlap in memory. The interpreter is the oracle and runs in a separate process. bf16 is excluded: the
 interpreter computes it on raw bits.
 
 Comparisons and casts to integers only see floats that every engine computes exactly (small multiples of 1/4), so that
@@ -76,7 +76,7 @@ class Generator:
         return self.random.choice([v.shape for v in self.variables if v.shape] or [self.shape])
 
     def offsets(self, shape: tuple[int, ...]) -> str:
-        """An offset tensor of a shape, in bounds of a buffer whatever the program."""
+        """An offset tensor of a shape, in bounds of a buffer for every program."""
         r = self.random
         start = r.choice(["0", "pid * 64", "7", "pid * 16 + 3"])
         if len(shape) == 1:
@@ -448,7 +448,7 @@ def run(module: Path, seeds: list[int], compiled: bool) -> dict[int, list[torch.
 
 
 def interpret(module: Path, seeds: list[int], directory: Path) -> dict[int, list[torch.Tensor] | str]:
-    """The same in a process of its own under ``TRITON_INTERPRET=1``."""
+    """The same in a separate process under ``TRITON_INTERPRET=1``."""
     answer = directory / f"{module.stem}.pt"
     command = [sys.executable, __file__, "--interpret", str(module), str(answer), *map(str, seeds)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
@@ -459,7 +459,7 @@ def interpret(module: Path, seeds: list[int], directory: Path) -> dict[int, list
 
 
 def difference(left: list[torch.Tensor] | str, right: list[torch.Tensor] | str) -> str | None:
-    """What two runs of a kernel disagree about; None if nothing, or if the interpreter gives no answer."""
+    """How two runs of a kernel differ; None if they agree, or if the interpreter failed."""
     if isinstance(right, str):
         return None
     if isinstance(left, str):

@@ -153,22 +153,22 @@ def loaded_addresses(stores: str) -> Function:
 
 def test_loaded_addresses_are_checked_before_the_one_loop_that_stores() -> None:
     kernel = loaded_addresses(BOTH)
-    analysis = Analysis(kernel, assume_apart=True)
+    analysis = Analysis(kernel, assume_loaded_disjoint=True)
     stores = [find(kernel, "tt.store", 0), find(kernel, "tt.store", 1)]
     assert analysis.store_group[stores[0]] == tuple(stores) and analysis.checks_come_first()
     assert not analysis.materialized
-    (pairs,) = analysis.apart.values()
+    (pairs,) = analysis.overlap_checks.values()
     assert list(pairs) == [(stores[1].operands[0], stores[0].operands[0])]
     assert {find(kernel, "tt.load", 2).result, find(kernel, "tt.load", 3).result} == Analysis(kernel).materialized
 
 
 def test_loaded_addresses_are_not_taken_to_be_apart_after_an_effect() -> None:
-    """A program can't start again once it has stored, and no loop runs its stores once."""
+    """A program can't restart once it has stored, and in a loop its stores run more than once."""
     scalar = "    tt.store %x, %a : !tt.ptr<i64>\n"
     loop = "    scf.for %l = %c0 to %n step %c1 : i32 {\n" + BOTH + "    }\n"
     for stores in (scalar + BOTH, BOTH + scalar, loop):
-        analysis = Analysis(loaded_addresses(stores), assume_apart=True)
-        assert not analysis.apart or not analysis.checks_come_first()
+        analysis = Analysis(loaded_addresses(stores), assume_loaded_disjoint=True)
+        assert not analysis.overlap_checks or not analysis.checks_come_first()
 
 
 def test_a_load_stays_before_a_write_to_its_argument() -> None:
@@ -241,7 +241,7 @@ def test_a_second_way_past_a_select_lifts_its_limit() -> None:
 
 @pytest.mark.parametrize("carried", [True, False])
 def test_a_loop_keeps_what_its_select_does_not_replace(carried: bool) -> None:
-    """The limit of one step holds for what that step replaces, not for what the next one reads."""
+    """The limit of one iteration applies to what that iteration replaces, not to what the next one reads."""
     kernel = function(
         PREFIX
         + f"""    %c0 = arith.constant 0 : i32
@@ -260,4 +260,6 @@ def test_a_loop_keeps_what_its_select_does_not_replace(carried: bool) -> None:
     loop, product = find(kernel, "scf.for"), find(kernel, "arith.mulf").result
     counter, argument = loop.regions[0].arguments
     assert set(analysis.needed_below(product, 0)) == ({counter} if carried else set())
-    assert analysis.kept_from(argument, loop.regions[0].terminator.operands[0], 0) == ([counter] if carried else [])
+    assert analysis.unchanged_from(argument, loop.regions[0].terminator.operands[0], 0) == (
+        [counter] if carried else []
+    )

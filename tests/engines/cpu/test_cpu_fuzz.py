@@ -1,4 +1,4 @@
-"""A bounded share of the differential test; ``python tests/engines/cpu/fuzz.py --count 2000`` runs the rest."""
+"""A small part of the differential test; ``python tests/engines/cpu/fuzz.py --count 2000`` runs the rest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
-"""Compiled kernels against PyTorch: numerics, every kind of operation, and what once went wrong silently."""
+"""Compiled kernels against PyTorch: numerics, every kind of operation, and errors that once went unnoticed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_small_floats_round_to_nearest_even_and_back(dtype: torch.dtype) -> None
     halfway = (halfway + halfway.roll(1)) / 2
     largest = torch.finfo(dtype).max
     x = torch.cat([exact.float(), halfway, torch.randn(5000), torch.randn(5000) * 1e-6])
-    x = x[(x.abs() <= largest) | x.isnan()]  # what lies beyond saturates differently in every library
+    x = x[(x.abs() <= largest) | x.isnan()]  # larger values saturate differently in every library
     y = torch.empty(x.numel(), dtype=dtype)
     round_kernel[(triton.cdiv(x.numel(), 1024),)](x, y, x.numel(), BLOCK=1024)
     assert torch.equal(y.float().nan_to_num(12345.0), x.to(dtype).float().nan_to_num(12345.0))
@@ -129,7 +129,7 @@ def table_kernel(table_ptr, n, BLOCK: tl.constexpr):
 
 @pytest.mark.parametrize("shift", [-64, -63, -5, -1, 1, 17, 63, 64, 100])
 def test_overlapping_memory_behind_a_table_of_addresses(shift: int) -> None:
-    """The program runs both stores in one loop, and starts again with care where that would be wrong."""
+    """The program runs both stores in one loop, and restarts in its careful variant if that would be wrong."""
     memory = torch.arange(256.0)
     x, y = memory[64:128], memory[64 + shift : 128 + shift]
     a, b, expected = x.clone(), y.clone(), memory.clone()
@@ -145,10 +145,10 @@ def bounded_kernel(x_ptr, y_ptr, z_ptr, rows, columns, shift, BLOCK: tl.constexp
     in_rows, in_columns = index < rows, index < columns
     offset = index[:, None] * BLOCK + index[None, :]
     mask = in_rows[:, None] & in_columns[None, :]
-    # The condition on rows, asked of columns too, is not what the loop over columns ends at.
+    # The condition on rows, applied to columns, must not end the loop over columns.
     value = tl.where(in_rows[None, :], tl.load(x_ptr + offset), -1.0)
     tl.store(y_ptr + offset, value, mask=mask)
-    wrapped = index + shift < rows  # true again where the sum has passed the largest integer
+    wrapped = index + shift < rows  # true again where the sum overflows
     tl.store(z_ptr + offset, value, mask=wrapped[:, None] & in_columns[None, :])
 
 
@@ -198,7 +198,7 @@ def divide_by_one_kernel(a_ptr, y_ptr, n, divisor, BLOCK: tl.constexpr):
 
 
 def test_division_of_many_by_one_is_exact() -> None:
-    """It multiplies with the inverse: quotients next to whole numbers tell whether that is right."""
+    """It multiplies with the inverse: quotients next to whole numbers show whether that is exact."""
     for divisor in (1, 2, 3, 7, 49, 641, 65535, 65536, 2**30 - 1, 2**31 - 1, -1, -3, -(2**31)):
         near = torch.randint(-(2**31), 2**31, (3000,)) // divisor * divisor
         a = torch.cat([near - 1, near, near + 1, torch.tensor([0, 1, -1, 2**31 - 1, -(2**31)])])
@@ -223,7 +223,7 @@ def take_kernel(x_ptr, index_ptr, y_ptr, n, size, BLOCK: tl.constexpr):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int16])
 @pytest.mark.parametrize("start", [0, 2])
 def test_16_bit_values_at_any_places(start: int, dtype: torch.dtype) -> None:
-    """A vector of loads reads the aligned words around them: none lies in the next page or the one before."""
+    """A vector load reads the aligned words around the values: none is in the next page or the one before."""
     page = mmap.PAGESIZE
     memory = mmap.mmap(-1, 3 * page)
     libc, address = ctypes.CDLL(None), ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -259,7 +259,7 @@ def matmul_kernel(
     a_ptr, b_ptr, c_ptr, M, N, K, stride_am, stride_ak, stride_bk, stride_bn,
     WRAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """WRAP: offsets past the edge wrap round, so that only K is masked; else pointers advance under masks."""
+    """WRAP: offsets past the edge wrap around, so that only K is masked; else pointers advance under masks."""
     row_start, column_start = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     row, column, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false
-"""Launch plans: the same results as Triton's own path, and every case that must leave it to that path."""
+"""Launch plans: the same results as Triton's own launcher, and every case that must be left to it."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_overlapping_arguments_take_the_other_way() -> None:
     assert run(torch.randn(64), y, 64, 0.5)
     memory = torch.randn(65)
     x = memory[:64].clone()
-    assert not run(memory[:64], memory[1:], 64, 0.5)  # refused, not half done
+    assert not run(memory[:64], memory[1:], 64, 0.5)  # refused, not partly done
     assert torch.equal(memory[:64], x)
     cpu.launch(scale_kernel, (1,), (memory[:64], memory[1:], 64, 0.5, None), {"BLOCK": 64, "HAS_EXTRA": False})
     torch.testing.assert_close(memory[1:], x * 64)
 
 
 def test_neighbors_in_memory_do_not_overlap() -> None:
-    """The plan was made for tensors that reach further than these do."""
+    """The plan was created for tensors that reach further than these do."""
     assert run(torch.randn(400), torch.zeros(400), 48, 0.5)
     memory = torch.randn(96)
     assert run(memory[:48], memory[48:], 48, 0.5)

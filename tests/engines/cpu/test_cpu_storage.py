@@ -34,7 +34,7 @@ print(dispatch.describe("cpu"))
 
 
 def run(body: str, **variables: str) -> tuple[str, list[str]]:
-    """What the program says of its engine, and its warnings."""
+    """The engine that the program reports, and its warnings."""
     removed = ("HOME", "XDG_CACHE_HOME", "TRITON_HOME", "TRITON_CACHE_DIR", "TINYNET_CPU_CACHE", "TRITON_INTERPRET")
     environment = {name: value for name, value in os.environ.items() if name not in removed} | variables
     answer = subprocess.run(
@@ -46,7 +46,7 @@ def run(body: str, **variables: str) -> tuple[str, list[str]]:
 
 @pytest.fixture
 def nowhere(tmp_path: Path) -> str:
-    """A path that nobody can make a folder at, root neither: it leads through a file."""
+    """A path at which nobody, not even root, can create a folder: it leads through a file."""
     (tmp_path / "file").touch()
     return str(tmp_path / "file" / "folder")
 

@@ -1,4 +1,4 @@
-"""The cache of shared objects, instruction sets and what the package says about itself."""
+"""The cache of shared objects, instruction sets and what the package reports about itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small kernels, clean with FAULT "none", that hold the faults which `test_planted_faults.py` lists for the guard."""
+"""Small kernels with the faults that `test_planted_faults.py` lists for the guard; with FAULT "none" they are correct."""
 
 # Triton types a kernel's constexpr parameters as constexpr, and takes plain values for them.
 # pyright: reportArgumentType=false
@@ -14,7 +14,7 @@ ROWS, COLS, BLOCK = 20, 24, 32
 
 @triton.jit
 def row_softmax_kernel(x_ptr, y_ptr, rows, cols, stride_x, stride_y, FAULT: tl.constexpr, BLOCK: tl.constexpr):
-    """y[r, :] = softmax(x[r, :]), a program a row."""
+    """y[r, :] = softmax(x[r, :]), one program per row."""
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     inside = col < cols
@@ -64,7 +64,7 @@ def softmax(fault: str) -> None:
 
 @triton.jit
 def column_sum_kernel(x_ptr, partial_ptr, y_ptr, rows, cols, FAULT: tl.constexpr, BLOCK: tl.constexpr):
-    """y = x.sum(0), a program four rows; partial: [programs, cols], summed by a second launch."""
+    """y = x.sum(0), one program per four rows; partial: [programs, cols], summed by a second launch."""
     program = tl.program_id(0)
     col = tl.arange(0, BLOCK)
     inside = col < cols
@@ -132,7 +132,7 @@ def large_offset_kernel(x_ptr, y_ptr, stride, FAULT: tl.constexpr):
 
 
 def large_offset(fault: str) -> None:
-    x = torch.empty(3, 1 << 30, dtype=torch.int8)  # three rows, of which three bytes are ever touched
+    x = torch.empty(3, 1 << 30, dtype=torch.int8)  # three rows, of which only three bytes are touched
     x[:, 0] = torch.tensor([1, 2, 3], dtype=torch.int8)
     y = torch.zeros(3, dtype=torch.int8)
     large_offset_kernel[(3,)](x, y, 1 << 30, FAULT=fault)

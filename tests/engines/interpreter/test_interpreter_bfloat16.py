@@ -27,7 +27,7 @@ SPECIAL = [0.0, -0.0, INFINITY, -INFINITY, NAN, 1e-40, -1e-40, 3.4e38, -3.4e38, 
 
 
 def random_values(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> torch.Tensor:
-    """[SIZE] values over many magnitudes, with the special ones among them."""
+    """[SIZE] values over many magnitudes, including the special ones."""
     generator = torch.Generator().manual_seed(seed)
     exponents = torch.randint(-20, 20, (SIZE,), generator=generator)
     values = torch.randn(SIZE, generator=generator) * 2.0**exponents
@@ -183,7 +183,7 @@ def test_cast_rounds_ties_to_even() -> None:
 
 
 def test_cast_keeps_every_nan_a_nan() -> None:
-    bits = torch.tensor([0x7FFFFFFF, 0x7F800001], dtype=torch.int32)  # rounding up, or cutting off, loses them
+    bits = torch.tensor([0x7FFFFFFF, 0x7F800001], dtype=torch.int32)  # rounding up or truncation would lose them
     out = torch.zeros(2, dtype=torch.bfloat16)
     cast_kernel[(1,)](bits.view(torch.float32), out, SIZE=2)
     assert out.isnan().all()
@@ -273,7 +273,7 @@ REDUCTIONS = {
 def test_reduction_equals_pytorch(operation: str) -> None:
     rows, cols = 4, 16
     x = torch.randn(rows, cols).to(torch.bfloat16)
-    x += 0.01 * torch.arange(cols)  # no two equal: an index is then unambiguous
+    x += 0.01 * torch.arange(cols)  # no two are equal, so that an index is unambiguous
     out = torch.full((rows,), float("nan"), dtype=torch.bfloat16)
     index = torch.full((rows,), -1, dtype=torch.int32)
     reduce_kernel[(1,)](x, out, index, OPERATION=operation, ROWS=rows, COLS=cols)

@@ -1,4 +1,4 @@
-"""The guard: what it reports, what it counts, and that it leaves clean kernels alone."""
+"""The guard: what it reports, what it counts, and that it does not affect clean kernels."""
 
 # Triton types a kernel's constexpr parameters as constexpr, and takes plain values for them.
 # pyright: reportArgumentType=false
@@ -71,12 +71,12 @@ def test_traffic_of_a_matmul() -> None:
     traffic = launch.arguments
     assert (traffic["a_ptr"].elements, traffic["a_ptr"].elements_read) == (M * K, M * K)
     assert traffic["a_ptr"].bytes_loaded == 4 * M * K
-    assert traffic["b_ptr"].bytes_loaded == 2 * 4 * K * N  # once a row of programs
+    assert traffic["b_ptr"].bytes_loaded == 2 * 4 * K * N  # once per row of programs
     assert traffic["b_ptr"].elements_read == K * N
     assert traffic["c_ptr"].bytes_stored == 4 * M * N and traffic["c_ptr"].elements_written == M * N
     assert traffic["c_ptr"].bytes_loaded == 0 and traffic["a_ptr"].elements_written == 0
     assert launch.bytes_loaded == 4 * (M * K + 2 * K * N) and launch.bytes_stored == 4 * M * N
-    assert launch.dot_flops == 2 * 3 * 2 * 32 * 32 * 16  # two programs, three trips
+    assert launch.dot_flops == 2 * 3 * 2 * 32 * 32 * 16  # two programs, three iterations
 
 
 def test_an_unwritten_output_shows_in_the_traffic() -> None:
@@ -110,7 +110,7 @@ def test_guard_leaves_the_interpreter_as_it_was() -> None:
     scale_kernel[(1,)](torch.randn(8), torch.empty(8), 8, BLOCK=8)
     with guard():
         assert guard.active() is not None
-        with pytest.raises(RuntimeError, match="don't nest"), guard():
+        with pytest.raises(RuntimeError, match="can't be nested"), guard():
             pass
     before = (dict(vars(triton_interpreter.InterpreterBuilder)), triton_interpreter._implicit_cvt)
     with guard():
@@ -144,7 +144,7 @@ def test_an_adjacent_tensor_is_out_of_bounds() -> None:
     with guard(strict=False) as watch:
         scale_kernel[(2,)](buffer[:100], buffer[100:200], 128, BLOCK=64)
     assert {report.kind for report in watch.reports} == {"out-of-bounds"}
-    assert buffer[200:].count_nonzero() == 0  # a reported lane doesn't go ahead
+    assert buffer[200:].count_nonzero() == 0  # a reported lane doesn't proceed
     with guard(extent="storage"):
         scale_kernel[(2,)](buffer[:100], torch.zeros(128), 128, BLOCK=64)
 
@@ -211,7 +211,7 @@ def unspecified_kernel(x_ptr, y_ptr, size, OPERATION: tl.constexpr, BLOCK: tl.co
         tl.store(y_ptr, tl.sum(x, axis=0))
     elif OPERATION == "max":
         tl.store(y_ptr, tl.max(x, axis=0))
-    elif OPERATION == "masked":  # in place, and no poison gets out
+    elif OPERATION == "masked":  # in place: no poison reaches a result
         y = tl.load(y_ptr + offsets, mask=offsets < size)
         tl.store(y_ptr + offsets, x + y, mask=offsets < size)
 
@@ -229,7 +229,7 @@ def test_poison_is_reported_where_it_reaches_a_result(operation: str, poison: st
     (report,) = watch.reports
     assert report.kind == "poison" and report.source.startswith("x = tl.load(")
     if operation == "sum" and dtype.is_floating_point:
-        expected = torch.tensor([float(poison)]).to(dtype)  # the results that stay are those of the chosen poison
+        expected = torch.tensor([float(poison)]).to(dtype)  # the final results are those of the chosen poison
         torch.testing.assert_close(y[:1], expected, equal_nan=True)
 
 
@@ -274,7 +274,7 @@ def test_a_missing_barrier_is_reported_on_request(barriers: bool) -> None:
     with guard(barriers=barriers, strict=False) as watch:
         in_place_kernel[(2,)](torch.zeros(20), 20, BLOCK=16)
     assert {report.kind for report in watch.reports} == ({"no-barrier"} if barriers else set())
-    assert len(watch.reports) == (2 if barriers else 0)  # one for each line that stores
+    assert len(watch.reports) == (2 if barriers else 0)  # one per line that stores
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The cures of the stock interpreter's faults."""
+"""Fixes of the stock interpreter's faults."""
 
 # Triton types a kernel's constexpr parameters as constexpr, and takes plain values for them.
 # pyright: reportArgumentType=false

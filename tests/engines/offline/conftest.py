@@ -1,4 +1,4 @@
-"""The launch report compiles; where kernels are interpreted there is nothing to test."""
+"""The launch report compiles; in interpreter mode there is nothing to test."""
 
 import pytest
 from triton import knobs

@@ -1,4 +1,4 @@
-"""Kernels of the launch report's tests: a matrix product with knobs, and small ones that each hold one fault."""
+"""Kernels of the launch report's tests: a matrix product with options, and small ones with one fault each."""
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch a kernel; its signature says `tl.constexpr` where a plain number is given."""
+    """Launch a kernel; its signature has `tl.constexpr` where a plain number is passed."""
     kernel[grid](*arguments, **constants)
 
 
@@ -24,7 +24,7 @@ def copy_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def narrow_copy_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
-    """y = x with offsets of 32 bits, which end at 2^31 elements."""
+    """y = x with 32-bit offsets, which overflow at 2^31 elements."""
     offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < n
     tl.store(y_ptr + offset, tl.load(x_ptr + offset, mask=mask, other=0.0), mask=mask)
@@ -32,7 +32,7 @@ def narrow_copy_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def narrow_row_copy_kernel(x_ptr, y_ptr, columns, BLOCK: tl.constexpr):
-    """A row a program, addressed by row * columns in 32 bits."""
+    """One row per program, addressed by row * columns in 32 bits."""
     row = tl.program_id(0)
     offset = tl.arange(0, BLOCK)
     mask = offset < columns
@@ -42,7 +42,7 @@ def narrow_row_copy_kernel(x_ptr, y_ptr, columns, BLOCK: tl.constexpr):
 
 @triton.jit
 def y_grid_copy_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
-    """y = x, a program of the grid's second dimension each block."""
+    """y = x, one program of the grid's second dimension per block."""
     start = tl.program_id(1).to(tl.int64) * BLOCK
     offset = tl.arange(0, BLOCK)
     mask = offset < n - start
@@ -106,7 +106,7 @@ def atomic_sum_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def pointer_table_kernel(table_ptr, y_ptr, BLOCK: tl.constexpr):
-    """y = the tensor whose address stands in a table: its footprint can't be known from the arguments."""
+    """y = the tensor whose address is in a table: its size can't be derived from the arguments."""
     x_ptr = tl.load(table_ptr).to(tl.pointer_type(tl.float32))
     offset = tl.arange(0, BLOCK)
     tl.store(y_ptr + offset, tl.load(x_ptr + offset))  # in bounds: every tensor of the table holds BLOCK elements
@@ -114,7 +114,7 @@ def pointer_table_kernel(table_ptr, y_ptr, BLOCK: tl.constexpr):
 
 @triton.jit
 def tuple_copy_kernel(tensors, n, BLOCK: tl.constexpr):
-    """tensors[1] = tensors[0], given as one tuple."""
+    """tensors[1] = tensors[0], passed as one tuple."""
     offset = tl.arange(0, BLOCK)
     mask = offset < n
     tl.store(tensors[1] + offset, tl.load(tensors[0] + offset, mask=mask, other=0.0), mask=mask)
@@ -157,7 +157,7 @@ def tuned_product_kernel(
 
 @triton.jit
 def carried_offset_kernel(x_ptr, y_ptr, steps, stride, BLOCK: tl.constexpr):
-    """y = sum of blocks of x that lie `stride` apart; the offset is carried in 32 bits through a loop."""
+    """y = sum of blocks of x at a distance of `stride`; the offset is carried in 32 bits through a loop."""
     offset = tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), tl.float32)
     for _ in range(steps):
@@ -168,7 +168,7 @@ def carried_offset_kernel(x_ptr, y_ptr, steps, stride, BLOCK: tl.constexpr):
 
 @triton.jit
 def rescaled_product_kernel(a_ptr, b_ptr, c_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """One tile of c = a b whose accumulator is scaled in every trip, so each product waits for the one before."""
+    """One tile of c = a b whose accumulator is scaled in every iteration, so each product waits for the previous one."""
     row = tl.arange(0, BLOCK)
     step = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK, BLOCK), tl.float32)
@@ -181,7 +181,7 @@ def rescaled_product_kernel(a_ptr, b_ptr, c_ptr, K, BLOCK: tl.constexpr, BLOCK_K
 
 @triton.jit
 def described_copy_kernel(x_ptr, y_ptr, rows, columns, BLOCK: tl.constexpr):
-    """y = x through tensor descriptors made on the device, which need scratch memory."""
+    """y = x through tensor descriptors created on the device, which need scratch memory."""
     x = tl.make_tensor_descriptor(x_ptr, [rows, columns], [columns, 1], [BLOCK, BLOCK])
     y = tl.make_tensor_descriptor(y_ptr, [rows, columns], [columns, 1], [BLOCK, BLOCK])
     y.store([tl.program_id(0) * BLOCK, 0], x.load([tl.program_id(0) * BLOCK, 0]))
@@ -189,7 +189,7 @@ def described_copy_kernel(x_ptr, y_ptr, rows, columns, BLOCK: tl.constexpr):
 
 @triton.jit
 def reused_name_kernel(x_ptr, y_ptr, steps, BLOCK: tl.constexpr):
-    """Doesn't compile: a name of a static loop lives on in a run-time loop with another type."""
+    """Doesn't compile: a name from a static loop is reused in a run-time loop with another type."""
     offset = tl.arange(0, BLOCK)
     x = 0.0
     for step in tl.static_range(2):

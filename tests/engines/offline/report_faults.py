@@ -1,4 +1,4 @@
-"""Faults that the launch report must catch, each beside its sound twin; `test_planted_faults.py` lists them."""
+"""Faults that the launch report must catch, each with a correct twin; `test_planted_faults.py` lists them."""
 
 import torch
 import triton

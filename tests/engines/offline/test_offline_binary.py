@@ -1,4 +1,4 @@
-"""The reading of disassemblies, on listings whose facts are known by hand."""
+"""Parsing of disassemblies, on listings with known facts."""
 
 import pytest
 import triton

@@ -90,14 +90,14 @@ def test_the_page_is_one_file_with_a_plot_and_a_bar_a_kernel(script: str, tmp_pa
 
 
 def spilling(launches: list[dict[str, Any]]) -> list[str]:
-    """Kernels that spill; other Tritons than the one of the recorded figures have assemblers that park some values."""
+    """Kernels that spill; Triton versions other than that of the recorded figures spill a few values."""
     recorded = bool(load_costs())
     return [each["kernel"] for each in launches if each["loop_spills"] or (recorded and each["spill_bytes"])]
 
 
 @pytest.mark.parametrize("model, targets", [("mlp", "gfx942,sm_90"), *(("cnn", target) for target in TARGETS)])
 def test_a_training_step_of_a_model_of_images(model: str, targets: str, tmp_path: Path):
-    """bf16, batch 256: no error, no spill, within limits; every kernel of ours states its cost."""
+    """bf16, batch 256: no error, no spill, within limits; every kernel of ours declares its cost."""
     written = tmp_path / "report.json"
     arguments = ["inspect", "--model", model, "--batch-size", "256", "--dtype", "bf16"]
     assert main([*arguments, "--target", targets, "--json", str(written)]) == 0
@@ -115,7 +115,7 @@ def test_a_training_step_of_a_model_of_images(model: str, targets: str, tmp_path
             "vectorization",
             "serialized_wait",
             "spill",
-        }  # spills: above; odd class counts and NCHW images load narrowly
+        }  # spills: see above; odd class counts and NCHW images load narrowly
 
 
 @pytest.mark.parametrize("model", ["sequence-classifier", "char-language-model", "forecaster"])

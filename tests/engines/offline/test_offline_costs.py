@@ -1,4 +1,4 @@
-"""The report's bytes and operations of our kernels against the formulas, written down by hand."""
+"""The report's bytes and operations of our kernels against formulas written by hand."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def figures(report: Report) -> dict[str, tuple[int | None, int | None]]:
-    """(operations, bytes) by kernel; every one states its cost."""
+    """(operations, bytes) by kernel; every one declares its cost."""
     assert all(launch.cost_source == "launcher" for launch in report.launches)
     return {launch.name.removesuffix("_kernel"): (launch.flops, launch.bytes) for launch in report.launches}
 
 
 def check_footprints(report: Report) -> None:
-    """What a launcher states is what its arguments hold, each counted once a direction."""
+    """The bytes that a launcher declares are those of its arguments, each counted once per direction."""
     for launch in report.launches:
         assert launch.bytes == launch.bytes_read + launch.bytes_written, launch.name
 
@@ -93,7 +93,7 @@ def test_cross_entropy():
             result, logits, target, None, divisor, saved, -100, "none", 0.0, want_dx=True, want_dtarget=False
         )
     found = figures(report)
-    # logits, labels, loss and three saved numbers a row; then the same read again with the gradient of each loss
+    # logits, labels, loss and three saved numbers per row; then the same read again with the gradient of each loss
     assert found["cross_entropy_forward"][1] == rows * (SIZE * classes + 8 + SIZE + 3 * 4)
     assert found["cross_entropy_backward"][1] == rows * (SIZE * classes + 8 + SIZE + 3 * 4 + SIZE * classes)
 

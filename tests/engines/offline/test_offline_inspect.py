@@ -1,4 +1,4 @@
-"""The compile-only driver: what is recorded, what is left alone, what a chip would refuse."""
+"""The compile-only driver: what is recorded, what is left unchanged, what a chip would refuse."""
 
 import json
 import math

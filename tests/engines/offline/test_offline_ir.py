@@ -1,4 +1,4 @@
-"""The reading of Triton IR: scopes, loops, intervals, roots of pointers."""
+"""Parsing of Triton IR: scopes, loops, intervals, roots of pointers."""
 
 import pytest
 
@@ -15,7 +15,7 @@ LOAD = """    %q = tt.addptr %p, %o : tensor<64x!tt.ptr<f32>>, tensor<64xi32>
 
 
 def offset(expression: str) -> str:
-    """A load from x at program id x * n + range, where `expression` makes %i of %pid and %n."""
+    """A load from x at program id x * n + range, where `expression` computes %i from %pid and %n."""
     return kernel(
         "    %pid = tt.get_program_id x : i32\n"
         f"    {expression}\n"

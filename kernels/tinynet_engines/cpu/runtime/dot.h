@@ -1,6 +1,6 @@
-// Dot products of tiles: B is packed into panels of PANEL columns or, where few rows of A meet it, read where it lies, as
-// A is if it can be. Products wait in a queue, and a register-blocked micro-kernel written with the compiler's vector
-// types does them together. One source serves AVX-512, AVX2 and plain C: only the lane count, the tile height, the
+// Dot products of tiles. B is packed into panels of PANEL columns or, if A has few rows, read in place; A is read in
+// place where possible. Products wait in a queue; a register-blocked micro-kernel, written with the compiler's vector
+// types, computes them together. One source serves AVX-512, AVX2 and plain C: only the lane count, the tile height, the
 // transpose and the bf16 dot differ.
 #pragma once
 #include "kernel.h"
@@ -20,10 +20,10 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 // -------------------------------------------------------------------------------------------------- micro-kernels
 
-// How the micro-kernel reads A, and B: packed in panels but for the last two, which read its rows where they lie.
+// How the micro-kernel reads A and B. B is packed in panels except in the last two forms, which read its rows in place.
 enum form { A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE, A_ROW_MAJOR_B_ROWS, A_COLUMN_MAJOR_B_ROWS };
 
-// Packing B costs as much as a few of its rows' products: with fewer rows of A than this it is not worth it.
+// Packing B costs as much as the products of a few rows: it is not worth it with fewer rows of A than this.
 enum { MOST_ROWS_OF_UNPACKED_B = 128 };
 
 // One A operand as the micro-kernel reads it, in elements (fp32) or in pairs of bf16.
@@ -62,10 +62,10 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
       line[i] = (form == A_ROW_TABLE ? table[row + i] : a_has_rows ? data + (row + i) * stride : data) + depth;
     const uint32_t *column = data + row;
     const float *b = part->b + panel * part->panel_depth * PANEL;
-    // A long sum reads its operands from memory: who reads a line first fetches the one that the next queue will read
-    // in its place. Not so for rows of A, which the processor foresees and which leave no register for it.
+    // A long sum reads its operands from memory: the first reader of a line prefetches the one that the next queue
+    // will read in its place. Rows of A are excluded: the processor prefetches them, and no register is left for it.
     int64_t a_ahead = panel == 0 ? queue->a_ahead : 0, b_ahead = row == 0 ? queue->b_ahead : 0;
-    for (int64_t k = -depth; k != 0; k++, b += PANEL) {  // from the ends of lines: the count is the index
+    for (int64_t k = -depth; k != 0; k++, b += PANEL) {  // from the ends of lines: the counter is the index
       vector right[2];
       if (b_has_rows) b = (const float *)part->b_table[depth + k] + panel * PANEL;
 #pragma GCC unroll 2
@@ -155,7 +155,7 @@ enum { HAS_PAIRS = 1 };
 enum { HAS_PAIRS = 0 };
 #endif
 
-// by form, then by whether elements come in pairs of bf16, which the last three never do
+// by form, then by whether elements are pairs of bf16, which the last three forms never are
 static void (*const products[][2])(const struct product_queue *) = {
     [A_ROW_MAJOR] = {product_row_major, product_row_major_pairs},
     [A_COLUMN_MAJOR] = {product_column_major, product_column_major_pairs},
@@ -183,7 +183,7 @@ INLINE void read_elements(const void *restrict line, int64_t start, int kind, fl
   for (int i = 0; i < PANEL; i++) out[i] = kind == ELEMENT_BF16 ? load_bf16((uint16_t)wide[i]) : load_f16((uint16_t)wide[i]);
 }
 
-// Start of line `index` along `axis`, or NULL for a line of zeros. The elements of a line lie `*step` apart.
+// Start of line `index` along `axis`, or NULL for a line of zeros. `*step` is the distance between a line's elements.
 INLINE const char *operand_line(const struct operand *x, int axis, int index, int kind, int64_t *step) {
   if (x->rows) {
     *step = 1;
@@ -193,7 +193,7 @@ INLINE const char *operand_line(const struct operand *x, int axis, int index, in
   return (const char *)x->data + index * x->stride[axis] * element_bytes(kind);
 }
 
-// The axis along which an operand's lines are contiguous and can be walked, or -1.
+// The axis along which an operand's lines are contiguous, or -1.
 INLINE int contiguous_axis(const struct operand *x) {
   if (x->rows) return 1 - x->table_axis;
   return x->stride[1] == 1 ? 1 : x->stride[0] == 1 ? 0 : -1;
@@ -325,7 +325,7 @@ INLINE void interleave(const uint16_t *even, const uint16_t *odd, int64_t step, 
   int i = 0;
 #if defined(__AVX512BF16__)
   if (step == 1 && 2 * (size_t)count <= sizeof zeros) {
-    // A padded pixel is a line of zeros too: without this it would take the slow loop below.
+    // A padded pixel is a line of zeros too; without this it would go through the slow loop below.
     if (!even) even = (const uint16_t *)zeros;
     if (!odd) odd = (const uint16_t *)zeros;
     for (; i + 16 <= count; i += 16) {
@@ -341,7 +341,7 @@ INLINE void interleave(const uint16_t *even, const uint16_t *odd, int64_t step, 
 // bf16 pairs (k, k + 1): out[panel][k / 2][PANEL]
 INLINE void pack_b_pairs(const struct operand *b, int depth, int columns, uint32_t *out, uint32_t *line_buffer) {
   int axis = contiguous_axis(b), pairs = (depth + 1) / 2;
-  if (axis == 0) {  // lines are columns n; pairs lie side by side in them
+  if (axis == 0) {  // lines are columns n, in which pairs are adjacent
     for (int n = 0; n < columns; n += LANES) {
       const uint32_t *line[LANES];
       int lines = (int)least(LANES, b->valid[1] - n);
@@ -392,14 +392,14 @@ static void pack_b(const struct dot_product *d, int depth, float *out, float *li
   struct operand part = d->b;
   int columns = part.valid[1], packed_depth = d->kind == ELEMENT_BF16 && HAS_PAIRS ? (depth + 1) / 2 : depth;
   int segment = part.segment ? part.segment : columns;
-  for (int n = 0; n < columns; n += segment) {  // a segment is whole panels long
+  for (int n = 0; n < columns; n += segment) {  // a segment consists of whole panels
     if (n) part.rows += d->k;
     part.valid[1] = (int)least(segment, columns - n);
     pack_segment(&part, d->kind, depth, out + (int64_t)n * packed_depth, line_buffer);
   }
 }
 
-// A as pairs of bf16 along k: [m][k / 2] where its lines run along k, else [k / 2][m]
+// A as pairs of bf16 along k: [m][k / 2] if its lines run along k, else [k / 2][m]
 static struct a_view pack_a_pairs(const struct operand *a, int along_k, int depth, uint32_t *out) {
   int rows = a->valid[0], half = (depth + 1) / 2;
   int64_t step = 1;
@@ -420,7 +420,7 @@ static struct a_view pack_a_pairs(const struct operand *a, int along_k, int dept
   return (struct a_view){out, rows, 0};
 }
 
-// A in fp32: [m][k] where its lines run along k, else [k][m]
+// A in fp32: [m][k] if its lines run along k, else [k][m]
 static struct a_view pack_a(const struct dot_product *d, int along_k, int depth, float *out) {
   int rows = d->a.valid[0], lines = along_k ? rows : depth, count = along_k ? depth : rows;
 #define PACK(KIND)     \
@@ -437,7 +437,7 @@ INLINE char *take(char **memory, int64_t bytes) {
   return start;
 }
 
-// Row table without NULLs: missing rows point at zeros, in `memory` where a row is longer than the shared ones.
+// Row table without NULLs: missing rows point to zeros, which are in `memory` if a row is longer than `zeros`.
 static const void *complete_table(const struct operand *a, int entries, int64_t line_bytes, const void **table, char **memory) {
   const void *nothing = zeros;
   if (line_bytes > (int64_t)sizeof zeros) nothing = memset(take(memory, line_bytes), 0, (size_t)line_bytes);
@@ -447,7 +447,7 @@ static const void *complete_table(const struct operand *a, int entries, int64_t 
 
 INLINE int far_apart(int64_t stride, int64_t floats) { return stride >= floats || stride <= -floats; }
 
-// Rows of B where they lie, as a table; NULL unless they are contiguous and whole vectors long.
+// Table of the rows of B, to be read in place; NULL unless they are contiguous and whole vectors long.
 static const void *const *rows_of_b(const struct dot_product *d, int depth, int columns, char **memory) {
   const struct operand *b = &d->b;
   if (d->packed_b || b->segment || (b->transient && !d->a.transient) || d->kind != ELEMENT_F32 || columns % LANES != 0) return NULL;
@@ -458,7 +458,7 @@ static const void *const *rows_of_b(const struct dot_product *d, int depth, int 
   return table;
 }
 
-// The part of a queue that stands for a product; *memory is where what cannot be read in place is packed.
+// The queue entry of a product; operands that cannot be read in place are packed at *memory.
 static struct product_part prepare(const struct dot_product *d, int depth, int rows, int columns, int pairs, char **memory,
                                    enum form *form) {
   struct product_part part = {.b = d->packed_b, .depth = pairs ? (depth + 1) / 2 : depth};
@@ -485,7 +485,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
     part.a = d->a.data;
     part.a_stride = d->a.stride[1 - axis];
     part.a_in_place = 1;
-    if (pairs && part.a_stride % 2) {  // rows at odd offsets: pairs are still readable, one table entry each
+    if (pairs && part.a_stride % 2) {  // rows at odd offsets: a table entry per row makes pairs readable
       const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * rows);
       for (int m = 0; m < rows; m++) table[m] = (const uint16_t *)d->a.data + m * part.a_stride;
       part.a_table = table;
@@ -501,7 +501,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   return part;
 }
 
-// Zeros for what the first products leave out of c.
+// Zero the elements of c that the first products do not store.
 static void clear_rest(const struct product_queue *queue) {
   int rows = queue->count ? queue->rows : 0, columns = queue->columns;
   for (int row = 0; row < queue->height; row++) {
@@ -518,14 +518,14 @@ static void finish(struct product_queue *queue) {
   queue->a_ahead = queue->b_ahead = 0;
 }
 
-// `d` comes after the queue: how far its operands lie from those of the queue's first part.
+// `d` is the first product after the queue: record the distance of its operands from those of the queue's first part.
 static void look_ahead(struct product_queue *queue, const struct dot_product *d) {
   const struct product_part *first = queue->parts;
   if (first->a_in_place && !d->a.rows) queue->a_ahead = (const uint32_t *)d->a.data - (const uint32_t *)first->a;
   if (first->b_table && !d->b.rows) queue->b_ahead = (const float *)d->b.data - (const float *)first->b_table[0];
 }
 
-static void put_off(const struct dot_product *d, struct product_queue *queue) {
+static void enqueue(const struct dot_product *d, struct product_queue *queue) {
   int depth = product_depth(d), rows = (int)least(d->m, d->a.valid[0]), columns = (int)least(d->n, d->b.valid[1]);
   if (depth <= 0 || rows <= 0 || columns <= 0) return;
   if (queue->count == queue->capacity || queue->free > queue->memory + d->scratch_bytes * (queue->capacity - 1)) {
@@ -539,7 +539,7 @@ static void put_off(const struct dot_product *d, struct product_queue *queue) {
   if (queue->count && (rows != queue->rows || columns != queue->columns || form != queue->form)) {
     char *used = queue->free;
     finish(queue);
-    queue->free = used;  // this part's memory lies behind that of the others
+    queue->free = used;  // this part's memory follows that of the others
   }
   queue->rows = rows, queue->columns = columns, queue->form = form;
   queue->parts[queue->count++] = part;
@@ -549,7 +549,7 @@ static void put_off(const struct dot_product *d, struct product_queue *queue) {
 static void dot(const struct dot_product *d) {
   struct product_queue queue = {.capacity = 1, .height = d->m, .width = d->n, .c = d->c, .c_stride = d->c_stride,
                                 .memory = d->scratch, .free = d->scratch};
-  put_off(d, &queue);
+  enqueue(d, &queue);
   finish(&queue);
 }
 

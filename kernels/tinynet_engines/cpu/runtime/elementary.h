@@ -12,7 +12,7 @@ INLINE uint32_t bits_from_float(float value) { uint32_t bits; memcpy(&bits, &val
 INLINE double double_from_bits(uint64_t bits) { double value; memcpy(&value, &bits, 8); return value; }
 INLINE uint64_t bits_from_double(double value) { uint64_t bits; memcpy(&bits, &value, 8); return bits; }
 
-// A sum with this is rounded to a whole number, which its lowest bits hold plus twice the bias of an exponent.
+// A sum with this is rounded to a whole number: its lowest bits hold that number plus twice the exponent bias.
 #define ROUNDER (12582912.0f + 254.0f)
 
 // mantissa * 2^(sum - ROUNDER) in two factors, so that results down to the smallest denormal are right
@@ -134,7 +134,7 @@ INLINE double tn_rsqrt(double x) { return 1.0 / __builtin_sqrt(x); }
 DEFINE_MINMAX(_f32, float)
 DEFINE_MINMAX(_f64, double)
 
-// for `#pragma omp simd reduction(maxnum_f32 : total)`; NaN is neutral, so an empty lane adds nothing
+// for `#pragma omp simd reduction(maxnum_f32 : total)`; NaN is neutral, so an empty lane does not change the result
 #pragma omp declare reduction(maxnum_f32:float : omp_out = maxnum_f32(omp_out, omp_in)) initializer(omp_priv = NAN)
 #pragma omp declare reduction(minnum_f32:float : omp_out = minnum_f32(omp_out, omp_in)) initializer(omp_priv = NAN)
 #pragma omp declare reduction(maxnum_f64:double : omp_out = maxnum_f64(omp_out, omp_in)) initializer(omp_priv = NAN)

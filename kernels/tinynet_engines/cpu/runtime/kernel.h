@@ -1,5 +1,5 @@
-// What every generated kernel includes: conversions of small floats, integer division that cannot trap, and the
-// table of services (dot products, printing, failing) that the run-time library offers.
+// Included by every generated kernel: conversions of small floats, integer division that cannot trap, and the table of
+// services (dot products, printing, failing) of the run-time library.
 #pragma once
 #include "elementary.h"
 #include "services.h"
@@ -30,15 +30,15 @@ INLINE uint16_t store_f16(float value) {
 }
 INLINE float round_f16(float value) { return load_f16(store_f16(value)); }
 
-// 16 bits from a place, at an even address, that a vector of loads cannot foresee: there are gathers of 32 bits only.
-// The aligned word around the value lies in the same page.
+// 16 bits from an even address, for vector loads at arbitrary places: gathers exist for 32 bits only. The aligned word
+// around the value is in the same page.
 INLINE uint16_t gathered_half(const uint16_t *place) {
   typedef uint32_t __attribute__((may_alias)) word;
   uintptr_t address = (uintptr_t)place;
   return (uint16_t)(*(const word *)(address & ~(uintptr_t)3) >> 8 * (address & 2));
 }
 
-// fp8: nearest even by counting in units of the result's last place
+// fp8: rounded to nearest even by counting in units in the last place
 INLINE uint8_t small_float(float value, int mantissa_bits, int bias, uint32_t overflow, uint32_t largest, uint32_t nan) {
   uint32_t bits = bits_from_float(value), sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
   int32_t exponent = (int32_t)(magnitude >> 23) - 127 + bias;
@@ -74,7 +74,7 @@ INLINE uint32_t remainder_u32(uint32_t a, uint32_t b) { return a - divide_u32(a,
 INLINE int64_t remainder_i64(int64_t a, int64_t b) { return (int64_t)((uint64_t)a - (uint64_t)divide_i64(a, b) * (uint64_t)b); }
 INLINE uint64_t remainder_u64(uint64_t a, uint64_t b) { return a - divide_u64(a, b) * b; }
 
-// Division of many by one: the half keeps every quotient away from whole numbers by more than the product is inexact.
+// Division of many numbers by one: adding 1/2 keeps every quotient further from whole numbers than the product's error.
 INLINE double inverse_i32(int32_t b) { return 1.0 / (double)(b == 0 ? 1 : b); }
 INLINE int32_t divide_by_i32(int32_t a, double inverse) {
   return (int32_t)(int64_t)(((double)a + (a < 0 ? -0.5 : 0.5)) * inverse);
@@ -85,7 +85,7 @@ INLINE uint32_t mulhi_u32(uint32_t a, uint32_t b) { return (uint32_t)(((uint64_t
 INLINE int64_t mulhi_i64(int64_t a, int64_t b) { return (int64_t)(((__int128)a * b) >> 64); }
 INLINE uint64_t mulhi_u64(uint64_t a, uint64_t b) { return (uint64_t)(((unsigned __int128)a * b) >> 64); }
 
-// Conversions of floats to integers saturate, and NaN becomes 0, as on a GPU; plain C leaves both undefined.
+// Conversions of floats to integers saturate, and NaN becomes 0, as on a GPU; both are undefined in plain C.
 INLINE int32_t float_to_i32(float x) {
   int32_t value = (int32_t)(x >= -2147483648.0f && x < 2147483648.0f ? x : 0.0f);
   return x >= 2147483648.0f ? INT32_MAX : x < -2147483648.0f ? INT32_MIN : value;

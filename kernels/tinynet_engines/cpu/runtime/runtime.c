@@ -1,4 +1,4 @@
-// The run-time library, built once per machine: it runs a kernel's programs on a thread pool and serves the kernels.
+// The run-time library, built once per machine: it runs a kernel's programs on a thread pool and provides the services.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdio.h>
@@ -8,7 +8,7 @@
 
 // ------------------------------------------------------------------------------------------------------------ arena
 
-// One growing block of memory per thread for the tiles of whatever kernel runs there; freed with the thread.
+// One growing block of memory per thread, for the tiles of any kernel that runs there; freed with the thread.
 static __thread struct { char *memory; int64_t bytes; } arena;
 static pthread_key_t arena_key;
 static pthread_once_t arena_once = PTHREAD_ONCE_INIT;
@@ -54,7 +54,7 @@ static void fail(const struct program *program, const char *message) {
   __atomic_store_n(program->failure, message, __ATOMIC_RELAXED);
 }
 
-static const struct services services = {dot, put_off, finish, pack_b_for_later, print_value, fail};
+static const struct services services = {dot, enqueue, finish, pack_b_for_later, print_value, fail};
 
 // ----------------------------------------------------------------------------------------------------------- launch
 
@@ -99,7 +99,7 @@ static void worker(void *data) {
   }
 }
 
-// Runs every program of the grid. Returns NULL, or what went wrong.
+// Run every program of the grid. Returns NULL, or an error message.
 const char *tinynet_launch(const struct launch *launch) {
   struct work work = {.launch = launch};
   for (int i = 0; i < 3; i++)
@@ -122,8 +122,8 @@ const char *tinynet_launch(const struct launch *launch) {
 
 const char tinynet_overlap[] = "overlap";
 
-// As tinynet_launch, for a kernel that relies on its arguments not to overlap: refuses with tinynet_overlap if they do.
-const char *tinynet_launch_apart(const struct launch *launch, const struct apart *pairs, int64_t count) {
+// As tinynet_launch, for a kernel that assumes disjoint arguments: returns tinynet_overlap if they overlap.
+const char *tinynet_launch_checked(const struct launch *launch, const struct disjoint_pair *pairs, int64_t count) {
   for (int64_t i = 0; i < count; i++) {
     const char *written = launch->arguments[pairs[i].written].pointer, *other = launch->arguments[pairs[i].other].pointer;
     if (written < other + pairs[i].other_bytes && other < written + pairs[i].written_bytes) return tinynet_overlap;

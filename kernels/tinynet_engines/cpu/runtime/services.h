@@ -5,21 +5,21 @@
 
 // One 2-D operand of a dot product. Strided: element (i, j) is data[i * stride[0] + j * stride[1]]. With a row table,
 // rows[] holds a pointer for every index along table_axis and the other axis has unit stride; a NULL row is all zeros.
-// B may have rows of several segments, of so many columns each: rows[] then holds a table for the first ones, then one
-// for the next. Elements at or past `valid` along either axis are zero and never read.
+// Rows of B may be split into segments of `segment` columns: rows[] then holds one table for all first segments, then
+// one for all second segments, and so on. Elements at or past `valid` along either axis are zero and never read.
 struct operand {
   const void *data;
   int64_t stride[2];
   const void *const *rows;
   int32_t table_axis;
   int32_t valid[2];
-  int32_t transient;  // whether the memory is used again before a queue of products is finished
-  int32_t segment;    // 0: a row is one
+  int32_t transient;  // whether the memory is reused before a queue of products is finished
+  int32_t segment;    // 0: rows are not split
 };
 
 enum element_kind { ELEMENT_F32, ELEMENT_BF16, ELEMENT_F16 };
 
-// c[m][n] += sum over k of a[m][k] b[k][n], in fp32. `scratch` holds `scratch_bytes`, what one product needs at most.
+// c[m][n] += sum over k of a[m][k] b[k][n], in fp32. `scratch` holds `scratch_bytes`, the most one product needs.
 struct dot_product {
   int32_t m, n, k;
   int32_t kind;
@@ -31,27 +31,27 @@ struct dot_product {
   int64_t scratch_bytes;
 };
 
-// Products that are added to one accumulator, put off until they can be computed together: a tile of the accumulator
-// then stays in registers over all of them. `capacity` products at most, `memory` holds their scratch_bytes.
+// A queue of products that are added to one accumulator, deferred until they can be computed together: a tile of the
+// accumulator then stays in registers over all of them. Up to `capacity` products; `memory` holds their scratch_bytes.
 struct product_part {
   const void *a;  // see struct a_view
   int64_t a_stride;
   const void *a_table;
   const float *b;              // panels, or NULL:
-  const void *const *b_table;  // rows of B where they lie
+  const void *const *b_table;  // rows of B, read in place
   int32_t depth, panel_depth;
-  int32_t a_in_place;  // whether `a` lies where the product's operand does
+  int32_t a_in_place;  // whether `a` is the product's operand itself, not a copy
 };
 enum { LARGEST_QUEUE = 16 };
 struct product_queue {
   int32_t capacity, count;
-  int32_t fresh;  // whether c holds nothing yet: the first products are stored instead of added
+  int32_t fresh;  // whether c is uninitialized: the first products are stored instead of added
   int32_t height, width;        // of c
   int32_t rows, columns, form;  // of the products in the queue
   float *c;
   int64_t c_stride;
   char *memory, *free;
-  int64_t a_ahead, b_ahead;  // from the first part's operands to those of the product after the queue, or 0
+  int64_t a_ahead, b_ahead;  // from the first part's operands to those of the first product after the queue, or 0
   struct product_part parts[LARGEST_QUEUE];
 };
 
@@ -59,7 +59,7 @@ struct program;
 
 struct services {
   void (*dot)(const struct dot_product *);
-  void (*put_off)(const struct dot_product *, struct product_queue *);
+  void (*enqueue)(const struct dot_product *, struct product_queue *);
   void (*finish)(struct product_queue *);
   void (*pack_b)(const struct dot_product *, void *out);
   void (*print)(const struct program *, const char *prefix, const int64_t *index, int rank, int kind, double value, int64_t integer);
@@ -74,7 +74,7 @@ union argument {
 
 typedef void (*kernel_function)(const struct program *);
 
-// One launch as the driver describes it; never written to, so that threads may share it.
+// One launch as the driver describes it; read-only, so that threads can share it.
 struct launch {
   kernel_function kernel;
   void (*parallel)(void (*)(void *), void *, unsigned, unsigned);  // GOMP_parallel, or NULL for one thread
@@ -84,13 +84,13 @@ struct launch {
   union argument arguments[];
 };
 
-// Two arguments of which one is written: if they lie closer than this, the launch is refused.
-struct apart {
+// Two arguments, of which at least one is written: if their memory overlaps, the launch is refused.
+struct disjoint_pair {
   int64_t written, other;              // positions in the argument list
-  int64_t written_bytes, other_bytes;  // what each spans
+  int64_t written_bytes, other_bytes;  // length of each
 };
 
-// What one run of a kernel sees: which program it is, its arguments and its memory for tiles.
+// The state of one program of a kernel: its ids, its arguments and its memory for tiles.
 struct program {
   int32_t id[3];
   int32_t count[3];

@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make train` and `make test`. Each sets itself up first.
+# Two commands on a fresh machine: `make train` and `make test`. Both first create the environment.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python

@@ -46,7 +46,7 @@ def message(number: int) -> str:
 class Handled:
     """A context manager in which Ctrl-C and SIGTERM call a handler.
 
-    Outside the main thread, which alone receives signals, it does nothing.
+    It does nothing outside the main thread, because only the main thread handles signals.
     """
 
     def __init__(self, handler: Handler) -> None:

@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make train` and `make test`. Each sets itself up first.
+# Two commands on a fresh machine: `make train` and `make test`. Both first create the environment.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -10,9 +10,9 @@ SET_UP := $(VENV)/.set-up
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-set-up: $(SET_UP) ## make .venv and install tinynet into it, editable, with the developer tools
+set-up: $(SET_UP) ## create .venv and install tinynet into it, editable, with the developer tools
 
-# The stamp is written last, so a set-up that failed half-way is done again.
+# The stamp file is written last, so a set-up that failed is run again.
 $(SET_UP): pyproject.toml constraints/cpu.txt scripts/set_up.sh
 	@sh scripts/set_up.sh $(VENV)
 	@touch $@
@@ -20,18 +20,18 @@ $(SET_UP): pyproject.toml constraints/cpu.txt scripts/set_up.sh
 train: $(SET_UP) ## train the image classifier on handwritten digits; ARGS='--model mlp' adds flags
 	@$(PYTHON) examples/train_image_classifier.py $(ARGS)
 
-# One process an engine: Triton decides when it is imported whether it interprets its kernels.
-# Two processes share two cores better when their threads sleep instead of spinning while they wait.
+# One process per engine: Triton decides at import whether to interpret kernels.
+# Two processes share two cores better when waiting threads sleep instead of spinning.
 THREADS := 2
 PYTEST := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2
 INTERPRETED := activation linear conv pool loss dropout embedding optimizer sequential reruns wide_strides
 
 test: test-interpreter test-driver ## run the test suite on every engine of this machine
 
-test-driver: $(SET_UP) ## all tests on the GPU, or on the CPU engine; ARGS='-k linear' adds flags
+test-driver: $(SET_UP) ## all tests on the GPU if there is one, else on the CPU engine; ARGS='-k linear' adds flags
 	@$(PYTEST) $(ARGS)
 
-test-interpreter: $(SET_UP) ## the columns in Triton's interpreter; ARGS='-k linear' adds flags
+test-interpreter: $(SET_UP) ## the columns' tests in Triton's interpreter; ARGS='-k linear' adds flags
 	@$(PYTEST) --engine interpreter tests/engines/interpreter tests/engines/test_planted_faults.py $(INTERPRETED:%=tests/test_%.py) $(ARGS)
 
 lint: $(SET_UP) ## ruff and pyright
@@ -39,11 +39,11 @@ lint: $(SET_UP) ## ruff and pyright
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m pyright
 
-format: $(SET_UP) ## let ruff mend and format the code
+format: $(SET_UP) ## fix and format the code with ruff
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
 
-bench: $(SET_UP) ## time the kernels beside PyTorch; ARGS='--only conv,linear' adds flags
+bench: $(SET_UP) ## compare the kernels' speed with PyTorch's; ARGS='--only conv,linear' adds flags
 	@$(PYTHON) -m benchmarks $(ARGS)
 
 compile-matrix: $(SET_UP) ## compile every kernel for every target, without a GPU
@@ -53,6 +53,6 @@ docs: $(SET_UP) ## write the API pages to site/
 	@$(PYTHON) -m pip install --quiet -e '.[docs]'
 	@$(PYTHON) -m pdoc --docformat google --output-directory site tinynet
 
-clean: ## remove the environment, builds and caches; runs/ stays
+clean: ## remove the environment, builds and caches, but not runs/
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""Kernels beside PyTorch: correctness first, then time, in one run. `python -m benchmarks --help`."""
+"""Compares kernels with PyTorch, first the results, then the time. `python -m benchmarks --help`."""

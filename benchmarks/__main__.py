@@ -1,6 +1,6 @@
 """Runs the benchmarks: `python -m benchmarks --only conv,linear --dtype fp32,bf16 --threads 1,2 --device cpu`.
 
-Each case is checked before it is timed: a contender whose answer differs ends the run with exit code 1.
+Each case is checked before it is timed: if the results differ, the run ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -25,16 +25,24 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="tinynet's kernels beside PyTorch")
-    parser.add_argument("--only", type=_choices(COLUMNS), default=COLUMNS, help=f"of: {', '.join(COLUMNS)}")
-    parser.add_argument("--dtype", type=_choices(DTYPES), default=("fp32", "bf16"), help="fp32, bf16, fp16")
-    parser.add_argument("--threads", type=_positive_list, default=None, help="CPU threads, e.g. 1,2")
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Compares tinynet's kernels with PyTorch."
+    )
+    parser.add_argument(
+        "--only", type=_choices(COLUMNS), default=COLUMNS, help=f"comma-separated list of {', '.join(COLUMNS)}"
+    )
+    parser.add_argument(
+        "--dtype", type=_choices(DTYPES), default=("fp32", "bf16"), help="comma-separated list of fp32, bf16, fp16"
+    )
+    parser.add_argument(
+        "--threads", type=_positive_list, default=None, help="comma-separated numbers of CPU threads, e.g. 1,2"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=2.0, help="a case, for all contenders together")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time per case, for all contenders together")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile (minutes of compilation)")
-    parser.add_argument("--match", default="", help="only cases whose name or size holds this text")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--match", default="", help="run only cases whose name or size contains this text")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the results")
     return parser.parse_args(arguments)
 
 
@@ -57,7 +65,7 @@ def _positive_list(text: str) -> tuple[int, ...]:
 
 
 def rows(options: argparse.Namespace, device: torch.device) -> Iterator[results.Row]:
-    """Measures every case that was asked for."""
+    """Measures all requested cases."""
     peaks: dict[tuple[str, int], Peak] = {}
     threads = options.threads or (torch.get_num_threads(),)
     for column in options.only:
@@ -89,10 +97,10 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[results.
 
 
 def check(case: Case) -> float | None:
-    """The largest difference between ours and the others.
+    """Returns the largest difference between tinynet's result and the others.
 
     Raises:
-        SystemExit: it is above what the case allows.
+        SystemExit: the difference is larger than the case allows.
     """
     if case.error is None:
         return None
@@ -118,15 +126,15 @@ def main() -> None:
             for row in rows(options, device):
                 measured.append(row)
         except KeyboardInterrupt:
-            print("interrupted; what was measured is kept")
+            print("interrupted; the results so far are saved")
     if not measured:
         sys.exit("no case matched")
     print(results.table(measured))
-    print(f"written: {results.save(measured, device, options.out)}")
+    print(f"wrote {results.save(measured, device, options.out)}")
     for column in dict.fromkeys(row.column for row in measured):
         path = results.plot([row for row in measured if row.column == column], options.out)
         if path is not None:
-            print(f"written: {path}")
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Elementwise activations, forward and backward: bound by memory."""
+"""Elementwise activations, forward and backward: limited by memory bandwidth."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ def eager_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.relu(F.conv2d(x, weight, bias, padding=1))
 
 
-def make(setting: Setting, N: int, C: int, H: int, W: int, K: int) -> tuple[Tensor, Tensor, Tensor]:
+def operands(setting: Setting, N: int, C: int, H: int, W: int, K: int) -> tuple[Tensor, Tensor, Tensor]:
     return setting.random(N, C, H, W), setting.random(K, C, 3, 3) * (9 * C) ** -0.5, setting.random(K)
 
 
 def forward(setting: Setting, N: int, C: int, H: int, W: int, K: int) -> Case:
-    x, weight, bias = make(setting, N, C, H, W, K)
+    x, weight, bias = operands(setting, N, C, H, W, K)
     contenders: dict[str, Callable[[], Tensor]] = {}
     last = x.to(memory_format=torch.channels_last)
     contenders[OURS] = lambda: our_layer(last, weight, bias)
@@ -49,7 +49,7 @@ def forward(setting: Setting, N: int, C: int, H: int, W: int, K: int) -> Case:
 
 
 def gradient(setting: Setting, N: int, C: int, H: int, W: int, K: int, *, of_input: bool) -> Case:
-    x, weight, bias = make(setting, N, C, H, W, K)
+    x, weight, bias = operands(setting, N, C, H, W, K)
     grad = setting.random(N, K, H, W)
     contenders: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
     layers = {OURS: (our_layer, torch.channels_last)}

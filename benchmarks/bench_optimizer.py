@@ -18,7 +18,7 @@ TITLE = "optimizer"
 def cases(setting: Setting) -> Iterator[Case]:
     shapes = [parameter.shape for parameter in build("cnn").parameters()]
     elements = sum(shape.numel() for shape in shapes)
-    # (passes over the parameters that are read, and written)
+    # passes: how often memory of the parameters' size is read or written
     for name, ours, eager, arguments, passes in (
         ("AdamW", optim.AdamW, torch.optim.AdamW, {"lr": 1e-3}, 7),
         ("SGD momentum", optim.SGD, torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}, 5),

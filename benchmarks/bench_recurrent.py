@@ -1,6 +1,7 @@
-"""LSTM and GRU layers, forward + backward, dense and packed; PyTorch's own modules beside them.
+"""LSTM and GRU layers, forward + backward, dense and packed, compared with PyTorch's modules.
 
-A sample is a real token, so that what packing costs is the quotient of two neighboring rows' time a sample.
+A sample is a token without padding, so that the cost of packing is the ratio of the times per sample of two neighboring
+rows.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def layer(setting: Setting, name: str, hidden_size: int, lengths: Tensor | None) -> Case:
-    """One layer of `name`: y and the gradients of the input and of every parameter."""
+    """One layer: y and the gradients of the input and all parameters."""
     theirs = getattr(torch.nn, name)(hidden_size, hidden_size, device=setting.device, dtype=setting.dtype)
     ours = getattr(nn, name)(hidden_size, hidden_size, device=setting.device, dtype=setting.dtype)
     ours.load_state_dict(theirs.state_dict())
     x = setting.random(STEPS, BATCH, hidden_size)
     tokens = STEPS * BATCH if lengths is None else int(lengths.sum())
-    # Input and hidden products, each once forward and twice backward.
+    # The input and hidden matrix products, each once in the forward and twice in the backward.
     flops = 3 * 2 * tokens * 2 * GATES[name] * hidden_size**2
     return Case(
         f"{name} {'dense' if lengths is None else 'packed'}, forward + backward",

@@ -50,7 +50,7 @@ def cnn(nn: Any, fused: bool) -> torch.nn.Module:
 
 
 def pooling_cnn(nn: Any, fused: bool) -> torch.nn.Module:
-    """The same network; ours pools in the convolutions' own kernels."""
+    """The same network; tinynet's pools in the convolutions' kernels."""
     if not fused:
         return cnn(nn, fused)
     return nn.Sequential(
@@ -71,17 +71,17 @@ LAYOUTS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
 def cases(setting: Setting) -> Iterator[Case]:
     images = torch.randn(BATCH, 1, 28, 28, device=setting.device)
     labels = torch.randint(0, 10, (BATCH,), device=setting.device)
-    for name, make, (multiply_adds, parameters) in (
+    for name, build, (multiply_adds, parameters) in (
         ("mlp", mlp, MLP_WORK),
         ("cnn", cnn, CNN_WORK),
         ("cnn with pool=2", pooling_cnn, CNN_WORK),
     ):
         last = torch.channels_last
-        ours = make(tinynet.nn, True).to(memory_format=last)  # pyright: ignore[reportCallIssue]
+        ours = build(tinynet.nn, True).to(memory_format=last)  # pyright: ignore[reportCallIssue]
         x = images.to(memory_format=last)
         contenders = {OURS: _step(setting, ours, tinynet.nn, tinynet.optim.AdamW, {}, x, labels)}
         for suffix, layout in LAYOUTS.items():
-            model = make(torch.nn, False).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+            model = build(torch.nn, False).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
             x = images.to(memory_format=layout)
             contenders["eager" + suffix] = _step(
                 setting, model, torch.nn, torch.optim.AdamW, {"fused": True}, x, labels

@@ -1,4 +1,4 @@
-"""What a run measured: the rows, their table, the JSON file keyed by device and versions, and the plot."""
+"""The results of a run: rows, table, a JSON file per device and versions, and plots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.timing import Peak, Time
 
 @dataclass(frozen=True)
 class Row:
-    """One case, measured in one setting."""
+    """One case, measured with one dtype and number of threads."""
 
     column: str
     name: str
@@ -31,26 +31,26 @@ class Row:
     peak: Peak
 
     @property
-    def best_rival(self) -> str | None:
-        """The fastest eager contender: PyTorch in its better layout."""
-        rivals = {name: time.minimum for name, time in self.times.items() if name.startswith("eager")}
-        return min(rivals, key=rivals.__getitem__) if rivals else None
+    def baseline(self) -> str | None:
+        """The fastest eager contender: PyTorch in its faster memory layout."""
+        eager = {name: time.minimum for name, time in self.times.items() if name.startswith("eager")}
+        return min(eager, key=eager.__getitem__) if eager else None
 
     @property
     def ratio(self) -> float | None:
-        """Our time over the best rival's, by minima; below 1 we are faster."""
-        rival = self.best_rival
-        return None if rival is None else self.times[OURS].minimum / self.times[rival].minimum
+        """tinynet's minimum time over the baseline's; below 1, tinynet is faster."""
+        baseline = self.baseline
+        return None if baseline is None else self.times[OURS].minimum / self.times[baseline].minimum
 
     @property
     def share_of_peak(self) -> float:
-        """The time this device's measured peaks allow, over ours."""
+        """The minimum time that this device's measured peaks allow, over tinynet's time."""
         bound = max(self.flops / self.peak.flops_per_second, self.bytes / self.peak.bytes_per_second)
         return bound / self.times[OURS].minimum
 
 
 def device_name(device: torch.device) -> str:
-    """The card's or the processor's name, as the system gives it."""
+    """Returns the name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -61,7 +61,7 @@ def device_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions a result depends on."""
+    """Returns the versions that a result depends on."""
     import triton
 
     import tinynet
@@ -76,11 +76,11 @@ def versions() -> dict[str, str]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text: microseconds, nanoseconds a sample, the ratio to PyTorch eager, the share of the peak."""
+    """Formats the rows: microseconds, nanoseconds per sample, ratio to eager PyTorch, fraction of the peak."""
     head = ("work", "size", "dtype", "thr", "tinynet us", "ns/sample", "eager us", "ratio", "compile", "peak")
     body: list[tuple[str, ...]] = [head]
     for row in rows:
-        rival, compiled = row.best_rival, row.times.get("compile")
+        baseline, compiled = row.baseline, row.times.get("compile")
         ours = row.times[OURS]
         body.append(
             (
@@ -90,7 +90,7 @@ def table(rows: list[Row]) -> str:
                 str(row.threads),
                 f"{ours.minimum * 1e6:.1f}",
                 "-" if row.samples == 1 else f"{ours.minimum * 1e9 / row.samples:.1f}",
-                "-" if rival is None else f"{row.times[rival].minimum * 1e6:.1f}",
+                "-" if baseline is None else f"{row.times[baseline].minimum * 1e6:.1f}",
                 "-" if row.ratio is None else f"{row.ratio:.2f}",
                 "-" if compiled is None else f"{ours.minimum / compiled.minimum:.2f}",
                 f"{row.share_of_peak:.0%}",
@@ -109,7 +109,7 @@ def save(rows: list[Row], device: torch.device, folder: Path) -> Path:
     path = folder / f"{slug}_torch{used['torch'].split('+')[0]}_triton{used['triton']}.json"
     known: dict[str, Any] = {"device": name, "versions": used, "rows": []}
     new = [{**asdict(row), "ratio": row.ratio, "share_of_peak": row.share_of_peak} for row in rows]
-    if path.exists():  # a run of one column keeps what was measured of the others
+    if path.exists():  # keep the results of other runs, except those measured again
         known["rows"] = [old for old in json.loads(path.read_text())["rows"] if not any(_same(old, n) for n in new)]
     known["rows"] += new
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def plot(rows: list[Row], folder: Path) -> Path | None:
-    """Speed over size, one panel a kind of work; None without matplotlib."""
+    """Plots speed against size, one panel per case name, and returns the file; None without matplotlib."""
     try:
         import matplotlib
 

@@ -1,4 +1,4 @@
-"""Interleaved timing: contenders take turns, so that a machine whose speed drifts drifts for all of them."""
+"""Interleaved timing: contenders take turns, so that changes of the machine's speed affect all of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-# A CPU sample lasts at least this long, so that the clock's own cost does not show.
+# A CPU sample lasts at least this long, so that the cost of reading the clock is negligible.
 SHORTEST_SAMPLE_S = 200e-6
-# More than any second-level cache holds today.
+# Larger than the L2 cache of any GPU.
 FLUSH_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds a call: the fastest sample, and the median one."""
+    """Seconds per call: the fastest sample and the median."""
 
     minimum: float
     median: float
@@ -26,12 +26,12 @@ class Time:
 
 
 def time_contenders(contenders: dict[str, Callable[[], Any]], device: torch.device, seconds: float) -> dict[str, Time]:
-    """Times each contender for about `seconds` in all, in turns, after a warm-up.
+    """Times the contenders in turns, for about `seconds` in total, after a warm-up.
 
     Args:
-        contenders: name -> a call that does the work once.
-        device: where it runs; a GPU is timed with events, its second-level cache flushed before every call.
-        seconds: for all contenders together.
+        contenders: name -> a function that does the work once.
+        device: where they run; on a GPU, events measure the time, and the L2 cache is flushed before every call.
+        seconds: total time for all contenders.
     """
     for call in contenders.values():
         for _ in range(3):
@@ -47,7 +47,7 @@ def time_contenders(contenders: dict[str, Callable[[], Any]], device: torch.devi
 
 
 def _cpu_sample(call: Callable[[], Any], repeats: int) -> float:
-    call()  # a step follows its like in use: the caches hold its own code and data, not a rival's
+    call()  # in real use a step follows another: fill the caches with this contender's code and data
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -75,14 +75,14 @@ def _gpu_sampler(device: torch.device) -> Callable[[Callable[[], Any], int], flo
 
 @dataclass(frozen=True)
 class Peak:
-    """What this device was measured to reach: bytes a second copied, operations a second in a library product."""
+    """The measured peaks of this device: bytes per second of a copy, operations per second of a matrix product."""
 
     bytes_per_second: float
     flops_per_second: float
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Measures this device's copy bandwidth and PyTorch's matrix product, so that rows can show their share."""
+    """Measures the speed of a copy and of PyTorch's matrix product on this device."""
     gpu = device.type == "cuda"
     elements = (1 << 28 if gpu else 1 << 25) // dtype.itemsize
     source = torch.zeros(elements, device=device, dtype=dtype)

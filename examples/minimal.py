@@ -1,4 +1,4 @@
-"""A classifier of handwritten digits in one page: model, loss, backward and step.
+"""Trains a classifier of handwritten digits, on one page: model, loss, backward and step.
 
 python examples/minimal.py
 """

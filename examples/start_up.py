@@ -1,6 +1,6 @@
-"""What a program here does before its other imports, which take seconds: it imports this file first.
+"""Imported by the training programs before all other imports, which take seconds.
 
-From then on Ctrl-C and SIGTERM end it with a sentence, and nothing that happens to its standard output does.
+From then on, Ctrl-C and SIGTERM end the program with a one-line message, and a failing standard output does not end it.
 """
 
 import sys

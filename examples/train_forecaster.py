@@ -1,12 +1,12 @@
 """Trains a recurrent network to forecast next year's sunspots.
 
-    python examples/train_forecaster.py                            # 251 years to learn from, 58 held out
+    python examples/train_forecaster.py                            # trains on 251 years, 58 are held out
     python examples/train_forecaster.py --resume runs/lstm-sunspots
 
 Writes metrics.csv, checkpoint.pt, curve.png and forecast.png into runs/NAME/.
 """
 
-import start_up  # noqa: F401, before the imports that take seconds
+import start_up  # noqa: F401, before the slow imports
 
 # isort: split
 import sys
@@ -26,15 +26,15 @@ from tinynet.train.report import FORECAST_PICTURES, write_forecast_report
 from tinynet.train.run import run_training
 
 WEIGHT_DECAY = 0.01
-WARM_UP = 0.1  # of all steps
+WARM_UP = 0.1  # fraction of all steps
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = RunParser("train_forecaster", "Train a forecaster of sunspots.", epochs=60, batch_size=16, lr=5e-3)
+    parser = RunParser("train_forecaster", "Train a network to forecast sunspots.", epochs=60, batch_size=16, lr=5e-3)
     options = parser.parse_run(arguments)
     make_deterministic(options.seed)
 
-    with parser.sentences(), tinynet.engine(options.engine):
+    with parser.report_errors(), tinynet.engine(options.engine):
         data = load_sunspots()
         batches = SunspotBatches(data, options.batch_size, seed=options.seed, device=options.device)
         model = Forecaster().to(options.device)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def summary() -> str:
             truth = data.sunspots[-data.test_years :]
             errors = [float((each - truth).square().mean().sqrt()) for each in (forecast(), data.persistence)]
-            return f"RMSE {errors[0]:.2f} sunspots ({errors[1]:.2f} for as many as the year before)"
+            return f"RMSE {errors[0]:.2f} sunspots ({errors[1]:.2f} for the previous year's value)"
 
         return run_training(
             parser,

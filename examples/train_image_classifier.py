@@ -1,13 +1,13 @@
-"""Trains an image classifier and draws what it learned.
+"""Trains an image classifier and draws pictures of the result.
 
     python examples/train_image_classifier.py                             # a CNN on 4,000 handwritten digits
     python examples/train_image_classifier.py --model mlp --data digits
-    python examples/train_image_classifier.py --resume runs/cnn-mnist5k   # goes on from its checkpoint
+    python examples/train_image_classifier.py --resume runs/cnn-mnist5k   # continues from its checkpoint
 
 Writes metrics.csv, checkpoint.pt, curve.png, confusion.png, filters.png and samples.png into runs/NAME/.
 """
 
-import start_up  # noqa: F401, before the imports that take seconds
+import start_up  # noqa: F401, before the slow imports
 
 # isort: split
 import sys
@@ -24,17 +24,17 @@ from tinynet.train.run import run_training
 
 LABEL_SMOOTHING = 0.05
 WEIGHT_DECAY = 5e-4
-WARM_UP = 0.1  # of all steps
+WARM_UP = 0.1  # fraction of all steps
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = RunParser("train_image_classifier", "Train an image classifier.", epochs=15, batch_size=64, lr=0.05)
-    parser.add_argument("--model", choices=["cnn", "mlp"], default="cnn", help="what to train")
-    parser.add_argument("--data", choices=IMAGE_DATA, default="mnist5k", help="what to train on")
+    parser.add_argument("--model", choices=["cnn", "mlp"], default="cnn", help="the model to train")
+    parser.add_argument("--data", choices=IMAGE_DATA, default="mnist5k", help="the data set to train on")
     options = parser.parse_run(arguments)
     make_deterministic(options.seed)
 
-    with parser.sentences(), tinynet.engine(options.engine):
+    with parser.report_errors(), tinynet.engine(options.engine):
         data = load_images(options.data)
         batches = ImageBatches(data, options.batch_size, seed=options.seed, shift=data.shift, device=options.device)
         model = build(options.model, image_shape=data.image_shape, classes=data.classes).to(options.device)

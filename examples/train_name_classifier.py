@@ -1,13 +1,13 @@
-"""Trains a recurrent network to tell the language of a surname.
+"""Trains a recurrent network to classify surnames by language.
 
-    python examples/train_name_classifier.py                       # 3,974 names of 13 languages
+    python examples/train_name_classifier.py                       # 3,974 names in 13 languages
     python examples/train_name_classifier.py --cell lstm
     python examples/train_name_classifier.py --resume runs/gru-names
 
 Writes metrics.csv, checkpoint.pt, curve.png and confusion.png into runs/NAME/.
 """
 
-import start_up  # noqa: F401, before the imports that take seconds
+import start_up  # noqa: F401, before the slow imports
 
 # isort: split
 import sys
@@ -24,16 +24,18 @@ from tinynet.train.run import run_training
 
 LABEL_SMOOTHING = 0.05
 WEIGHT_DECAY = 0.05
-WARM_UP = 0.1  # of all steps
+WARM_UP = 0.1  # fraction of all steps
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = RunParser("train_name_classifier", "Train a classifier of surnames.", epochs=20, batch_size=64, lr=5e-3)
-    parser.add_argument("--cell", choices=["gru", "lstm"], default="gru", help="which recurrent layer reads the names")
+    parser = RunParser(
+        "train_name_classifier", "Train a network to classify surnames.", epochs=20, batch_size=64, lr=5e-3
+    )
+    parser.add_argument("--cell", choices=["gru", "lstm"], default="gru", help="the type of recurrent layer")
     options = parser.parse_run(arguments)
     make_deterministic(options.seed)
 
-    with parser.sentences(), tinynet.engine(options.engine):
+    with parser.report_errors(), tinynet.engine(options.engine):
         data = load_names()
         batches = NameBatches(data, options.batch_size, seed=options.seed, device=options.device)
         model = SequenceClassifier(data.vocabulary_size, len(data.languages), cell=options.cell).to(options.device)

@@ -1,4 +1,4 @@
-"""Trains a recurrent network to continue a text, character by character, and lets it write.
+"""Trains a character-level language model and generates text with it.
 
     python examples/train_text_model.py                            # Python's documentation, 500 steps
     python examples/train_text_model.py --prompt "The for statement"
@@ -7,7 +7,7 @@
 Writes metrics.csv, checkpoint.pt, curve.png and samples.txt into runs/NAME/.
 """
 
-import start_up  # noqa: F401, before the imports that take seconds
+import start_up  # noqa: F401, before the slow imports
 
 # isort: split
 import argparse
@@ -29,19 +29,19 @@ from tinynet.train.report import CURVE_PICTURES, write_curve_report
 from tinynet.train.run import run_training
 
 WEIGHT_DECAY = 0.01
-WARM_UP = 0.1  # of all steps
+WARM_UP = 0.1  # fraction of all steps
 TEMPERATURES = (0.3, 0.7, 1.0)
 SAMPLE_LENGTH = 300
 SAMPLES_NAME = "samples.txt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = RunParser("train_text_model", "Train a model of a text.", epochs=5, batch_size=32, lr=6e-3)
-    parser.add_argument("--prompt", default='The "', help="what the samples go on from")
+    parser = RunParser("train_text_model", "Train a character-level language model.", epochs=5, batch_size=32, lr=6e-3)
+    parser.add_argument("--prompt", default='The "', help="beginning of the generated samples")
     options = parser.parse_run(arguments)
     make_deterministic(options.seed)
 
-    with parser.sentences(), tinynet.engine(options.engine):
+    with parser.report_errors(), tinynet.engine(options.engine):
         data = load_text()
         prompt = encode_prompt(parser, options, data)
         batches = TextBatches(data, options.batch_size, seed=options.seed, device=options.device)
@@ -77,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder_name="lstm-text",
             report_names=(*CURVE_PICTURES, SAMPLES_NAME),
             report=report,
-            summary=lambda: f"held-out text: {trainer.rows[-1]['test_loss']:.3f} nats a character",
+            summary=lambda: f"held-out text: {trainer.rows[-1]['test_loss']:.3f} nats per character",
         )
 
 
 def encode_prompt(parser: RunParser, options: argparse.Namespace, data: TextData) -> Tensor:
-    """The prompt as the model takes it, [1, length]; one that the text cannot spell is refused."""
+    """Returns the prompt as indices [1, length]; characters that do not occur in the text are an error."""
     if not options.prompt:
         parser.error("--prompt must have at least one character")
     try:
@@ -92,12 +92,12 @@ def encode_prompt(parser: RunParser, options: argparse.Namespace, data: TextData
 
 
 def next_character_loss(logits: Tensor, characters: Tensor) -> Tensor:
-    """The mean cross-entropy in nats a character: logits [B, T, vocabulary], characters [B, T] -> scalar."""
+    """Returns the mean cross-entropy in nats per character: logits [B, T, vocabulary], characters [B, T] -> scalar."""
     return functional.cross_entropy(logits.flatten(0, 1), characters.flatten())
 
 
 def write_samples(model: CharLanguageModel, data: TextData, prompt: Tensor, seed: int) -> str:
-    """What the model writes at each temperature, from the same random numbers."""
+    """Returns text generated at each temperature, from the same random numbers."""
     samples = []
     for temperature in TEMPERATURES:
         drawn = model.sample(prompt, SAMPLE_LENGTH, temperature, torch.Generator().manual_seed(seed))

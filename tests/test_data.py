@@ -101,7 +101,7 @@ def test_each_shipped_file_has_its_provenance_and_license_beside_it(name):
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(DataError, match="there is no image data 'mnist6k'; there is mnist5k, digits"):
+    with pytest.raises(DataError, match="unknown image data 'mnist6k', expected one of mnist5k, digits"):
         load_images("mnist6k")
 
 

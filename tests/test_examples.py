@@ -64,7 +64,7 @@ def test_mnist5k_reaches_its_bar_from_the_default_seed(tmp_path, model, bar):
     [
         (NAMES, "gru-names", r"test accuracy ([\d.]+) % \(9\.7 % for", lambda percent: percent >= 68, "confusion.png"),
         (FORECASTER, "lstm-sunspots", r"RMSE ([\d.]+) sunspots \(32\.79 for", lambda rmse: rmse <= 27, "forecast.png"),
-        (TEXT, "lstm-text", r"([\d.]+) nats a character after 500 steps", lambda nats: nats <= 1.45, "samples.txt"),
+        (TEXT, "lstm-text", r"([\d.]+) nats per character after 500 steps", lambda nats: nats <= 1.45, "samples.txt"),
     ],
 )
 def test_sequence_examples_reach_their_bars(tmp_path, script, name, value, is_reached, own_file):
@@ -131,14 +131,14 @@ def test_a_signal_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(
             break
     rest = process.stdout.read()
     assert process.wait() == 128 + number
-    assert "--resume cut goes on from there" in rest
+    assert "--resume cut continues from there" in rest
     assert (tmp_path / "cut" / picture).exists()
     resumed = run(tmp_path, "--resume", "cut", script=script)
     assert resumed.returncode == 0, resumed.stderr
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     assert_same_weights(tmp_path / "cut", tmp_path / "whole")
     again = run(tmp_path, "--resume", "cut", script=script)
-    assert again.returncode == 2 and f"has done its {steps} steps: give more with --epochs" in again.stderr
+    assert again.returncode == 2 and f"has finished its {steps} steps: train longer with --epochs" in again.stderr
 
 
 # What ends each program at its start and in its pictures, and where its output then goes while it is resumed.
@@ -180,7 +180,7 @@ def test_a_signal_during_the_pictures_costs_nothing_and_resume_draws_them_or_see
     result = run(tmp_path, *flags, script=script, PYTHONPATH=fake)
     assert result.returncode == 128 + number
     name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
-    sentence = f"{script.stem}: interrupted by {name}; --resume out goes on from its last checkpoint\n"
+    sentence = f"{script.stem}: interrupted by {name}; --resume out continues from its last checkpoint\n"
     assert result.stderr == sentence
     before = metrics(tmp_path / "out")
     (tmp_path / "out" / "metrics.csv").unlink()
@@ -241,7 +241,7 @@ def test_sequence_examples_run_through_the_kernels(tmp_path, script):
         (NAMES, ["--cell", "rnn"], "--cell: invalid choice: 'rnn'"),
         (TEXT, ["--prompt", ""], "--prompt must have at least one character"),
         (TEXT, ["--prompt", "𝄞"], "--prompt '𝄞': the text has no character '𝄞'"),
-        (FORECASTER, ["--out", "file"], "--out file is a file"),
+        (FORECASTER, ["--out", "file"], "--out file is not a folder"),
         (FORECASTER, ["--resume", "file"], "file cannot be read as a checkpoint"),
     ],
 )
@@ -260,8 +260,8 @@ def test_bad_input_to_sequence_examples_gets_a_sentence(tmp_path, script, flags,
         (["--model", "vgg"], "--model: invalid choice: 'vgg'"),
         (["--data", "mnist6k"], "--data: invalid choice: 'mnist6k'"),
         (["--device", "cuda:99"], "--device cuda:99"),
-        (["--out", "file"], "--out file is a file"),
-        (["--out", "file/below"], "--out file/below is a file, or lies in one"),
+        (["--out", "file"], "--out file is not a folder"),
+        (["--out", "file/below"], "--out file/below is not a folder: it is a file, or inside a file"),
         (["--resume", "file"], "file cannot be read as a checkpoint"),
         (["--resume", "nowhere"], "there is no checkpoint nowhere"),
         (["--model", "mlp", "--lr", "1e30", "--data", "digits"], "try a smaller learning rate"),
@@ -280,7 +280,7 @@ def test_a_run_never_overwrites_another_ones_checkpoint(tmp_path):
     assert run(tmp_path, *flags).returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     again = run(tmp_path, *flags)
-    assert again.returncode == 2 and "--out out holds a checkpoint: go on with --resume out" in again.stderr
+    assert again.returncode == 2 and "--out out contains a checkpoint: continue it with --resume out" in again.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 

@@ -65,7 +65,7 @@ def test_logits_have_one_column_a_class(name, image_shape):
 
 
 def test_unknown_model_is_refused():
-    with pytest.raises(ValueError, match="there is no model 'vgg'; there is cnn, mlp"):
+    with pytest.raises(ValueError, match="unknown model 'vgg', expected one of cnn, mlp"):
         build("vgg")
 
 

@@ -25,7 +25,7 @@ def test_a_signal_raises_once_for_one_request(number):
         finally:
             os.kill(os.getpid(), number)  # as `timeout` and `make` do
     assert isinstance(raised.value, Terminated) == (number == signal.SIGTERM)
-    assert signals.signal_of(raised.value) == number and signals.sentence(number) == SENTENCES[number]
+    assert signals.signal_of(raised.value) == number and signals.message(number) == SENTENCES[number]
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 

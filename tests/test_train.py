@@ -140,7 +140,7 @@ def test_measures_are_means_over_samples_not_over_batches(on_reference):
     assert trainer.rows[0]["train_loss"] == pytest.approx(sum(losses) / 20, rel=1e-9)
 
 
-def test_metrics_csv_has_a_line_an_epoch_and_one_for_the_unfinished(tmp_path, on_reference):
+def test_metrics_csv_has_one_line_per_epoch_and_one_for_the_unfinished(tmp_path, on_reference):
     trainer = make_trainer(tmp_path)
     trainer.fit(7)
     with open(tmp_path / "metrics.csv", newline="") as file:
@@ -347,7 +347,7 @@ def test_foreign_files_are_refused_and_their_code_is_not_run(tmp_path):
         read_checkpoint(path)
     for foreign in ({"weight": torch.zeros(3)}, [1, 2], {"format": "other"}):
         torch.save(foreign, path)
-        with pytest.raises(CheckpointError, match="is no checkpoint of tinynet"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint of tinynet"):
             read_checkpoint(path)
     trap = tmp_path / "trap"
     path.write_bytes(pickle.dumps(Evil(trap), protocol=2))
@@ -612,13 +612,13 @@ def make_parser() -> RunParser:
         (["--lr", "nan"], "--lr: must be a finite number above 0"),
         (["--lr", "inf"], "--lr: must be a finite number above 0"),
         (["--lr", "fast"], "--lr: must be a finite number above 0, got 'fast'"),
-        (["--steps", "0"], "--steps: must be a whole number of at least 1, got '0'"),
-        (["--epochs", "1.5"], "--epochs: must be a whole number of at least 1, got '1.5'"),
-        (["--batch-size", "-2"], "--batch-size: must be a whole number"),
-        (["--seed", "-1"], "--seed: must be a whole number from 0"),
-        (["--steps", "3", "--epochs", "3"], "both say how long to train"),
-        (["--device", "tpux"], "--device tpux is no device"),
-        (["--device", "meta"], "--device meta is not on this machine"),
+        (["--steps", "0"], "--steps: must be an integer of at least 1, got '0'"),
+        (["--epochs", "1.5"], "--epochs: must be an integer of at least 1, got '1.5'"),
+        (["--batch-size", "-2"], "--batch-size: must be an integer"),
+        (["--seed", "-1"], "--seed: must be an integer from 0"),
+        (["--steps", "3", "--epochs", "3"], "both set the length of the training"),
+        (["--device", "tpux"], "--device tpux is not a device"),
+        (["--device", "meta"], "--device meta does not exist on this machine"),
         (["--dtype", "fp8"], "--dtype: invalid choice: 'fp8'"),
         (["--engine", "fast"], "--engine: invalid choice: 'fast'"),
         (["--resume", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
@@ -638,7 +638,7 @@ def test_cuda_where_there_is_none_gets_a_sentence(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         make_parser().parse_run(["--device", "cuda"])
-    assert "sees no GPU here" in capsys.readouterr().err
+    assert "finds no GPU on this machine" in capsys.readouterr().err
 
 
 def test_kernels_where_no_driver_serves_get_a_sentence(capsys, monkeypatch):
@@ -654,7 +654,7 @@ def test_an_out_folder_that_cannot_be_is_refused(tmp_path, capsys):
     for out in (file, file / "below"):
         with pytest.raises(SystemExit):
             make_parser().make_folder(out, "name", None)
-        assert "is a file, or lies in one" in capsys.readouterr().err
+        assert "is not a folder: it is a file, or inside a file" in capsys.readouterr().err
     assert file.read_text() == "mine"
 
 
@@ -665,7 +665,7 @@ def test_an_out_folder_with_a_checkpoint_is_only_for_its_resumption(tmp_path, ca
     for resumed in (None, some_checkpoint(other)):
         with pytest.raises(SystemExit):
             make_parser().make_folder(tmp_path, "name", resumed)
-        assert "holds a checkpoint" in capsys.readouterr().err
+        assert "contains a checkpoint" in capsys.readouterr().err
     assert make_parser().make_folder(tmp_path, "name", path) == tmp_path
 
 
@@ -709,7 +709,7 @@ def test_resume_refuses_flags_of_another_run(tmp_path, capsys):
     folder = run_checkpoint(tmp_path, "--lr", "0.25")
     with pytest.raises(SystemExit):
         make_parser().parse_run(["--resume", str(folder), "--lr", "0.5"])
-    assert "--lr 0.5 differs from the 0.25 of" in capsys.readouterr().err
+    assert "--lr 0.5 differs from the value 0.25 in" in capsys.readouterr().err
     other = RunParser("train_else", "Train.", epochs=3, batch_size=16, lr=0.1)
     with pytest.raises(SystemExit):
         other.parse_run(["--resume", str(folder)])
@@ -761,18 +761,18 @@ def test_a_signal_outside_of_the_training_ends_the_program_with_a_sentence(tmp_p
     folder = parser.make_folder(tmp_path / "run", "run", None)
     if has_checkpoint:
         some_checkpoint(folder)
-    with pytest.raises(SystemExit) as exit_, parser.sentences():
+    with pytest.raises(SystemExit) as exit_, parser.report_errors():
         os.kill(os.getpid(), number)
     assert exit_.value.code == 128 + number
     name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
-    way_on = f"; --resume {folder} goes on from its last checkpoint" if has_checkpoint else ""
-    assert capsys.readouterr().err == f"train_something: interrupted by {name}{way_on}\n"
+    hint = f"; --resume {folder} continues from its last checkpoint" if has_checkpoint else ""
+    assert capsys.readouterr().err == f"train_something: interrupted by {name}{hint}\n"
 
 
 def test_an_out_folder_with_too_long_a_name_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         make_parser().make_folder(tmp_path / ("x" * 300), "name", None)
-    assert "cannot be made: File name too long" in capsys.readouterr().err
+    assert "cannot be created: File name too long" in capsys.readouterr().err
 
 
 # Kernels

@@ -1,8 +1,8 @@
 """tinynet: a deep-learning mini-framework on hand-written Triton kernels.
 
 `tinynet.nn` mirrors `torch.nn` (names, arguments, state_dict) and adds `activation=`; `tinynet.optim` mirrors
-`torch.optim`; `tinynet.functional` mirrors `torch.nn.functional`. Kernels run where Triton's active driver serves a
-tensor's device, plain PyTorch elsewhere; `tinynet.engine` chooses.
+`torch.optim`; `tinynet.functional` mirrors `torch.nn.functional`. Kernels run if Triton's active driver serves the
+tensors' device, otherwise plain PyTorch runs; `tinynet.engine` overrides the choice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Activation", "engine", "functional", "guard", "inspect", "nn", "optim"]
 __version__ = "0.1.0"
 
-# Loaded on first use: `import tinynet` stays quick and touches neither PyTorch nor Triton.
+# Imported on first use, so that `import tinynet` is fast and imports neither PyTorch nor Triton.
 _LAZY = {
     "Activation": ("tinynet_kernels.activation_spec", "Activation"),
     "engine": ("tinynet.dispatch", "engine"),

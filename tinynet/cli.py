@@ -17,7 +17,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Runs the command line and returns the exit status."""
     streams.open_closed()
     output, errors = streams.lenient(sys.stdout), streams.lenient(sys.stderr)
     with redirect_stdout(output), redirect_stderr(errors), signals.raised():
@@ -25,12 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _run(sys.argv[1:] if arguments is None else list(arguments))
         except KeyboardInterrupt as error:
             number = signals.signal_of(error)
-            print(f"tinynet: {signals.sentence(number)}", file=sys.stderr)
+            print(f"tinynet: {signals.message(number)}", file=sys.stderr)
             status = 128 + number
         finally:
             failure = streams.failure(output)
             streams.failure(errors)
-        if failure is not None and failure.errno != errno.EPIPE:  # a reader that has seen enough is no fault
+        if failure is not None and failure.errno != errno.EPIPE:  # a closed pipe, as with `| head`, is no error
             print(f"tinynet: standard output cannot be written: {failure.strerror}", file=sys.stderr, flush=True)
             return 2
         return status
@@ -49,19 +49,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser(
         "inspect",
-        help="what a GPU would run, without a GPU",
-        description="Compile a training step or a script for GPUs that need not be there, and report every launch. "
-        "Times are lower bounds from published peaks, not measurements.",
+        help="report the kernel launches of a program, without a GPU",
+        description="Compile a training step or a script for GPUs that the machine need not have, and report every "
+        "kernel launch. Times are lower bounds computed from published peaks, not measurements.",
     )
-    inspect.add_argument("script", nargs="?", help="a Python script to run; its arguments follow after --")
+    inspect.add_argument("script", nargs="?", help="a Python script to run; its arguments follow --")
     inspect.add_argument(
-        "--model", help="a model of tinynet.models, such as cnn or forecaster: one training step of it"
+        "--model", help="inspect one training step of this model of tinynet.models, such as cnn or forecaster"
     )
     inspect.add_argument("--batch-size", type=_positive, default=256)
     inspect.add_argument("--dtype", choices=DTYPES, default="bf16")
     inspect.add_argument("--target", default="sm_90", help="one or more, separated by commas (default: sm_90)")
-    inspect.add_argument("--json", type=Path, help="write everything to this file")
-    inspect.add_argument("--html", type=Path, help="write a page to look at")
+    inspect.add_argument("--json", type=Path, help="write the whole report to this JSON file")
+    inspect.add_argument("--html", type=Path, help="write the report to this HTML page")
     inspect.set_defaults(run=_inspect)
     return parser
 
@@ -74,7 +74,7 @@ def _positive(text: str) -> int:
 
 
 def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Exit status 0: nothing the chips would refuse; 1: at least one error."""
+    """Returns exit status 0 if all targets accept every launch, or 1 if there is an error."""
     from tinynet_engines.offline import inspect
     from tinynet_engines.offline.html import write_html
     from tinynet_engines.offline.report import write_json
@@ -108,7 +108,7 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
 
 def _script(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Callable[[], None]:
-    """Running the script as if it had been started by itself."""
+    """Returns a function that runs the script as a main program."""
     path = Path(options.script)
     if not path.is_file():
         parser.error(f"no script {options.script}")
@@ -129,7 +129,7 @@ def _script(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Cal
 
 
 def _training_step(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Callable[[], None]:
-    """One training step of a model on tensors without memory: forward, loss, backward, optimizer."""
+    """Returns a function that runs one training step of a model on tensors without memory."""
     import torch
 
     from tinynet.models.steps import STEPS, training_step

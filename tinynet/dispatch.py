@@ -1,14 +1,14 @@
-"""Who computes a call: our kernels, their registered operators, or the plain PyTorch reference.
+"""Chooses what runs a call: tinynet's kernels, their registered operators, or the plain PyTorch reference.
 
-One question about all operands, answered only here: does Triton's active driver name their device, or is
-TRITON_INTERPRET=1 set, and are they plain strided tensors? Then the kernels run, else the reference, which PyTorch
-takes through whatever the operands are: lazy negations, wrapper subclasses, function transforms, forward derivatives.
-`tinynet.engine("auto" | "kernels" | "reference")` and the environment variable TINYNET_ENGINE overrule the choice of
-driver; "kernels" is an error where no driver serves the device.
+The kernels run if all operands are plain strided tensors and either Triton's active driver serves their device or
+TRITON_INTERPRET=1 is set. Otherwise the reference runs, whose plain PyTorch operators support all other operands
+(lazy negations, wrapper subclasses, function transforms, forward derivatives). `tinynet.engine("auto" | "kernels" |
+"reference")` and the environment variable TINYNET_ENGINE override this; "kernels" raises an error if no driver serves
+the device.
 
-Under graph capture (`torch.compile`, `torch.export`, fake tensors) and dispatch modes (`FlopCounterMode`) an operator
-registered with `torch.library` stands in for the launcher: they can't look into a launch. Eager code skips it, for it
-costs 20 to 30 us per call.
+Graph capture (`torch.compile`, `torch.export`, fake tensors) and dispatch modes (`FlopCounterMode`) cannot see kernel
+launches, so there an operator registered with `torch.library` replaces the launcher. Eager code does not use it,
+because it costs 20 to 30 us per call.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tinynet_engines import offline
 
 EngineName = Literal["auto", "kernels", "reference"]
 NAMES: tuple[str, ...] = ("auto", "kernels", "reference")
-# What the kernels compute in; float64 is the reference's.
+# The dtypes of the kernels; float64 runs on the reference.
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 class Route(Enum):
-    """The route of a call: launcher, registered operator, or plain PyTorch."""
+    """What runs a call: a kernel launcher, a registered operator, or plain PyTorch."""
 
     KERNELS = "kernels"
     OPERATOR = "operator"
@@ -57,14 +57,15 @@ _engine: ContextVar[str] = ContextVar("tinynet_engine", default=_default_engine)
 
 
 class engine:
-    """Chooses the engine, from here on or for a `with` block.
+    """Chooses the engine, permanently or for a `with` block.
 
-    `tinynet.engine("reference")` as a statement sets it for the current context; `with tinynet.engine("kernels"):`
-    restores the previous one at its end. A function compiled by `torch.compile` uses the engine of its compilation.
+    `tinynet.engine("reference")` sets it for the current context; `with tinynet.engine("kernels"):` restores the
+    previous one at the end of the block. A function compiled by `torch.compile` always runs on the engine that was set
+    when it was compiled.
 
     Args:
-        name: "auto": kernels where a driver serves the device, else the reference; "kernels": an error where none
-            does; "reference": plain PyTorch.
+        name: "auto": kernels if a driver serves the device, else the reference; "kernels": kernels, or an error if no
+            driver serves the device; "reference": plain PyTorch.
 
     Raises:
         ValueError: any other name.
@@ -84,24 +85,25 @@ class engine:
         _engine.reset(self._token)
 
 
-# The look-ups through two modules take longer than the calls.
+# Bound here because looking them up through two modules takes longer than calling them.
 _transforms_active = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
 
 
 def route_of(operator: str, names: Sequence[str], *operands: Any) -> Route:
-    """The route of a call on these operands.
+    """Chooses what runs a call on these operands.
 
     Args:
-        operator: named in messages.
-        names: of the operands.
-        operands: tensors on one device, None for absent ones. The first is a tensor, and its dtype the kernels'.
+        operator: the operator's name, for error messages.
+        names: the operands' names, for error messages.
+        operands: tensors on one device; None for absent ones. The first is never None, and the kernels run in its
+            dtype.
 
     Raises:
-        RuntimeError: engine "kernels" is in force and no driver serves the device.
-        TypeError: engine "kernels" is in force and the kernels don't compute in the dtype; or an operand is nested, or
-            in a layout other than strided.
+        RuntimeError: the engine is "kernels" and no driver serves the device.
+        TypeError: the engine is "kernels" and the kernels do not support the dtype; or an operand is nested, or has a
+            layout other than strided.
     """
     first = operands[0]
     inspecting = offline.is_inspecting()
@@ -115,20 +117,20 @@ def route_of(operator: str, names: Sequence[str], *operands: Any) -> Route:
 
 
 def route_of_plain(first: torch.Tensor) -> Route:
-    """The route of plain operands, given the first of them, outside of compilation and inspection."""
-    # To name the type of a device takes a quarter of a microsecond.
+    """Chooses for plain operands, given the first of them, outside of compilation and inspection."""
+    # `is_cpu` is tested first because reading `device.type` takes a quarter of a microsecond.
     if not _kernels_serve_now("cpu" if first.is_cpu else first.device.type, first.dtype):
         return Route.REFERENCE
     if _transforms_active() or forward_ad._current_level >= 0 or _tracing_state() is not None:
-        return Route.REFERENCE  # these see through PyTorch's own operators alone
+        return Route.REFERENCE  # these support only PyTorch's own operators
     return Route.OPERATOR if _modes() else Route.KERNELS
 
 
 def _all_plain(tensors: Sequence[torch.Tensor | None]) -> bool:
-    """Whether all these tensors (None: absent) are strided values in memory, ready for a kernel.
+    """Whether a kernel can read all these tensors (None: absent) from memory: strided, and not of a subclass.
 
     Not plain are subclasses, layouts other than strided, nested tensors, tensors without memory (on the meta device,
-    zero tensors, those inside vmap, empty ones) and those with the lazy negative bit.
+    zero tensors, inside vmap, empty) and lazily negated tensors.
     """
     try:
         for tensor in tensors:
@@ -136,13 +138,13 @@ def _all_plain(tensors: Sequence[torch.Tensor | None]) -> bool:
                 type(tensor) not in _PLAIN_TYPES or tensor.is_neg() or tensor.is_nested or not tensor.data_ptr()
             ):
                 return False
-    except RuntimeError:  # no memory to point at
+    except RuntimeError:  # the tensor has no memory
         return False
     return True
 
 
 def are_plain_and_alike(operands: Sequence[torch.Tensor | None]) -> bool:
-    """Whether all these (None: absent) are plain, of one dtype and on one device, and nothing compiles or inspects."""
+    """Whether all (None: absent) are plain and share dtype and device, outside of compilation and inspection."""
     if torch.compiler.is_compiling() or offline.is_inspecting():
         return False
     first: Any = operands[0]
@@ -160,13 +162,13 @@ def are_plain_and_alike(operands: Sequence[torch.Tensor | None]) -> bool:
                 or not tensor.data_ptr()
             ):
                 return False
-    except RuntimeError:  # no memory to point at
+    except RuntimeError:  # the tensor has no memory
         return False
     return True
 
 
 def is_plain_eager(*tensors: torch.Tensor | None) -> bool:
-    """Whether these may be handed to kernels at once: they are plain, and no mode waits to see operators."""
+    """Whether these can be passed to kernels directly: they are plain, and no dispatch mode is active."""
     return (_all_plain(tensors) and not _modes()) or offline.is_inspecting()
 
 
@@ -175,14 +177,15 @@ def _any_empty(tensors: Sequence[torch.Tensor | None]) -> bool:
 
 
 def is_forward_mode() -> bool:
-    """Whether forward-mode AD is at work, which PyTorch's fused recurrent operators don't know."""
+    """Whether forward-mode AD is active, which PyTorch's fused recurrent operators do not support."""
     return forward_ad._current_level >= 0
 
 
 def _route_of_others(operator: str, names: Sequence[str], operands: Sequence[Any]) -> Route:
-    """The route of operands that are not all plain: the reference, since PyTorch handles most of them.
+    """Chooses for operands that are not all plain: usually the reference, since PyTorch supports most of them.
 
-    Fake tensors, and subclasses whose memory is that of a plain tensor, take the operator, which returns their kind.
+    Fake tensors, and subclasses that have memory like a plain tensor, run the registered operator, which returns
+    tensors of the same kind.
     """
     first = operands[0]
     served = _kernels_serve_now("cpu" if first.is_cpu else first.device.type, first.dtype)
@@ -200,7 +203,7 @@ def _route_of_others(operator: str, names: Sequence[str], operands: Sequence[Any
 
 
 def check_strided(operator: str, name: str, tensor: torch.Tensor | None) -> None:
-    """Raises TypeError for a nested tensor and one in a layout other than strided; subclasses know what they do."""
+    """Raises TypeError for a nested tensor and for a layout other than strided; does not check subclasses."""
     if tensor is None or type(tensor) not in _PLAIN_TYPES:
         return
     if tensor.is_nested or tensor.layout is not torch.strided:
@@ -209,7 +212,7 @@ def check_strided(operator: str, name: str, tensor: torch.Tensor | None) -> None
 
 
 def any_subclass(*tensors: torch.Tensor | None) -> bool:
-    """Whether one of these (None: absent) is of a subclass of Tensor."""
+    """Whether one of these (None: absent) is an instance of a subclass of Tensor."""
     return any(tensor is not None and type(tensor) not in _PLAIN_TYPES for tensor in tensors)
 
 
@@ -230,33 +233,33 @@ def _kernels_serve_now(device_type: str, dtype: torch.dtype) -> bool:
 
 
 def _kernels_serve(device_type: str, dtype: torch.dtype) -> bool:
-    """As `_kernels_serve_now`, decided once a compilation."""
+    """Like `_kernels_serve_now`, but evaluated once per compilation."""
     return _kernels_serve_now(device_type, dtype)
 
 
-# What torch.compiler.assume_constant_result sets; calling that would import all of the compiler, seconds, with tinynet.
+# The attribute that torch.compiler.assume_constant_result sets; calling that would import the compiler, for seconds.
 _kernels_serve._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-# By device type and Triton's active driver. Read without the lock, which one thread at a time decides under.
+# By device type and Triton's active driver. Written while holding the lock, read without it.
 _reasons: dict[tuple[str, Any], str | None] = {}
 _deciding = threading.Lock()
 
 
 def unavailable_reason(device_type: str) -> str | None:
-    """Why no kernel can run on a device of this type, as a sentence that says what to install; None where one can."""
+    """Returns why no kernel can run on this device type, and what to install; None if kernels can run."""
     drivers = _triton_drivers()
     if drivers is None:
         return "Triton is not installed; install it with pip install triton (Linux only)"
     try:
-        # Which driver is active right now, without making Triton look for one.
+        # `_active`, unlike `active`, does not make Triton search for a driver.
         return _reasons[device_type, drivers._active]
     except KeyError:
         return _decide_reason(device_type, drivers)
 
 
 def _decide_reason(device_type: str, drivers: Any) -> str | None:
-    """Finds and notes the reason, unless another thread has done so meanwhile."""
+    """Finds and stores the reason, unless another thread has done so in the meantime."""
     with _deciding:
         if (device_type, drivers._active) not in _reasons:
             reason = _find_reason(device_type)  # may activate a driver
@@ -266,7 +269,7 @@ def _decide_reason(device_type: str, drivers: Any) -> str | None:
 
 @lru_cache(maxsize=1)
 def _triton_drivers() -> Any:
-    """Triton's choice of driver; None without Triton."""
+    """Triton's driver registry; None if Triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         return None
     import triton
@@ -301,7 +304,7 @@ def _find_reason(device_type: str) -> str | None:
 
 
 def _active_driver() -> Any:
-    """Triton's active driver, or None where it finds none for this machine."""
+    """Triton's active driver, or None if it finds none for this machine."""
     import triton
 
     try:
@@ -311,7 +314,7 @@ def _active_driver() -> Any:
 
 
 def _activate_cpu_engine() -> str | None:
-    """Makes the native CPU engine Triton's driver where none is; the reason where it can't run, else None."""
+    """Activates the native CPU engine as Triton's driver; returns why it cannot run, or None."""
     from tinynet_engines import cpu
     from tinynet_kernels import launch
 
@@ -322,9 +325,9 @@ def _activate_cpu_engine() -> str | None:
 
     try:
         cpu.activate()
-    except (OSError, ToolchainError) as error:  # all is installed that is needed, so nobody would look for a reason
+    except (OSError, ToolchainError) as error:  # unexpected, since everything needed is installed: warn
         reason = f"the CPU engine cannot build kernels: {' '.join(str(error).split())[:300]}"
-        warnings.warn(f"{reason}; plain PyTorch takes their place", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{reason}; plain PyTorch runs instead", RuntimeWarning, stacklevel=2)
         return reason
     from tinynet_engines.cpu import plan
 
@@ -333,7 +336,7 @@ def _activate_cpu_engine() -> str | None:
 
 
 def describe(device: torch.device | str) -> str:
-    """One line for a person: which engine runs tensors on `device`, and why."""
+    """Returns one line that says which engine runs tensors on `device`, and why."""
     device = torch.device(device)
     name = _engine.get()
     if name == "reference":

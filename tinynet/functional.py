@@ -1,4 +1,4 @@
-"""The public functions under the names of torch.nn.functional."""
+"""The operators as functions, with the names of torch.nn.functional."""
 
 from tinynet.ops.activation import (
     celu,

@@ -1,12 +1,13 @@
-"""Optimizers with torch.optim's names, arguments, parameter groups and state_dict, stepping in few fused kernels.
+"""Optimizers with torch.optim's names, arguments, parameter groups and state_dict, in fused kernels.
 
-`SGD`, `Adam` and `AdamW` are drop-in: PyTorch's learning-rate schedulers and GradScaler work on them, and a state_dict
-loads both ways. One launch steps all parameters of a group that share device, dtype and step count. State has the
-parameter's dtype, as PyTorch's has; 16-bit parameters are computed in float32 and rounded once a step.
+`SGD`, `Adam` and `AdamW` are drop-in replacements: PyTorch's learning-rate schedulers and GradScaler work with them,
+and a state_dict can be loaded in both directions. One launch updates all parameters of a group that share device, dtype
+and step count. As in PyTorch, optimizer state has the parameter's dtype; 16-bit parameters are updated in float32 and
+rounded once per step.
 
-Differences from torch.optim: `foreach` and `fused` choose among PyTorch's implementations and are accepted but choose
-nothing here (`tinynet.engine` does); `capturable` and `differentiable` are refused; complex parameters, sparse
-gradients and one parameter twice in a group are errors; hyperparameters that are not finite are errors.
+Differences from torch.optim: `foreach` and `fused` are accepted but have no effect (`tinynet.engine` chooses the
+implementation). These are errors: `capturable` and `differentiable`; complex parameters; sparse gradients; a parameter
+that appears twice in a group; hyperparameters that are not finite.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["SGD", "Adam", "AdamW"]
 
 
 class _Optimizer(torch.optim.Optimizer):
-    """What the optimizers share: checked groups, the closure, and the tables that save time from step to step."""
+    """The base class: checks groups, calls the closure, and caches the tables of addresses between steps."""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._tables: defaultdict[int, list[Any]] = defaultdict(list)
@@ -41,12 +42,12 @@ class _Optimizer(torch.optim.Optimizer):
             self._check_group(group)
         _check_state_shapes(state["state"])
         super().__setstate__(state)
-        self._tables = defaultdict(list)  # tables hold addresses of this process
+        self._tables = defaultdict(list)  # tables hold memory addresses, which are valid only in this process
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """torch.optim.Optimizer's wrapper of `step`, entered only where a profiler or a hook is there to see it."""
-        watched = torch.optim.Optimizer.profile_hook_step(func)
+        """Wraps `step` as torch.optim.Optimizer does, but calls that wrapper only if a profiler or a hook is active."""
+        profiled = torch.optim.Optimizer.profile_hook_step(func)
 
         @functools.wraps(func)
         def step(self: _Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -57,7 +58,7 @@ class _Optimizer(torch.optim.Optimizer):
                 or _global_optimizer_pre_hooks
                 or _global_optimizer_post_hooks
             ):
-                return watched(self, *args, **kwargs)
+                return profiled(self, *args, **kwargs)
             return func(self, *args, **kwargs)
 
         return step
@@ -75,7 +76,7 @@ class _Optimizer(torch.optim.Optimizer):
         """Adds a group of parameters, as torch.optim.Optimizer does.
 
         Args:
-            param_group: "params" and the options in which this group differs from the defaults.
+            param_group: a dict of "params" and the options that differ from the defaults.
 
         Raises:
             ValueError: an option out of range, or a parameter given twice.
@@ -96,13 +97,13 @@ class _Optimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Makes one step of every parameter that has a gradient.
+        """Updates every parameter that has a gradient.
 
         Args:
-            closure: evaluates the model again and returns the loss.
+            closure: re-evaluates the model and returns the loss.
 
         Returns:
-            What `closure` returned, else None.
+            The closure's result, or None without a closure.
         """
         loss = None
         if closure is not None:
@@ -116,7 +117,7 @@ class _Optimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _complete(self, group: dict[str, Any]) -> None:
-        """Gives a loaded group the options that older versions of PyTorch didn't save."""
+        """Adds to a loaded group the options that older versions of PyTorch did not save."""
         raise NotImplementedError
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -129,17 +130,17 @@ class SGD(_Optimizer):
 
     Args:
         params: parameters, named parameters, or dicts of parameter groups.
-        lr: learning rate, a number or a tensor of one element (on the CPU, else each step waits for the device).
-        momentum: factor of the velocity kept from step to step; 0 keeps none.
-        dampening: share of each gradient kept out of the velocity, from the second step on.
+        lr: learning rate, a number or a tensor of one element (on the CPU; otherwise each step waits for the device).
+        momentum: factor by which the velocity decays per step; 0 for no momentum.
+        dampening: from the second step on, the velocity gets (1 - dampening) times the gradient.
         weight_decay: L2 penalty, added to the gradient.
-        nesterov: looks one step of momentum ahead.
-        maximize: ascends.
-        foreach, fused: PyTorch's; no effect.
+        nesterov: whether to use Nesterov momentum.
+        maximize: whether to maximize the objective instead of minimizing it.
+        foreach, fused: accepted for compatibility with PyTorch; no effect.
         differentiable: must be False.
 
     Raises:
-        ValueError: a hyperparameter out of range or not finite, by name.
+        ValueError: a hyperparameter is out of range or not finite.
 
     State: `momentum_buffer`, in the parameter's dtype and layout. Source: torch.optim.SGD.
     """
@@ -172,7 +173,7 @@ class SGD(_Optimizer):
         super().__init__(params, defaults)
 
     def _complete(self, group: dict[str, Any]) -> None:
-        for name, value in (("nesterov", False), *_OLDER):
+        for name, value in (("nesterov", False), *_OPTIONS_ADDED_LATER):
             group.setdefault(name, value)
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -209,21 +210,21 @@ class Adam(_Optimizer):
 
     Args:
         params: parameters, named parameters, or dicts of parameter groups.
-        lr: learning rate, a number or a tensor of one element (on the CPU, else each step waits for the device).
-        betas: decay of the running averages of the gradient and of its square, in [0, 1).
+        lr: learning rate, a number or a tensor of one element (on the CPU; otherwise each step waits for the device).
+        betas: decay rates of the running averages of the gradient and of its square, in [0, 1).
         eps: added to the denominator.
         weight_decay: L2 penalty, added to the gradient.
-        amsgrad: divides by the largest average of squares so far.
-        foreach, fused: PyTorch's; no effect.
-        maximize: ascends.
+        amsgrad: whether to divide by the maximum of all averages of squares so far.
+        foreach, fused: accepted for compatibility with PyTorch; no effect.
+        maximize: whether to maximize the objective instead of minimizing it.
         capturable, differentiable: must be False.
-        decoupled_weight_decay: `AdamW`'s decay instead.
+        decoupled_weight_decay: whether to use `AdamW`'s weight decay instead of the L2 penalty.
 
     Raises:
-        ValueError: a hyperparameter out of range or not finite, by name.
+        ValueError: a hyperparameter is out of range or not finite.
 
-    State: `step`, a float tensor on the CPU, and `exp_avg`, `exp_avg_sq`, with amsgrad `max_exp_avg_sq`, in the
-    parameter's dtype and layout. Source: torch.optim.Adam; Kingma and Ba 2015.
+    State: `step`, a float tensor on the CPU, and `exp_avg`, `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq`, in
+    the parameter's dtype and layout. Source: torch.optim.Adam; Kingma and Ba 2015.
     """
 
     def __init__(
@@ -262,12 +263,16 @@ class Adam(_Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for values in self.state.values():
-            if "step" in values:  # older versions saved a number; fused and capturable ones keep it on the device
+            if "step" in values:  # PyTorch may have saved a number, or a tensor on the GPU
                 values["step"] = torch.tensor(float(values["step"]), dtype=_step_dtype(), device="cpu")
 
     def _complete(self, group: dict[str, Any]) -> None:
-        older = ("amsgrad", False), ("capturable", False), ("decoupled_weight_decay", False), *_OLDER
-        for name, value in older:
+        for name, value in (
+            ("amsgrad", False),
+            ("capturable", False),
+            ("decoupled_weight_decay", False),
+            *_OPTIONS_ADDED_LATER,
+        ):
             group.setdefault(name, value)
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -314,9 +319,9 @@ class Adam(_Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with weight decay of the parameter itself, which leaves the moments alone.
+    """Adam with decoupled weight decay, which does not affect the moments.
 
-    Args and state as in `Adam`, but for `weight_decay`: each step multiplies the parameter by 1 - lr weight_decay.
+    Arguments and state as in `Adam`, except `weight_decay`: each step multiplies the parameter by 1 - lr weight_decay.
 
     Source: torch.optim.AdamW; Loshchilov and Hutter 2019, "Decoupled weight decay regularization".
     """
@@ -353,15 +358,15 @@ class AdamW(Adam):
 
     def _complete(self, group: dict[str, Any]) -> None:
         super()._complete(group)
-        group["decoupled_weight_decay"] = True  # whatever was loaded
+        group["decoupled_weight_decay"] = True  # even if an Adam state was loaded
 
 
-# Options that every optimizer of PyTorch gained over time.
-_OLDER = (("maximize", False), ("foreach", None), ("differentiable", False), ("fused", None))
+# Options that PyTorch added to its optimizers over time, with the values that older state_dicts imply.
+_OPTIONS_ADDED_LATER = (("maximize", False), ("foreach", None), ("differentiable", False), ("fused", None))
 
 
 def _step_dtype() -> torch.dtype:
-    """PyTorch's choice for step counts: float32, which counts to 2^24, unless the default is float64."""
+    """The dtype of step counts, as in PyTorch: float32 (exact up to 2^24) unless the default dtype is float64."""
     return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
 
 
@@ -383,7 +388,7 @@ def _check_options(group: dict[str, Any], at_least_0: tuple[str, ...], finite: t
 def _check_state_shapes(state: dict[Any, dict[str, Any]]) -> None:
     for parameter, values in state.items():
         if not isinstance(parameter, Tensor):
-            continue  # PyTorch keeps what belongs to no parameter
+            continue  # PyTorch keeps entries that belong to no parameter
         for name, value in values.items():
             if name != "step" and isinstance(value, Tensor) and value.shape != parameter.shape:
                 raise ValueError(

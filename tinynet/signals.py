@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM, which schedulers send: both end a program, with one sentence and exit code 128 + the signal.
+"""Ctrl-C and SIGTERM, as sent by schedulers: both end a program with a one-line message and exit code 128 + signal.
 
-This file imports the standard library alone, so that a program can use it before its other imports, which take seconds.
+This file imports only the standard library, so that a program can use it before its slow imports.
 """
 
 import contextlib
@@ -16,37 +16,37 @@ from types import FrameType, TracebackType
 from typing import TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# `timeout` and `make` pass on a SIGTERM that has already reached the whole process group: one request, two signals.
+# `timeout` and `make` forward a SIGTERM that the whole process group has already received: two signals, one request.
 SECONDS_OF_ONE_REQUEST = 1.0
-_has_raised = False  # a signal of this process: who caught the exception has said the sentence
+_has_raised = False  # whether a signal has raised an exception; whoever caught it has printed the message
 
 Handler = Callable[[int, FrameType | None], None]
 AnyHandled = TypeVar("AnyHandled", bound="Handled")
 
 
 class Terminated(KeyboardInterrupt):
-    """What SIGTERM raises, as Ctrl-C raises KeyboardInterrupt."""
+    """Raised by SIGTERM, as KeyboardInterrupt is raised by Ctrl-C."""
 
 
 def interruption(number: int) -> KeyboardInterrupt:
-    """The exception that a signal stands for."""
+    """Returns the exception that a signal raises."""
     return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 def signal_of(error: KeyboardInterrupt) -> signal.Signals:
-    """The signal that raised the exception; a program that it ends has exit code 128 + the signal."""
+    """Returns the signal that raised the exception. The exit code of a program ended by it is 128 + the signal."""
     return signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
 
 
-def sentence(number: int) -> str:
-    """Says what ended a program."""
+def message(number: int) -> str:
+    """Returns the message that says which signal ended a program."""
     return "interrupted by SIGTERM" if number == signal.SIGTERM else "interrupted by Ctrl-C"
 
 
 class Handled:
-    """While entered, Ctrl-C and SIGTERM call a handler.
+    """A context manager in which Ctrl-C and SIGTERM call a handler.
 
-    In a thread other than the main one, which gets no signals, it does nothing.
+    It does nothing outside the main thread, because only the main thread handles signals.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -65,7 +65,7 @@ class Handled:
         self.restore()
 
     def restore(self) -> None:
-        """Gives the signals back to their previous handlers."""
+        """Restores the previous handlers."""
         while self._previous:
             number, previous = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if previous is None else previous)
@@ -73,7 +73,7 @@ class Handled:
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """While entered, Ctrl-C raises KeyboardInterrupt and SIGTERM raises Terminated, once a second at most."""
+    """A context in which Ctrl-C raises KeyboardInterrupt and SIGTERM raises Terminated, at most once per second."""
     last = -math.inf
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -90,16 +90,16 @@ def raised() -> Iterator[None]:
 
 
 def exit_at_once() -> None:
-    """From here on Ctrl-C and SIGTERM say their sentence and end the process where it is.
+    """From here on, Ctrl-C and SIGTERM print their message and end the process immediately.
 
-    This is for the imports at the beginning of a program: nothing is lost, and an exception may not get through them.
-    It holds again after the last `raised`, while the process ends.
+    This is for the imports at the beginning of a program: no work is lost there, and some imports suppress exceptions.
+    The handlers are active again after the last `raised` block, while the process exits.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):
             if not _has_raised:
-                os.write(2, os.fsencode(f"{Path(sys.argv[0]).stem}: {sentence(number)}\n"))
+                os.write(2, os.fsencode(f"{Path(sys.argv[0]).stem}: {message(number)}\n"))
         os._exit(128 + number)
 
     for number in SIGNALS:

@@ -1,6 +1,6 @@
-"""Standard output and error that can't fail: a program's work is not lost because nobody reads what it says.
+"""Standard output and error that cannot fail, so that a closed pipe or a full disk does not end a program.
 
-This file imports the standard library alone, so that a program can use it before its other imports, which take seconds.
+This file imports only the standard library, so that a program can use it before its slow imports.
 """
 
 import contextlib
@@ -11,24 +11,25 @@ from typing import Any, TextIO
 
 
 def open_closed() -> None:
-    """Opens the null device as each of the descriptors 0, 1 and 2 that is closed.
+    """Opens the null device for each of the descriptors 0, 1 and 2 that is closed.
 
-    Otherwise the next file that is opened gets the free number, and with it what is written to the standard stream.
+    Otherwise the next file to be opened would get that number, and what is written to the standard stream would end up
+    in the file.
     """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # uses the lowest free number: this one
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
 def lenient(stream: TextIO) -> TextIO:
     """Returns a stream that writes where `stream` does, but never fails.
 
-    After a write that failed (nobody reads, the device is full) everything is written to the null device, and
-    `failure` says why. Characters that the encoding lacks are written as escapes. A stream without a descriptor, such
-    as a StringIO, is returned as it is.
+    After a failed write (the pipe is closed, the disk is full), all further output goes to the null device, and
+    `failure` returns the error. Characters that the encoding lacks are written as escapes. A stream without a
+    descriptor, such as a StringIO, is returned unchanged.
     """
     try:
         stream.fileno()
@@ -37,7 +38,7 @@ def lenient(stream: TextIO) -> TextIO:
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
-    raw = _LenientRaw(stream, getattr(buffer, "raw", buffer))  # unbuffered streams have no buffer between
+    raw = _LenientRaw(stream, getattr(buffer, "raw", buffer))  # an unbuffered stream's buffer is its raw stream
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=stream.encoding,
@@ -55,12 +56,12 @@ def failure(stream: TextIO) -> OSError | None:
 
 
 class _LenientRaw(io.RawIOBase):
-    """Writes to another raw stream until it fails, then to the null device."""
+    """Writes to another raw stream until a write fails, then to the null device."""
 
     def __init__(self, stream: TextIO, raw: Any) -> None:
         self.error: OSError | None = None
         self._raw = raw
-        self._stream = stream  # which closes its raw stream once nobody holds it
+        self._stream = stream  # kept alive: its destructor closes the raw stream
 
     def write(self, data: Any, /) -> int | None:
         try:

@@ -6,9 +6,9 @@
 
 A variant passes if it compiles and
 
-- spills no registers (except for `SPILLS_ALLOWED`, each with its reason) and stays within shared memory and grid limits;
+- spills no register (except for `SPILLS_ALLOWED`, each with its reason) and stays within shared memory and grid limits;
 - uses no compare-and-swap loop for an atomic;
-- if its product has 16-bit operands, rows aligned to 16 bytes and at least 64 rows: has no 16-bit load in its main loop,
+- if its product has 16-bit operands, rows aligned to 16 bytes and 64 rows or more: has no 16-bit load in its main loop,
   copies asynchronously if the chip can, and uses the matrix instruction that it should use on the chip;
 - needs no more main-loop instructions per matrix instruction than recorded in `costs.json`.
 

@@ -1,4 +1,4 @@
-"""Data sets that come with tinynet or through torchvision, and their batches."""
+"""Data sets, included in tinynet or downloaded by torchvision, and their batches."""
 
 from tinynet.data.archive import DataError
 from tinynet.data.batches import ImageBatches, ShuffledBatches, shift_images

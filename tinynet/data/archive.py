@@ -1,4 +1,4 @@
-"""The data files shipped in the wheel: numpy archives, each checked against its fingerprint when read."""
+"""The data files shipped in the wheel: numpy archives, whose fingerprints are checked when they are read."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 SHIPPED = Path(__file__).parent / "shipped"
 
-# fingerprint() of each shipped file; rebuild.py makes the files and prints these.
+# fingerprint() of each shipped file, as printed by rebuild.py, which creates the files.
 FINGERPRINTS = {
     "digits": "f3414dfe4a5a24219dd0b37eed958eba904c8d9be48d45a63579df12b17ddb58",
     "mnist5k": "394451ef2fd036552c263b7c4de8fb628f4e90572a52801cd6a2b2650d9eecde",
@@ -18,7 +18,7 @@ FINGERPRINTS = {
 
 
 class DataError(ValueError):
-    """A data set that is unknown, absent, damaged or not what its name says."""
+    """A data set is unknown, missing or damaged, or is not the expected one."""
 
 
 def fingerprint(arrays: dict[str, np.ndarray]) -> str:
@@ -36,22 +36,22 @@ def read_archive(name: str, path: Path | None = None) -> dict[str, np.ndarray]:
 
     Args:
         name: the data set's name, a key of `FINGERPRINTS`.
-        path: the file to read; the one shipped with tinynet where None.
+        path: the file to read; None for the one shipped with tinynet.
 
     Returns:
         The arrays of the file by name.
 
     Raises:
-        DataError: the file is absent, cannot be read, or holds other data than it should.
+        DataError: the file is missing, cannot be read, or contains other data.
     """
     path = path or SHIPPED / f"{name}.npz"
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError:
-        raise DataError(f"the data file {path} is missing: install tinynet again") from None
-    except Exception as error:  # numpy, zipfile and zlib each raise their own
-        raise DataError(f"the data file {path} cannot be read: truncated, or no numpy archive") from error
+        raise DataError(f"the data file {path} is missing: reinstall tinynet") from None
+    except Exception as error:  # numpy, zipfile and zlib raise various errors
+        raise DataError(f"the data file {path} cannot be read: it is truncated, or not a numpy archive") from error
     if fingerprint(arrays) != FINGERPRINTS[name]:
-        raise DataError(f"the data file {path} is not the {name} data that tinynet ships: install tinynet again")
+        raise DataError(f"the data file {path} is not the {name} data that tinynet ships: reinstall tinynet")
     return arrays

@@ -1,4 +1,4 @@
-"""Shuffled batches, and those of images: shifted and normalised with tensor operations on any device."""
+"""Shuffled batches, and batches of images, which are shifted and normalized with tensor operations on any device."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ from tinynet.data.images import ImageData
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator on the CPU, so that an epoch's draws are the same on every device."""
+    """Returns a CPU generator, so that an epoch's random numbers are the same on every device."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
 class ShuffledBatches(ABC):
-    """The batches of a data set whose every epoch has an order of its own.
+    """The batches of a data set that is shuffled in every epoch.
 
-    The order is a function of the seed and the epoch alone, so that a run that goes on from the middle of an
-    epoch sees what an uninterrupted one would have seen.
+    The order depends only on the seed and the epoch, so that a run resumed in the middle of an epoch gets the same
+    batches as an uninterrupted one.
 
     Args:
-        train_count: train samples in an epoch, at least 1.
-        batch_size: samples a batch, at least 1; the last batch of an epoch may be smaller.
-        seed: of the order.
+        train_count: number of training samples per epoch, at least 1.
+        batch_size: samples per batch, at least 1; the last batch of an epoch may be smaller.
+        seed: determines the order.
     """
 
     def __init__(self, train_count: int, batch_size: int, seed: int) -> None:
@@ -36,33 +36,33 @@ class ShuffledBatches(ABC):
         self.seed = seed
 
     def __len__(self) -> int:
-        """The number of train batches in an epoch."""
+        """The number of training batches per epoch."""
         return -(-self.train_count // self.batch_size)
 
     def train(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Tensor]]:
-        """Yields an epoch's train batches (inputs, targets) from `start` on."""
+        """Yields an epoch's training batches (inputs, targets), beginning with batch `start`."""
         order = torch.randperm(self.train_count, generator=epoch_generator(self.seed, epoch), device="cpu")
         for batch in range(start, len(self)):
             yield self._train_batch(order[batch * self.batch_size : (batch + 1) * self.batch_size], epoch)
 
     @abstractmethod
     def test(self) -> Iterator[tuple[Any, Tensor]]:
-        """Yields the test set in its own order: (inputs, targets)."""
+        """Yields the test set, not shuffled, in batches (inputs, targets)."""
 
     @abstractmethod
     def _train_batch(self, chosen: Tensor, epoch: int) -> tuple[Any, Tensor]:
-        """The batch of the train samples with the indices `chosen`, [B] on the CPU."""
+        """Returns the batch of the training samples with the indices `chosen`, [B] on the CPU."""
 
 
 def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
-    """Moves each image by its own number of pixels; what comes in at the border is 0.
+    """Shifts each image by its own number of pixels, padding with 0.
 
     Args:
         images: [N, C, H, W].
-        shifts: [N, 2] int64 on the same device: rows down and columns right, negative for up and left.
+        shifts: [N, 2] int64 on the same device: pixels down and right; negative for up and left.
 
     Returns:
-        [N, C, H, W], same dtype, contiguous.
+        [N, C, H, W], contiguous, same dtype.
     """
     count, _, height, width = images.shape
     margin = int(shifts.abs().max()) if shifts.numel() else 0
@@ -70,23 +70,23 @@ def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
     rows = torch.arange(height, device=images.device) + margin - shifts[:, :1]
     columns = torch.arange(width, device=images.device) + margin - shifts[:, 1:]
     image = torch.arange(count, device=images.device)
-    # Indexing around the channel slice puts the channels last: [N, H, W, C].
+    # Index tensors on both sides of the channel slice move the channels last: [N, H, W, C].
     moved = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return moved.permute(0, 3, 1, 2).contiguous()
 
 
 class ImageBatches:
-    """The batches of a data set on a device.
+    """Batches of images on a device.
 
-    The order and the shifts of an epoch are a function of the seed and the epoch alone, so that a run
-    that goes on from the middle of an epoch sees what an uninterrupted one would have seen.
+    The order and the shifts depend only on the seed and the epoch, so that a run resumed in the middle of an epoch gets
+    the same batches as an uninterrupted one.
 
     Args:
-        data: the images; they are moved to the device once, as uint8.
-        batch_size: images a batch, at least 1; the last batch of an epoch may be smaller.
-        seed: of order and shifts.
-        shift: the most pixels by which a train image moves in each direction; 0 for none.
-        device: where the batches are made.
+        data: the images, which are copied to the device once, as uint8.
+        batch_size: images per batch, at least 1; the last batch of an epoch may be smaller.
+        seed: determines the order and the shifts.
+        shift: maximum shift of a training image in each direction, in pixels.
+        device: of the batches.
     """
 
     def __init__(
@@ -112,16 +112,16 @@ class ImageBatches:
         self.mean, self.std = (each.to(device) for each in data.mean_and_std())
 
     def __len__(self) -> int:
-        """The number of train batches in an epoch."""
+        """The number of training batches per epoch."""
         return -(-len(self.train_labels) // self.batch_size)
 
     @property
     def train_count(self) -> int:
-        """The number of train images in an epoch."""
+        """The number of training images per epoch."""
         return len(self.train_labels)
 
     def train(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields an epoch's train batches from `start` on: images [B, C, H, W] float32, labels [B]."""
+        """Yields an epoch's training batches, beginning with batch `start`: images [B, C, H, W] float32, labels [B]."""
         order, shifts = self._draw(epoch)
         for batch in range(start, len(self)):
             chosen = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
@@ -131,17 +131,17 @@ class ImageBatches:
             yield self.normalize(images), self.train_labels[order[chosen]]
 
     def test(self, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the test set in its own order: images [B, C, H, W] float32, labels [B]."""
+        """Yields the test set, not shuffled: images [B, C, H, W] float32, labels [B]."""
         for start in range(0, len(self.test_labels), batch_size):
             chosen = slice(start, start + batch_size)
             yield self.normalize(self.test_images[chosen]), self.test_labels[chosen]
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Returns the images as float32 with mean 0 and standard deviation 1 over the train set."""
+        """Returns the images as float32, scaled so that the training set has mean 0 and standard deviation 1."""
         return (images.float() - self.mean) / self.std
 
     def _draw(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The order [N] and shifts [N, 2] of an epoch, drawn on the CPU: the same on every device."""
+        """Returns an epoch's order [N] and shifts [N, 2], drawn on the CPU to be the same on every device."""
         generator = epoch_generator(self.seed, epoch)
         count = len(self.train_labels)
         order = torch.randperm(count, generator=generator, device="cpu")

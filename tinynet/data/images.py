@@ -1,4 +1,4 @@
-"""Labelled images for classification: two sets shipped with tinynet, three through torchvision."""
+"""Labeled images for classification: two data sets shipped with tinynet, three downloaded by torchvision."""
 
 import os
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ DIGIT_NAMES = tuple("0123456789")
 
 @dataclass(frozen=True)
 class ImageData:
-    """Labelled images in a train and a test set.
+    """Labeled images, split into a training and a test set.
 
     Attributes:
-        name: what `load_images` calls the set.
+        name: the data set's name, as passed to `load_images`.
         train_images: [N, C, H, W] uint8.
         train_labels: [N] int64, each in 0 .. classes - 1.
         test_images: [M, C, H, W] uint8.
         test_labels: [M] int64.
-        class_names: one name a class.
-        shift: by how many pixels a train image is best moved; 0 for images that are too small for it.
+        class_names: one name per class.
+        shift: recommended maximum shift of training images, in pixels; 0 for images too small to shift.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ImageData:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class ImageData:
         return f"{self.name}, {counts} of {shape}, {self.classes} classes"
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """Returns mean and standard deviation of each channel of the train images, [1, C, 1, 1] float32."""
+        """Returns mean and standard deviation of each channel of the training images, [1, C, 1, 1] float32."""
         images = self.train_images.double()
         mean = images.mean(dim=(0, 2, 3), keepdim=True)
         std = images.std(dim=(0, 2, 3), keepdim=True)
@@ -66,14 +66,14 @@ def load_images(name: str, folder: str | Path | None = None) -> ImageData:
     Args:
         name: one of `IMAGE_DATA`: `mnist5k` and `digits` are shipped with tinynet; `mnist`,
             `fashion-mnist` and `cifar10` are downloaded once by torchvision.
-        folder: where downloads are kept; where None, the environment variable `TINYNET_DATA`, or
+        folder: folder for downloads; None for the environment variable `TINYNET_DATA` or, if that is not set,
             `~/.cache/tinynet`.
 
     Raises:
-        DataError: no such set, a damaged file, torchvision absent, or a download that failed.
+        DataError: unknown data set, damaged file, torchvision not installed, or failed download.
     """
     if name not in IMAGE_DATA:
-        raise DataError(f"there is no image data {name!r}; there is {', '.join(IMAGE_DATA)}")
+        raise DataError(f"unknown image data {name!r}, expected one of {', '.join(IMAGE_DATA)}")
     if name == "mnist5k":
         return _load_mnist5k()
     if name == "digits":
@@ -82,7 +82,7 @@ def load_images(name: str, folder: str | Path | None = None) -> ImageData:
 
 
 def _load_mnist5k() -> ImageData:
-    """MNIST's first 500 images a class; the last 100 of each class are the test set."""
+    """The first 500 images of each class of MNIST; the last 100 of each class are the test set."""
     arrays = read_archive("mnist5k")
     images, labels = _as_tensors(arrays["images"], arrays["labels"])
     is_test = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
@@ -100,7 +100,7 @@ def _load_mnist5k() -> ImageData:
 
 
 def _load_digits() -> ImageData:
-    """1,797 digits of 8x8 pixels; the last 297 are the test set: other writers wrote them."""
+    """1,797 digits of 8x8 pixels; the last 297, by other writers, are the test set."""
     arrays = read_archive("digits")
     images, labels = _as_tensors(arrays["images"], arrays["labels"])
     return ImageData(
@@ -114,7 +114,7 @@ def _load_digits() -> ImageData:
     )
 
 
-# name: the class in torchvision.datasets, pixels of shift
+# name: (class in torchvision.datasets, shift in pixels)
 _TORCHVISION_SETS = {
     "mnist": ("MNIST", 2),
     "fashion-mnist": ("FashionMNIST", 2),
@@ -126,11 +126,11 @@ IMAGE_DATA = ("mnist5k", "digits", *_TORCHVISION_SETS)
 
 def _load_torchvision(name: str, folder: Path) -> ImageData:
     class_name, shift = _TORCHVISION_SETS[name]
-    make = getattr(_import_torchvision_datasets(name), class_name)
+    data_set = getattr(_import_torchvision_datasets(name), class_name)
     folder = folder.expanduser()
     try:
-        train = make(str(folder), train=True, download=True)
-        test = make(str(folder), train=False, download=True)
+        train = data_set(str(folder), train=True, download=True)
+        test = data_set(str(folder), train=False, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{name} could not be downloaded to {folder}: {error}") from error
     train_images, train_labels = _as_tensors(np.asarray(train.data), np.asarray(train.targets))
@@ -158,7 +158,7 @@ def _import_torchvision_datasets(name: str) -> ModuleType:
 
 
 def _as_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Turns images [N, H, W] or [N, H, W, C] into [N, C, H, W] uint8, and labels [N] into int64."""
+    """Converts images [N, H, W] or [N, H, W, C] to [N, C, H, W] uint8, and labels [N] to int64."""
     if images.ndim == 3:
         images = images[..., np.newaxis]
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Surnames of 13 languages, to be told apart: sequences of characters of different lengths."""
+"""Surnames in 13 languages, for classification: sequences of characters of different lengths."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from tinynet.data.batches import ShuffledBatches
 
 @dataclass(frozen=True)
 class NameData:
-    """Names in a train and a test set, each with its language.
+    """Names labeled with their language, split into a training and a test set.
 
     Attributes:
         train_names: N names.
         train_labels: [N] int64, each an index into `languages`.
         test_names: M names.
         test_labels: [M] int64.
-        languages: one name a class.
-        characters: every character of a train name, sorted.
+        languages: one name per class.
+        characters: all characters of the training names, sorted.
     """
 
     train_names: tuple[str, ...]
@@ -33,12 +33,12 @@ class NameData:
 
     @property
     def vocabulary_size(self) -> int:
-        """How many numbers `encode` gives: one a character, and 0 for every other one."""
+        """The number of different indices that `encode` returns: one per character, and 0 for unknown characters."""
         return len(self.characters) + 1
 
     @property
     def majority(self) -> float:
-        """The part of the test names that one gets right who always says the most frequent language of all."""
+        """The test accuracy of always predicting the most frequent language of the training set."""
         return float((self.test_labels == self.train_labels.bincount().argmax()).double().mean())
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class NameData:
         return f"names, {counts} of {len(self.characters)} different characters, {len(self.languages)} languages"
 
     def encode(self, name: str) -> Tensor:
-        """Maps a name to its characters' numbers, [length] int64: 1 + the index in `characters`, 0 if unknown."""
+        """Maps a name to indices, [length] int64: 1 + the position in `characters`, or 0 if unknown."""
         numbers = {character: number for number, character in enumerate(self.characters, start=1)}
         return torch.tensor([numbers.get(character, 0) for character in name], dtype=torch.int64, device="cpu")
 
@@ -55,7 +55,7 @@ def load_names() -> NameData:
     """Loads the surnames shipped with tinynet; every fifth is in the test set.
 
     Raises:
-        DataError: the file is absent or damaged.
+        DataError: the file is missing or damaged.
     """
     arrays = read_archive("names")
     names = arrays["names"].tolist()
@@ -73,13 +73,13 @@ def load_names() -> NameData:
 
 
 class NameBatches(ShuffledBatches):
-    """The batches of names on a device: characters as a `PackedSequence` of int64 in no sorted order, labels [B].
+    """Batches of names on a device: indices as a `PackedSequence` of int64, not sorted by length, and labels [B].
 
     Args:
         data: the names.
-        batch_size: names a batch, at least 1; the last batch of an epoch may be smaller.
-        seed: of the order.
-        device: where the batches are.
+        batch_size: names per batch, at least 1; the last batch of an epoch may be smaller.
+        seed: determines the order.
+        device: of the batches.
     """
 
     def __init__(self, data: NameData, batch_size: int, *, seed: int = 0, device: torch.device | str = "cpu") -> None:
@@ -91,7 +91,7 @@ class NameBatches(ShuffledBatches):
         self.test_labels = data.test_labels
 
     def test(self, batch_size: int = 1000) -> Iterator[tuple[PackedSequence, Tensor]]:
-        """Yields the test set in its own order."""
+        """Yields the test set, not shuffled."""
         for start in range(0, len(self.test_names), batch_size):
             names = self.test_names[start : start + batch_size]
             yield self._pack(names), self.test_labels[start : start + batch_size].to(self.device)
@@ -101,6 +101,6 @@ class NameBatches(ShuffledBatches):
         return self._pack(names), self.train_labels[chosen].to(self.device)
 
     def _pack(self, names: list[Tensor]) -> PackedSequence:
-        with torch.device("cpu"):  # else pack_sequence would put the lengths on PyTorch's default device
+        with torch.device("cpu"):  # otherwise pack_sequence puts the lengths on PyTorch's default device
             packed = pack_sequence(names, enforce_sorted=False)
         return packed.to(self.device)  # pyright: ignore[reportArgumentType]

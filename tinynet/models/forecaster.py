@@ -7,11 +7,11 @@ from tinynet.models.checks import check_sizes
 
 
 class Forecaster(nn.Module):
-    """An LSTM over the values so far, and a linear layer from its last output to the next value.
+    """An LSTM over the past values, and a linear layer from its last output to the next value.
 
     Args:
-        features: how many numbers a value has.
-        hidden_size: the width of the LSTM's state.
+        features: number of components of a value.
+        hidden_size: length of the LSTM's state.
 
     Raises:
         ValueError: a size that is not positive.
@@ -24,6 +24,6 @@ class Forecaster(nn.Module):
         self.head = nn.Linear(hidden_size, features)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Maps the values so far [B, T, features] to the next one [B, features]."""
+        """Maps the past values [B, T, features] to the next value [B, features]."""
         outputs, _ = self.lstm(values)
         return self.head(outputs[:, -1])

@@ -14,8 +14,8 @@ class MLP(nn.Module):
 
     Args:
         image_shape: (C, H, W) of an image.
-        classes: how many logits an image gets.
-        hidden_sizes: the widths of the hidden layers.
+        classes: number of logits per image.
+        hidden_sizes: number of units of each hidden layer.
         activation: of the hidden layers.
 
     Raises:

@@ -14,16 +14,16 @@ class SequenceClassifier(nn.Module):
     """An embedding, a GRU or LSTM over the packed sequences, and a linear layer on its last states.
 
     Args:
-        vocabulary_size: how many different indices there are.
-        classes: how many logits a sequence gets.
-        embedding_size: the width of an index's vector.
-        hidden_size: the width of a state, in each direction.
+        vocabulary_size: number of different indices.
+        classes: number of logits per sequence.
+        embedding_size: length of an index's vector.
+        hidden_size: length of a state, in each direction.
         cell: "gru" or "lstm".
-        bidirectional: whether the sequences are read backward too.
-        dropout: the probability of dropping an element of the embeddings and of the last states in training.
+        bidirectional: whether to read the sequences backward too.
+        dropout: dropout probability of the embeddings and the last states in training.
 
     Raises:
-        ValueError: a size that is not positive, or another cell.
+        ValueError: a size that is not positive, or an unknown cell.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SequenceClassifier(nn.Module):
         self.classifier = nn.Linear(hidden_size * (2 if bidirectional else 1), classes)
 
     def forward(self, sequences: PackedSequence) -> Tensor:
-        """Maps B packed sequences of indices, int64, to logits [B, classes] in the order before packing."""
+        """Maps B packed sequences of int64 indices to logits [B, classes], in the order before packing."""
         embedded = self.dropout(self.embedding(sequences.data))
         _, states = self.recurrent(sequences._replace(data=embedded))
         last = states[0] if isinstance(states, tuple) else states

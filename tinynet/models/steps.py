@@ -1,4 +1,4 @@
-"""One training step of each model: what `tinynet inspect --model` runs, on tensors without memory."""
+"""One training step of each model, run by `tinynet inspect --model` on tensors without memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from tinynet import functional, nn, optim
 from tinynet.models import MODELS, CharLanguageModel, Forecaster, SequenceClassifier, build
 
-# Each makes a model and the loss of one batch of it, on PyTorch's default device.
+# Returns a model and its loss on one batch, on PyTorch's default device.
 Step = Callable[[int, torch.dtype], tuple[nn.Module, Tensor]]
 
 
@@ -25,7 +25,7 @@ def _of_images(name: str) -> Step:
 
 
 def _sequence_classifier(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
-    """Surnames of 4 to 12 letters, packed."""
+    """A batch of surnames of 4 to 12 letters, packed."""
     model = SequenceClassifier(vocabulary_size=64, classes=13).to(dtype)
     batch_sizes = torch.tensor([max(1, batch_size * (12 - step) // 8) for step in range(4, 12)], device="cpu")
     batch_sizes = torch.cat([torch.full((4,), batch_size, device="cpu"), batch_sizes])
@@ -35,7 +35,7 @@ def _sequence_classifier(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module
 
 
 def _char_language_model(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
-    """Text of 100 characters, 128 of them different."""
+    """A batch of texts of 100 characters, from a vocabulary of 128."""
     vocabulary, length = 128, 100
     model = CharLanguageModel(vocabulary).to(dtype)
     logits = model(torch.empty(batch_size, length, dtype=torch.int64))
@@ -44,7 +44,7 @@ def _char_language_model(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module
 
 
 def _forecaster(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
-    """The 40 values before the one to forecast."""
+    """A batch of series of 40 values, to forecast the next one."""
     model = Forecaster().to(dtype)
     forecast = model(torch.empty(batch_size, 40, 1, dtype=dtype))
     return model, functional.mse_loss(forecast, torch.empty_like(forecast))
@@ -59,13 +59,13 @@ STEPS: dict[str, Step] = {
 
 
 def training_step(name: str, batch_size: int, dtype: torch.dtype, device: str = "meta") -> None:
-    """Forward, loss, backward and optimizer step of a new model on a batch of whatever its memory held.
+    """Runs forward, loss, backward and optimizer step of a new model on an uninitialized batch.
 
     Args:
         name: a key of `STEPS`.
-        batch_size: images or sequences.
+        batch_size: number of images or sequences.
         dtype: of the parameters and the input.
-        device: of all tensors; "meta" holds nothing.
+        device: of all tensors; tensors on "meta" have no memory.
     """
     with torch.device(device):
         model, loss = STEPS[name](batch_size, dtype)

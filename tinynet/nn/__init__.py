@@ -1,7 +1,7 @@
-"""torch.nn's layers under torch.nn's names, computed by our kernels; `activation=` is the one addition.
+"""Layers with torch.nn's names and arguments, computed by tinynet's kernels; `activation=` is the one addition.
 
-Containers and `Module` are PyTorch's own, but for `Sequential`, which joins layers. A compute layer is ours or absent:
-asking for one we lack is an error that says so, never PyTorch's in disguise.
+Containers and `Module` are PyTorch's own, except for `Sequential`, which fuses layers. Accessing a layer of torch.nn
+that tinynet does not have raises an AttributeError.
 """
 
 from typing import Any
@@ -112,7 +112,7 @@ __all__ = [
 
 
 def _refuse_scripting(layer: Module) -> Module:
-    """What torch.jit.script calls first; else it would fail somewhere in the middle of our sources."""
+    """Called first by torch.jit.script, which would otherwise fail with a less clear error."""
     raise RuntimeError(
         f"{type(layer).__name__}: torch.jit.script cannot compile tinynet's layers; use torch.jit.trace, "
         "torch.export or torch.compile"
@@ -126,5 +126,5 @@ for _name in __all__:
 
 def __getattr__(name: str) -> Any:
     if hasattr(torch.nn, name):
-        raise AttributeError(f"tinynet.nn has no {name} yet; torch.nn.{name} would not run on our kernels")
+        raise AttributeError(f"tinynet.nn has no {name} yet; torch.nn.{name} would not run on tinynet's kernels")
     raise AttributeError(f"module 'tinynet.nn' has no attribute {name!r}")

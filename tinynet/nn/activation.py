@@ -1,7 +1,7 @@
-"""Activation modules: torch.nn's classes, computed by our kernels.
+"""Activation modules: torch.nn's classes, computed by tinynet's kernels.
 
-`inplace=True` is taken for compatibility and changes nothing: the input is never written to. Where an activation
-follows a linear layer or a convolution, `activation=` there saves a pass over memory.
+`inplace=True` is accepted for compatibility and has no effect: the input is never modified. After a linear layer or a
+convolution, use that layer's `activation=` argument instead, which saves a pass over memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LeakyReLU(torch.nn.LeakyReLU):
 
 
 class PReLU(torch.nn.PReLU):
-    """See `tinynet.functional.prelu`; `weight` is [num_parameters], as torch.nn.PReLU's."""
+    """See `tinynet.functional.prelu`; `weight` is [num_parameters], as in torch.nn.PReLU."""
 
     def forward(self, input: Tensor) -> Tensor:
         return prelu(input, self.weight)

@@ -15,28 +15,29 @@ from tinynet_kernels.activation_spec import Activation
 
 
 class Conv2d(torch.nn.Conv2d):
-    """y = act(x * W + b), x [N, C, H, W] or [C, H, W], and for `pool` its 2 x 2 max-pooling, in one kernel.
+    """y = act(x * W + b), x [N, C, H, W] or [C, H, W], optionally followed by 2 x 2 max-pooling, in one kernel.
 
-    Arguments, parameters, initialization and state_dict are torch.nn.Conv2d's. Fastest in channels_last:
-    `model.to(memory_format=torch.channels_last)`, and the same for the images; other inputs are converted.
+    Arguments, parameters, initialization and state_dict are the same as in torch.nn.Conv2d. The fastest memory format
+    is channels_last, for the model (`model.to(memory_format=torch.channels_last)`) and the images; inputs in other
+    formats are converted.
 
     Args:
-        in_channels: C.
-        out_channels: K.
-        kernel_size: R and S: one number, or (height, width).
-        stride: of the windows.
-        padding: numbers, "valid" or "same".
-        dilation: pixels between taps.
-        groups: divides C and K.
+        in_channels: number of input channels, C.
+        out_channels: number of output channels, K.
+        kernel_size: R and S, as one number or (height, width).
+        stride: step between windows.
+        padding: one number, (height, width), "valid" or "same".
+        dilation: distance between filter taps, in pixels.
+        groups: number of groups; must divide C and K.
         bias: whether to add a bias.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
-        device: where the parameters are made.
-        dtype: theirs.
-        activation: fused after the bias: a name, an `Activation`, or None.
-        pool: 2 for a MaxPool2d(2) fused after the activation; 1 for none.
+        device: of the parameters.
+        dtype: of the parameters.
+        activation: applied after the bias, in the same kernel: a name, an `Activation`, or None.
+        pool: 2 for a MaxPool2d(2) after the activation, in the same kernel; 1 for no pooling.
 
     Raises:
-        ValueError, TypeError: see `tinynet.functional.conv2d`.
+        ValueError, TypeError: as `tinynet.functional.conv2d`; and ValueError for a `pool` other than 1 or 2.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Conv2d(torch.nn.Conv2d):
         return self.convolve(input, self.pool)
 
     def convolve(self, input: Tensor, pool: int) -> Tensor:
-        """`forward` with another `pool`."""
+        """Like `forward`, with `pool` as an argument."""
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)

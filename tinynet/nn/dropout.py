@@ -9,7 +9,7 @@ from tinynet.ops import dropout as ops
 
 
 class Dropout(torch.nn.Dropout):
-    """See `tinynet.functional.dropout`; active in training mode alone."""
+    """See `tinynet.functional.dropout`; active only in training mode."""
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.dropout(input, self.p, self.training)

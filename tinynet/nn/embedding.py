@@ -11,7 +11,8 @@ from tinynet.ops import embedding as ops
 class Embedding(torch.nn.Embedding):
     """A table [num_embeddings, embedding_dim] looked up by index; see `tinynet.functional.embedding`.
 
-    Arguments, initialization and state_dict are torch.nn.Embedding's; `sparse=True` is refused at the first call.
+    Arguments, initialization and state_dict are the same as in torch.nn.Embedding; with `sparse=True` the first call
+    raises an error.
     """
 
     def forward(self, input: Tensor) -> Tensor:

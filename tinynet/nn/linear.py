@@ -15,18 +15,18 @@ from tinynet_kernels.activation_spec import Activation
 class Linear(torch.nn.Linear):
     """y = act(x W^T + b), x [..., in_features], y [..., out_features], in one kernel.
 
-    Arguments, parameters, initialization and state_dict are torch.nn.Linear's.
+    Arguments, parameters, initialization and state_dict are the same as in torch.nn.Linear.
 
     Args:
-        in_features: K.
-        out_features: N.
+        in_features: size of x's last dimension, K.
+        out_features: size of y's last dimension, N.
         bias: whether to add a bias.
-        device: where the parameters are made.
-        dtype: theirs.
-        activation: fused after the bias: a name, an `Activation`, or None.
+        device: of the parameters.
+        dtype: of the parameters.
+        activation: applied after the bias, in the same kernel: a name, an `Activation`, or None.
 
     Raises:
-        ValueError, TypeError: see `tinynet.functional.linear`.
+        ValueError, TypeError: as `tinynet.functional.linear`.
     """
 
     def __init__(
@@ -50,5 +50,5 @@ class Linear(torch.nn.Linear):
 
 
 def with_activation(text: str, activation: Activation) -> str:
-    """A module's extra_repr with its fused activation, if it has one."""
+    """Appends a fused activation, if there is one, to a module's extra_repr."""
     return text if activation.name == "identity" else f"{text}, activation={activation}"

@@ -10,12 +10,12 @@ from tinynet.ops.mse_loss import mse_loss
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
-    """Cross-entropy of a softmax of logits [N, C, d1, ...] and labels or class probabilities, in one kernel.
+    """Cross-entropy between the softmax of logits [N, C, d1, ...] and labels or class probabilities, in one kernel.
 
-    Arguments, the buffer `weight` and state_dict are torch.nn.CrossEntropyLoss's.
+    Arguments, the buffer `weight` and state_dict are the same as in torch.nn.CrossEntropyLoss.
 
     Raises:
-        ValueError, TypeError, IndexError: see `tinynet.functional.cross_entropy`.
+        ValueError, TypeError, IndexError: as `tinynet.functional.cross_entropy`.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
 
 class MSELoss(torch.nn.MSELoss):
-    """(input - target)^2, reduced; arguments are torch.nn.MSELoss's.
+    """(input - target)^2, reduced; arguments are the same as in torch.nn.MSELoss.
 
     Raises:
-        ValueError, TypeError: see `tinynet.functional.mse_loss`.
+        ValueError, TypeError: as `tinynet.functional.mse_loss`.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from tinynet.ops import pool as ops
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
-    """The maximum of each window of [N, C, H, W] or [C, H, W]; arguments are torch.nn.MaxPool2d's.
+    """The maximum of each window of [N, C, H, W] or [C, H, W]; arguments are the same as in torch.nn.MaxPool2d.
 
     Raises:
-        ValueError, TypeError: see `tinynet.functional.max_pool2d`.
+        ValueError, TypeError: as `tinynet.functional.max_pool2d`.
     """
 
     def forward(self, input: Tensor) -> Any:
@@ -30,10 +30,10 @@ class MaxPool2d(torch.nn.MaxPool2d):
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
-    """The mean of each window of [N, C, H, W] or [C, H, W]; arguments are torch.nn.AvgPool2d's.
+    """The mean of each window of [N, C, H, W] or [C, H, W]; arguments are the same as in torch.nn.AvgPool2d.
 
     Raises:
-        ValueError, TypeError: see `tinynet.functional.avg_pool2d`.
+        ValueError, TypeError: as `tinynet.functional.avg_pool2d`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -49,10 +49,10 @@ class AvgPool2d(torch.nn.AvgPool2d):
 
 
 class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
-    """Means that make an image of `output_size`; arguments are torch.nn.AdaptiveAvgPool2d's.
+    """Averages [N, C, H, W] or [C, H, W] to `output_size`; arguments are the same as in torch.nn.AdaptiveAvgPool2d.
 
     Raises:
-        ValueError, TypeError: see `tinynet.functional.adaptive_avg_pool2d`.
+        ValueError, TypeError: as `tinynet.functional.adaptive_avg_pool2d`.
     """
 
     def forward(self, input: Tensor) -> Tensor:

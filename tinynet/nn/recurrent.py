@@ -1,8 +1,8 @@
-"""Recurrent layers and cells: torch.nn's RNN, LSTM and GRU, computed by our kernels.
+"""Recurrent layers and cells: torch.nn's RNN, LSTM and GRU, computed by tinynet's kernels.
 
-Arguments, parameters, their order and initialization, and state_dict are torch.nn's. Two things are added: `recompute=`
-on the layers' constructors trades time for memory, and `reset=` on their forward zeroes the state of single sequences
-in mid-batch.
+Arguments, parameters, their order and initialization, and state_dict are the same as in torch.nn. Two arguments are
+new: `recompute=` of the constructors trades time for memory, and `reset=` of the layers' forward zeroes the state of
+individual sequences at individual time steps.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from torch.nn.utils.rnn import PackedSequence
 from tinynet.dispatch import check_strided
 from tinynet.ops.recurrent import recurrent, recurrent_cell
 
-# torch.nn.RNN, LSTM and GRU themselves are no base: torch.compile refuses to look into them and their subclasses.
+# torch.nn.RNN, LSTM and GRU are not the base classes, because torch.compile does not trace into their subclasses.
 
 
 def as_leaf(module: torch.nn.Module, input: Proxy, *arguments: Any, **keywords: Any) -> Any:
-    """A call of `module` in a graph of torch.fx: a forward that looks at its input's rank can't be traced through."""
+    """Records a call of `module` as one node of an fx graph: fx cannot trace code that depends on the input's rank."""
     tracer: Any = input.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, *arguments), keywords)
 
 
 class _RecurrentLayer(torch.nn.RNNBase):
-    """What RNN, LSTM and GRU share: every form of input, brought to [T, B, I] or to packed rows and back."""
+    """The base class of RNN, LSTM and GRU: converts every form of input to [T, B, I] or packed rows, and back."""
 
     def __init__(self, mode: str, *arguments: Any, recompute: bool, **keywords: Any) -> None:
         super().__init__(mode, *arguments, **keywords)
         self.recompute = recompute
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the kernels take each parameter where it lies."""
+        """Does nothing: the kernels read each parameter from its own memory."""
 
     def forward(self, input: Any, hx: Any = None, *, reset: Any = None) -> tuple[Any, Any]:
-        """(output, last states) as torch.nn's layer gives them.
+        """Returns (output, last states) as the layer of torch.nn does.
 
         Args:
             input: [T, B, I], with `batch_first` [B, T, I], unbatched [T, I], or a `PackedSequence`.
-            hx: initial state h0 [L D, B, P], for the LSTM (h0, c0); [L D, P] for unbatched input; None for zeros.
-            reset: bool mask of the input's shape without its last dimension, in its order of dimensions: true zeroes
-                the sequence's state before that step. For packed input what it was before packing, [T, B] or [B, T],
-                or a `PackedSequence` like the input. None for none.
+            hx: initial state h0 [L D, B, P], or (h0, c0) for the LSTM; without B for unbatched input; None for zeros.
+            reset: bool mask with the input's shape without its last dimension; true zeroes the sequence's state before
+                that time step. For packed input, the mask before packing, [T, B] or [B, T], or a `PackedSequence` like
+                the input. None for no resets.
 
         Raises:
-            ValueError, TypeError: see `tinynet.ops.recurrent.recurrent`.
+            ValueError, TypeError: as `tinynet.ops.recurrent.recurrent`.
         """
         if isinstance(input, Proxy):
             return as_leaf(self, input, hx, reset=reset)
@@ -92,7 +92,7 @@ class _RecurrentLayer(torch.nn.RNNBase):
         return y, states if self.mode == "LSTM" else states[0]
 
     def _initial(self, hx: Any, unbatched: bool, order: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """(h0, c0) as [L D, B, units], in the order of the packed sequences."""
+        """Returns (h0, c0), each [L D, B, units], in the order of the packed sequences."""
         if hx is None:
             return None, None
         given = hx if self.mode == "LSTM" else (hx,)
@@ -108,7 +108,7 @@ class _RecurrentLayer(torch.nn.RNNBase):
         return states[0], states[1] if len(states) > 1 else None
 
     def _packed_reset(self, reset: Any, batch_sizes: Tensor, order: Tensor | None) -> Tensor:
-        """The mask's values in the order of the packed rows."""
+        """Returns the mask's values in the order of the packed rows."""
         if isinstance(reset, PackedSequence):
             return reset.data
         reset = (reset.transpose(0, 1) if self.batch_first else reset)[: len(batch_sizes)]
@@ -125,7 +125,7 @@ class _RecurrentLayer(torch.nn.RNNBase):
 
 
 def _last(state: Tensor, unbatched: bool, order_back: Tensor | None) -> Tensor:
-    """A last state [L D, B, units] as the caller's input was: without its batch, or in the caller's order."""
+    """Converts a last state [L D, B, units] to the form of the input: unbatched, or in the order before packing."""
     if unbatched:
         return state.squeeze(1)
     return state if order_back is None else state.index_select(1, order_back)
@@ -135,12 +135,12 @@ class RNN(_RecurrentLayer):
     """h = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu, over sequences, in persistent or per-step kernels.
 
     Args:
-        args, kwargs: torch.nn.RNN's: input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
+        args, kwargs: those of torch.nn.RNN: input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
             batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None.
-        recompute: keep no state but y for backward.
+        recompute: save only y for the backward.
 
     Raises:
-        ValueError: an unknown nonlinearity, a proj_size, or what torch.nn.RNN refuses.
+        ValueError: an unknown nonlinearity, a `proj_size`, or an argument that torch.nn.RNN rejects.
     """
 
     def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
@@ -159,12 +159,12 @@ class LSTM(_RecurrentLayer):
     """Long short-term memory over sequences, in persistent or per-step kernels.
 
     Args:
-        args, kwargs: torch.nn.LSTM's: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-            bidirectional=False, proj_size=0, device=None, dtype=None.
-        recompute: keep only y and c for backward, not the gates; they are made again there.
+        args, kwargs: those of torch.nn.LSTM: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+            dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None.
+        recompute: save only y and c for the backward, and recompute the gates there.
 
     Raises:
-        ValueError: what torch.nn.LSTM refuses.
+        ValueError: an argument that torch.nn.LSTM rejects.
     """
 
     def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
@@ -175,12 +175,12 @@ class GRU(_RecurrentLayer):
     """Gated recurrent unit over sequences, in persistent or per-step kernels.
 
     Args:
-        args, kwargs: torch.nn.GRU's: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-            bidirectional=False, device=None, dtype=None.
-        recompute: keep only y for backward, not the gates; they are made again there.
+        args, kwargs: those of torch.nn.GRU: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+            dropout=0.0, bidirectional=False, device=None, dtype=None.
+        recompute: save only y for the backward, and recompute the gates there.
 
     Raises:
-        ValueError: a proj_size, or what torch.nn.GRU refuses.
+        ValueError: a `proj_size`, or an argument that torch.nn.GRU rejects.
     """
 
     def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
@@ -190,7 +190,7 @@ class GRU(_RecurrentLayer):
 
 def _refuse_projection(name: str, keywords: dict[str, Any]) -> None:
     if "proj_size" in keywords:
-        raise ValueError(f"{name}: proj_size is the LSTM's alone, got {keywords['proj_size']}")
+        raise ValueError(f"{name}: only LSTM supports proj_size, got {keywords['proj_size']}")
 
 
 class RNNCell(torch.nn.RNNCell):
@@ -226,7 +226,7 @@ class GRUCell(torch.nn.GRUCell):
 def _cell(
     mode: str, cell: torch.nn.RNNCellBase, input: Tensor, h: Tensor | None, c: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """A step of input [B, I] or [I] and states [B, H] or [H], zeros where None."""
+    """Computes one step from an input [B, I] or [I] and states [B, H] or [H]; None for zero states."""
     for name, tensor in (("input", input), ("hx", h), ("hx", c)):
         check_strided(type(cell).__name__, name, tensor)
     if input.dim() not in (1, 2):

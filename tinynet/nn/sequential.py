@@ -1,4 +1,4 @@
-"""Modules one after another."""
+"""A sequence of modules, some of them fused."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tinynet.nn.linear import Linear
 from tinynet.nn.pool import MaxPool2d
 from tinynet.ops.linear import Layer, linear_chain
 
-# What a call of a layer runs, unless somebody has put something else in its place since.
+# What a call of a layer runs, unless it was replaced after this import.
 _CALL = torch.nn.Module.__call__
 _FORWARDS: dict[type[torch.nn.Module], Any] = {layer: layer.forward for layer in (Linear, Conv2d, MaxPool2d)}
 
 
 class Sequential(torch.nn.Sequential):
-    """torch.nn.Sequential, which joins what one autograd function can do together.
+    """torch.nn.Sequential that fuses neighboring layers into one autograd function.
 
-    `Linear` layers that follow one another: the product that makes a hidden layer's gradient also applies the
-    derivative of its activation and sums its bias gradient. `Conv2d` before `MaxPool2d(2)`: the convolution passes on
-    the largest of each window, as with `pool=2`. A layer with a hook, or whose call or `forward` was replaced, is
-    called as a module, so that these run. Under torch.fx and torch.compile every layer is.
+    Consecutive `Linear` layers: the matrix product that computes a hidden layer's gradient also applies the derivative
+    of its activation and sums its bias gradient. `Conv2d` followed by `MaxPool2d(2)`: the convolution's kernel computes
+    the maximum of each window, as with `pool=2`. Layers with a hook, or whose `__call__` or `forward` was replaced, are
+    called as modules, and so are all layers under torch.fx and torch.compile.
     """
 
     def forward(self, input: Any) -> Any:
@@ -40,7 +40,7 @@ class Sequential(torch.nn.Sequential):
             if chain:
                 input = linear_chain(input, chain)
                 chain = []
-            if type(module) is Conv2d and following is not None and _join(module, following):
+            if type(module) is Conv2d and following is not None and _can_fuse_pooling(module, following):
                 input = module.convolve(input, pool=2)
                 following = next(modules, None)
             else:
@@ -48,25 +48,25 @@ class Sequential(torch.nn.Sequential):
         return linear_chain(input, chain) if chain else input
 
 
-def _join(module: Conv2d, following: torch.nn.Module) -> bool:
-    """Whether a convolution may pool for the layer after it: windows of 2 x 2 and nothing else."""
+def _can_fuse_pooling(module: Conv2d, following: torch.nn.Module) -> bool:
+    """Whether a convolution can include the layer after it: a plain 2 x 2 max-pooling."""
     if type(following) is not MaxPool2d or module.pool != 1:
         return False
     sizes = following.kernel_size, following.stride
-    if not all(_is_twice(2, size) for size in sizes) or following.ceil_mode or following.return_indices:
+    if not all(_is_in_both_directions(2, size) for size in sizes) or following.ceil_mode or following.return_indices:
         return False
-    if not _is_twice(0, following.padding) or not _is_twice(1, following.dilation):
+    if not _is_in_both_directions(0, following.padding) or not _is_in_both_directions(1, following.dilation):
         return False
     return _is_plain(module) and _is_plain(following)
 
 
-def _is_twice(number: int, size: Any) -> bool:
-    """Whether a size, one number or (height, width), is `number` in both directions."""
+def _is_in_both_directions(number: int, size: Any) -> bool:
+    """Whether a size, given as one number or (height, width), is `number` in both directions."""
     return all(part == number for part in size) if isinstance(size, tuple | list) else size == number
 
 
 def _is_plain(module: torch.nn.Module) -> bool:
-    """Whether a call of the module is a call of its class's own `forward` and nothing else."""
+    """Whether calling the module runs only its class's own `forward`."""
     layer = type(module)
     return not (
         layer.forward is not _FORWARDS[layer]

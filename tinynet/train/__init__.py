@@ -1,4 +1,4 @@
-"""Training: the loop, its checkpoints, the pictures of a run, and the flags that every example takes."""
+"""Training: the loop, checkpoints, pictures of a run, and the command-line options that the examples share."""
 
 from tinynet.train.checkpoint import CheckpointError, export_weights, read_checkpoint, save_checkpoint
 from tinynet.train.determinism import make_deterministic

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, in one file that is never half written."""
+"""Checkpoints: everything needed to resume a run, in one file that is written atomically."""
 
 import math
 import os
@@ -16,18 +16,18 @@ VERSION = 1
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is absent, truncated, foreign, of another model, or cannot be written."""
+    """A checkpoint is missing, damaged or of another program or model, or cannot be written."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint in one move: a crash leaves either the old file or the new one.
+    """Writes a checkpoint atomically: a crash leaves either the old file or the new one.
 
     Args:
-        path: the file to write; its folder exists.
-        state: tensors, numbers, strings, lists and dicts, nested as you like.
+        path: the file to write, in an existing folder.
+        state: tensors, numbers, strings, and nested lists and dicts of them.
 
     Raises:
-        CheckpointError: the file cannot be written; what was there before is still there.
+        CheckpointError: the file cannot be written; the old file is unchanged.
     """
     try:
         with replacing(path) as part, open(part, "wb") as file:
@@ -36,48 +36,50 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
     except WriteError as error:
         raise CheckpointError(f"the checkpoint {error}") from error
-    except RuntimeError as error:  # what torch.save raises over the OSError of a full disk
+    except RuntimeError as error:  # torch.save raises this after the OSError of a full disk
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(f"the checkpoint {path} cannot be written: {reason}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU, without running any code that the file may hold.
+    """Loads a checkpoint onto the CPU without executing code that the file may contain.
 
     Raises:
-        CheckpointError: the file is absent, truncated, damaged, or no checkpoint of tinynet.
+        CheckpointError: the file is missing, damaged, or not a checkpoint of tinynet.
     """
     if not os.path.isfile(path):
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         with open(path, "rb") as file:
-            damaged = zipfile.ZipFile(file).testzip()  # torch.load does not look at the checksums
+            damaged = zipfile.ZipFile(file).testzip()  # torch.load does not verify the checksums
             file.seek(0)
             state = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # torch, zipfile and pickle each raise their own
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: it is truncated, or no checkpoint") from error
+    except Exception as error:  # torch, zipfile and pickle raise various errors
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: it is truncated, or not a checkpoint") from error
     if damaged:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {damaged} in it is damaged")
     if not isinstance(state, dict) or not _is(state.get("format"), FORMAT):
-        raise CheckpointError(f"{path} is no checkpoint of tinynet")
+        raise CheckpointError(f"{path} is not a checkpoint of tinynet")
     if not _is(state.get("version"), VERSION):
         version = reprlib.repr(state.get("version"))
-        raise CheckpointError(f"{path} is a checkpoint of version {version}, and this tinynet reads version {VERSION}")
+        raise CheckpointError(
+            f"{path} is a checkpoint of version {version}, but this version of tinynet reads version {VERSION}"
+        )
     return state
 
 
 def check_like(name: str, saved: Any, fresh: Any) -> None:
-    """Checks that a value of a checkpoint is built as that of a run that begins.
+    """Checks that a value of a checkpoint has the same structure as the value of a new run.
 
     Args:
-        name: of the value, for the error.
-        saved: from the checkpoint.
-        fresh: dicts, lists, numbers and what else a `state_dict` holds; a dict may lack keys that `saved` has.
+        name: the value's name, for the error message.
+        saved: the value from the checkpoint.
+        fresh: the value of a new run, as in a `state_dict`; `saved` may have more dict keys.
 
     Raises:
-        ValueError: another type or length, a key that is absent, or a number that is not finite.
+        ValueError: a different type or length, a missing key, or a number that is not finite.
     """
     if isinstance(fresh, dict):
         absent = [key for key in fresh if not isinstance(saved, dict) or key not in saved]
@@ -102,7 +104,7 @@ def _is(value: Any, expected: Any) -> bool:
 
 
 def export_weights(model: torch.nn.Module, path: Path) -> None:
-    """Writes the model's state_dict as a safetensors file, which other programs read without PyTorch.
+    """Writes the model's state_dict to a safetensors file, which programs can read without PyTorch.
 
     Raises:
         ImportError: safetensors is not installed.

@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""Files that are written atomically."""
 
 import contextlib
 import os
@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 class WriteError(OSError):
-    """A file of a run that cannot be written."""
+    """A file of a run cannot be written."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to, and moves that file to `path` once it is written.
+    """Yields a temporary path in the same folder, and renames that file to `path` after it is written.
 
     Raises:
-        WriteError: the file cannot be written; what was there before is still there.
+        WriteError: the file cannot be written; the old file is unchanged.
     """
     part = path.with_name(path.name + ".part")
     try:

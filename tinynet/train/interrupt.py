@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps instead of inside one."""
+"""Handles Ctrl-C and SIGTERM after a training step instead of in the middle of it."""
 
 import signal
 from types import FrameType
@@ -7,13 +7,13 @@ from tinynet.signals import Handled
 
 
 class Interrupt(Handled):
-    """While entered, Ctrl-C and SIGTERM only set `signal`; only a second one that is a Ctrl-C interrupts at once.
+    """A context manager in which Ctrl-C and SIGTERM only set `signal`; a Ctrl-C after that raises KeyboardInterrupt.
 
-    A step that is cut in the middle leaves weights that no uninterrupted run has; a loop that looks at `signal`
-    after each step stops with a state that it can go on from.
+    Interrupting a step would leave partly updated weights. A loop that checks `signal` after each step instead stops in
+    a state from which training can be resumed.
 
     Attributes:
-        signal: the first one that came, or None.
+        signal: the first signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -23,6 +23,6 @@ class Interrupt(Handled):
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
-        elif number == signal.SIGINT:  # a scheduler repeats SIGTERM and then kills; a second Ctrl-C is a person's wish
+        elif number == signal.SIGINT:  # schedulers repeat SIGTERM, but a second Ctrl-C is deliberate
             self.restore()
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The flags that every training example takes, and what is wrong with them in a sentence."""
+"""The command-line options that the training examples share, and their error messages."""
 
 import argparse
 import math
@@ -17,18 +17,18 @@ from tinynet.train.checkpoint import CheckpointError, read_checkpoint
 from tinynet.train.files import WriteError
 from tinynet.train.trainer import CHECKPOINT_NAME, DTYPES, TrainingError
 
-# A resumed run may train longer and run elsewhere, but it computes what the checkpoint's run did.
-NOT_OF_THE_RUN = ("device", "engine", "out", "resume")
-FREE_ON_RESUME = ("epochs", "steps")
+# A resumed run may train longer and on another device; all other options must be those of the checkpoint.
+NOT_IN_CHECKPOINT = ("device", "engine", "out", "resume")
+MAY_CHANGE_ON_RESUME = ("epochs", "steps")
 
 
 class RunParser(argparse.ArgumentParser):
-    """An argument parser for a training run, whose errors are one sentence and exit code 2.
+    """An argument parser for a training run, whose errors are one line and exit code 2.
 
     Args:
-        name: of the program; a checkpoint of another program is refused.
+        name: the program's name; it is saved in checkpoints, and those of other programs are rejected.
         description: the first line of the help.
-        epochs, batch_size, lr: the defaults of these flags.
+        epochs, batch_size, lr: defaults of these options.
     """
 
     def __init__(self, name: str, description: str, *, epochs: int, batch_size: int, lr: float) -> None:
@@ -40,32 +40,32 @@ class RunParser(argparse.ArgumentParser):
         )
         self._folder: Path | None = None
         add = self.add_argument
-        add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
-        add("--dtype", choices=DTYPES, default="fp32", help="what to compute in, by autocast")
-        add("--engine", choices=dispatch.NAMES, default="auto", help="who computes; auto: kernels where they run")
-        add("--epochs", type=positive_int, default=epochs, help="passes over the train set")
-        add("--steps", type=positive_int, default=None, help="optimizer steps, instead of epochs")
-        add("--batch-size", type=positive_int, default=batch_size, help="samples a step")
-        add("--lr", type=positive_float, default=lr, help="the highest learning rate")
-        add("--seed", type=seed, default=0, help="of weights, order and augmentation")
-        add("--out", type=Path, default=None, help="folder of the run; a new one in runs/ if not given")
-        add("--resume", type=Path, default=None, help="checkpoint, or folder of a run, to go on from")
+        add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+        add("--dtype", choices=DTYPES, default="fp32", help="dtype of the computation, with autocast")
+        add("--engine", choices=dispatch.NAMES, default="auto", help="what computes; auto: kernels if they can run")
+        add("--epochs", type=positive_int, default=epochs, help="passes over the training set")
+        add("--steps", type=positive_int, default=None, help="number of optimizer steps, instead of --epochs")
+        add("--batch-size", type=positive_int, default=batch_size, help="samples per step")
+        add("--lr", type=positive_float, default=lr, help="maximum learning rate")
+        add("--seed", type=seed, default=0, help="random seed of weights, order and augmentation")
+        add("--out", type=Path, default=None, help="folder of the run; if not given, a new folder in runs/")
+        add("--resume", type=Path, default=None, help="checkpoint, or folder of a run, to continue")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
     def parse_run(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parses the flags of a run; with --resume, those of the checkpoint hold where none is given.
+        """Parses the options of a run; with --resume, the defaults are the options of the checkpoint.
 
         Returns:
-            The flags by name, with `device` a torch.device that exists, and `resume` a file or None.
+            The options by name; `device` is an available torch.device, and `resume` a file or None.
         """
         options = self.parse_args(arguments)
         given = self._given(arguments)
         if {"epochs", "steps"} <= given:
-            self.error("--epochs and --steps both say how long to train: give one of them")
+            self.error("--epochs and --steps both set the length of the training: give only one")
         if options.resume is not None:
-            self._take_over_checkpoint(options, given)
+            self._load_options(options, given)
         options.device = self._existing_device(options.device)
         if options.engine == "kernels":
             reason = dispatch.unavailable_reason(options.device.type)
@@ -74,41 +74,43 @@ class RunParser(argparse.ArgumentParser):
         return options
 
     def config(self, options: argparse.Namespace, without: Sequence[str] = ()) -> dict[str, Any]:
-        """What a checkpoint says about its run: the program and the flags that a resumed run takes over.
+        """Returns what to save in a checkpoint: the program's name and the options that a resumed run must share.
 
         Args:
-            options: the flags of the run.
-            without: names of the program's own flags that change nothing in the training.
+            options: the options of the run.
+            without: names of options that do not affect the training.
         """
-        left_out = {*NOT_OF_THE_RUN, *without}
+        left_out = {*NOT_IN_CHECKPOINT, *without}
         flags = {name: value for name, value in vars(options).items() if name not in left_out}
         return {"program": self.prog, **flags}
 
     def make_folder(self, out: Path | None, default_name: str, resumed: Path | None) -> Path:
-        """Makes the run's folder: `out`, or else the first of runs/NAME, runs/NAME-2, ... that is not there.
+        """Creates the run's folder: `out`, or the first of runs/NAME, runs/NAME-2, ... that does not exist.
 
-        A folder with a checkpoint other than the resumed one is refused.
+        A folder that contains a checkpoint other than the resumed one is an error.
         """
         try:
             out = out or _new_folder(default_name)
             checkpoint = out / CHECKPOINT_NAME
             if checkpoint.exists() and (resumed is None or not checkpoint.samefile(resumed)):
-                self.error(f"--out {out} holds a checkpoint: go on with --resume {out}, or name another folder")
+                self.error(
+                    f"--out {out} contains a checkpoint: continue it with --resume {out}, or choose another folder"
+                )
             out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            self.error(f"--out {out} is a file, or lies in one, and not a folder")
+            self.error(f"--out {out} is not a folder: it is a file, or inside a file")
         except OSError as error:
-            self.error(f"--out {out} cannot be made: {error.strerror}")
+            self.error(f"--out {out} cannot be created: {error.strerror}")
         if not os.access(out, os.W_OK):
             self.error(f"--out {out} cannot be written to")
         self._folder = out
         return out
 
     @contextmanager
-    def sentences(self) -> Iterator[None]:
-        """Turns what a person can fix into a sentence and exit code 2 (1 where the training itself failed).
+    def report_errors(self) -> Iterator[None]:
+        """Turns errors that the user can fix into a one-line message and exit code 2 (1 if the training failed).
 
-        Ctrl-C ends the program with a sentence and exit code 130, SIGTERM with 143.
+        Ctrl-C ends the program with a one-line message and exit code 130, SIGTERM with 143.
         """
         with signals.raised():
             try:
@@ -119,44 +121,44 @@ class RunParser(argparse.ArgumentParser):
                 self.exit(1, f"{self.prog}: {error}\n")
             except KeyboardInterrupt as error:
                 number = signals.signal_of(error)
-                self.exit(128 + number, f"{self.prog}: {signals.sentence(number)}{self._way_on()}\n")
+                self.exit(128 + number, f"{self.prog}: {signals.message(number)}{self._resume_hint()}\n")
 
-    def _way_on(self) -> str:
-        """How an interrupted run goes on, where it has a checkpoint to go on from."""
+    def _resume_hint(self) -> str:
+        """Says how to continue an interrupted run, if it has a checkpoint."""
         if self._folder is None or not (self._folder / CHECKPOINT_NAME).exists():
             return ""
-        return f"; --resume {self._folder} goes on from its last checkpoint"
+        return f"; --resume {self._folder} continues from its last checkpoint"
 
     def _given(self, arguments: Sequence[str] | None) -> set[str]:
-        """The flags that are on the command line."""
+        """Returns the names of the options given on the command line."""
         absent = object()
         names = vars(self.parse_args([]))
         parsed = self.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names, absent)))
         return {name for name, value in vars(parsed).items() if value is not absent}
 
-    def _take_over_checkpoint(self, options: argparse.Namespace, given: set[str]) -> None:
+    def _load_options(self, options: argparse.Namespace, given: set[str]) -> None:
         if os.path.isdir(options.resume):
             options.resume = options.resume / CHECKPOINT_NAME
-        with self.sentences():
+        with self.report_errors():
             config = self._read_config(options.resume)
         if "epochs" in given:
             config["steps"] = None
         for name, value in config.items():
             if name not in given:
                 setattr(options, name, value)
-            elif getattr(options, name) != value and name not in FREE_ON_RESUME:
+            elif getattr(options, name) != value and name not in MAY_CHANGE_ON_RESUME:
                 flag = "--" + name.replace("_", "-")
                 self.error(
-                    f"{flag} {getattr(options, name)} differs from the {value} of {options.resume}: "
-                    "leave it out, or start a new run"
+                    f"{flag} {getattr(options, name)} differs from the value {value} in {options.resume}: "
+                    "omit it, or start a new run"
                 )
         options.out = options.out or options.resume.parent
 
     def _read_config(self, path: Path) -> dict[str, Any]:
-        """The flags that a checkpoint's run had, each of them one that this program takes.
+        """Reads the options of a checkpoint's run and checks that this program accepts them.
 
         Raises:
-            CheckpointError: no checkpoint, or one of another program, or a flag that this program would refuse.
+            CheckpointError: no checkpoint, one of another program, or an option that this program does not accept.
         """
         config = read_checkpoint(path).get("config")
         program = config.pop("program", None) if isinstance(config, dict) else None
@@ -164,9 +166,9 @@ class RunParser(argparse.ArgumentParser):
             raise CheckpointError(f"--resume {path} is a checkpoint of another program")
         if program != self.prog:
             raise CheckpointError(f"--resume {path} is a checkpoint of {program}")
-        flags = {action.dest: action for action in self._actions if action.dest not in NOT_OF_THE_RUN}
+        flags = {action.dest: action for action in self._actions if action.dest not in NOT_IN_CHECKPOINT}
         for name, value in config.items():
-            if name not in flags or not _can_be(flags[name], value):
+            if name not in flags or not _is_valid(flags[name], value):
                 raise CheckpointError(f"{path} is damaged: config.{name} is {reprlib.repr(value)}")
         return config
 
@@ -176,18 +178,18 @@ class RunParser(argparse.ArgumentParser):
         try:
             device = torch.device(name)
         except RuntimeError:
-            self.error(f"--device {name} is no device: try auto, cpu or cuda")
+            self.error(f"--device {name} is not a device: try auto, cpu or cuda")
         if device.type == "cuda" and not torch.cuda.is_available():
-            self.error(f"--device {name}: PyTorch {torch.__version__} sees no GPU here")
+            self.error(f"--device {name}: PyTorch {torch.__version__} finds no GPU on this machine")
         try:
             torch.empty(1, device=device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-            self.error(f"--device {name} is not on this machine, or PyTorch {torch.__version__} cannot use it")
+            self.error(f"--device {name} does not exist on this machine, or PyTorch {torch.__version__} cannot use it")
         return device
 
 
 def _new_folder(name: str) -> Path:
-    """The first of runs/NAME, runs/NAME-2, ... that is not there."""
+    """Returns the first of runs/NAME, runs/NAME-2, ... that does not exist."""
     number, folder = 1, Path("runs") / name
     while folder.exists():
         number += 1
@@ -195,8 +197,8 @@ def _new_folder(name: str) -> Path:
     return folder
 
 
-def _can_be(flag: argparse.Action, value: Any) -> bool:
-    """Whether a flag can have given the value."""
+def _is_valid(flag: argparse.Action, value: Any) -> bool:
+    """Whether an option accepts the value."""
     if value is None:
         return flag.default is None
     if not isinstance(value, str | int | float):
@@ -210,13 +212,13 @@ def _can_be(flag: argparse.Action, value: Any) -> bool:
 
 
 def positive_int(text: str) -> int:
-    """Parses a whole number of at least 1."""
+    """Parses an integer of at least 1."""
     try:
         value = int(text)
     except ValueError:
         value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return value
 
 
@@ -232,11 +234,11 @@ def positive_float(text: str) -> float:
 
 
 def seed(text: str) -> int:
-    """Parses a whole number of at least 0 and below 2^31."""
+    """Parses an integer from 0 to 2^31 - 1."""
     try:
         value = int(text)
     except ValueError:
         value = -1
     if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**31 - 1}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to {2**31 - 1}, got {text!r}")
     return value

@@ -1,4 +1,4 @@
-"""The pictures of a run. matplotlib draws them, and is imported by the functions that need it."""
+"""The pictures of a run, drawn with matplotlib, which is imported only by the functions that need it."""
 
 import importlib.util
 import math
@@ -25,12 +25,12 @@ def can_draw() -> bool:
 
 
 def draw_curve(path: Path, steps: Sequence[Sequence[float]], rows: Sequence[dict[str, float]]) -> None:
-    """Draws the loss, and beside it each measure, over the optimizer steps.
+    """Plots the loss and each measure against the optimizer steps, in one panel each.
 
     Args:
-        path: the picture to write.
-        steps: of each step, the number of samples and the sum of the loss, as `Progress.steps`.
-        rows: the lines of metrics.csv; what a measure is called there, it is called here.
+        path: the PNG file to write.
+        steps: for each step, the number of samples and the sum of the loss, as in `Progress.steps`.
+        rows: the rows of metrics.csv, which name the measures.
     """
     measures = [name.removeprefix("train_") for name in rows[-1] if name.startswith("train_") and name != "train_loss"]
     figure = _figure(5.5 * (1 + len(measures)), 4.2)
@@ -59,18 +59,18 @@ def draw_curve(path: Path, steps: Sequence[Sequence[float]], rows: Sequence[dict
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """Counts how often each class was taken for each: labels [N], predictions [N] -> [true class, prediction]."""
+    """Returns the confusion matrix: labels [N], predictions [N] -> counts [true class, predicted class]."""
     return torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
 
 
 def draw_confusion(path: Path, matrix: Tensor, class_names: Sequence[str], unit: str = "images") -> None:
-    """Draws the counts [true class, prediction]; mistakes are colored, so that the many hits don't hide them.
+    """Draws a confusion matrix; only the mistakes are colored, so that they stand out.
 
     Args:
-        path: the picture to write.
-        matrix: the counts, as `confusion_matrix` makes them.
-        class_names: one name a class.
-        unit: what a sample is called.
+        path: the PNG file to write.
+        matrix: the counts, as returned by `confusion_matrix`.
+        class_names: one name per class.
+        unit: name of the samples, for the title.
     """
     classes = len(class_names)
     figure = _figure(2.2 + 0.55 * classes, 1.8 + 0.5 * classes)
@@ -82,12 +82,12 @@ def draw_confusion(path: Path, matrix: Tensor, class_names: Sequence[str], unit:
         for predicted in range(classes):
             count = int(matrix[true, predicted])
             if count:
-                is_hit = true == predicted
-                color = "black" if is_hit else WRONG_COLOR if count < 0.8 * most else "white"
-                weight = "bold" if is_hit else "normal"
+                is_correct = true == predicted
+                color = "black" if is_correct else WRONG_COLOR if count < 0.8 * most else "white"
+                weight = "bold" if is_correct else "normal"
                 axes.text(predicted, true, str(count), ha="center", va="center", color=color, fontweight=weight)
-    hits, total = int(matrix.trace()), int(matrix.sum())
-    axes.set(title=f"{hits} of {total} test {unit} right ({100 * hits / total:.2f} %)")
+    correct, total = int(matrix.trace()), int(matrix.sum())
+    axes.set(title=f"{correct} of {total} test {unit} correct ({100 * correct / total:.2f} %)")
     axes.set(xlabel="prediction", ylabel="true class")
     rotation = 0 if max(map(len, class_names)) <= 2 else 45
     axes.set_xticks(range(classes), class_names, rotation=rotation, ha="center" if rotation == 0 else "right")
@@ -96,13 +96,13 @@ def draw_confusion(path: Path, matrix: Tensor, class_names: Sequence[str], unit:
 
 
 def draw_filters(path: Path, weight: Tensor, image: Tensor, responses: Tensor | None) -> None:
-    """Draws what the first layer learned to see, the filters with the largest norm first.
+    """Draws the filters of the first layer, those with the largest norm first.
 
     Args:
-        path: the picture to write.
-        weight: [filters, C, H, W]; red weighs positive, blue negative; of three channels, their colors are shown.
+        path: the PNG file to write.
+        weight: [filters, C, H, W]; drawn as colors for C = 3, else in red (positive) and blue (negative).
         image: [C, height, width], an example.
-        responses: [filters, h, w], what each filter makes of the example; None where it makes one number.
+        responses: [filters, h, w], each filter's output for the example; None for a linear layer.
     """
     order = weight.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:MOST_FILTERS]
     panels = 1 if responses is None else 2
@@ -120,7 +120,7 @@ def draw_filters(path: Path, weight: Tensor, image: Tensor, responses: Tensor | 
             axes.imshow(filter_.mean(dim=0).numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
 
     if responses is not None:
-        parts[1].suptitle("what each makes of the test image in its corner")
+        parts[1].suptitle("their outputs for the test image in the corner")
         for axes, response in _grid(parts[1], rows, columns, responses[order]):
             axes.imshow(response.numpy(), cmap="magma")
         first = parts[1].axes[0]
@@ -131,19 +131,21 @@ def draw_filters(path: Path, weight: Tensor, image: Tensor, responses: Tensor | 
 
 
 def draw_samples(path: Path, images: Tensor, labels: Tensor, probabilities: Tensor, class_names: Sequence[str]) -> None:
-    """Draws images, each with the probabilities that the network gives to the classes.
+    """Draws images with the predicted probability of each class.
 
     Args:
-        path: the picture to write.
+        path: the PNG file to write.
         images: [N, C, H, W].
         labels: [N].
         probabilities: [N, classes].
-        class_names: one name a class.
+        class_names: one name per class.
     """
     columns = 4
     rows = math.ceil(len(images) / columns)
     figure = _figure(3.6 * columns, 1.9 * rows + 0.5)
-    figure.suptitle("test images and the probability of each class (green: true class, red: a wrong answer)")
+    figure.suptitle(
+        "test images and the predicted probability of each class (green: true class, red: wrong prediction)"
+    )
     axes_grid = figure.subplots(
         rows, 2 * columns, squeeze=False, gridspec_kw={"width_ratios": [1, 1.25] * columns}
     ).reshape(-1, 2)
@@ -152,8 +154,8 @@ def draw_samples(path: Path, images: Tensor, labels: Tensor, probabilities: Tens
             image_axes.axis("off")
             bar_axes.axis("off")
             continue
-        label, chances = int(labels[index]), probabilities[index]
-        prediction = int(chances.argmax())
+        label, class_probabilities = int(labels[index]), probabilities[index]
+        prediction = int(class_probabilities.argmax())
         _show_image(image_axes, images[index])
         image_axes.axis("off")
         verdict = (
@@ -163,18 +165,18 @@ def draw_samples(path: Path, images: Tensor, labels: Tensor, probabilities: Tens
         colors = ["#bbbbbb"] * len(class_names)
         colors[prediction] = WRONG_COLOR
         colors[label] = "#2ca02c"
-        bar_axes.barh(range(len(class_names)), chances.tolist(), color=colors)
+        bar_axes.barh(range(len(class_names)), class_probabilities.tolist(), color=colors)
         bar_axes.set_yticks(range(len(class_names)), class_names, fontsize=7)
         bar_axes.set(xlim=(0, 1), xticks=[0, 1])
         bar_axes.tick_params(length=0, labelsize=7)
         bar_axes.invert_yaxis()
         bar_axes.spines[["top", "right"]].set_visible(False)
-        chance = float(chances[prediction])
-        is_long = chance > 0.75
+        probability = float(class_probabilities[prediction])
+        is_long = probability > 0.75
         bar_axes.text(
-            chance - 0.02 if is_long else chance + 0.02,
+            probability - 0.02 if is_long else probability + 0.02,
             prediction,
-            f"{100 * chance:.0f} %",
+            f"{100 * probability:.0f} %",
             fontsize=7,
             va="center_baseline",
             ha="right" if is_long else "left",
@@ -184,14 +186,14 @@ def draw_samples(path: Path, images: Tensor, labels: Tensor, probabilities: Tens
 
 
 def draw_forecast(path: Path, years: Tensor, truth: Tensor, forecast: Tensor, persistence: Tensor) -> None:
-    """Draws a series, its forecast, and the forecast that says the value of the year before.
+    """Plots a series, its forecast, and the baseline forecast that repeats the previous year's value.
 
     Args:
-        path: the picture to write.
-        years: [N], of the whole series.
+        path: the PNG file to write.
+        years: [N], the years of the series.
         truth: [N], the series.
-        forecast: [M], of its last M years, each made from the years before it.
-        persistence: [M], the same years' values one year late.
+        forecast: [M], the forecasts of the last M years, each from the years before it.
+        persistence: [M], the baseline: the previous year's value.
     """
     figure = _figure(11, 7)
     whole_axes, axes = figure.subplots(2, 1, height_ratios=[1, 2])
@@ -202,7 +204,7 @@ def draw_forecast(path: Path, years: Tensor, truth: Tensor, forecast: Tensor, pe
     axes.plot(held_out, truth[-len(forecast) :], color=truth_color, label="truth")
     for values, color, style, name in (
         (forecast, TEST_COLOR, "-", "forecast from the years before"),
-        (persistence, TRAIN_COLOR, ":", "as many as the year before"),
+        (persistence, TRAIN_COLOR, ":", "previous year's value"),
     ):
         error = float((values - truth[-len(forecast) :]).square().mean().sqrt())
         axes.plot(held_out, values, style, color=color, marker=".", label=f"{name}, RMSE {error:.1f}")
@@ -215,20 +217,20 @@ def draw_forecast(path: Path, years: Tensor, truth: Tensor, forecast: Tensor, pe
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    """Writes a figure as a PNG, whole or not at all."""
+    """Writes a figure to a PNG file atomically."""
     with replacing(path) as part:
         figure.savefig(part, format="png")
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """A figure of width x height inches, drawn without a window."""
+    """Returns a figure of width x height inches that needs no display."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def _grid(part: Any, rows: int, columns: int, tiles: Tensor) -> "list[tuple[Axes, Tensor]]":
-    """Axes without ticks for each tile, in rows."""
+    """Returns axes without ticks for each tile."""
     axes = part.subplots(rows, columns, squeeze=False).flatten()
     for each in axes:
         each.axis("off")
@@ -236,7 +238,7 @@ def _grid(part: Any, rows: int, columns: int, tiles: Tensor) -> "list[tuple[Axes
 
 
 def _show_image(axes: "Axes", image: Tensor) -> None:
-    """Shows an image [C, H, W], its values stretched to the full range."""
+    """Shows an image [C, H, W], scaled to the full range of values."""
     low, high = image.min(), image.max()
     stretched = (image - low) / (high - low).clamp_min(1e-12)
     if len(image) != 3:

@@ -1,4 +1,4 @@
-"""How far a run is, and what a checkpoint may say about it."""
+"""The progress of a run, and its validation when it is loaded from a checkpoint."""
 
 import math
 import reprlib
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """How far a run is. Everything in it comes back from a checkpoint exactly.
+    """The progress of a run. A checkpoint restores it exactly.
 
     Attributes:
-        epoch: epochs done.
-        batch: batches done of the epoch that is under way.
-        step: optimizer steps done.
-        seconds: time spent in training.
-        steps: of each step, the number of samples, and for the loss and each measure its sum over them.
-        rows: of each epoch, the measures on the train and the test set: the rows of metrics.csv.
+        epoch: number of finished epochs.
+        batch: number of finished batches of the current epoch.
+        step: number of finished optimizer steps.
+        seconds: time spent training.
+        steps: for each step, the number of samples, and the sums of the loss and each measure over them.
+        rows: for each epoch, the measures on the training and test sets: the rows of metrics.csv.
     """
 
     epoch: int = 0
@@ -29,21 +29,21 @@ class Progress:
 
 
 def row_names(measures: Sequence[str]) -> list[str]:
-    """The columns of metrics.csv for these measures, the loss among them."""
+    """Returns the columns of metrics.csv for these measures, which include the loss."""
     return ["epoch", "step", *(f"train_{name}" for name in measures), *(f"test_{name}" for name in measures), "seconds"]
 
 
 def read_progress(saved: Any, *, batches: int, samples: int, measures: Sequence[str]) -> Progress:
-    """Builds a run's progress from what its checkpoint holds.
+    """Validates and returns the progress saved in a checkpoint.
 
     Args:
         saved: the fields of a `Progress` by name.
-        batches: the number of train batches in an epoch.
-        samples: the number of train samples in an epoch.
-        measures: the names of the loss and the measures.
+        batches: number of training batches per epoch.
+        samples: number of training samples per epoch.
+        measures: names of the loss and the measures.
 
     Raises:
-        ValueError: a field that no run on these batches can have; it is named.
+        ValueError: a value that is impossible for a run on these batches; the message names it.
     """
     names = {each.name for each in fields(Progress)}
     if not isinstance(saved, dict) or saved.keys() != names:
@@ -51,14 +51,14 @@ def read_progress(saved: Any, *, batches: int, samples: int, measures: Sequence[
     progress = Progress(**saved)
     for name in ("epoch", "batch", "step"):
         value = getattr(progress, name)
-        _expect(type(value) is int and value >= 0, name, value, "a whole number of at least 0")
+        _expect(type(value) is int and value >= 0, name, value, "an integer of at least 0")
     done = progress.epoch * batches + progress.batch
     _expect(progress.batch < batches, "batch", progress.batch, f"less than the {batches} batches of an epoch")
     _expect(
         progress.step == done,
         "step",
         progress.step,
-        f"{done} after {progress.epoch} epochs of {batches} batches and {progress.batch} batches more",
+        f"{done} after {progress.epoch} epochs of {batches} batches and {progress.batch} more batches",
     )
     seconds = progress.seconds
     _expect(_is_number(seconds) and 0 <= seconds < math.inf, "seconds", seconds, "a finite number of at least 0")

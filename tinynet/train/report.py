@@ -1,4 +1,4 @@
-"""What is left of a run besides its checkpoint: pictures for a person."""
+"""The pictures that a run writes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +30,9 @@ def write_image_report(folder: Path, trainer: Trainer, data: ImageData) -> list[
     """Writes curve.png, confusion.png, filters.png and samples.png.
 
     Returns:
-        The names of the files written; none where matplotlib is not installed, which is said in one line.
+        The names of the files written; none if matplotlib is not installed, which is printed in one line.
     """
-    if not _can_draw_or_says_so():
+    if not _can_draw_or_warn():
         return []
     outputs, targets = zip(*trainer.predict(), strict=True)
     probabilities = torch.cat(outputs).float().softmax(dim=1).cpu()
@@ -51,8 +51,8 @@ def write_image_report(folder: Path, trainer: Trainer, data: ImageData) -> list[
 
 
 def write_classifier_report(folder: Path, trainer: Trainer, class_names: Sequence[str]) -> list[str]:
-    """Writes curve.png and confusion.png; returns as `write_image_report` does."""
-    if not _can_draw_or_says_so():
+    """Writes curve.png and confusion.png; the return value is as in `write_image_report`."""
+    if not _can_draw_or_warn():
         return []
     outputs, targets = zip(*trainer.predict(), strict=True)
     matrix = confusion_matrix(torch.cat(targets).cpu(), torch.cat(outputs).argmax(dim=1).cpu(), len(class_names))
@@ -62,17 +62,17 @@ def write_classifier_report(folder: Path, trainer: Trainer, class_names: Sequenc
 
 
 def write_curve_report(folder: Path, trainer: Trainer) -> list[str]:
-    """Writes curve.png; returns as `write_image_report` does."""
-    if not _can_draw_or_says_so():
+    """Writes curve.png; the return value is as in `write_image_report`."""
+    if not _can_draw_or_warn():
         return []
     draw_curve(folder / "curve.png", trainer.progress.steps, trainer.rows)
     return list(CURVE_PICTURES)
 
 
 def write_forecast_report(folder: Path, trainer: Trainer, data: SunspotData, forecast: Tensor) -> list[str]:
-    """Writes curve.png and forecast.png, with the forecast [test_years] of the held-out years.
+    """Writes curve.png and forecast.png; `forecast` is that of the held-out years, [test_years].
 
-    Returns as `write_image_report` does.
+    The return value is as in `write_image_report`.
     """
     if not write_curve_report(folder, trainer):
         return []
@@ -80,32 +80,32 @@ def write_forecast_report(folder: Path, trainer: Trainer, data: SunspotData, for
     return list(FORECAST_PICTURES)
 
 
-def _can_draw_or_says_so() -> bool:
+def _can_draw_or_warn() -> bool:
     if not can_draw():
         print("no pictures: matplotlib is not installed (pip install 'tinynet-triton[viz]')")
     return can_draw()
 
 
 def choose_samples(labels: Tensor, predictions: Tensor, probabilities: Tensor) -> Tensor:
-    """The indices of up to 12 images: the surest mistakes, at most 6, then right answers spread over the set."""
-    sureness = probabilities.max(dim=1).values
+    """Returns indices of up to 12 images: correct ones spread over the set, then up to 6 of the surest mistakes."""
+    confidence = probabilities.max(dim=1).values
     wrong = torch.nonzero(predictions != labels).flatten()
-    wrong = wrong[sureness[wrong].argsort(descending=True, stable=True)][:MISTAKES]
-    right = torch.nonzero(predictions == labels).flatten()
-    wanted = min(SAMPLES - len(wrong), len(right))
-    spread = torch.linspace(0, max(0, len(right) - 1), wanted, dtype=torch.float32, device="cpu").round().long()
-    return torch.cat([right[spread], wrong])
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
+    correct = torch.nonzero(predictions == labels).flatten()
+    wanted = min(SAMPLES - len(wrong), len(correct))
+    spread = torch.linspace(0, max(0, len(correct) - 1), wanted, dtype=torch.float32, device="cpu").round().long()
+    return torch.cat([correct[spread], wrong])
 
 
 def first_layer(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The first layer's weights as small images, and what they make of an image.
+    """Returns the first layer's weights as small images, and its output for an image.
 
     Args:
-        model: begins with a convolution, or flattens its images into a linear layer.
+        model: its first layer with weights is a convolution or a linear layer.
         images: [1, C, H, W] on the model's device.
 
     Returns:
-        On the CPU: weights [filters, C, h, w], and the layer's output [filters, H, W] or None for a linear layer.
+        On the CPU: weights [filters, C, h, w], and the layer's output [filters, H, W], or None for a linear layer.
     """
     layer = next(module for module in model.modules() if "weight" in dict(module.named_parameters(recurse=False)))
     weight = layer.get_parameter("weight").detach().float().cpu()

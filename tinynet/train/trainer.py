@@ -33,42 +33,42 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 class Batches(Protocol):
-    """What a trainer trains on.
+    """The training and test data of a trainer.
 
-    A batch is (inputs, targets): what the model takes, and a tensor whose length is the batch's size.
+    A batch is (inputs, targets): the model's argument, and a tensor whose length is the batch size.
     """
 
     @property
     def train_count(self) -> int:
-        """The number of train samples in an epoch."""
+        """The number of training samples per epoch."""
         ...
 
     def __len__(self) -> int:
-        """The number of train batches in an epoch."""
+        """The number of training batches per epoch."""
         ...
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The train batches of an epoch from batch `start` on: a function of the epoch alone."""
+        """Yields the training batches of an epoch, beginning with batch `start`; they depend only on the epoch."""
         ...
 
     def test(self) -> Iterable[Batch]:
-        """The test batches."""
+        """Yields the test batches."""
         ...
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot go on: its loss is not a finite number any more."""
+    """Training cannot continue because the loss is no longer finite."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The number of samples whose largest logit is their label's: logits [N, C], labels [N] -> scalar."""
+    """Returns the number of correctly classified samples: logits [N, C], labels [N] -> scalar."""
     return (logits.argmax(dim=1) == labels).sum()
 
 
 def warm_up_and_cosine(optimizer: torch.optim.Optimizer, total_steps: int, warm_up_steps: int) -> LambdaLR:
-    """The learning rate's factor goes from 0 to 1 in `warm_up_steps`, then along half a cosine back to 0.
+    """Increases the learning rate linearly for `warm_up_steps` steps, then decreases it to 0 along half a cosine.
 
-    Loshchilov and Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017), without restarts.
+    Source: Loshchilov and Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017), without restarts.
     """
 
     def factor(step: int) -> float:
@@ -81,24 +81,24 @@ def warm_up_and_cosine(optimizer: torch.optim.Optimizer, total_steps: int, warm_
 
 
 class Trainer:
-    """Trains a model and keeps its state in a folder.
+    """Trains a model and saves its state in a folder.
 
     Args:
-        model: on the device it trains on.
-        batches: train and test batches on the same device.
+        model: the model, on the device to train on.
+        batches: training and test batches on the same device.
         loss: maps (outputs, targets) to the mean loss of a batch, a scalar.
-        optimizer: of the model's parameters.
+        optimizer: the optimizer of the model's parameters.
         scheduler: stepped after each optimizer step.
-        measures: by name, functions of (outputs, targets) that return the measure's sum over the batch.
-        dtype: what to compute in: with bfloat16 or float16 under autocast, with float16 also with gradient
-            scaling; the weights stay as they are.
-        unit: what a sample is called in the progress bar.
-        folder: where metrics.csv and checkpoint.pt go after each epoch; nothing is written where None.
-        config: what a checkpoint says about the run besides its state.
+        measures: by name, functions of (outputs, targets) that return a measure's sum over the batch.
+        dtype: dtype of the computation: bfloat16 and float16 use autocast, float16 also gradient scaling; the
+            weights keep their dtype.
+        unit: name of the samples in the progress bar.
+        folder: where to write metrics.csv and checkpoint.pt after each epoch; None to write nothing.
+        config: further values to save in checkpoints.
 
     Attributes:
-        progress: how far the run is.
-        stopped_by: the signal that ended the last `fit` before its end, or None.
+        progress: the progress of the run.
+        stopped_by: the signal that stopped the last `fit` early, or None.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Trainer:
         self._pending: list[tuple[int, Tensor]] = []
 
     def step(self, inputs: Any, targets: Tensor) -> Tensor:
-        """Takes one optimizer step on a batch and returns its loss, a scalar, detached."""
+        """Performs one optimizer step on a batch and returns the batch's loss, a detached scalar."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
@@ -143,7 +143,7 @@ class Trainer:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() >= scale:  # else the gradients overflowed and no step was taken
+        if self.scaler.get_scale() >= scale:  # otherwise the gradients overflowed and the step was skipped
             self.scheduler.step()
         self.progress.step += 1
         self.progress.batch += 1
@@ -151,14 +151,14 @@ class Trainer:
         return loss.detach()
 
     def fit(self, total_steps: int) -> bool:
-        """Trains until `total_steps` optimizer steps are done in all; returns False where a signal ended it before.
+        """Trains up to a total of `total_steps` optimizer steps; returns False if a signal stopped it earlier.
 
-        Ctrl-C and SIGTERM end it after the step it is in, a second Ctrl-C at once. A run that has done all its steps
-        only writes its files anew.
+        Ctrl-C and SIGTERM stop it after the current step, a second Ctrl-C stops it immediately. If the run has already
+        finished, this only writes its files again.
 
         Raises:
-            TrainingError: the loss became infinite or not a number; the checkpoint is the last epoch's.
-            CheckpointError: a file cannot be written; what was there before is still there.
+            TrainingError: the loss is infinite or NaN; the checkpoint is that of the last epoch.
+            CheckpointError: a file cannot be written; the old file is unchanged.
         """
         self._unfinished_row = None
         with Interrupt() as interrupt:
@@ -169,7 +169,7 @@ class Trainer:
             except Exception as error:
                 if interrupt.signal is None:
                     raise
-                # The signal has also ended a compiler that the step had started.
+                # The error may come from a compiler process that the signal ended too.
                 raise interruption(interrupt.signal) from error
         is_complete = self.progress.step >= total_steps
         self.stopped_by = None if is_complete else interrupt.signal
@@ -184,7 +184,7 @@ class Trainer:
             samples_per_second = self._train_epoch(total_steps, interrupt)
             is_finished = self.progress.batch == len(self.batches)
             if not is_finished:
-                self.save()  # before anything else takes time: a scheduler that sends SIGTERM soon kills
+                self.save()  # before the slow evaluation: schedulers kill soon after SIGTERM
             row = self._row()
             self._print(row, samples_per_second)
             if is_finished:
@@ -199,11 +199,11 @@ class Trainer:
 
     @property
     def rows(self) -> list[dict[str, float]]:
-        """The lines of metrics.csv: one an epoch, and one for an epoch that `fit` left in the middle."""
+        """The rows of metrics.csv: one per finished epoch, and one for an unfinished last epoch."""
         return self.progress.rows + ([self._unfinished_row] if self._unfinished_row else [])
 
     def evaluate(self) -> dict[str, float]:
-        """Returns the mean loss and measures over the test set by name."""
+        """Returns the mean loss and measures over the test set, by name."""
         total = torch.zeros(1 + len(self.measures), dtype=torch.float64, device="cpu")
         count = 0
         for outputs, targets in self.predict():
@@ -222,10 +222,10 @@ class Trainer:
             yield outputs, targets
 
     def save(self) -> None:
-        """Writes metrics.csv and checkpoint.pt into the folder, each in one move.
+        """Writes metrics.csv and checkpoint.pt into the folder, each atomically.
 
         Raises:
-            CheckpointError: a file cannot be written; what was there before is still there.
+            CheckpointError: a file cannot be written; the old file is unchanged.
         """
         if self.folder is None:
             return
@@ -244,46 +244,46 @@ class Trainer:
             self._write_metrics(self.folder / METRICS_NAME)
 
     def resume(self, path: Path) -> None:
-        """Takes over the state of a checkpoint, so that `fit` goes on as if it had never stopped.
+        """Restores the state of a checkpoint, so that `fit` continues as if the run had not been interrupted.
 
         Raises:
-            CheckpointError: no checkpoint, one of another model, optimizer or data set, or with values that no run has.
+            CheckpointError: no checkpoint; one of another model, optimizer or data set; or impossible values in it.
         """
         state = read_checkpoint(path)
-        for name, take_over in (
-            ("progress", self._take_over_progress),
+        for name, restore in (
+            ("progress", self._restore_progress),
             ("model", self.model.load_state_dict),
             ("optimizer", self.optimizer.load_state_dict),
-            ("scheduler", self._take_over_schedule),
-            ("scaler", self._take_over_scaler),
+            ("scheduler", self._restore_schedule),
+            ("scaler", self._restore_scaler),
             ("random", partial(_set_random_state, device=self.device)),
         ):
             if name not in state:
                 raise CheckpointError(f"{path} is not a checkpoint of this model and run: it has no {name!r}")
             try:
-                take_over(state[name])
-            except Exception as error:  # PyTorch raises anything where a value is not what it expects
+                restore(state[name])
+            except Exception as error:  # PyTorch raises various errors for unexpected values
                 reason = " ".join(str(error).split())
                 raise CheckpointError(
                     f"{path} is not a checkpoint of this model and run: in {name!r}: {reason}"
                 ) from error
 
-    def _take_over_progress(self, saved: Any) -> None:
+    def _restore_progress(self, saved: Any) -> None:
         self.progress = read_progress(
             saved, batches=len(self.batches), samples=self.batches.train_count, measures=self._names
         )
 
-    def _take_over_schedule(self, saved: Any) -> None:
+    def _restore_schedule(self, saved: Any) -> None:
         fresh = self.scheduler.state_dict()
         check_like("scheduler", saved, {name: fresh[name] for name in ("base_lrs", "last_epoch", "lr_lambdas")})
         done = self.progress.step
-        # With gradient scaling, a step whose numbers overflowed is not taken.
+        # With gradient scaling, steps whose gradients overflowed were skipped.
         least = 0 if self.scaler.is_enabled() else done
         if not least <= saved["last_epoch"] <= done:
             raise ValueError(f"scheduler.last_epoch: got {reprlib.repr(saved['last_epoch'])}, expected {done}")
         self.scheduler.load_state_dict(saved)
 
-    def _take_over_scaler(self, saved: Any) -> None:
+    def _restore_scaler(self, saved: Any) -> None:
         if not self.scaler.is_enabled():
             return
         check_like("scaler", saved, self.scaler.state_dict())
@@ -299,24 +299,24 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def _sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
-        """The loss and each measure summed over a batch, float32 [1 + measures], still on the device."""
+        """Returns the loss and each measure, summed over a batch: float32 [1 + measures], on the device."""
         sums = [loss * len(targets)] + [measure(outputs, targets) for measure in self.measures.values()]
         return torch.stack([each.float() for each in sums])
 
     def _collect(self) -> None:
-        """Moves what the last steps measured from the device into `progress`: the only wait for the device."""
+        """Moves the measures of the last steps from the device to `progress`; nothing else waits for the device."""
         if not self._pending:
             return
         counts, sums = zip(*self._pending, strict=True)
         self._pending.clear()
         self.progress.steps += [[count, *each] for count, each in zip(counts, torch.stack(sums).tolist(), strict=True)]
         loss = self.progress.steps[-1][1]
-        # With gradient scaling, a step whose numbers overflowed is not taken, and the next may be fine.
+        # With gradient scaling, an overflow only skips the step.
         if not math.isfinite(loss) and not self.scaler.is_enabled():
             raise TrainingError(f"the loss is {loss} after {self.progress.step} steps: try a smaller learning rate")
 
     def _train_epoch(self, total_steps: int, interrupt: Interrupt) -> float:
-        """Takes the epoch's remaining steps, or as many as the total or a signal leave; returns samples a second."""
+        """Trains to the end of the epoch, `total_steps` or a signal; returns the samples per second."""
         started = shown = time.perf_counter()
         seen_before = self._seen()
         bar = tqdm(
@@ -325,14 +325,14 @@ class Trainer:
             desc=f"epoch {self.progress.epoch + 1}",
             unit=f" {self.unit}",
             leave=False,
-            disable=None,  # no bar where nobody looks: output that is not a terminal
+            disable=None,  # no bar if the output is not a terminal
         )
         with bar:
             for inputs, targets in self.batches.train(self.progress.epoch, start=self.progress.batch):
                 self.step(inputs, targets)
                 if time.perf_counter() - shown > SECONDS_BETWEEN_UPDATES:
                     self._collect()
-                    bar.set_postfix_str(_in_words(self._train_means()), refresh=False)
+                    bar.set_postfix_str(_format_means(self._train_means()), refresh=False)
                     bar.update(self._seen() - bar.n)
                     shown = time.perf_counter()
                 if interrupt.signal is not None or self.progress.step >= total_steps:
@@ -343,7 +343,7 @@ class Trainer:
         return (self._seen() - seen_before) / seconds
 
     def _seen(self) -> int:
-        """The samples of the epoch under way that were trained on."""
+        """Returns the number of samples of the current epoch that were trained on."""
         return sum(int(count) for count, *_ in self._steps_of_epoch())
 
     def _steps_of_epoch(self) -> list[list[float]]:
@@ -351,25 +351,25 @@ class Trainer:
         return self.progress.steps[-done:] if done else []
 
     def _train_means(self) -> dict[str, float]:
-        """The mean loss and measures over the epoch under way by name."""
+        """Returns the mean loss and measures over the current epoch, by name."""
         columns = list(zip(*self._steps_of_epoch(), strict=True))
         count = sum(columns[0])
         return {name: sum(column) / count for name, column in zip(self._names, columns[1:], strict=True)}
 
     def _row(self) -> dict[str, float]:
-        """The line of metrics.csv about the epoch under way."""
+        """Returns the row of metrics.csv for the current epoch."""
         train, test = self._train_means(), self.evaluate()
         means = [means[name] for means in (train, test) for name in self._names]
         values = [self.progress.epoch + 1, self.progress.step, *means, round(self.progress.seconds, 2)]
         return dict(zip(row_names(self._names), values, strict=True))
 
     def _print(self, row: dict[str, float], samples_per_second: float) -> None:
-        train = _in_words({name: row[f"train_{name}"] for name in self._names})
-        test = _in_words({name: row[f"test_{name}"] for name in self._names})
+        train = _format_means({name: row[f"train_{name}"] for name in self._names})
+        test = _format_means({name: row[f"test_{name}"] for name in self._names})
         print(f"epoch {row['epoch']}: {train}; test {test}; {samples_per_second:,.0f} {self.unit}/s", flush=True)
 
     def _write_metrics(self, path: Path) -> None:
-        """Writes metrics.csv anew, in one move."""
+        """Writes metrics.csv atomically."""
         try:
             with replacing(path) as part, open(part, "w", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
@@ -379,7 +379,7 @@ class Trainer:
             raise CheckpointError(str(error)) from error
 
 
-def _in_words(means: dict[str, float]) -> str:
+def _format_means(means: dict[str, float]) -> str:
     return ", ".join(
         f"{name} {100 * value:.2f} %" if name == "accuracy" else f"{name} {value:.4f}" for name, value in means.items()
     )

@@ -168,7 +168,7 @@ def carried_offset_kernel(x_ptr, y_ptr, steps, stride, BLOCK: tl.constexpr):
 
 @triton.jit
 def rescaled_product_kernel(a_ptr, b_ptr, c_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """One tile of c = a b whose accumulator is scaled in every iteration, so each product waits for the previous one."""
+    """One tile of c = a b whose accumulator is scaled in every iteration, so each product waits for the last."""
     row = tl.arange(0, BLOCK)
     step = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK, BLOCK), tl.float32)

@@ -367,10 +367,10 @@ def gru_step_backward_kernel(
     """d_gates = (dr, dz, dn) and d_hidden = (dr, dz, dq) of one step, rows of [R, D, 3 H] each."""
     H: constexpr = SPEC.hidden
     block, step, unit, mask, state_mask = place_of(reset_ptr, offsets_ptr, lengths_ptr, T - 1 - s, T, B, H, TILE)
+    dh = dh_after(dh_in_ptr, d_hidden_ptr, weight_hh_ptr, reset_ptr, offsets_ptr, block, unit, s, T, B, SPEC, TILE)
     r, z, n, q = load_four(rows_at(gates_ptr, block, step, unit, 4 * H), H, mask)
     h = load(rows_at(previous_ptr, block, step, unit, H), mask)
     d_y = load(rows_at(d_y_ptr, block, step, unit, H), mask)
-    dh = dh_after(dh_in_ptr, d_hidden_ptr, weight_hh_ptr, reset_ptr, offsets_ptr, block, unit, s, T, B, SPEC, TILE)
     dr, dz, dn, dq, direct = cells.gru_cell_gradient(dh + d_y, r, z, n, q, h)
     store_three(rows_at(d_gates_ptr, block, step, unit, 3 * H), dr, dz, dn, H, mask)
     store_three(rows_at(d_hidden_ptr, block, step, unit, 3 * H), dr, dz, dq, H, mask)

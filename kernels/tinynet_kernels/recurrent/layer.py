@@ -97,8 +97,11 @@ def recurrent_forward(
         "previous_ptr": saved.previous,
         "cell_ptr": saved.cell,
     }
-    run = _forward_steps if call.tile is None else _forward_persistent
-    h_n, c_n = run(call, tensors, h0, c0)
+    if call.tile is not None:
+        names = ("h0_ptr", "c0_ptr", "h_n_ptr", "c_n_ptr")
+        h_n, c_n = _run_persistent(call, _FORWARD[call.spec.gates], tensors, h0, c0, names)
+    else:
+        h_n, c_n = _forward_steps(call, tensors, h0, c0)
     return y, h_n, c_n, saved
 
 
@@ -130,12 +133,10 @@ class _Call:
         self.steps, self.batch = sequences.steps, sequences.batch
         self.dtype, self.target = x.dtype, current_target()
         self.projected = weights.projection is not None
-        gates, precision = GATES[mode], matmul_precision(x.dtype, self.target)
-        self.spec = CellSpec(gates, gate_rows // gates, outputs, mode == "rnn_relu", precision)
-        packed = sequences.offsets is not None
-        self.tile = recurrent_tile(
-            self.batch, packed, gates, self.spec.hidden, outputs, x.dtype, precision, self.target
-        )
+        precision, packed = matmul_precision(x.dtype, self.target), sequences.offsets is not None
+        gates, hidden = GATES[mode], gate_rows // GATES[mode]
+        self.spec = CellSpec(gates, hidden, outputs, mode == "rnn_relu", precision)
+        self.tile = recurrent_tile(self.batch, packed, gates, hidden, outputs, x.dtype, precision, self.target)
         self.tensors: Named = {
             "weight_hh_ptr": weights.hidden,
             "weight_hr_ptr": weights.projection,
@@ -171,11 +172,13 @@ def _launch(problem: Problem, arguments: Mapping[str, Any]) -> None:
     problem.launch(*[arguments[name] for name in names[: names.index("T")]])
 
 
-def _forward_persistent(call: _Call, tensors: Named, h0: Tensor, c0: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    h_n, c_n = torch.empty_like(h0), None if c0 is None else torch.empty_like(c0)
-    states = {"h0_ptr": h0, "c0_ptr": c0, "h_n_ptr": h_n, "c_n_ptr": c_n}
-    _launch(call.persistent_problem(_FORWARD[call.spec.gates]), {**tensors, **states})
-    return h_n, c_n
+def _run_persistent(
+    call: _Call, kernel: Any, tensors: Named, h: Tensor, c: Tensor | None, names: tuple[str, str, str, str]
+) -> tuple[Tensor, Tensor | None]:
+    """All steps in one launch: (h, c) at their end; `names` are the kernel's for h, c at the start and at the end."""
+    end = torch.empty_like(h), None if c is None else torch.empty_like(c)
+    _launch(call.persistent_problem(kernel), {**tensors, **dict(zip(names, (h, c, *end), strict=True))})
+    return end
 
 
 def _forward_steps(call: _Call, tensors: Named, h0: Tensor, c0: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -183,10 +186,8 @@ def _forward_steps(call: _Call, tensors: Named, h0: Tensor, c0: Tensor | None) -
     cell = call.step_problem(_STEP_FORWARD[call.spec.gates], H, P)
     projection = call.step_problem(step.lstm_step_projection_kernel, P, H) if call.projected else None
     h, c = _States(h0), None if c0 is None else _States(c0)
-    arguments: dict[str, Any] = dict(tensors)
-    arguments["unprojected_h_ptr"] = None
-    if call.projected:
-        arguments["unprojected_h_ptr"] = h.before.new_empty((call.directions, call.batch, H))
+    unprojected = h.before.new_empty((call.directions, call.batch, H)) if call.projected else None
+    arguments: dict[str, Any] = {**tensors, "unprojected_h_ptr": unprojected}
     for s in range(call.steps):
         arguments["s"] = s
         arguments["h_in_ptr"], arguments["h_out_ptr"] = h.before, h.after
@@ -209,8 +210,8 @@ class _States:
         self.after = self._buffers[0]
 
     def advance(self) -> None:
-        self.before = self.after
-        self.after = self._buffers[1] if self.before is self._buffers[0] else self._buffers[0]
+        first, second = self._buffers
+        self.before, self.after = self.after, second if self.after is first else first
 
 
 def recurrent_backward(
@@ -249,8 +250,8 @@ def recurrent_backward(
     if saved.previous is None:
         assert y is not None
         previous = previous_states(y.view(rows, D, P), h0, sequences, reset)
-        gate_inputs = recomputed_gates(mode, x, previous, weights) if gates > 1 else None
-        saved = Saved(gate_inputs, previous, saved.cell)
+        gates_before = recomputed_gates(mode, x, previous, weights) if gates > 1 else None
+        saved = Saved(gates_before, previous, saved.cell)
     assert saved.previous is not None
     # The GRU's d_hidden has dq where d_input has dn. A step kernel reads its whole rows, not dq alone.
     hidden_gates = (H if call.tile is not None else gates * H) if mode == "gru" else 0
@@ -273,7 +274,8 @@ def recurrent_backward(
         "unprojected_ptr": buffers.unprojected,
     }
     if call.tile is not None:
-        d_h0, d_c0 = _backward_persistent(call, tensors, d_h_n, d_c_n)
+        names = ("d_h_n_ptr", "d_c_n_ptr", "d_h0_ptr", "d_c0_ptr")
+        d_h0, d_c0 = _run_persistent(call, _BACKWARD[gates], tensors, d_h_n, d_c_n, names)
     else:
         d_h0, d_c0 = _backward_steps(call, tensors, d_h_n, d_c_n, wanted.h0)
     d_input, d_hidden, d_projection, *d_biases = recurrent_weight_gradients(buffers, x, saved.previous, wanted)
@@ -287,15 +289,6 @@ def recurrent_backward(
         d_h0 if wanted.h0 else None,
         d_c0 if wanted.c0 else None,
     )
-
-
-def _backward_persistent(
-    call: _Call, tensors: Named, d_h_n: Tensor, d_c_n: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    d_h0, d_c0 = torch.empty_like(d_h_n), None if d_c_n is None else torch.empty_like(d_c_n)
-    states = {"d_h_n_ptr": d_h_n, "d_c_n_ptr": d_c_n, "d_h0_ptr": d_h0, "d_c0_ptr": d_c0}
-    _launch(call.persistent_problem(_BACKWARD[call.spec.gates]), {**tensors, **states})
-    return d_h0, d_c0
 
 
 def _backward_steps(

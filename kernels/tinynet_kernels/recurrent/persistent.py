@@ -28,14 +28,7 @@ import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, costs, size_in_bytes
-from tinynet_kernels.recurrent.cells import (
-    gru_cell,
-    gru_cell_gradient,
-    lstm_cell,
-    lstm_cell_gradient,
-    rnn_cell,
-    rnn_cell_gradient,
-)
+from tinynet_kernels.recurrent import cells
 from tinynet_kernels.recurrent.place import (
     block_of,
     load,
@@ -83,7 +76,7 @@ def rnn_forward_kernel(
             store(rows_at(previous_ptr, block, step, unit, H), h, mask)
         a = load(rows_at(gates_x_ptr, block, step, unit, H), mask)
         a = tl.dot(h.to(weight.dtype), weight, a, input_precision=SPEC.precision)
-        h = tl.where(step.active[:, None], rnn_cell(a, SPEC.relu), h)
+        h = tl.where(step.active[:, None], cells.rnn_cell(a, SPEC.relu), h)
         store(rows_at(y_ptr, block, step, unit, H), h, mask)
     store(states_at(h_n_ptr, block, unit, H), h, state_mask)
 
@@ -118,7 +111,7 @@ def rnn_backward_kernel(
         mask = step.active[:, None] & unit_mask[None, :]
         h = load(rows_at(y_ptr, block, step, unit, H), mask)
         d_y = load(rows_at(d_y_ptr, block, step, unit, H), mask)
-        da = rnn_cell_gradient(dh + d_y, h, SPEC.relu)
+        da = cells.rnn_cell_gradient(dh + d_y, h, SPEC.relu)
         store(rows_at(d_gates_ptr, block, step, unit, H), da, mask)
         before = tl.dot(da.to(weight.dtype), weight, input_precision=SPEC.precision)
         dh = tl.where(step.active[:, None], unless_reset(before, step, reset_ptr), dh)
@@ -183,7 +176,7 @@ def lstm_forward_kernel(
         f = tl.dot(operand, weight_f, f, input_precision=SPEC.precision)
         g = tl.dot(operand, weight_g, g, input_precision=SPEC.precision)
         o = tl.dot(operand, weight_o, o, input_precision=SPEC.precision)
-        next_c, next_h = lstm_cell(i, f, g, o, c)
+        next_c, next_h = cells.lstm_cell(i, f, g, o, c)
         if weight_hr_ptr is not None:
             next_h = tl.dot(next_h.to(projection.dtype), projection, input_precision=SPEC.precision)
         c = tl.where(step.active[:, None], next_c, c)
@@ -248,10 +241,10 @@ def lstm_backward_kernel(
         if weight_hr_ptr is not None:
             d_output = d_h.to(d_output_ptr.dtype.element_ty)
             store(rows_at(d_output_ptr, block, step, output, P), d_output, active_output)
-            _, h = lstm_cell(i, f, g, o, c)
+            _, h = cells.lstm_cell(i, f, g, o, c)
             store(rows_at(unprojected_ptr, block, step, unit, H), h, mask)
             d_h = tl.dot(d_output.to(projection.dtype), projection, input_precision=SPEC.precision)
-        di, df, dg, do, dc_before = lstm_cell_gradient(d_h, dc, i, f, g, o, c)
+        di, df, dg, do, dc_before = cells.lstm_cell_gradient(d_h, dc, i, f, g, o, c)
         store_four(rows_at(d_gates_ptr, block, step, unit, 4 * H), di, df, dg, do, H, mask)
         dh_before = tl.dot(di.to(weight_i.dtype), weight_i, input_precision=SPEC.precision)
         dh_before = tl.dot(df.to(weight_i.dtype), weight_f, dh_before, input_precision=SPEC.precision)
@@ -309,7 +302,7 @@ def gru_forward_kernel(
         z = tl.dot(operand, weight_z, load(gates_x + H, mask), input_precision=SPEC.precision)
         n = load(gates_x + 2 * H, mask)
         q = tl.dot(operand, weight_n, input_precision=SPEC.precision) + bias_n[None, :]
-        h = tl.where(step.active[:, None], gru_cell(r, z, n, q, h), h)
+        h = tl.where(step.active[:, None], cells.gru_cell(r, z, n, q, h), h)
         store(rows_at(y_ptr, block, step, unit, H), h, mask)
         if gates_ptr is not None:
             store_four(rows_at(gates_ptr, block, step, unit, 4 * H), r, z, n, q, H, mask)
@@ -351,7 +344,7 @@ def gru_backward_kernel(
         r, z, n, q = load_four(rows_at(gates_ptr, block, step, unit, 4 * H), H, mask)
         h = load(rows_at(previous_ptr, block, step, unit, H), mask)
         d_y = load(rows_at(d_y_ptr, block, step, unit, H), mask)
-        dr, dz, dn, dq, dh_before = gru_cell_gradient(dh + d_y, r, z, n, q, h)
+        dr, dz, dn, dq, dh_before = cells.gru_cell_gradient(dh + d_y, r, z, n, q, h)
         store_three(rows_at(d_gates_ptr, block, step, unit, 3 * H), dr, dz, dn, H, mask)
         store(rows_at(d_hidden_ptr, block, step, unit, H), dq, mask)
         dh_before = tl.dot(dr.to(weight_r.dtype), weight_r, dh_before, input_precision=SPEC.precision)

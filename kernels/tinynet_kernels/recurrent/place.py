@@ -49,7 +49,7 @@ class Step(NamedTuple):
     Attributes:
         base: row of the first sequence in [R, D], int64.
         active: which sequences have the step.
-        keeps: which of them keep the state before it, all but those with a reset; true where not active.
+        keeps: which of these keep the state before it: those without a reset.
     """
 
     base: Any
@@ -92,8 +92,8 @@ def step_of(reset_ptr, offsets_ptr, block, t, steps, B, INTERLEAVED: constexpr):
     active = t < block.length
     if INTERLEAVED:  # the first ones: a bound of the index, past which the CPU engine computes nothing
         active = block.index < tl.sum(active.to(tl.int32), axis=0)
-    keeps = block.index >= 0
-    if reset_ptr is not None:
+    keeps = active
+    if reset_ptr is not None:  # sequences that are not active keep theirs
         keeps = tl.load(reset_ptr + row + block.first + block.distance, mask=active, other=0) == 0
     return Step((row + block.first) * block.directions + block.direction, active, keeps)
 

@@ -110,7 +110,8 @@ def recomputed_gates(mode: str, x: Tensor, previous: Tensor, weights: Weights) -
     target = current_target()
     precision = matmul_precision(x.dtype, target)
     sizes = *x.shape, outputs, hidden
-    problem = _problem(GATES[mode], directions, sizes, x.stride(), weights.input.stride(), x.dtype, precision, target)
+    strides = x.stride(), weights.input.stride()
+    problem = _problem(GATES[mode], directions, sizes, *strides, x.dtype, precision, target)
     problem.launch_named(
         x_ptr=x,
         previous_ptr=previous,

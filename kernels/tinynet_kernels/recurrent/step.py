@@ -23,14 +23,7 @@ from tinynet_kernels.constants import constexpr
 from tinynet_kernels.gemm import Matrix
 from tinynet_kernels.launch import Cost, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
-from tinynet_kernels.recurrent.cells import (
-    gru_cell,
-    gru_cell_gradient,
-    lstm_cell,
-    lstm_cell_gradient,
-    rnn_cell,
-    rnn_cell_gradient,
-)
+from tinynet_kernels.recurrent import cells
 from tinynet_kernels.recurrent.place import (
     block_of,
     load,
@@ -46,11 +39,16 @@ from tinynet_kernels.recurrent.place import (
 
 
 @triton.jit
-def place_of(reset_ptr, offsets_ptr, lengths_ptr, t, T, B, TILE: constexpr):
-    """(block, step, unit): the program's sequences, where their step t lies, and its units."""
+def place_of(reset_ptr, offsets_ptr, lengths_ptr, t, T, B, UNITS: constexpr, TILE: constexpr):
+    """(block, step, unit, mask, state_mask): the program's sequences, where their step t lies, its units of UNITS.
+
+    `mask` says which of the step's rows exist, `state_mask` which states, [batch, unit].
+    """
     block = block_of(lengths_ptr, T, B, 1, TILE.block_m, False)
+    step = step_of(reset_ptr, offsets_ptr, block, t, T, B, False)
     unit = tl.program_id(0) * TILE.block_n + tl.arange(0, TILE.block_n)
-    return block, step_of(reset_ptr, offsets_ptr, block, t, T, B, False), unit
+    mask = step.active[:, None] & (unit < UNITS)[None, :]
+    return block, step, unit, mask, block.exists[:, None] & (unit < UNITS)[None, :]
 
 
 @triton.jit
@@ -144,15 +142,13 @@ def rnn_step_forward_kernel(
 ):
     """h_t = act(gates_x_t + h_(t-1) W_hh^T); W_hh [D, H, H]."""
     H: constexpr = SPEC.hidden
-    block, step, unit = place_of(reset_ptr, offsets_ptr, lengths_ptr, s, T, B, TILE)
-    mask = step.active[:, None] & (unit < H)[None, :]
-    state_mask = block.exists[:, None] & (unit < H)[None, :]
+    block, step, unit, mask, state_mask = place_of(reset_ptr, offsets_ptr, lengths_ptr, s, T, B, H, TILE)
     h = unless_reset(load(states_at(h_in_ptr, block, unit, H), state_mask), step, reset_ptr)
     a = load(rows_at(gates_x_ptr, block, step, unit, H), mask)
     a = gate_product(a, h_in_ptr, weight_hh_ptr, block, step, unit, 0, SPEC, TILE)
     if previous_ptr is not None:
         store(rows_at(previous_ptr, block, step, unit, H), h, mask)
-    h = tl.where(step.active[:, None], rnn_cell(a, SPEC.relu), h)
+    h = tl.where(step.active[:, None], cells.rnn_cell(a, SPEC.relu), h)
     store(rows_at(y_ptr, block, step, unit, H), h, mask)
     store(states_at(h_out_ptr, block, unit, H), h, state_mask)
 
@@ -176,14 +172,13 @@ def rnn_step_backward_kernel(
 ):
     """da_t = dh act'(h_t), act' from the output; W_hh [D, H, H]."""
     H: constexpr = SPEC.hidden
-    block, step, unit = place_of(reset_ptr, offsets_ptr, lengths_ptr, T - 1 - s, T, B, TILE)
-    mask = step.active[:, None] & (unit < H)[None, :]
+    block, step, unit, mask, state_mask = place_of(reset_ptr, offsets_ptr, lengths_ptr, T - 1 - s, T, B, H, TILE)
     dh = dh_after(dh_in_ptr, d_gates_ptr, weight_hh_ptr, reset_ptr, offsets_ptr, block, unit, s, T, B, SPEC, TILE)
     h = load(rows_at(y_ptr, block, step, unit, H), mask)
     d_y = load(rows_at(d_y_ptr, block, step, unit, H), mask)
-    store(rows_at(d_gates_ptr, block, step, unit, H), rnn_cell_gradient(dh + d_y, h, SPEC.relu), mask)
+    store(rows_at(d_gates_ptr, block, step, unit, H), cells.rnn_cell_gradient(dh + d_y, h, SPEC.relu), mask)
     passed = tl.where(step.active[:, None], 0.0, dh)
-    store(states_at(dh_out_ptr, block, unit, H), passed, block.exists[:, None] & (unit < H)[None, :])
+    store(states_at(dh_out_ptr, block, unit, H), passed, state_mask)
 
 
 @triton.jit(do_not_specialize=["s"])
@@ -210,9 +205,7 @@ def lstm_step_forward_kernel(
 ):
     """One LSTM step; W_hh [D, 4 H, P]. With unprojected_h [D, B, H] h goes there, the rest is the projection's."""
     H: constexpr = SPEC.hidden
-    block, step, unit = place_of(reset_ptr, offsets_ptr, lengths_ptr, s, T, B, TILE)
-    mask = step.active[:, None] & (unit < H)[None, :]
-    state_mask = block.exists[:, None] & (unit < H)[None, :]
+    block, step, unit, mask, state_mask = place_of(reset_ptr, offsets_ptr, lengths_ptr, s, T, B, H, TILE)
     c = unless_reset(load(states_at(c_in_ptr, block, unit, H), state_mask), step, reset_ptr)
     if cell_ptr is not None:
         store(rows_at(cell_ptr, block, step, unit, H), c, mask)
@@ -221,7 +214,7 @@ def lstm_step_forward_kernel(
     f = gate_product(load(gates_x + H, mask), h_in_ptr, weight_hh_ptr, block, step, unit, 1, SPEC, TILE)
     g = gate_product(load(gates_x + 2 * H, mask), h_in_ptr, weight_hh_ptr, block, step, unit, 2, SPEC, TILE)
     o = gate_product(load(gates_x + 3 * H, mask), h_in_ptr, weight_hh_ptr, block, step, unit, 3, SPEC, TILE)
-    next_c, next_h = lstm_cell(i, f, g, o, c)
+    next_c, next_h = cells.lstm_cell(i, f, g, o, c)
     store(states_at(c_out_ptr, block, unit, H), tl.where(step.active[:, None], next_c, c), state_mask)
     if gates_ptr is not None:
         store_four(rows_at(gates_ptr, block, step, unit, 4 * H), i, f, g, o, H, mask)
@@ -255,9 +248,7 @@ def lstm_step_projection_kernel(
     """h = unprojected_h W_hr^T of one step; unprojected_h [D, B, H] in fp32, W_hr [D, P, H]."""
     H: constexpr = SPEC.hidden
     P: constexpr = SPEC.outputs
-    block, step, unit = place_of(reset_ptr, offsets_ptr, lengths_ptr, s, T, B, TILE)
-    mask = step.active[:, None] & (unit < P)[None, :]
-    state_mask = block.exists[:, None] & (unit < P)[None, :]
+    block, step, unit, mask, state_mask = place_of(reset_ptr, offsets_ptr, lengths_ptr, s, T, B, P, TILE)
     unprojected = Matrix(unprojected_h_ptr + block.state * H, H, 1)
     weight = Matrix(weight_hr_ptr + block.direction.to(tl.int64) * (P * H), 1, widened(H, P * H >= 1 << 31))
     next_h = step_product(zeros(TILE), unprojected, weight, step.active, unit < P, block, unit, H, SPEC, TILE)
@@ -294,14 +285,12 @@ def lstm_step_backward_kernel(
     """d_gates of one step. With W_hr dh comes from d_output [R, D, P], which `step_state_gradient_kernel` computed."""
     H: constexpr = SPEC.hidden
     P: constexpr = SPEC.outputs
-    block, step, unit = place_of(reset_ptr, offsets_ptr, lengths_ptr, T - 1 - s, T, B, TILE)
-    mask = step.active[:, None] & (unit < H)[None, :]
-    state_mask = block.exists[:, None] & (unit < H)[None, :]
+    block, step, unit, mask, state_mask = place_of(reset_ptr, offsets_ptr, lengths_ptr, T - 1 - s, T, B, H, TILE)
     i, f, g, o = load_four(rows_at(gates_ptr, block, step, unit, 4 * H), H, mask)
     c = load(rows_at(cell_ptr, block, step, unit, H), mask)
     dc = load(states_at(dc_in_ptr, block, unit, H), state_mask)
     if weight_hr_ptr is not None:
-        _, h = lstm_cell(i, f, g, o, c)
+        _, h = cells.lstm_cell(i, f, g, o, c)
         store(rows_at(unprojected_ptr, block, step, unit, H), h, mask)
         d_output = Matrix(d_output_ptr + step.base * P, block.directions * P, 1)
         weight = Matrix(weight_hr_ptr + block.direction.to(tl.int64) * (P * H), H, 1)
@@ -310,7 +299,7 @@ def lstm_step_backward_kernel(
         dh = dh_after(dh_in_ptr, d_gates_ptr, weight_hh_ptr, reset_ptr, offsets_ptr, block, unit, s, T, B, SPEC, TILE)
         store(states_at(dh_out_ptr, block, unit, H), tl.where(step.active[:, None], 0.0, dh), state_mask)
         dh += load(rows_at(d_y_ptr, block, step, unit, H), mask)
-    di, df, dg, do, dc_before = lstm_cell_gradient(dh, dc, i, f, g, o, c)
+    di, df, dg, do, dc_before = cells.lstm_cell_gradient(dh, dc, i, f, g, o, c)
     store_four(rows_at(d_gates_ptr, block, step, unit, 4 * H), di, df, dg, do, H, mask)
     dc = tl.where(step.active[:, None], unless_reset(dc_before, step, reset_ptr), dc)
     store(states_at(dc_out_ptr, block, unit, H), dc, state_mask)
@@ -337,9 +326,7 @@ def gru_step_forward_kernel(
 ):
     """One GRU step; W_hh [D, 3 H, H], b_hh [D, 3 H], of which only b_hn is added here."""
     H: constexpr = SPEC.hidden
-    block, step, unit = place_of(reset_ptr, offsets_ptr, lengths_ptr, s, T, B, TILE)
-    mask = step.active[:, None] & (unit < H)[None, :]
-    state_mask = block.exists[:, None] & (unit < H)[None, :]
+    block, step, unit, mask, state_mask = place_of(reset_ptr, offsets_ptr, lengths_ptr, s, T, B, H, TILE)
     h = unless_reset(load(states_at(h_in_ptr, block, unit, H), state_mask), step, reset_ptr)
     gates_x = rows_at(gates_x_ptr, block, step, unit, 3 * H)
     n = load(gates_x + 2 * H, mask)
@@ -353,7 +340,7 @@ def gru_step_forward_kernel(
         store(rows_at(previous_ptr, block, step, unit, H), h, mask)
     if gates_ptr is not None:
         store_four(rows_at(gates_ptr, block, step, unit, 4 * H), r, z, n, q, H, mask)
-    h = tl.where(step.active[:, None], gru_cell(r, z, n, q, h), h)
+    h = tl.where(step.active[:, None], cells.gru_cell(r, z, n, q, h), h)
     store(rows_at(y_ptr, block, step, unit, H), h, mask)
     store(states_at(h_out_ptr, block, unit, H), h, state_mask)
 
@@ -379,17 +366,16 @@ def gru_step_backward_kernel(
 ):
     """d_gates = (dr, dz, dn) and d_hidden = (dr, dz, dq) of one step, rows of [R, D, 3 H] each."""
     H: constexpr = SPEC.hidden
-    block, step, unit = place_of(reset_ptr, offsets_ptr, lengths_ptr, T - 1 - s, T, B, TILE)
-    mask = step.active[:, None] & (unit < H)[None, :]
+    block, step, unit, mask, state_mask = place_of(reset_ptr, offsets_ptr, lengths_ptr, T - 1 - s, T, B, H, TILE)
+    dh = dh_after(dh_in_ptr, d_hidden_ptr, weight_hh_ptr, reset_ptr, offsets_ptr, block, unit, s, T, B, SPEC, TILE)
     r, z, n, q = load_four(rows_at(gates_ptr, block, step, unit, 4 * H), H, mask)
     h = load(rows_at(previous_ptr, block, step, unit, H), mask)
     d_y = load(rows_at(d_y_ptr, block, step, unit, H), mask)
-    dh = dh_after(dh_in_ptr, d_hidden_ptr, weight_hh_ptr, reset_ptr, offsets_ptr, block, unit, s, T, B, SPEC, TILE)
-    dr, dz, dn, dq, direct = gru_cell_gradient(dh + d_y, r, z, n, q, h)
+    dr, dz, dn, dq, direct = cells.gru_cell_gradient(dh + d_y, r, z, n, q, h)
     store_three(rows_at(d_gates_ptr, block, step, unit, 3 * H), dr, dz, dn, H, mask)
     store_three(rows_at(d_hidden_ptr, block, step, unit, 3 * H), dr, dz, dq, H, mask)
     dh = tl.where(step.active[:, None], unless_reset(direct, step, reset_ptr), dh)
-    store(states_at(dh_out_ptr, block, unit, H), dh, block.exists[:, None] & (unit < H)[None, :])
+    store(states_at(dh_out_ptr, block, unit, H), dh, state_mask)
 
 
 @triton.jit(do_not_specialize=["s"])
@@ -411,14 +397,14 @@ def step_state_gradient_kernel(
 ):
     """dh after the step of launch s; without dY (s = T) it is d_h0, else dh + dY goes to d_output [R, D, P]."""
     P: constexpr = SPEC.outputs
-    block, step, unit = place_of(reset_ptr, offsets_ptr, lengths_ptr, tl.maximum(T - 1 - s, 0), T, B, TILE)
+    t = tl.maximum(T - 1 - s, 0)
+    block, step, unit, mask, state_mask = place_of(reset_ptr, offsets_ptr, lengths_ptr, t, T, B, P, TILE)
     dh = dh_after(dh_in_ptr, d_hidden_ptr, weight_hh_ptr, reset_ptr, offsets_ptr, block, unit, s, T, B, SPEC, TILE)
     if d_y_ptr is not None:
-        mask = step.active[:, None] & (unit < P)[None, :]
         d_y = load(rows_at(d_y_ptr, block, step, unit, P), mask)
         store(rows_at(d_output_ptr, block, step, unit, P), dh + d_y, mask)
         dh = tl.where(step.active[:, None], 0.0, dh)
-    store(states_at(dh_out_ptr, block, unit, P), dh, block.exists[:, None] & (unit < P)[None, :])
+    store(states_at(dh_out_ptr, block, unit, P), dh, state_mask)
 
 
 _STATES = ("h_in_ptr", "c_in_ptr", "h_out_ptr", "c_out_ptr", "unprojected_h_ptr")

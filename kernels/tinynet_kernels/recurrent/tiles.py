@@ -22,8 +22,7 @@ from tinynet_kernels.tiles import (
 class RecurrentTile(NamedTuple):
     """The tile of a persistent recurrent kernel: sequences per program, and the units it holds, all of them.
 
-    `interleaved`: sorted sequences go to the programs in turn, so that each has long and short ones, else neighbors
-    together.
+    `interleaved`: sorted sequences go to the programs in turn, so that each has long and short ones; else neighbors.
     """
 
     block_batch: int

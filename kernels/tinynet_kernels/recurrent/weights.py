@@ -112,11 +112,10 @@ def recurrent_weight_gradient_kernel(
     stride_xr = widened(stride_xr, WIDE)
     stride_xi = widened(stride_xi, WIDE)
     program = tl.program_id(0)
-    split = tl.program_id(1).to(tl.int64)
     first_row = tl.program_id(1) * rows_per_split
     last_row = min(first_row + rows_per_split, R)
     width = directions * gates
-    out = out_ptr + split * elements
+    out = out_ptr + tl.program_id(1).to(tl.int64) * elements
     if x_ptr is not None:
         tiles = tiles_of(width, inputs, TILE)
         if program < tiles:
@@ -141,8 +140,8 @@ def recurrent_weight_gradient_kernel(
             elif d_hidden_ptr is not None:
                 tile -= shared_tiles
                 start += tl.cast(gates - hidden_gates, tl.int64) * outputs
-                d_own = Matrix(d_hidden_ptr + direction * hidden_gates, 1, directions * hidden_gates)
-                weight_tile(d_own, previous, start, tile, first_row, last_row, hidden_gates, outputs, PRODUCT, TILE)
+                own = Matrix(d_hidden_ptr + direction * hidden_gates, 1, directions * hidden_gates)
+                weight_tile(own, previous, start, tile, first_row, last_row, hidden_gates, outputs, PRODUCT, TILE)
         program -= tiles
         out += tl.cast(width, tl.int64) * outputs
     if unprojected_ptr is not None:

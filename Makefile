@@ -24,7 +24,7 @@ train: $(SET_UP) ## train the image classifier on handwritten digits; ARGS='--mo
 # Two processes share two cores better when waiting threads sleep instead of spinning.
 THREADS := 2
 PYTEST := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2
-INTERPRETED := activation linear conv pool loss dropout embedding optimizer sequential reruns wide_strides
+INTERPRETED := activation glu prelu linear conv pool loss dropout embedding optimizer sequential reruns wide_strides
 
 test: test-interpreter test-driver ## run the test suite on every engine of this machine
 

@@ -184,7 +184,7 @@ SMALL_TILES = {
         ConvolutionWeightTile(16, 16, (1, 1, 16), False, 1, True, 4, 1),
         False,
     ),
-    "several taps a tile, more than a bitmask holds": (
+    "several taps per tile, more than a bitmask holds": (
         ((2, 24, 5, 4), 20, (7, 5), {"padding": (3, 2)}),
         ConvolutionWeightTile(16, 128, (1, 1, 16), False, 16, True, 4, 1),
         True,
@@ -379,7 +379,7 @@ FEW_CHANNELS = ["one channel", "5x5 of 3 channels", "4 thin groups", "3x5 of 2 c
 @pytest.mark.parametrize("activation", ["relu", "gelu", None])
 @pytest.mark.parametrize("pool", [1, 2])
 def test_first_layer_makes_its_gradients_in_one_pass(pool: int, activation: str | None, case: str, device: str) -> None:
-    """Few channels that need no gradient: dW and db straight from dY. Chosen on a CPU, correct on every engine."""
+    """An input of few channels without a gradient: dW and db straight from dY. Chosen on a CPU, correct everywhere."""
     shape, channels_out, kernel_size, sliding = CASES[case]
     arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
     function = as_activation(activation)

@@ -118,10 +118,10 @@ def test_plans_hold_no_tensors_and_are_bounded(monkeypatch: pytest.MonkeyPatch) 
 
 def test_constants_of_a_problem_are_distinguished_by_identity_and_share_plans_by_content() -> None:
     x, y = torch.randn(64), torch.zeros(64)
-    made = [Constants({"BLOCK": 64, "HAS_EXTRA": flag, "num_warps": 4}) for flag in (False, False, True)]
-    assert made[0] != made[1] and len(set(made)) == 3
+    variants = [Constants({"BLOCK": 64, "HAS_EXTRA": flag, "num_warps": 4}) for flag in (False, False, True)]
+    assert variants[0] != variants[1] and len(set(variants)) == 3
     sites = []
-    for constants in made:
+    for constants in variants:
         extra = torch.ones(1) if constants["HAS_EXTRA"] else None
         assert cpu.plan_launch(scale_kernel, (1,), (x, y, 64, 0.5, extra), constants)
         torch.testing.assert_close(y, (x + (0.0 if extra is None else 1.0)) * 64)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Make a virtual environment and install tinynet into it, editable, with the developer tools.
-# Usage: scripts/set_up.sh [FOLDER]   (default .venv; PYTHON=/path/to/python3 picks the interpreter,
-#        CONSTRAINT=FILE the versions, as constraints/triton-3.6.txt does)
+# Create a virtual environment and install tinynet into it, editable, with the developer tools.
+# Usage: scripts/set_up.sh [FOLDER]   (default .venv; PYTHON=/path/to/python3 selects the interpreter,
+#        CONSTRAINT=FILE the versions, for example constraints/triton-3.6.txt)
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -25,10 +25,10 @@ for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10};
 done
 [ -n "$python" ] || fail "Python 3.10 or newer is needed and none was found. Install it" \
     "(Debian, Ubuntu: apt install python3), or name one: PYTHON=/path/to/python3 make set-up."
-"$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python cannot make a virtual environment." \
+"$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python cannot create a virtual environment." \
     "Install its venv module (Debian, Ubuntu: apt install python3-venv)."
 
-# Triton compiles its launchers with the C compiler of the machine.
+# Triton compiles its launchers with the machine's C compiler.
 compiler=
 for candidate in ${CC:-cc gcc clang}; do
     if command -v "$candidate" >/dev/null 2>&1; then
@@ -48,7 +48,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
         fail "the header Python.h of $python is missing, and Triton needs it to launch a kernel on a GPU." \
             "Install it (Debian, Ubuntu: apt install python3-dev)."
 else
-    size="CPU-sized: nvidia-smi lists no GPU"
+    size="for the CPU: nvidia-smi lists no GPU"
     constraint=${CONSTRAINT:-constraints/cpu.txt}
     needed_mib=3000
 fi
@@ -59,9 +59,9 @@ if [ ! -e "$venv/bin/pip" ]; then
         "and $free_mib MiB are free."
 fi
 
-echo "set-up: making $venv with $("$python" --version), $size (a few minutes, once)"
+echo "set-up: creating $venv with $("$python" --version), $size (a few minutes, once)"
 "$python" -m venv "$venv" || fail "$python -m venv $venv failed: see the lines above."
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${constraint:+--constraint "$constraint"} \
     -e '.[dev]' ||
-    fail "pip could not install tinynet into $venv: see the lines above. Is the network there, and disk space?"
+    fail "pip could not install tinynet into $venv: see the lines above. Check the network and the disk space."
 echo "set-up: done"

@@ -1,6 +1,6 @@
-"""One suite for every engine: `pytest --engine auto|cpu|interpreter|cuda`, one process an engine.
+"""One suite for every engine: `pytest --engine auto|cpu|interpreter|cuda`, one process per engine.
 
-`auto` keeps whatever driver Triton has active on this machine, and is the default. TRITON_INTERPRET is read when a
+`auto`, the default, uses whatever driver Triton has active on this machine. TRITON_INTERPRET is read when a
 kernel is decorated, so it is set here before any test module is imported.
 """
 
@@ -17,7 +17,7 @@ FIXED_EXAMPLES = 6
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=["auto", "cpu", "interpreter", "cuda"], default="auto")
     parser.addoption("--guard", action="store_true", help="run every kernel under tinynet.guard (interpreter only)")
-    parser.addoption("--examples", type=int, help="random examples of each property; without it the same few")
+    parser.addoption("--examples", type=int, help="random examples per property; without it a few fixed ones")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def set_examples(number: int | None) -> None:
-    """How many examples hypothesis draws for each property. It reads its settings when a property is decorated."""
+    """The number of examples that hypothesis draws per property. It reads its settings when a property is decorated."""
     from hypothesis import HealthCheck, settings
 
     settings.register_profile(
@@ -81,7 +81,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
 
     with tinynet.engine("kernels"):
         if request.config.getoption("--guard"):
-            with tinynet.guard(barriers=True):  # raises what it saw at its end
+            with tinynet.guard(barriers=True):  # raises at its end if it found faults
                 yield
         else:
             yield

@@ -1,4 +1,4 @@
-"""Tiles of a test's choosing: what only a GPU's rules or large problems reach runs at small sizes, on every engine."""
+"""Forces tiles: what only a GPU's rules or large problems reach runs at small sizes, on every engine."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from unittest import mock
 import tinynet_kernels
 from tinynet_kernels.tiles import Target
 
-# Makes launchers decide as for a GPU. Not CUDA: its products would ask for tensor cores.
+# Makes launchers choose as for a GPU. Not CUDA: its products would use tensor cores.
 GPU = Target("hip", "gfx942", 4, 1 << 16)
 
 
 @contextmanager
 def forced_tiles(**rules: Any) -> Iterator[None]:
-    """Within it, launchers find `rules` in place of what has their names in the modules of `tinynet_kernels`.
+    """Within it, `rules` replace the functions and numbers of those names in the modules of `tinynet_kernels`.
 
     Example:
         >>> with forced_tiles(linear_tile=GemmTile(16, 32, 16, 4, 1), split_count=3, GROUP=2):
         ...     check(*make(70, 37, 40, torch.float32, device))
 
     Args:
-        rules: in place of a function, another one or what it returns at every call; in place of a number, another one.
+        rules: for a function, a replacement or the value that it returns at every call; for a number, another number.
     """
     with ExitStack() as stack:
         for name, rule in rules.items():
             original = next(vars(module)[name] for module in _modules() if name in vars(module))
             replacement = rule if callable(rule) or not callable(original) else lambda *_, rule=rule, **__: rule
             for module in _modules():
-                if vars(module).get(name) is original:  # where it was imported, too
+                if vars(module).get(name) is original:  # also where it was imported
                     stack.enter_context(mock.patch.object(module, name, replacement))
         _forget_problems()
         stack.callback(_forget_problems)
@@ -49,7 +49,7 @@ def _modules() -> list[ModuleType]:
 
 
 def _forget_problems() -> None:
-    """Launchers keep what they decided for a problem."""
+    """Launchers cache their choices for a problem."""
     for module in _modules():
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):

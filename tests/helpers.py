@@ -1,4 +1,4 @@
-"""Comparing a kernel path with its reference: outputs, every gradient, and what must stay unchanged."""
+"""Comparing kernels with their reference: outputs, every gradient, and the tensors that must not change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tolerance(dtype: torch.dtype, reduction_length: int = 1) -> float:
 
 
 def assert_close(actual: Tensor, expected: Tensor, error: float, name: str = "result") -> None:
-    """Fails where shapes or non-finite values differ, or the largest error over the largest value is above `error`."""
+    """Fails if shapes or non-finite values differ, or the largest error over the largest value is above `error`."""
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
     a, e = actual.detach().double(), expected.detach().double()
     finite = e.isfinite()
@@ -40,7 +40,7 @@ def assert_close(actual: Tensor, expected: Tensor, error: float, name: str = "re
 
 @contextmanager
 def nan_filled_memory() -> Iterator[None]:
-    """Every `torch.empty` holds NaN (or the largest integer), so an element nobody wrote shows."""
+    """Every `torch.empty` holds NaN (or the largest integer), so that an unwritten element is noticed."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
@@ -74,15 +74,15 @@ def check_against_reference(
     error: float,
     gradient_errors: Sequence[float] | float | None = None,
 ) -> list[str]:
-    """Runs `function` through the kernels and holds it against `reference` in float64, gradients too.
+    """Runs `function` through the kernels and compares it with `reference` in float64, including gradients.
 
     Args:
-        function: takes the inputs, returns one tensor; must launch kernels, forward and (where an input requires a
+        function: takes the inputs, returns one tensor; must launch kernels in the forward and (if an input requires a
             gradient) backward.
-        reference: the same in plain PyTorch; run on float64 copies.
-        inputs: tensors or None. Those that require a gradient are compared; integer ones are passed on.
+        reference: the same in plain PyTorch; runs on float64 copies.
+        inputs: tensors or None. Those that require a gradient are compared; integer ones are passed unchanged.
         error: allowed for the output, relative to its largest value.
-        gradient_errors: the same for the gradients: one for all, or one an input.
+        gradient_errors: the same for the gradients: one for all, or one per input.
 
     Returns:
         The names of the kernels launched.
@@ -114,11 +114,11 @@ def _check_gradients(
 ) -> None:
     forward_launches = len(launches)
     upstream = torch.randn_like(actual)
-    kept = upstream.clone()
+    saved = upstream.clone()
     actual.backward(upstream)
     expected.backward(upstream.double())
     assert len(launches) > forward_launches, "no kernel was launched by the backward"
-    assert torch.equal(upstream, kept), "the upstream gradient was changed"
+    assert torch.equal(upstream, saved), "the upstream gradient was changed"
     for position, (x, y) in enumerate(zip(ours, exact, strict=True)):
         if x is None or not x.requires_grad:
             continue
@@ -129,7 +129,7 @@ def _check_gradients(
 
 
 def _leaf(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-    """A leaf with x's values and strides, in `dtype` where x is floating point."""
+    """A leaf with x's values and strides, in `dtype` if x is floating point."""
     if x is None:
         return None
     copy = x.detach()
@@ -139,7 +139,7 @@ def _leaf(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
 
 
 def non_contiguous(x: Tensor) -> Tensor:
-    """The same values, each row twice as long in memory as it looks."""
+    """The same values in rows that take twice as much memory."""
     wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), math.nan, dtype=x.dtype, device=x.device)
     view = wide[..., : x.shape[-1]]
     view.copy_(x.detach())

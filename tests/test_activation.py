@@ -1,4 +1,4 @@
-"""Activations: every function and derivative against float64 PyTorch, at its kinks and far out too."""
+"""Activations: every function and derivative against float64 PyTorch, including kinks and extreme values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OTHER_PARAMETERS = [
 
 
 def points(dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Random values, the kinks, tiny values and far ones; 16-bit types stay in their range."""
+    """Random values, the kinks, tiny values and extreme ones; 16-bit types stay in their range."""
     torch.manual_seed(0)
     special = torch.tensor([0.0, 0.5, -0.5, 1.0, -1.0, 3.0, -3.0, 6.0, 2.0, 1e-4, -1e-4, 30.0, -30.0, 60.0, -60.0])
     return torch.cat([torch.randn(1000) * 3, special]).to(device=device, dtype=dtype).requires_grad_()
@@ -58,7 +58,7 @@ def test_function_and_derivative(activation: Activation, dtype: torch.dtype, dev
 @pytest.mark.kernels
 @pytest.mark.parametrize("name", ["elu", "selu", "celu", "tanh", "softplus", "log_sigmoid", "silu", "mish"])
 def test_relative_accuracy_of_small_values(name: str, device: str) -> None:
-    """Where the value is tiny, it is still right to a few digits: no cancellation."""
+    """A tiny value is still accurate to a few digits: no cancellation."""
     x = torch.cat([torch.logspace(-6, 0, 60), -torch.logspace(-6, 1, 70)]).to(device)
     if name in ("softplus", "log_sigmoid"):
         x = -x.abs() * 2 if name == "softplus" else x.abs() * 2
@@ -90,7 +90,7 @@ def test_small_tiles(device: str) -> None:
 @pytest.mark.parametrize("rows", [21, 37])
 @pytest.mark.parametrize("name", ["silu", "identity"])
 def test_small_tiles_of_the_derivative_and_bias_gradient(name: str, rows: int, device: str) -> None:
-    """One program's tiles and two programs', the last ones in part, of gradients whose rows lie apart."""
+    """Tiles of one program and of two, the last ones partial, of gradients with gaps between their rows."""
     function, columns = Activation(name), 19
     z = torch.randn(rows, columns, device=device)
     grad = non_contiguous(torch.randn(rows, columns, device=device))

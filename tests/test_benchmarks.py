@@ -1,4 +1,4 @@
-"""The benchmarks' own machinery: rows are checked, timed, kept beside earlier ones; a wrong contender ends the run."""
+"""The benchmarks' own machinery: rows are checked, timed and stored beside earlier ones; a wrong contender ends it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is run from the checkout, never installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ runs from the checkout, never installed
 
 from benchmarks import __main__ as command
 from benchmarks.case import OURS, Case, largest_difference

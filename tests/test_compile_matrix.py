@@ -33,7 +33,7 @@ def first_cases(target: str, column: str) -> list[int]:
 
 @pytest.mark.parametrize("target", TARGETS_HERE)
 def test_the_first_case_of_each_launcher(target: str):
-    """In a worker process: a compiler that aborts must not end the suite."""
+    """In a worker process, because a compiler that aborts must not end the suite."""
     recorded = matrix.load_costs()
     work = [Task(target, column, index, index + 1) for column in COLUMNS for index in first_cases(target, column)]
     outcomes = [outcome for _, done in matrix.run(work, workers=1) for outcome in done]

@@ -185,7 +185,7 @@ SMALL_TILES = {
         ConvolutionWeightTile(16, 16, 1, 1, 16, False, 1, True, 4, 1),
         False,
     ),
-    "several taps a tile, more than a bitmask holds": (
+    "several taps per tile, more than a bitmask holds": (
         ((2, 24, 5, 4), 20, (7, 5), {"padding": (3, 2)}),
         ConvolutionWeightTile(16, 128, 1, 1, 16, False, 16, True, 4, 1),
         True,
@@ -223,7 +223,7 @@ def test_small_tiles(name: str, device: str) -> None:
 
 @pytest.mark.parametrize(("channels", "groups"), [(24, 1), (3, 1), (40, 2)])
 def test_nan_stays_where_it_belongs(channels: int, groups: int, device: str) -> None:
-    """What lies past a reduction's end, the next pixel's or filter's first channel, is not multiplied even by zero."""
+    """Elements past a reduction's end (the next pixel's or filter's first channel) are not multiplied, even by zero."""
     x, weight, bias = make((2, channels, 5, 6), 20 * groups, (2, 3), groups, device=device)
     tile = GemmTile(32, 16, 16, 4, 1)
     upstream = torch.randn(2, 20 * groups, 4, 4, device=device)
@@ -258,7 +258,7 @@ def test_small_tiles_of_depthwise(case: Any, device: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 20])
 def test_small_tiles_of_fused_pooling(channels: int, device: str) -> None:
-    """Windows of several tiles, with a last row and column that no window holds; of few channels also backward."""
+    """Windows of several tiles, with a last row and column that belong to no window; of few channels also backward."""
     x, weight, bias = make((2, channels, 7, 7), 20, device=device)
     weight_tile = ConvolutionWeightTile(16, 16, 1, 1, 16, True, 1, True, 4, 1)
     with forced_tiles(
@@ -327,7 +327,7 @@ def test_fused_pooling(activation: str, case: str, device: str) -> None:
 
 
 def whole_numbers(tensor: torch.Tensor, largest: int = 16) -> None:
-    """Fills it with numbers whose products and sums are exact in fp32, whatever the order of additions."""
+    """Fills it with numbers whose products and sums are exact in fp32, regardless of the order of additions."""
     with torch.no_grad():
         tensor.copy_(torch.randint(-largest, largest + 1, tensor.shape))
 
@@ -335,9 +335,9 @@ def whole_numbers(tensor: torch.Tensor, largest: int = 16) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 16])
 def test_fused_pooling_is_that_of_separate_layers(channels: int, dtype: torch.dtype, device: str) -> None:
-    """To the bit, ties and NaN included; also where a larger z has a smaller act(z), and in NCHW.
+    """To the bit, including ties and NaN; also where a larger z has a smaller act(z), and in NCHW.
 
-    The two have tiles of their own, which may add in different orders: on whole numbers that makes no difference.
+    The two have different tiles, which may add in different orders: with whole numbers that makes no difference.
     """
     x, weight, bias = make((2, channels, 7, 6), 5, dtype=dtype, device=device, channels_last=False)
     for tensor in (x, weight, bias):
@@ -414,7 +414,7 @@ def test_first_layer_computes_its_gradients_in_one_pass(
 
 
 def test_first_layer_on_the_cpu(device: str) -> None:
-    """Which path runs where: on a CPU a first layer's backward is one pass and its second stages."""
+    """On a CPU a first layer's backward is one pass and its second stages; elsewhere it is not."""
     from tinynet_kernels.tiles import current_target
 
     x, weight, bias = make((2, 1, 8, 8), 16, device=device)
@@ -424,7 +424,7 @@ def test_first_layer_on_the_cpu(device: str) -> None:
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
 def test_first_layer_under_capture(activation: str | None, device: str) -> None:
-    """An operator hands on an empty tensor where nothing was saved."""
+    """An operator returns an empty tensor where nothing was saved."""
     x, weight, bias = make((2, 1, 5, 6), 8, device=device)
     function = lambda weight, bias: conv2d(x.detach(), weight, bias, activation=activation)  # noqa: E731
     gradients = []
@@ -450,7 +450,7 @@ def test_channels_last_runs_without_conversions(device: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 16])
 @pytest.mark.parametrize("orders", [(True, True), (False, False), (False, True), (True, False)])
 def test_layouts_are_pytorchs(channels: int, orders: tuple[bool, bool], device: str) -> None:
-    """The output is channels_last where input or weight is; gradients lie as what they belong to."""
+    """The output is channels_last if input or weight is; gradients have the layout of their tensors."""
     x, _, bias = make((2, channels, 6, 5), 8, device=device, channels_last=orders[0])
     _, weight, _ = make((2, channels, 6, 5), 8, device=device, channels_last=orders[1])
     for activation in (None, "gelu"):

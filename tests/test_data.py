@@ -105,12 +105,12 @@ def test_unknown_name_is_refused():
         load_images("mnist6k")
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.99])
 @pytest.mark.parametrize("name", FINGERPRINTS)
-def test_truncated_file_is_refused(tmp_path, name, kept):
+def test_truncated_file_is_refused(tmp_path, name, fraction):
     path = tmp_path / f"{name}.npz"
     content = (SHIPPED / f"{name}.npz").read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(DataError, match="cannot be read"):
         read_archive(name, path)
 
@@ -238,14 +238,14 @@ def test_bad_batch_arguments_are_refused(arguments, message):
         ImageBatches(tiny_data(), **{"batch_size": 2, **arguments})
 
 
-def test_absent_torchvision_is_said_in_a_sentence(monkeypatch):
+def test_absent_torchvision_is_reported_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(DataError, match=r"cifar10 is downloaded by torchvision.*pip install"):
         load_images("cifar10")
 
 
 class FakeCifar10:
-    """What torchvision.datasets.CIFAR10 has: images [N, H, W, C], a list of labels, class names."""
+    """The attributes of torchvision.datasets.CIFAR10: images [N, H, W, C], a list of labels, class names."""
 
     def __init__(self, root: str, train: bool, download: bool) -> None:
         self.data = np.full((4 if train else 2, 32, 32, 3), (1, 2, 3), dtype=np.uint8)
@@ -267,7 +267,7 @@ def test_torchvision_images_get_their_channels_first(monkeypatch, tmp_path):
     assert data.class_names == ("airplane", "automobile")
 
 
-def test_failed_download_is_said_in_a_sentence(monkeypatch, tmp_path):
+def test_failed_download_is_reported_in_a_sentence(monkeypatch, tmp_path):
     def fail(*_, **__):
         raise RuntimeError("no network")
 
@@ -368,7 +368,7 @@ def test_sunspot_windows_are_followed_by_their_targets_and_the_test_years_are_he
 
 
 def batches_order(batches: SunspotBatches) -> torch.Tensor:
-    """The order of epoch 0, as any batches of as many samples and this seed have it."""
+    """The order of epoch 0 for any batches with as many samples and this seed."""
     return torch.cat([chosen for _, chosen in Numbers(batches.train_count, 16, seed=batches.seed).train(0)])
 
 

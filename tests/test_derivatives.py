@@ -1,6 +1,6 @@
 """Derivatives beyond the first backward: second ones, batched ones, forward mode, and unusual upstream gradients.
 
-The functions run through the kernels in float32; what they are held against is PyTorch's own layer in float64.
+The functions run through the kernels in float32 and are compared with PyTorch's own layer in float64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ACTIVATIONS = ["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "mish", 
 
 
 class Case:
-    """A layer of ours, PyTorch's own twin of it with the same parameters in float64, and an input."""
+    """A layer of ours, its PyTorch twin with the same parameters in float64, and an input."""
 
     def __init__(self, ours: torch.nn.Module, twin: torch.nn.Module, *shape: int, channels_last: bool = False) -> None:
         twin.load_state_dict(ours.state_dict())
@@ -36,7 +36,7 @@ class Case:
 
 
 class Activated(torch.nn.Module):
-    """A layer of PyTorch, a function after it, and with `pool` a 2 x 2 max-pooling; its parameters are the layer's."""
+    """A PyTorch layer, then a function, then with `pool` a 2 x 2 max-pooling; its parameters are the layer's."""
 
     def __init__(self, layer: torch.nn.Module, activation: str, pool: bool = False) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def convolution(activation: str, channels_last: bool, pool: bool = False) -> Cas
 
 
 def same(name: str, *shape: int, **options: Any) -> Case:
-    """The layer of this name of both libraries."""
+    """The layer of this name in both libraries."""
     arguments = options.pop("arguments", ())
     return Case(
         getattr(nn, name)(*arguments, **options),
@@ -132,8 +132,8 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def first_output(made: Any) -> Tensor:
-    return made[0] if isinstance(made, tuple) else made
+def first_output(result: Any) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result
 
 
 def second_order(model: torch.nn.Module, x: Tensor, upstream: Tensor) -> list[Tensor]:
@@ -143,8 +143,8 @@ def second_order(model: torch.nn.Module, x: Tensor, upstream: Tensor) -> list[Te
     y = first_output(model(x))
     (dx,) = torch.autograd.grad(y, x, upstream, create_graph=True)
     inputs = [x, upstream, *parameters]
-    made = torch.autograd.grad(dx.square().sum(), inputs, allow_unused=True)
-    filled = [torch.zeros_like(t) if g is None else g for g, t in zip(made, inputs, strict=True)]
+    result = torch.autograd.grad(dx.square().sum(), inputs, allow_unused=True)
+    filled = [torch.zeros_like(t) if g is None else g for g, t in zip(result, inputs, strict=True)]
     return [dx, *filled]
 
 

@@ -1,4 +1,4 @@
-"""Who computes, seen from outside: dispatch modes, traces, subclasses, and changes in place between two passes."""
+"""Interplay with PyTorch's dispatcher: modes, traces, subclasses, and in-place changes between two passes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Seen(TorchDispatchMode):
 
 
 def flops(model: torch.nn.Module, *inputs: Tensor) -> tuple[int, int]:
-    """Of the forward alone, and with the backward."""
+    """FLOPs of the forward alone, and with the backward."""
     with FlopCounterMode(display=False) as counter:
-        made = model(*inputs)
+        result = model(*inputs)
         forward = counter.get_total_flops()
-        (made[0] if isinstance(made, tuple) else made).sum().backward()
+        (result[0] if isinstance(result, tuple) else result).sum().backward()
     return forward, counter.get_total_flops()
 
 
@@ -56,7 +56,7 @@ def test_flops_are_those_of_pytorch(name: str) -> None:
     make, x = MODELS[name]
     ours, theirs = flops(make(nn), x), flops(make(torch.nn), x)
     assert ours[0] == theirs[0] > 0
-    if "forward" not in name:  # PyTorch makes no gradient of the first state; our kernels do
+    if "forward" not in name:  # PyTorch computes no gradient of the first state; our kernels do
         assert ours[1] == theirs[1]
 
 
@@ -123,7 +123,7 @@ def test_a_wrapper_as_weight() -> None:
 
 
 class Everything(torch.nn.Module):
-    """A layer of every column, with a functional call among them."""
+    """A layer of every column, and a functional call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,14 +184,14 @@ IN_PLACE = {
 
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_outputs_changed_in_place(name: str) -> None:
-    """Where PyTorch's layer allows it: the gradients are those of the same sum out of place."""
+    """Where PyTorch's layer allows it, the gradients are those of the same sum out of place."""
     torch.manual_seed(1)
     layer = IN_PLACE[name]()
     shape = {"Conv2d": (2, 3, 6, 6), "MaxPool2d": (2, 3, 6, 6), "AvgPool2d": (2, 3, 6, 6)}.get(name, (5, 4))
     shape = (3, 5, 4) if name in ("RNN", "LSTM", "GRU") else shape
     x = torch.randint(4, shape) if name == "Embedding" else torch.randn(shape, requires_grad=True)
     inputs = [t for t in (x, *layer.parameters()) if t.requires_grad]
-    made = []
+    gradients = []
     for in_place in (False, True):
         torch.manual_seed(2)
         outputs = layer(x)
@@ -201,8 +201,8 @@ def test_outputs_changed_in_place(name: str) -> None:
             else [outputs[0], *(s for s in outputs[1:] if isinstance(s, Tensor))]
         )
         changed = [y.add_(1) if in_place else y + 1 for y in parts]
-        made.append(torch.autograd.grad(sum(y.square().sum() for y in changed), inputs))  # pyright: ignore
-    for actual, expected in zip(made[1], made[0], strict=True):
+        gradients.append(torch.autograd.grad(sum(y.square().sum() for y in changed), inputs))  # pyright: ignore
+    for actual, expected in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(actual, expected)
 
 

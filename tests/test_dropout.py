@@ -26,7 +26,7 @@ def test_rate_and_scale(p: float, dtype: torch.dtype, device: str) -> None:
     n = x.numel()
     assert abs(kept.float().mean().item() - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5
     torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
-    # No structure: neighbors in memory, and elements a block of four apart, are dropped independently.
+    # No structure: neighbors in memory, and elements at a distance of a block of four, are dropped independently.
     flat = kept.flatten().float() - (1 - p)
     for distance in (1, 2, 3, 4, 1001):
         correlation = (flat[distance:] * flat[:-distance]).mean().item() / (p * (1 - p))

@@ -64,7 +64,7 @@ def test_int32_and_strides(device: str) -> None:
         check_against_reference(embedding, embedding_reference, i, w, error=1e-6)
 
 
-def test_max_norm_changes_the_asked_rows_alone(device: str) -> None:
+def test_max_norm_changes_only_the_requested_rows(device: str) -> None:
     index, weight = make(10, 6, (4,), torch.float32, device)
     ours, theirs = weight.detach().clone(), weight.detach().clone()
     y = embedding(index, ours, max_norm=0.7, norm_type=2.0)

@@ -1,4 +1,4 @@
-"""The examples as a person runs them: accuracy, sameness, signals, resumption, and what they say to bad input."""
+"""The examples as a user runs them: accuracy, reproducibility, signals, resumption, and messages for bad input."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ NAMES, FORECASTER, TEXT = (EXAMPLES / f"train_{each}.py" for each in ("name_clas
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what chooses an engine."""
+    """This process's environment without the variables that choose an engine."""
     kept = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "TINYNET_ENGINE")}
     return kept | changes
 
@@ -141,7 +141,7 @@ def test_a_signal_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_been(
     assert again.returncode == 2 and f"has finished its {steps} steps: train longer with --epochs" in again.stderr
 
 
-# What ends each program at its start and in its pictures, and where its output then goes while it is resumed.
+# How each program is ended at its start and during its pictures, and where its output goes when it is resumed.
 INTERRUPTED = [
     (CLASSIFIER, ["--data", "digits", "--model", "mlp"], signal.SIGINT, "> /dev/full"),
     (NAMES, [], signal.SIGTERM, "| head -1 && exit ${PIPESTATUS[0]}"),
@@ -285,7 +285,7 @@ def test_a_run_never_overwrites_another_ones_checkpoint(tmp_path):
 
 
 def package_without_matplotlib(folder: Path) -> str:
-    """Writes what hides matplotlib from a program; returns the folder to import it from."""
+    """Writes a package that hides matplotlib from a program; returns the folder to import it from."""
     (folder / "hide").mkdir()
     (folder / "hide" / "sitecustomize.py").write_text(
         "import importlib.util as util\n"

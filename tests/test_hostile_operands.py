@@ -1,6 +1,6 @@
 """Every public function and module given operands that are not plain tensors, one at a time.
 
-Each must compute what PyTorch computes of the same values, or refuse with a sentence that names the argument.
+Each must compute what PyTorch computes from the same values, or refuse with a sentence that names the argument.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ERROR = 1e-4
 
 
 class Case(NamedTuple):
-    """A function of ours, PyTorch's own, and operands for both by argument name."""
+    """A function of ours, PyTorch's counterpart, and operands for both by argument name."""
 
     function: Callable[..., Any]
     twin: Callable[..., Any]
@@ -109,7 +109,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "LSTMCell": lambda: recurrent("LSTMCell", "hx", "cx", cell=True),
     "GRUCell": lambda: recurrent("GRUCell", "hx", cell=True),
 }
-# Other names that a message may give an argument.
+# Other names by which a message may call an argument.
 ALIASES = {
     "hx": ("h0", "hx", "h"),
     "cx": ("c0", "hx", "c"),
@@ -126,7 +126,7 @@ ALIASES = {
 
 
 def negated(x: Tensor) -> Tensor:
-    """x behind the lazy negative bit."""
+    """x with the lazy negative bit set."""
     y = torch.complex(torch.zeros_like(x), -x).conj().imag if x.is_floating_point() else torch._neg_view(-x)  # pyright: ignore[reportPrivateImportUsage]
     assert y.is_neg()
     return y
@@ -180,14 +180,14 @@ def zeros_without_memory(x: Tensor) -> Tensor:
     return torch._efficientzerotensor(x.shape, dtype=x.dtype)  # pyright: ignore[reportPrivateImportUsage]
 
 
-# Of each operand: the same values in another guise; None where there is none.
+# For each operand: the same values in another representation; None if there is none.
 SAME_VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "negated": negated,
     "conjugate_real": conjugate_real,
     "in_larger_storage": in_larger_storage,
     "misaligned": misaligned,
 }
-# Layouts and kinds that carry no gradient here; right or refused.
+# Layouts and kinds without gradients here: correct or refused.
 OTHER_KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "wrapped": wrapped,
     "sparse_coo": lambda x: x.detach().to_sparse(),
@@ -200,23 +200,23 @@ OTHER_KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def outputs(made: Any) -> list[Tensor]:
-    if isinstance(made, Tensor):
-        return [made]
-    return [tensor for part in made for tensor in outputs(part)]
+def outputs(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    return [tensor for part in result for tensor in outputs(part)]
 
 
 def gradients(function: Callable[..., Any], leaves: dict[str, Tensor], operands: dict[str, Tensor]) -> Any:
     """Outputs, and the gradients of the leaves for fixed upstream gradients."""
-    made = outputs(function(**operands))
+    result = outputs(function(**operands))
     generator = torch.Generator().manual_seed(1)
-    grads = [torch.randn(y.shape, generator=generator).to(y.dtype) for y in made]
+    grads = [torch.randn(y.shape, generator=generator).to(y.dtype) for y in result]
     wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
-    return made, torch.autograd.grad(made, wanted, grads, allow_unused=True) if wanted else ()
+    return result, torch.autograd.grad(result, wanted, grads, allow_unused=True) if wanted else ()
 
 
-def made_leaves(case: Case, operands: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Copies of the operands of a case in `dtype`, which require a gradient where they can have one."""
+def leaves_of(case: Case, operands: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Copies of a case's operands in `dtype`, which require a gradient if they can have one."""
     constant = ("target", "weight") if case.twin is F.cross_entropy and "weight" in operands else ()
     leaves = {}
     for name, x in operands.items():
@@ -240,7 +240,7 @@ def names_of(operand: str) -> tuple[str, ...]:
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # prototypes of PyTorch announce themselves
+        warnings.simplefilter("ignore")  # PyTorch warns of its prototype features
         yield
 
 
@@ -249,11 +249,11 @@ def quiet() -> Iterator[None]:
 def test_same_values_in_another_guise(name: str) -> None:
     torch.manual_seed(0)
     case = CASES[name]()
-    exact = made_leaves(case, case.operands, torch.float64)
+    exact = leaves_of(case, case.operands, torch.float64)
     expected, expected_gradients = gradients(case.twin, exact, exact)
     for operand in case.operands:
         for kind, disguise in SAME_VALUES.items():
-            leaves = made_leaves(case, case.operands)
+            leaves = leaves_of(case, case.operands)
             actual, actual_gradients = gradients(case.function, leaves, {**leaves, operand: disguise(leaves[operand])})
             what = f"{operand} {kind}"
             for a, e in zip(actual, expected, strict=True):
@@ -270,7 +270,7 @@ def test_repeated_values_with_stride_0(name: str) -> None:
     for operand, x in case.operands.items():
         for dimension in range(x.dim()):
             repeated = {**case.operands, operand: x.select(dimension, 0).unsqueeze(dimension).expand(x.shape)}
-            leaves, exact = made_leaves(case, repeated), made_leaves(case, repeated, torch.float64)
+            leaves, exact = leaves_of(case, repeated), leaves_of(case, repeated, torch.float64)
             leaves[operand] = repeated[operand].detach().requires_grad_(leaves[operand].requires_grad)
             actual, actual_gradients = gradients(case.function, leaves, leaves)
             expected, expected_gradients = gradients(case.twin, exact, exact)
@@ -305,7 +305,7 @@ def test_other_kinds_are_right_or_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_elements(name: str) -> None:
-    """A batch of none: what PyTorch returns, or an error where PyTorch raises one."""
+    """An empty batch: what PyTorch returns, or an error if PyTorch raises one."""
     torch.manual_seed(3)
     case = CASES[name]()
     batch = {"RNN": 1, "LSTM": 1, "GRU": 1}.get(name, 0)
@@ -315,7 +315,7 @@ def test_no_elements(name: str) -> None:
         else x
         for key, x in case.operands.items()
     }
-    leaves, exact = made_leaves(case, empty), made_leaves(case, empty, torch.float64)
+    leaves, exact = leaves_of(case, empty), leaves_of(case, empty, torch.float64)
     expected, expected_gradients = gradients(case.twin, exact, exact)
     actual, actual_gradients = gradients(case.function, leaves, leaves)
     for a, e in zip((*actual, *actual_gradients), (*expected, *expected_gradients), strict=True):
@@ -334,7 +334,7 @@ UPSTREAM: dict[str, Callable[[Tensor], Tensor]] = {
 def test_upstream_gradients(name: str) -> None:
     torch.manual_seed(4)
     case = CASES[name]()
-    leaves, exact = made_leaves(case, case.operands), made_leaves(case, case.operands, torch.float64)
+    leaves, exact = leaves_of(case, case.operands), leaves_of(case, case.operands, torch.float64)
     y, z = outputs(case.function(**leaves))[0], outputs(case.twin(**exact))[0]
     wanted = [name for name, leaf in leaves.items() if leaf.requires_grad]
     for kind, disguise in UPSTREAM.items():
@@ -356,7 +356,7 @@ def test_upstream_gradient_in_the_memory_of_an_input(name: str) -> None:
     case = CASES[name]()
     if name in ("Linear",):
         case = module("Linear", torch.randn(6, 6), 6, 6)
-    leaves, exact = made_leaves(case, case.operands), made_leaves(case, case.operands, torch.float64)
+    leaves, exact = leaves_of(case, case.operands), leaves_of(case, case.operands, torch.float64)
     y, z = outputs(case.function(**leaves))[0], outputs(case.twin(**exact))[0]
     upstream = leaves["input"].detach().flatten()[: y.numel()].view(y.shape)
     (actual,) = torch.autograd.grad(y, leaves["input"], upstream)

@@ -79,7 +79,7 @@ def check_chain(tensors: list[Any], activations: tuple[str, ...]) -> list[str]:
             x = linear_reference(x, *layer)
         return x
 
-    # Each hidden layer rounds its output, and each gradient on its way down, to the dtype.
+    # Each hidden layer rounds its output, and each gradient is rounded in the backward, to the dtype.
     error = 4 * len(activations) * tolerance(tensors[0].dtype, max(tensors[0].shape[0], tensors[0].shape[1]))
     return check_against_reference(
         lambda x, *parameters: linear_chain(x, layers(parameters)), reference, *tensors, error=error
@@ -98,7 +98,7 @@ def check_chain(tensors: list[Any], activations: tuple[str, ...]) -> list[str]:
 def test_chain(widths: Any, M: int, activations: Any, biases: Any, dtype: torch.dtype, device: str) -> None:
     launches = check_chain(make_chain(widths, M, dtype, device, biases), activations)
     assert launches.count("linear_forward_kernel") == len(activations)
-    # The pre-pass is the last layer's alone, where that needs one: products do the rest.
+    # Only the last layer may need the pre-pass: products do the rest.
     last = activations[-1] != "identity" or biases[-1]
     assert launches.count("activation_backward_kernel") == last
     assert launches.count("linear_input_gradient_kernel") == len(activations)
@@ -116,7 +116,7 @@ def test_small_tiles(M: int, widths: tuple[int, ...], dtype: torch.dtype, device
 
 
 def test_nan_stays_in_its_row_and_column(device: str) -> None:
-    """What lies past the end of a reduction, a neighbor's first element, is not multiplied even by zero."""
+    """Elements past the end of a reduction (a neighbor's first element) are not multiplied, even by zero."""
     x, weight, bias = make(40, 37, 50, torch.float32, device)
     upstream = torch.randn(40, 37, device=device)
     upstream[7, 0] = float("nan")
@@ -135,7 +135,7 @@ def test_nan_stays_in_its_row_and_column(device: str) -> None:
 def test_sizes_in_units_as_on_a_gpu(widths: tuple[int, ...], device: str) -> None:
     with forced_tiles(current_target=GPU, linear_tile=GemmTile(16, 16, 8, 4, 1)):
         launches = check_chain(make_chain(widths, 40, torch.float32, device, (True, False)), ("mish", "identity"))
-    assert launches.count("activation_backward_kernel") == 1  # mish's derivative is a pass of its own
+    assert launches.count("activation_backward_kernel") == 1  # mish's derivative has its own pass
 
 
 @pytest.mark.parametrize("leading", [(), (2, 3)])
@@ -144,10 +144,10 @@ def test_chain_of_leading_shapes(leading: tuple[int, ...], device: str) -> None:
     check_chain([x.detach().view(*(leading or (6,)), 9).requires_grad_(), *parameters], ("tanh", "identity"))
 
 
-def test_chain_makes_no_gradient_that_nobody_wants(device: str) -> None:
+def test_chain_computes_no_unwanted_gradient(device: str) -> None:
     x, *parameters = make_chain((12, 20, 16, 5), 30, torch.float32, device, (True, True, True))
     for tensor in (x, parameters[0], parameters[1], parameters[2]):
-        tensor.requires_grad_(False)  # of the second layer only the bias is left
+        tensor.requires_grad_(False)  # in the second layer only the bias still requires one
     launches = check_chain([x, *parameters], ("gelu", "tanh", "identity"))
     assert launches.count("linear_input_gradient_kernel") == 1
     assert launches.count("linear_weight_gradient_kernel") == 1
@@ -226,7 +226,7 @@ def test_autocast_casts_and_gradients_come_back_in_float32(device: str) -> None:
 
 
 def test_autocast_rounds_no_weight_gradient(device: str) -> None:
-    """The product's fp32 sum goes straight into the fp32 gradient, without a 16-bit stop."""
+    """The product's fp32 sum goes straight into the fp32 gradient, without 16-bit rounding in between."""
     x, weight, bias = make(64, 8, 32, torch.float32, device)
     with torch.autocast(device, dtype=torch.bfloat16):
         y = linear(x, weight, bias)

@@ -86,7 +86,7 @@ def test_probabilities(label_smoothing: float, reduction: str, dtype: torch.dtyp
     ("probabilities", "label_smoothing", "weighted"), [(False, 0.0, True), (False, 0.1, False), (True, 0.2, True)]
 )
 def test_small_tiles(probabilities: bool, label_smoothing: float, weighted: bool, reduction: str, device: str) -> None:
-    """Blocks of rows that begin in one image and end in the next, several blocks of classes, strides of every axis."""
+    """Blocks of rows that begin in one image and end in the next, several blocks of classes, strides on every axis."""
     N, C, S = 3, 19, 7
     input = torch.randn(N, S, 2 * C, device=device).transpose(1, 2)[:, ::2].mul(3).requires_grad_()
     weight = torch.rand(C, device=device) + 0.1 if weighted else None

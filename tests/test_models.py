@@ -1,4 +1,4 @@
-"""The models: shapes, sizes, and and the numbers of PyTorch's own layers but for rounding."""
+"""The models: shapes, sizes, and the numbers of PyTorch's own layers up to rounding."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tinynet.models import CNN, MLP, MODELS, CharLanguageModel, Forecaster, Sequ
 
 
 def torch_twin(model: nn.Module) -> torch.nn.Sequential:
-    """The same network of torch.nn's layers, with the same weights, in float64."""
+    """The same network from torch.nn's layers, with the same weights, in float64."""
     layers: list[torch.nn.Module] = []
     for name, weight in model.state_dict().items():
         if not name.endswith("weight"):
@@ -59,7 +59,7 @@ def test_the_mlp_has_the_hidden_sizes_given():
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 32, 32), (2, 5, 9)])
-def test_logits_have_one_column_a_class(name, image_shape):
+def test_logits_have_one_column_per_class(name, image_shape):
     model = build(name, image_shape=image_shape, classes=7)
     assert model(torch.zeros(2, *image_shape)).shape == (2, 7)
 
@@ -113,7 +113,7 @@ def assert_same_gradients(model: nn.Module, twins: dict[str, torch.nn.Module]) -
 
 
 def some_sequences(device: str = "cpu") -> PackedSequence:
-    """Four sequences of different lengths, in no sorted order."""
+    """Four sequences of different lengths, not sorted."""
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(0, 11, (length,), generator=generator) for length in (3, 7, 1, 4)]
     return pack_sequence(sequences, enforce_sorted=False).to(device)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""tinynet.nn against torch.nn: signatures, initialization, state_dict both ways, copies; and what is absent."""
+"""tinynet.nn against torch.nn: signatures, initialization, state_dict both ways, copies; and absent layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import tinynet
 from tinynet import nn
 
-# How to build each compute layer, and an input it takes.
+# How to build each compute layer, and an input for it.
 LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
     "Conv2d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1}, (2, 3, 5, 6)),

@@ -53,7 +53,7 @@ def doubled(params: list[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def give_gradients(*lists: list[nn.Parameter], seed: int) -> None:
-    """The same random gradients to each list, of several magnitudes, in memory of their own."""
+    """The same random gradients for each list, of several magnitudes, in separate memory."""
     generator = torch.Generator().manual_seed(seed)
     for row in zip(*lists, strict=True):
         gradient = torch.randn(row[0].shape, generator=generator) * 10 ** torch.randn((), generator=generator)
@@ -107,7 +107,7 @@ def test_mixed_dtypes_round_once_a_step(name: str, options: dict[str, Any], devi
         with counted_launches() as launches:
             optimizer.step()
         expected.step()
-        assert len(launches) == 3, "one launch a dtype"
+        assert len(launches) == 3, "one launch per dtype"
         for parameter, other in zip(ours, exact, strict=True):
             error = 2 * UNIT[parameter.dtype]
             assert_close(parameter, other, error)
@@ -130,7 +130,7 @@ def test_several_blocks_a_tensor(name: str, options: dict[str, Any], device: str
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)
 def test_small_tiles(name: str, options: dict[str, Any], aligned: bool, device: str) -> None:
-    """Full blocks and a last one in part of each tensor; of aligned ones the full blocks are loaded without a mask."""
+    """Full blocks and a last partial one of each tensor; full blocks of aligned tensors are loaded without a mask."""
     ours = make(device, ((37,), (3,), (5, 16)))
     exact = doubled(ours)
     target = GPU if aligned else Target("interpreter", "", 1, 1)
@@ -342,7 +342,7 @@ def test_parameters_join_late(device: str) -> None:
         with counted_launches() as launches:
             optimizer.step()
         expected.step()
-        assert len(launches) == launched, "one launch a step count"
+        assert len(launches) == launched, "one launch per step count"
     assert_params_close(ours, exact, 1e-5)
 
 
@@ -519,7 +519,7 @@ def test_a_step_like_the_last_is_prepared_no_more(
     ours = make(device)
     optimizer = getattr(optim, name)(ours, **options)
     for step in range(5):
-        give_gradients(ours, seed=step)  # wherever they lie
+        give_gradients(ours, seed=step)  # at any address
         optimizer.step()
     assert len(prepared) == 1
 
@@ -539,7 +539,7 @@ def test_the_table_knows_where_wide_loads_are_possible(device: str) -> None:
 
 def test_no_gradient_is_kept(device: str) -> None:
     if tinynet.guard.active() is not None:
-        pytest.skip("the guard keeps what a table points to")
+        pytest.skip("the guard keeps the tensors of a table alive")
     ours = make(device, ((17,),))
     optimizer = optim.AdamW(ours)
     for step in range(3):
@@ -599,11 +599,11 @@ def test_not_a_number_and_infinity(device: str) -> None:
             expected.step()
         assert_params_close(ours, exact, 1e-6)
         for key, value in expected.state[exact[0]].items():
-            if key != "exp_avg":  # PyTorch's lerp makes NaN of a later finite gradient; inf stays inf here
+            if key != "exp_avg":  # PyTorch's lerp turns a later finite gradient into NaN; inf stays inf here
                 assert_close(optimizer.state[ours[0]][key], value, 1e-6, key)
     infinite = nn.Parameter(torch.full((3,), float("inf"), device=device))
     infinite.grad = torch.ones_like(infinite)
-    optim.SGD([infinite], lr=0.1).step()  # weight decay 0 must not make inf * 0
+    optim.SGD([infinite], lr=0.1).step()  # weight decay 0 must not compute inf * 0
     assert infinite.isposinf().all()
 
 
@@ -678,7 +678,7 @@ def test_a_graph_from_before_the_step_is_refused(
     first, second = (nn.Parameter(torch.rand(5, 5, device=device, dtype=dtype)) for _ in range(2))
     optimizer = getattr(optim, name)([first, second], **options)
     with tinynet.engine("auto" if dtype is torch.float64 else "kernels"):
-        for step in range(3):  # the first one prepares what the later ones use again
+        for step in range(3):  # the first one prepares what the later ones reuse
             optimizer.zero_grad()
             loss = (first @ second).sum()  # each one's gradient reads the other
             loss.backward(retain_graph=True)

@@ -1,4 +1,4 @@
-"""What programs do around a model: default devices and dtypes, tensors without memory."""
+"""Ordinary use of models: default devices and dtypes, tensors without memory, numpy's numbers as arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recurrent(name: str, device: str, **options: Any) -> torch.nn.Module:
     return getattr(nn, name)(5, 6, device=device, **options)
 
 
-# A module, what it is called with, and options of the call.
+# A module, its arguments, and options of the call.
 CASES: dict[str, Callable[[str], Case]] = {
     "activation": lambda device: (nn.LeakyReLU(0.2), (torch.randn(4, 5, device=device, requires_grad=True),), {}),
     "linear": lambda device: (
@@ -167,7 +167,7 @@ def test_tensors_without_memory_have_the_same_shapes(name: str, device: str) -> 
     assert [(t.shape, t.dtype, t.stride()) for t in actual] == [(t.shape, t.dtype, t.stride()) for t in expected]
 
 
-def test_batches_stay_where_they_were_asked_for() -> None:
+def test_batches_ignore_the_default_device_and_dtype() -> None:
     loaders = (
         lambda: data.ImageBatches(data.load_images("digits"), 8, shift=1),
         lambda: data.NameBatches(data.load_names(), 8),
@@ -194,7 +194,7 @@ def indices(device: str) -> Tensor:
     return torch.tensor([[3, 1, 1], [0, 3, 2]], device=device)
 
 
-# A module from a function that makes its integers, and its input.
+# A function that builds a module from integers that it converts with `n`, and the module's input.
 WITH_INTEGERS: dict[str, tuple[Callable[[Any], torch.nn.Module], Callable[[str], Tensor]]] = {
     "linear": (lambda n: nn.Linear(n(4), n(5)), table),
     "conv": (lambda n: nn.Conv2d(n(4), n(6), n(3), stride=n(2), padding=n(1), dilation=n(1), groups=n(2)), image),
@@ -206,7 +206,7 @@ WITH_INTEGERS: dict[str, tuple[Callable[[Any], torch.nn.Module], Callable[[str],
     "joined": (lambda n: nn.Sequential(nn.Conv2d(4, 3, 3), nn.MaxPool2d([n(2), n(2)], n(2))), image),  # pyright: ignore
     "not_joined": (lambda n: nn.Sequential(nn.Conv2d(4, 3, 3), nn.MaxPool2d(n(3), dilation=(n(1), n(1)))), image),
     "embedding_1": (lambda n: nn.Embedding(n(5), n(3), padding_idx=n(1)), indices),
-    "embedding_3": (lambda n: nn.Embedding(n(5), n(3), padding_idx=n(3)), indices),  # no kernel may take it for the 1
+    "embedding_3": (lambda n: nn.Embedding(n(5), n(3), padding_idx=n(3)), indices),  # no kernel may take it for 1
     "lstm": (lambda n: nn.LSTM(4, 5, n(2), proj_size=n(2)), table),
     "gru_cell": (lambda n: nn.GRUCell(n(4), n(5)), table),
     "ignored_label": (lambda n: WithLabels(nn.CrossEntropyLoss(ignore_index=n(2))), table),

@@ -1,4 +1,4 @@
-"""The set-up of a fresh machine, and what a built wheel holds."""
+"""The set-up of a fresh machine, and the contents of a built wheel."""
 
 import os
 import shutil
@@ -100,7 +100,7 @@ WITH_VENV = NEW_ENOUGH + 'case "$*" in *ensurepip*) exit 0;; esac\n'
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """A folder of commands: what every machine has, and nothing else."""
+    """A folder with the commands that every machine has, and no others."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sh", "awk", "dirname", "df", "make", "mkdir", "touch", "cat", "chmod"):
@@ -118,7 +118,7 @@ def put_command(machine: Path, name: str, script: str) -> None:
 
 
 def set_up(machine: Path, *variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs `make set-up` with an environment beside the machine's commands."""
+    """Runs `make set-up` with an environment next to the machine's commands."""
     return subprocess.run(
         ["make", "--no-print-directory", "set-up", f"VENV={machine.parent / 'venv'}", *variables],
         cwd=ROOT,
@@ -147,7 +147,7 @@ def test_set_up_with_only_an_old_python_says_so(machine):
 
 def test_set_up_without_the_venv_module_says_so(machine):
     put_command(machine, "python3", NEW_ENOUGH + "exit 1\n")
-    assert_fails_with(set_up(machine), machine, "python3 cannot make a virtual environment", "python3-venv")
+    assert_fails_with(set_up(machine), machine, "python3 cannot create a virtual environment", "python3-venv")
 
 
 def test_set_up_without_a_compiler_says_so(machine):
@@ -169,7 +169,7 @@ def test_set_up_on_a_gpu_machine_without_python_headers_says_so(machine):
     assert_fails_with(set_up(machine), machine, "Python.h", "python3-dev")
 
 
-# A python3 whose `-m venv FOLDER` makes an environment with a python that writes down how it is called.
+# A python3 whose `-m venv FOLDER` creates an environment with a python that records its calls.
 VENV_MAKER = (
     WITH_VENV
     + """

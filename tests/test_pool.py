@@ -111,7 +111,7 @@ def test_sizes(shape: tuple[int, ...], memory_format: torch.memory_format, devic
 
 @kernels
 def test_more_than_one_program_each_way(device: str) -> None:
-    """A batch beyond one tile, in both directions of it."""
+    """A batch larger than one tile, in both passes."""
     for memory_format in LAYOUTS:
         x = make(9, 130, 12, 13, device=device, memory_format=memory_format)
         check(max_pool2d, F.max_pool2d, x, 3, 2, 1)
@@ -121,9 +121,9 @@ def test_more_than_one_program_each_way(device: str) -> None:
 @kernels
 @pytest.mark.parametrize("memory_format", LAYOUTS)
 def test_small_tiles(memory_format: torch.memory_format, device: str) -> None:
-    """Tiles that begin inside an image, end in the next and pass the last, in both directions."""
+    """Tiles that begin inside an image, end in the next and pass the last, in both passes."""
     x = make(3, 5, 9, 7, device=device, memory_format=memory_format).detach()
-    x = torch.cat((x, x[:, :, :, :1]), 3)[:, :, :, :7].requires_grad_()  # with room between its rows
+    x = torch.cat((x, x[:, :, :, :1]), 3)[:, :, :, :7].requires_grad_()  # with gaps between its rows
     with forced_tiles(pool_tile=(16, 4, 4)):
         window = {"kernel_size": (2, 3), "stride": (1, 2), "padding": 1, "dilation": (3, 1), "return_indices": True}
         check(lambda t: max_pool2d(t, **window)[0], lambda t: F.max_pool2d(t, **window)[0], x)

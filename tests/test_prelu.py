@@ -34,7 +34,7 @@ def test_forward_and_gradients(shape: tuple[int, ...], slopes: int, dtype: torch
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
-def test_makes_only_wanted_gradients(wanted: tuple[bool, bool], device: str) -> None:
+def test_computes_only_wanted_gradients(wanted: tuple[bool, bool], device: str) -> None:
     x = torch.randn(3, 4, 5, device=device, requires_grad=wanted[0])
     weight = torch.randn(4, device=device, requires_grad=wanted[1])
     check_against_reference(prelu, F.prelu, x, weight, error=1e-6)

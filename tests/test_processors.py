@@ -1,7 +1,7 @@
-"""Other processors and numbers of threads: a few tests in a process from which some of this processor is hidden.
+"""Other processors and numbers of threads: a few tests in a process that hides some features of this processor.
 
-What is hidden is hidden from all libraries, so that PyTorch's numbers too are those of such a processor.
-CONTRIBUTING.md says how to run every test so.
+The features are hidden from all libraries, so that PyTorch's numbers are also those of such a processor.
+CONTRIBUTING.md says how to run every test like this.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ INTERPRETED = [
 
 
 def check(engine: str, tests: list[str], threads: int, **hidden: str) -> None:
-    """The tests pass on an engine in a process of its own."""
+    """The tests pass on an engine in a separate process."""
     if hidden["TINYNET_CPU_ISA"] == "avx2" and "avx2" not in toolchain.cpu_features():
         pytest.skip("this processor has no AVX2")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

@@ -1,6 +1,6 @@
 """Every column against PyTorch in float64 on random shapes, memory layouts, dtypes and options.
 
-`pytest --examples N` sets how many examples each property gets; without it they are the same few at every run.
+`pytest --examples N` sets the number of examples per property; without it they are a few fixed ones.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ STEPPED = ("relu6", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softs
 Values = Callable[..., Tensor]
 Draw = Callable[..., Any]
 normal: Values = torch.randn
-# Their sums of products are exact, so that ties and jumps of a derivative fall alike in every precision.
+# Their sums of products are exact, so that ties and jumps of a derivative are the same in every precision.
 small_integers: Values = partial(torch.randint, -1, 2)
 
 
@@ -68,7 +68,7 @@ def sizes(largest: int, least: int = 1) -> st.SearchStrategy[int]:
 
 
 def shapes(least: int, most: int, largest: int) -> st.SearchStrategy[list[int]]:
-    """Shapes of `least` to `most` dimensions; now and then one of them is empty."""
+    """Shapes of `least` to `most` dimensions, occasionally an empty one."""
     return st.lists(st.one_of(sizes(largest), sizes(largest), sizes(largest, least=0)), min_size=least, max_size=most)
 
 
@@ -88,9 +88,9 @@ def tensors(
 ) -> Tensor:
     """A tensor of this shape in random memory.
 
-    Its dimensions lie in any order; one may take every other element, one may be expanded (stride 0); a size of 1 may
-    have an odd stride; it may start one element into its memory, which is misaligned. What lies between its elements is
-    NaN, or the largest integer.
+    Its dimensions are in any order in memory; one may take every other element, one may be expanded (stride 0); a size
+    of 1 may have an odd stride; it may start one element into its memory, which is misaligned. The memory between its
+    elements holds NaN, or the largest integer.
 
     Args:
         values: takes a shape and a generator.
@@ -128,7 +128,7 @@ def tensors(
 
 
 def snapshot(tensor: Tensor) -> Tensor:
-    """A copy of all of the memory that the tensor is a view of, as bytes."""
+    """A copy of all the memory behind a tensor's view, as bytes."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage()).clone()
 
 
@@ -139,7 +139,7 @@ def leaf_in_float64(tensor: Tensor | None) -> Tensor | None:
 
 
 def assert_near(actual: Tensor, expected: Tensor, error: float, magnitude: float, name: str) -> None:
-    """`assert_close`, where the error is relative to `magnitude` at least: the scale of what was added up."""
+    """`assert_close` with an error relative to at least `magnitude`, the scale of the terms of a sum."""
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
     scale = torch.full((1,), magnitude, dtype=torch.float64, device=actual.device)
     a, e = (torch.cat([tensor.detach().double().reshape(-1), scale]) for tensor in (actual, expected))
@@ -155,15 +155,15 @@ def check(
     magnitude: float = 1.0,
     error: float | None = None,
 ) -> list[str]:
-    """Holds outputs and gradients of `function` against `reference` in float64, with random upstream gradients.
+    """Compares outputs and gradients of `function` with `reference` in float64, with random upstream gradients.
 
     Args:
         function: takes the operands, returns a tensor or several.
         reference: the same in PyTorch.
         operands: those that require a gradient get one.
-        lengths: how many terms of about `magnitude` are added up in an element of an output, and then of each operand's
-            gradient; 1 where left out.
-        error: relative; None for what rounding explains.
+        lengths: the number of terms of about `magnitude` that are summed in an element of an output, and then of each
+            operand's gradient; 1 by default.
+        error: relative; None for the error that rounding explains.
 
     Returns:
         The names of the kernels launched.
@@ -209,7 +209,7 @@ def _listed(result: Any) -> list[Tensor]:
 
 @st.composite
 def fused_activations(draw: Draw, dtype: torch.dtype) -> tuple[Activation, Values]:
-    """An activation, None among them, and values on which its derivative is known to rounding."""
+    """An activation, None among them, and values for which its derivative is accurate up to rounding."""
     function = as_activation(draw(st.one_of(st.none(), st.sampled_from(ACTIVATIONS))))
     if function.name in STEPPED:
         return function, small_integers
@@ -328,7 +328,7 @@ def test_conv2d(device: str, exact_products: None, data: st.DataObject) -> None:
 
 @st.composite
 def windows(draw: Draw, dilated: bool) -> tuple[dict[str, Any], tuple[int, int]]:
-    """Arguments of a pooling, and the least height and width that they fit."""
+    """Arguments of a pooling, and the smallest height and width that they fit."""
     # Each window compiles its own kernels, with all taps unrolled.
     kernel, dilation = draw(pairs(st.integers(1, 3))), draw(pairs(st.integers(1, 2))) if dilated else 1
     padding = tuple(draw(st.integers(0, size // 2)) for size in as_pair(kernel))
@@ -559,7 +559,7 @@ def test_optimizers(device: str, data: st.DataObject) -> None:
         for _ in range(draw(st.integers(1, 4)))
     ]
     exact = [param.detach().double().requires_grad_() for param in params]
-    # 16-bit tensors round at every step, so each of their steps starts from what ours made.
+    # 16-bit tensors round at every step, so each of their steps starts from our parameters.
     narrow = [param.dtype is not torch.float32 for param in params]
     optimizer, expected = getattr(optim, name)(params, **options), getattr(torch.optim, name)(exact, **options)
     for _ in range(3):

@@ -36,7 +36,7 @@ ERRORS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 @pytest.fixture(params=REGIMES)
 def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Both regimes; sequences come 16 a program, so that a batch of 18 takes two."""
+    """Both regimes, with 16 sequences per program, so that a batch of 18 takes two."""
 
     def rule(*arguments: Any) -> Any:
         tile: Any = PERSISTENT_TILE(*arguments)
@@ -97,9 +97,9 @@ def run(
 def check(
     ours: Any, exact: Any, x: Tensor, hx: Any = None, lengths: Any = None, reset: Tensor | None = None
 ) -> list[str]:
-    """Holds outputs and every gradient against float64; the names of the launches.
+    """Compares outputs and every gradient with float64; returns the names of the launches.
 
-    torch.nn knows no reset: there the oracle is our reference, which is held against torch.nn elsewhere.
+    torch.nn has no reset: there the oracle is our reference, which other tests compare with torch.nn.
     """
     error = ERRORS[x.dtype]
     before = x.clone()
@@ -139,7 +139,7 @@ def _flat(result: Any) -> list[Tensor]:
 
 
 # Every value of an option meets every value of every other one. relu's derivative jumps where rounding changes a sign,
-# so it is held to 16 bits by a test of its own.
+# so 16-bit relu has a separate test.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tanh": ("RNN", {}),
     "relu": ("RNN", {"nonlinearity": "relu"}),
@@ -208,7 +208,7 @@ def test_two_blocks_of_sequences_and_units_past_a_tile(kind: str, regime: str, d
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_gradients_of_several_tiles(kind: str, regime: str, device: str) -> None:
-    """The GRU's dr and dz, dn and dq fill tiles of their own, of weights and of biases, the last ones in part."""
+    """The GRU's dr and dz, dn and dq fill separate tiles, of weights and of biases, the last ones partial."""
     ours, exact = build(kind, torch.float32, device, hidden=40, bidirectional=True)
     check(ours, exact, torch.randn(3, 4, INPUTS, device=device), states(ours, 4), torch.tensor([2, 3, 1, 2]))
 
@@ -228,7 +228,7 @@ SMALL_TILES: dict[str, tuple[RecurrentTile | None, str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", SMALL_TILES)
 def test_small_tiles(name: str, device: str) -> None:
-    """Blocks of sequences and units, the last ones in part, several steps of each product, two splits of the rows."""
+    """Blocks of sequences and units, the last ones partial, several steps of each product, two splits of the rows."""
     tile, kind, options = SMALL_TILES[name]
     T, B = 4, 19
     ours, exact = build(kind, torch.float32, device, **{"hidden": 20, "bidirectional": True, **options})
@@ -251,7 +251,7 @@ def test_small_tiles(name: str, device: str) -> None:
 def test_interleaved_sequences(
     kind: str, batch: int, reset: bool, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    """One, two and three programs whose sequences are every first, second and third one of the sorted batch."""
+    """One, two and three programs, each with every first, second or third sequence of the sorted batch."""
     tile: Any = PERSISTENT_TILE
     monkeypatch.setattr(kernels, "recurrent_tile", lambda *rest: tile(*rest)._replace(block_batch=16, interleaved=True))
     name, own = KINDS[kind]
@@ -331,7 +331,7 @@ def test_the_reference_is_torch_nns(kind: str, device: str) -> None:
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_reset_starts_a_sequence_afresh(kind: str, regime: str, device: str) -> None:
-    """Each part between resets is a sequence of its own, forwards and backwards, whatever the initial state."""
+    """Each part between resets is a separate sequence, forwards and backwards, regardless of the initial state."""
     ours, _ = build(kind, torch.float32, device, bidirectional=True)
     x = torch.randn(6, INPUTS, device=device)
     reset = torch.tensor([True, False, True, True, False, False], device=device)
@@ -344,7 +344,7 @@ def test_reset_starts_a_sequence_afresh(kind: str, regime: str, device: str) -> 
 
 
 def test_reset_of_packed_sequences_goes_with_its_tokens(device: str) -> None:
-    """A mask that is packed like the input, the padded one, and one without what no sequence reaches are the same."""
+    """A mask packed like the input, a padded one, and one cut to the longest sequence give the same results."""
     ours, _ = build("GRU", torch.float32, device, batch_first=True)
     x, reset = torch.randn(4, 6, INPUTS, device=device), torch.rand(4, 6, device=device) < 0.4
     for lengths, is_sorted in ((torch.tensor([2, 5, 1, 4]), False), (torch.tensor([5, 4, 2, 1]), True)):
@@ -413,7 +413,7 @@ def test_long_sequences_drift_no_more_than_pytorchs(kind: str, dtype: torch.dtyp
         return [((a - e).norm() / e.norm()).item() for a, e in ((a.double(), e.double()) for a, e in pairs)]
 
     theirs_off, ours_off = errors(results[1]), errors(results[2])
-    parameters = len(list(ours.parameters()))  # whose gradients are sums over all steps, too
+    parameters = len(list(ours.parameters()))  # their gradients are sums over all steps, too
     allowed = [2 * UNIT[dtype]] * (len(ours_off) - parameters) + [ERRORS[dtype]] * parameters
     for a, e, rounding in zip(ours_off, theirs_off, allowed, strict=True):
         assert a <= max(1.2 * e, rounding)
@@ -436,9 +436,9 @@ def test_gradient_through_the_last_state_alone(regime: str, device: str) -> None
 def test_launches(
     kind: str, packed: bool, recompute: bool, regime: str, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    """A layer's: persistent 2 forward, at most 6 backward; per step T + 1 and at most T + 5, 2 T where projected.
+    """Per layer: persistent 2 forward, at most 6 backward; per step T + 1 and at most T + 5, or 2 T if projected.
 
-    Launches are counted, not made, and the reduction over the rows is split in two.
+    Launches are counted, not run, and the reduction over the rows is split in two.
     """
     monkeypatch.setattr(launch, "planner", lambda *_: True)
     kind, *projected = kind.split()

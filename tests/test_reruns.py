@@ -1,6 +1,6 @@
 """Reruns on one machine, with the same versions and number of threads, give the same bits: here and in a new process.
 
-Nothing of the kind holds between tiles, numbers of threads or processors: they add in other orders.
+This does not hold between different tiles, numbers of threads or processors: they add in other orders.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def sequences() -> Tensor:
     return torch.randn(4, 3, 7)
 
 
-# How to make a layer and its inputs, and the kernel in which its backward, or a loss, adds up what programs found.
+# A function that builds a layer and its inputs, and the kernel that adds partial sums in its backward, or in a loss.
 CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] = {
     "linear": (lambda: nn.Linear(20, 9, activation="relu"), lambda: torch.randn(1030, 20), "sum_partials_kernel"),
     "chain of linear": (

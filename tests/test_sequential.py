@@ -1,4 +1,4 @@
-"""Sequential: chains of Linear layers, pooling convolutions, and what must still be called as a module."""
+"""Sequential: chains of Linear layers, pooling convolutions, and modules that must still be called."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_global_hooks_run(device: str) -> None:
     assert all(module in calls for module in model)
 
 
-def test_a_replaced_forward_and_a_parametrization_are_heeded(device: str) -> None:
+def test_a_replaced_forward_and_a_parametrization_are_respected(device: str) -> None:
     model, x = make(device)
     model[1].forward = lambda input: torch.zeros(len(input), 20, device=device)
     assert torch.equal(model[:2](x), torch.zeros(7, 20, device=device))
@@ -207,7 +207,7 @@ def test_empty(device: str) -> None:
     assert nn.Sequential()(x) is x
 
 
-# A pooling convolution has tiles of its own, which may add in another order: 54 products in the second one.
+# A pooling convolution has its own tiles, which may add in another order: 54 products in the second one.
 POOLED_ERROR = tolerance(torch.float32, 6 * 9)
 
 

@@ -1,4 +1,4 @@
-"""Programs whose standard streams fail them: nobody reads, the device is full, the encoding lacks a character."""
+"""Programs with failing standard streams: nobody reads, the device is full, the encoding lacks a character."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""The floor plan of CONTRIBUTING: who may import whom, and that no two files import each other."""
+"""The floors of CONTRIBUTING: which module may import which, and that no two files import each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# The longest matching start of a module's name gives its floor.
+# The longest matching prefix of a module's name gives its floor.
 FLOORS = {
     "tinynet.signals": 0,
     "tinynet.streams": 0,
@@ -27,7 +27,7 @@ FLOORS = {
 
 
 def modules() -> dict[str, Path]:
-    """Every module that is installed, by name."""
+    """Every installed module, by name."""
     found = {}
     for root, pattern in ((ROOT, "tinynet/**/*.py"), (ROOT / "kernels", "tinynet_*/**/*.py")):
         for path in root.glob(pattern):
@@ -37,7 +37,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, known: dict[str, Path], *, lazy: bool) -> Iterator[str]:
-    """The modules of ours that a file imports; with `lazy` those inside functions too."""
+    """Our modules that a file imports; with `lazy` also those imported inside functions."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree) if lazy else tree.body:
         if isinstance(node, ast.Import):

@@ -44,7 +44,7 @@ from tinynet.train.report import (
 )
 from tinynet_engines.cpu.toolchain import find_compiler
 
-TOTAL_STEPS = 9  # of batches of 8 out of 20 images: three epochs of three
+TOTAL_STEPS = 9  # batches of 8 from 20 images: three epochs of three
 
 
 def tiny_data() -> ImageData:
@@ -114,7 +114,7 @@ def test_same_seed_same_run_and_other_seed_another(on_reference):
     second = make_trainer()
     second.fit(TOTAL_STEPS)
     third = make_trainer()
-    torch.manual_seed(4)  # of the dropout
+    torch.manual_seed(4)  # for the dropout
     third.fit(TOTAL_STEPS)
     assert_same_run(second, first)
     assert third.progress.steps != first.progress.steps
@@ -180,12 +180,12 @@ def test_16_bit_training_learns_and_keeps_fp32_weights(tmp_path, on_reference, d
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_epoch(tmp_path, on_reference):
     trainer = make_trainer(tmp_path)
     trainer.fit(3)
-    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    saved = (tmp_path / "checkpoint.pt").read_bytes()
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(math.inf)
     with pytest.raises(TrainingError, match="the loss is nan after .* steps: try a smaller learning rate"):
         trainer.fit(TOTAL_STEPS)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+    assert (tmp_path / "checkpoint.pt").read_bytes() == saved
 
 
 def test_packed_sequences_are_trained_on_as_tensors_are(on_reference):
@@ -295,11 +295,11 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.pt"]
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9, 0.999])
-def test_a_truncated_checkpoint_is_refused(tmp_path, kept):
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(tmp_path, fraction):
     path = some_checkpoint(tmp_path)
     content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
         read_checkpoint(path)
 
@@ -581,7 +581,7 @@ def test_samples_show_the_surest_mistakes_and_some_hits():
     probabilities[:, 1] = torch.linspace(0.51, 0.99, 30)
     probabilities[:, 0] = 1 - probabilities[:, 1]
     labels = torch.ones(30, dtype=torch.int64)
-    labels[::3] = 0  # ten mistakes, the surest at 27
+    labels[::3] = 0  # ten mistakes, the most confident at 27
     chosen = choose_samples(labels, probabilities.argmax(1), probabilities)
     assert len(chosen) == 12 and len(set(chosen.tolist())) == 12
     assert chosen[6:].tolist() == [27, 24, 21, 18, 15, 12]

@@ -1,6 +1,6 @@
-"""Operands that span 2^31 elements and more: every column, where an offset within a tile no longer fits an int32.
+"""Operands that span 2^31 elements and more, in every column: an offset within a tile no longer fits an int32.
 
-The views are huge, what is in them is not: memory that nobody touches costs address space alone on a CPU.
+The views are huge, their contents are not: untouched memory costs only address space on a CPU.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def values(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def spread(x: Tensor, dimension: int, distance: int = FAR) -> Tensor:
-    """The values of x in a view whose ends along `dimension` lie `distance` elements apart; the others are dense."""
+    """The values of x in a view that spans at least `distance` elements along `dimension`; the rest is dense."""
     dense = torch.empty_like(x.select(dimension, 0)).stride()
     far = distance // (x.shape[dimension] - 1) + 1
     strides = (*dense[:dimension], far, *dense[dimension:])
@@ -61,7 +61,7 @@ def spread(x: Tensor, dimension: int, distance: int = FAR) -> Tensor:
 
 
 def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """The values of x in a view of these strides, which begins behind a few elements and ends with its memory."""
+    """The values of x in a view with these strides, which begins after a few elements and ends with its memory."""
     last = sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True))
     offset = 5
     try:
@@ -139,7 +139,7 @@ def test_linear(dimension: int, of_weight: bool, dtype: torch.dtype, device: str
 
 
 def test_linear_of_strides_past_an_int32(device: str) -> None:
-    """8 divides the stride, 16 does not: kernels are told it in units of 8."""
+    """8 divides the stride, 16 does not: kernels receive it in units of 8."""
     x = laid_out(values(3, 19, dtype=torch.bfloat16, device=device), (FAR + 8, 1))
     weight = wanting(values(21, 19, dtype=torch.bfloat16, device=device))
     check(linear, F.linear, wanting(x), weight)
@@ -152,10 +152,10 @@ def test_linear_reads_a_wide_upstream_gradient(name: str, dtype: torch.dtype, de
     grad = spread(values(18, 21, dtype=dtype, device=device), 0)
     ours = [wanting(x.clone()) for x in inputs]
     exact = [wanting(x.double()) for x in inputs]
-    made = torch.autograd.grad(linear(*ours, activation=name), ours, grad)
+    gradients = torch.autograd.grad(linear(*ours, activation=name), ours, grad)
     y = F.linear(*exact)
     expected = torch.autograd.grad(y if name == "identity" else F.gelu(y), exact, grad.double())
-    for a, e in zip(made, expected, strict=True):
+    for a, e in zip(gradients, expected, strict=True):
         assert_close(a, e, 2 * tolerance(dtype, 64))
 
 
@@ -228,7 +228,7 @@ def test_elementwise(dimension: int, device: str) -> None:
 def check_recurrent(
     kind: str, options: dict[str, Any], x: Tensor, device: str, view: Callable[[str, Tensor], Tensor] = lambda _, t: t
 ) -> None:
-    """Ours, with parameters laid out by `view` of their names, against torch.nn's in float64."""
+    """Ours, with parameters laid out by `view`, which gets their names, against torch.nn's in float64."""
     torch.manual_seed(0)
     ours = getattr(tinynet.nn, kind)(x.shape[-1], 12, device=device, **options)
     options = {key: value for key, value in options.items() if key != "recompute"}
@@ -256,7 +256,7 @@ RECURRENT = [("RNN", {}), ("LSTM", {"recompute": True}), ("LSTM", {"proj_size": 
 @pytest.mark.parametrize("shape", [(18, 1, 7), (1, 18, 7)], ids=["steps", "sequences"])
 @pytest.mark.parametrize("dimension", [0, 1])
 def test_recurrent(dimension: int, shape: tuple[int, ...], kind: str, options: dict[str, Any], device: str) -> None:
-    """Rows that lie apart, and features that do, of one sequence and of one step: views that are not copied."""
+    """Wide strides of rows and of features, for one sequence and for one step: views that are not copied."""
     x = spread(values(18, 7, dtype=torch.float32, device=device), dimension).unflatten(0, shape[:2])
     check_recurrent(
         kind, options, x, device, lambda name, t: spread(t, dimension) if name.startswith("weight_ih") else t
@@ -265,7 +265,7 @@ def test_recurrent(dimension: int, shape: tuple[int, ...], kind: str, options: d
 
 @pytest.mark.parametrize("dimension", [0, 1])
 def test_optimizer(dimension: int, device: str) -> None:
-    """A gradient that lies apart is copied; so is a parameter, which the reference steps."""
+    """A gradient with a wide stride is copied; a parameter with one is stepped by the reference."""
     p, g = (values(5, 7, dtype=torch.float32, device=device) + n for n in range(2))
     for parameter, gradient in ((p.clone(), spread(g, dimension)), (spread(p, dimension), g)):
         ours, theirs = torch.nn.Parameter(parameter), torch.nn.Parameter(p.clone())
@@ -282,7 +282,7 @@ def is_wide(constants: Mapping[str, Any]) -> bool | None:
 
 
 def test_who_takes_int64() -> None:
-    """Dense tensors whose rows, planes or counts are huge do; ordinary ones don't, 2^32 elements though they hold."""
+    """Dense tensors with huge rows, planes or counts take int64; ordinary ones don't, even with 2^32 elements."""
     target, identity = current_target(), as_activation(None)
 
     def linear_problem(M: int, N: int, K: int) -> launch.Problem:
@@ -321,7 +321,7 @@ def test_who_takes_int64() -> None:
 
 @pytest.fixture
 def always_wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every tile reaches past the largest offset, at any size: what takes dense tensors of many gigabytes else."""
+    """Every tile exceeds the largest offset, at any size; otherwise this takes dense tensors of many gigabytes."""
     run, seen = launch._run, []
 
     def look(kernel: Any, grid: Any, arguments: Any, constants: Any, *reached: Any) -> None:
@@ -418,7 +418,7 @@ def test_pooling_of_an_expanded_image(pooling: str, dimension: int, device: str)
 
 
 def test_expanded_operands(device: str) -> None:
-    """One element's memory stands for a whole dimension."""
+    """The memory of one element is expanded to a whole dimension."""
     x, weight = (values(*shape, dtype=torch.float32, device=device) for shape in ((18, 19), (21, 19)))
     for each in (x[:1].expand(18, 19), x[:, :1].expand(18, 19), x[:1, :1].expand(18, 19)):
         check(linear, F.linear, wanting(each.detach()), wanting(weight.clone()))

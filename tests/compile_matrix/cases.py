@@ -136,13 +136,13 @@ def activation_cases(target: Target) -> Iterator[Case]:
     }
     for function, row in zip(functions, itertools.cycle(pairwise(flags)), strict=False):
         grad, (want_dz, want_bias) = _empty(*row["shape"], dtype=row["dtype"]), row["wanted"]
-        curved = function.name != "identity"
+        has_activation = function.name != "identity"
         run = partial(
             activation.activation_backward,
             grad,
-            grad if curved else None,
+            grad if has_activation else None,
             function,
-            want_dz=want_dz and curved,
+            want_dz=want_dz and has_activation,
             want_bias=want_bias,
         )
         yield Case(f"backward {function.name} {_flags(row)}", run, aligned=row["shape"][1] % 8 == 0)

@@ -6,10 +6,10 @@
 
 A variant passes if it compiles and
 
-- spills no register (except for `SPILLS_ALLOWED`, each with its reason) and stays within shared memory and grid limits;
+- spills no registers (except for `SPILLS_ALLOWED`, with reasons) and stays within shared memory and grid limits;
 - uses no compare-and-swap loop for an atomic;
-- if its product has 16-bit operands, rows aligned to 16 bytes and 64 rows or more: has no 16-bit load in its main loop,
-  copies asynchronously if the chip can, and uses the matrix instruction that it should use on the chip;
+- if its product has 16-bit operands, rows aligned to 16 bytes and at least 64 rows: has no 16-bit load in its main
+  loop, copies asynchronously if the chip can, and uses the matrix instruction that it should use on the chip;
 - needs no more main-loop instructions per matrix instruction than recorded in `costs.json`.
 
 Triton's disk cache, keyed by the source, makes a second run quick. Compilation runs in worker processes.
@@ -174,15 +174,14 @@ def is_spill_allowed(launch: Launch) -> bool:
 
 def tasks(targets: Iterable[str], columns: Iterable[str]) -> list[Task]:
     """The work for these targets and columns, split into tasks."""
-    made = []
+    result = []
     for target in targets:
         by_column = cases(find_target(target))
         for column in columns:
             count = len(by_column[column])
-            made += [
-                Task(target, column, at, min(at + CASES_PER_TASK, count)) for at in range(0, count, CASES_PER_TASK)
-            ]
-    return made
+            starts = range(0, count, CASES_PER_TASK)
+            result += [Task(target, column, start, min(start + CASES_PER_TASK, count)) for start in starts]
+    return result
 
 
 def load_costs(path: Path = COSTS_FILE) -> Costs:
@@ -252,11 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\r{done}/{sum(task.stop - task.start for task in work)} cases", end="\r", file=sys.stderr)
     print(f"{done} cases, {launches} launches, {failed} failed, {time.monotonic() - began:.0f} s")
     if options.record:
-        kept = load_costs() if COSTS_FILE.exists() else {}
+        previous = load_costs() if COSTS_FILE.exists() else {}
         if set(options.column) < set(COLUMNS):  # preserve the figures of other columns; columns share kernels
             for target, figures in measured.items():
-                keep_worst(figures, kept.get(target, {}))
-        save_costs({**kept, **measured})
+                keep_worst(figures, previous.get(target, {}))
+        save_costs({**previous, **measured})
     return 1 if failed else 0
 
 

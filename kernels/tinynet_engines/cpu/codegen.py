@@ -387,9 +387,9 @@ class KernelWriter(DotWriter):
     def _view_tt_reshape(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
         source, target = operation.operands[0].type.shape, value.type.shape
         if [size for size in source if size > 1] == [size for size in target if size > 1]:
-            kept = iter([position for position, size in zip(index, target, strict=False) if size > 1])
+            indices = iter([position for position, size in zip(index, target, strict=False) if size > 1])
             return self.element(
-                operation.operands[0], tuple(ZERO if size == 1 else next(kept) for size in source), nest
+                operation.operands[0], tuple(ZERO if size == 1 else next(indices) for size in source), nest
             )
         same = 0  # trailing dimensions that both shapes have: their indices do not change
         while source[len(source) - same - 1] == target[len(target) - same - 1]:
@@ -812,13 +812,13 @@ class KernelWriter(DotWriter):
         source, result = operation.operands[0], operation.result
         axis, shape, element = operation.integer("axis"), source.type.shape, result.type.element
         identity, _, combined = self._reduction(combine, element)
-        kept = shape[:axis] + shape[axis + 1 :]
+        result_shape = shape[:axis] + shape[axis + 1 :]
         wide = "f32" if element in SMALL_FLOATS else element
         totals = Buffer(self.allocate(wide, result.type.count, "r"), wide, len(self.preheaders))
         self.lines.append(f"for (int32_t i = 0; i < {result.type.count}; i++) {totals.name}[i] = {identity};")
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
-            place = f"{totals.name}[{self.linear(index[:axis] + index[axis + 1 :], kept)}]"
+            place = f"{totals.name}[{self.linear(index[:axis] + index[axis + 1 :], result_shape)}]"
             return [f"{place} = {combined(place, self.element(source, index, nest))};"]
 
         order = [axis, *(dimension for dimension in range(len(shape)) if dimension != axis)]
@@ -851,9 +851,9 @@ class KernelWriter(DotWriter):
         def finish(totals: list[str], index: tuple[Index, ...]) -> list[str]:
             outside, self.lines = self.lines, []
             shape = operation.operands[0].type.shape
-            kept = index[:axis] + index[axis + 1 :]
+            result_index = index[:axis] + index[axis + 1 :]
             for result, total in zip(operation.results, totals, strict=False):
-                self._store_result(self.forms[result], kept, shape[:axis] + shape[axis + 1 :], total)
+                self._store_result(self.forms[result], result_index, shape[:axis] + shape[axis + 1 :], total)
             inside, self.lines = self.lines, outside
             return inside
 

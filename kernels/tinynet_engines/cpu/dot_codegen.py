@@ -409,8 +409,8 @@ class DotWriter:
             return [leaf for operand in owner.operands for leaf in self._leaves(operand, dimensions)]
         if owner.name == "tt.broadcast":
             source = owner.operands[0]
-            kept = [d if size > 1 else None for d, size in zip(dimensions, source.type.shape, strict=False)]
-            return self._leaves(source, kept)
+            varying = [d if size > 1 else None for d, size in zip(dimensions, source.type.shape, strict=False)]
+            return self._leaves(source, varying)
         if owner.name == "tt.expand_dims":
             axis = owner.integer("axis")
             return self._leaves(owner.operands[0], dimensions[:axis] + dimensions[axis + 1 :])

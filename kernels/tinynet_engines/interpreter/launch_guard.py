@@ -270,7 +270,7 @@ class guard:
 
     def _compare_poisons(self, state: LaunchState, memory: Snapshot, run: Any) -> None:
         """Runs the launch again with the other poisons; a result that differs depends on lanes it must not use."""
-        kept = Snapshot(memory.tensors)
+        results = Snapshot(memory.tensors)
         tensors = state.pointers + [(region.name, region.tensor) for region in self.allowed]
         different: dict[str, int] = {}
         for poison in POISON_VALUES:
@@ -283,13 +283,13 @@ class guard:
             try:
                 run()
             except interpreter.InterpreterError as error:
-                kept.restore()
+                results.restore()
                 self._report_poison(state, f"with {poison} in lanes masked off without `other` it fails: {error}")
                 return
-            for (name, tensor), count in zip(tensors, kept.differences(), strict=True):
+            for (name, tensor), count in zip(tensors, results.differences(), strict=True):
                 if count:
                     different[f"{name}{list(tensor.shape)}"] = count
-        kept.restore()
+        results.restore()
         if different:
             outputs = ", ".join(f"{count} byte(s) of {name}" for name, count in different.items())
             self._report_poison(state, f"{outputs} depend on lanes masked off in a load without `other`")

@@ -162,7 +162,7 @@ def test_loaded_addresses_are_checked_before_the_one_loop_that_stores() -> None:
     assert {find(kernel, "tt.load", 2).result, find(kernel, "tt.load", 3).result} == Analysis(kernel).materialized
 
 
-def test_loaded_addresses_are_not_taken_to_be_apart_after_an_effect() -> None:
+def test_loaded_addresses_are_not_assumed_disjoint_after_a_side_effect() -> None:
     """A program can't restart once it has stored, and in a loop its stores run more than once."""
     scalar = "    tt.store %x, %a : !tt.ptr<i64>\n"
     loop = "    scf.for %l = %c0 to %n step %c1 : i32 {\n" + BOTH + "    }\n"
@@ -228,7 +228,7 @@ def test_what_a_select_lets_pass_limits_what_is_needed() -> None:
     assert analysis.needed_below(find(kernel, "arith.select").result, 0) == []
 
 
-def test_a_second_way_past_a_select_lifts_its_limit() -> None:
+def test_a_use_that_bypasses_a_select_lifts_its_limit() -> None:
     kernel = function(
         PREFIX
         + """    %z = arith.select %m, %w, %v : tensor<16xi1>, tensor<16xf32>

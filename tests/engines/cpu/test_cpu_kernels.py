@@ -306,7 +306,7 @@ def shifted_rows_kernel(
     a_ptr, x_ptr, c_ptr, M, rows, shifts,
     WIDTH: tl.constexpr, SHIFTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """c[shift] = a x[shift:], side by side in one tile: rows of B are SHIFTS segments; those from `shifts` are left."""
+    """c[shift] = a x[shift:], adjacent in one tile: rows of B have SHIFTS segments, of which `shifts` are stored."""
     row, k, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K), tl.arange(0, SHIFTS * WIDTH)
     shift = column // WIDTH
     end = shifts * WIDTH

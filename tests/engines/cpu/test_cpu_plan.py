@@ -57,7 +57,7 @@ def test_misaligned_tensors_share_a_plan() -> None:
         torch.testing.assert_close(y, memory[shift : shift + 64] * 64)
 
 
-def test_overlapping_arguments_take_the_other_way() -> None:
+def test_overlapping_arguments_take_tritons_launcher() -> None:
     y = torch.zeros(64)
     assert run(torch.randn(64), y, 64, 0.5)
     memory = torch.randn(65)
@@ -76,7 +76,7 @@ def test_neighbors_in_memory_do_not_overlap() -> None:
     torch.testing.assert_close(memory[48:], memory[:48] * 48)
 
 
-def test_hooks_debugging_and_changed_globals_take_tritons_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_debugging_and_changed_globals_take_tritons_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = torch.randn(64), torch.zeros(64)
     assert run(x, y, 64, 0.5)
     seen: list[str] = []
@@ -116,12 +116,12 @@ def test_plans_hold_no_tensors_and_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert own and all(len(site.plans) <= 8 for site in own)
 
 
-def test_constants_of_a_problem_are_told_apart_by_identity_and_share_plans_by_content() -> None:
+def test_constants_of_a_problem_are_distinguished_by_identity_and_share_plans_by_content() -> None:
     x, y = torch.randn(64), torch.zeros(64)
-    made = [Constants({"BLOCK": 64, "HAS_EXTRA": flag, "num_warps": 4}) for flag in (False, False, True)]
-    assert made[0] != made[1] and len(set(made)) == 3
+    variants = [Constants({"BLOCK": 64, "HAS_EXTRA": flag, "num_warps": 4}) for flag in (False, False, True)]
+    assert variants[0] != variants[1] and len(set(variants)) == 3
     sites = []
-    for constants in made:
+    for constants in variants:
         extra = torch.ones(1) if constants["HAS_EXTRA"] else None
         assert cpu.plan_launch(scale_kernel, (1,), (x, y, 64, 0.5, extra), constants)
         torch.testing.assert_close(y, (x + (0.0 if extra is None else 1.0)) * 64)
@@ -130,7 +130,7 @@ def test_constants_of_a_problem_are_told_apart_by_identity_and_share_plans_by_co
     assert sites[0] is sites[1] is not sites[2]
 
 
-def test_a_plan_is_made_without_launching() -> None:
+def test_a_plan_is_created_without_launching() -> None:
     """A kernel that accumulates must run once, not twice, on its first launch."""
     total = torch.zeros(1)
     assert cpu.plan_launch(accumulate_kernel, (3,), (total,), {})

@@ -1,4 +1,4 @@
-"""Small kernels with the faults that `test_planted_faults.py` lists for the guard; FAULT "none" makes them correct."""
+"""Small kernels with the faults that `test_planted_faults.py` lists for the guard; FAULT "none" is correct."""
 
 # Triton types a kernel's constexpr parameters as constexpr, and takes plain values for them.
 # pyright: reportArgumentType=false

@@ -159,7 +159,7 @@ def many_device_functions_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr):
     tl.store(out_ptr + tl.program_id(0), total)
 
 
-def test_language_is_patched_once_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_language_is_patched_once_per_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     stock = triton_interpreter._patch_builtin
     monkeypatch.setattr(

@@ -140,7 +140,7 @@ def mismatched_product_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
 def tuned_product_kernel(
     a_ptr, b_ptr, c_ptr, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """One tile of c = a b; the first configuration is over every chip's shared memory."""
+    """One tile of c = a b; the first configuration exceeds every chip's shared memory."""
     row = tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_N)
     step = tl.arange(0, BLOCK_K)
@@ -168,7 +168,7 @@ def carried_offset_kernel(x_ptr, y_ptr, steps, stride, BLOCK: tl.constexpr):
 
 @triton.jit
 def rescaled_product_kernel(a_ptr, b_ptr, c_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """One tile of c = a b whose accumulator is scaled in every iteration, so each product waits for the last."""
+    """One tile of c = a b whose accumulator is scaled in every iteration: each product waits for the previous one."""
     row = tl.arange(0, BLOCK)
     step = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK, BLOCK), tl.float32)

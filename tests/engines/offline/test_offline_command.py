@@ -38,7 +38,7 @@ def script(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_script_is_run_with_its_arguments_once_a_target(script: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_script_is_run_with_its_arguments_once_per_target(script: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     written = tmp_path / "report.json"
     assert main(["inspect", script, "--target", "sm_90,gfx942", "--json", str(written), "--", "5000"]) == 0
     shown = capsys.readouterr().out
@@ -72,7 +72,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_is_one_file_with_a_plot_and_a_bar_a_kernel(script: str, tmp_path: Path):
+def test_the_page_is_one_file_with_a_plot_and_a_bar_per_kernel(script: str, tmp_path: Path):
     written = tmp_path / "report.html"
     main(["inspect", script, "--target", "sm_90,sm_80", "--html", str(written), "--", "5000"])
     source = written.read_text()
@@ -163,7 +163,7 @@ def test_a_report_that_nobody_reads_is_written_all_the_same(script: str, tmp_pat
     assert json.loads((tmp_path / "r.json").read_text())[0]["target"]["name"] == "sm_90"
 
 
-def test_a_report_that_does_not_fit_is_said_and_fails(script: str, tmp_path: Path):
+def test_a_report_that_does_not_fit_fails_with_a_message(script: str, tmp_path: Path):
     answer = command("TINYNET inspect script.py -- 5000 > /dev/full", tmp_path)
     assert answer.returncode == 2
     assert answer.stderr == "tinynet: standard output cannot be written: No space left on device\n"

@@ -98,7 +98,7 @@ def test_cross_entropy():
     assert found["cross_entropy_backward"][1] == rows * (SIZE * classes + 8 + SIZE + 3 * 4 + SIZE * classes)
 
 
-def test_adam_moves_seven_accesses_an_element():
+def test_adam_moves_seven_accesses_per_element():
     sizes = (401408, 100, 1)
     parameters = [torch.empty(size) for size in sizes]
     with tinynet.inspect("gfx942") as report:

@@ -172,7 +172,7 @@ def test_an_autotuner_takes_the_first_configuration_that_fits_and_remembers_noth
     assert tuned_product_kernel.__dict__ == state
 
 
-def test_tuples_of_tensors_are_taken_apart():
+def test_tuples_of_tensors_are_flattened():
     x, y = torch.empty(64), torch.empty(64)
     with tinynet.inspect("sm_90") as report:
         run(tuple_copy_kernel, (1,), (x, y), 64, BLOCK=64)

@@ -109,7 +109,7 @@ LOOP = f"""    %c0 = arith.constant 0 : i32
     }}"""
 
 
-def test_dots_are_counted_once_a_trip():
+def test_dots_are_counted_once_per_iteration():
     effects = analyze(kernel(LOOP), {2: 130}, (1, 1, 1))
     assert effects.dot_flops == 3 * 2 * 128 * 64 * 32
     assert effects.operand_type == "bf16"

@@ -15,6 +15,8 @@ from tinynet.dispatch import Route, are_plain_and_alike, route_of, route_of_plai
 
 REDUCTIONS = ("mean", "sum", "none")  # of losses
 
+Pair = tuple[int, int]  # (height, width)
+
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in autocast's dtype where autocast is on for their device, else as they came.
@@ -166,3 +168,20 @@ def is_dense(tensor: Tensor) -> bool:
                 return False
             expected *= size
     return True
+
+
+def as_pair(operator: str, name: str, value: Any, least: int) -> Pair:
+    """(height, width) of one number, or of a sequence of one or two.
+
+    Raises:
+        TypeError: a value that is not an integer.
+        ValueError: more than two, or one below `least`.
+    """
+    values = list(map(as_integer, value if isinstance(value, Sequence) else [value]))
+    if None in values:
+        raise TypeError(f"{operator}: {name} must be an integer or a pair of integers, got {value!r}")
+    if len(values) not in (1, 2):
+        raise ValueError(f"{operator}: {name} must be one number or two, got {value!r}")
+    if min(values) < least:
+        raise ValueError(f"{operator}: {name} must be at least {least}, got {value!r}")
+    return values[0], values[-1]

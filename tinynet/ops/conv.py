@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from tinynet.dispatch import Route
 from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference, as_activation
-from tinynet.ops.arguments import as_integer, autocast, autocast_dtype, cast_to, needs_gradient, route_floating
+from tinynet.ops.arguments import as_integer, as_pair, autocast, autocast_dtype, cast_to, needs_gradient, route_floating
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet.ops.pool import max_pool2d
@@ -383,8 +383,8 @@ def convolution_spec(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"conv2d: bias must be [{K}] for this weight, got {tuple(bias.shape)}")
-    strides = _pair("stride", stride, 1)
-    dilations = _pair("dilation", dilation, 1)
+    strides = as_pair("conv2d", "stride", stride, 1)
+    dilations = as_pair("conv2d", "dilation", dilation, 1)
     begin, end = _padding(padding, strides, dilations, (R, S))
     spec = ConvolutionSpec(strides, begin, end, dilations, groups)
     padded, window = spec.padded_size((H, W)), spec.window((R, S))
@@ -396,25 +396,12 @@ def convolution_spec(
     return spec
 
 
-def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
-    """(height, width) of a number or a pair, none below `least`."""
-    pair = tuple(map(as_integer, value if isinstance(value, tuple | list) else (value,)))
-    pair = pair * 2 if len(pair) == 1 else pair
-    if len(pair) != 2:
-        raise ValueError(f"conv2d: {name} must be one number or (height, width), got {value!r}")
-    if None in pair:
-        raise TypeError(f"conv2d: {name} must be an integer or a pair of them, got {value!r}")
-    if min(pair) < least:
-        raise ValueError(f"conv2d: {name} must be at least {least}, got {value!r}")
-    return pair
-
-
 def _padding(
     padding: Any, stride: tuple[int, int], dilation: tuple[int, int], kernel_size: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Zeros at the (top, left) and at the (bottom, right)."""
     if not isinstance(padding, str):
-        pair = _pair("padding", padding, 0)
+        pair = as_pair("conv2d", "padding", padding, 0)
         return pair, pair
     if padding == "valid":
         return (0, 0), (0, 0)

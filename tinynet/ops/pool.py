@@ -13,11 +13,9 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route, route_of
 from tinynet.ops import kernels
-from tinynet.ops.arguments import as_integer, check_floating, needs_gradient
+from tinynet.ops.arguments import Pair, as_integer, as_pair, check_floating, needs_gradient
 from tinynet.ops.autograd import gradients_of, through_kernels
 from tinynet.ops.operator import Operator, Tensors
-
-Pair = tuple[int, int]
 
 
 def max_pool2d_reference(
@@ -185,7 +183,7 @@ def _dense(grad: Tensor, channels_last: bool) -> Tensor:
     return kernels.layout.to_channels_last(grad) if channels_last else grad.contiguous()
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def _has_adjacent_channels(x: Tensor) -> bool:
     """Whether neighboring channels of x [N, C, H, W] are neighbors in memory."""
     return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
@@ -289,17 +287,17 @@ def max_pool2d(
     check_floating("max_pool2d", input=input)
     route = route_of("max_pool2d", ("input",), input)
     _check_shape("max_pool2d", input)
-    kernel = _pair("max_pool2d", "kernel_size", kernel_size, least=1)
-    step = kernel if stride is None else _pair("max_pool2d", "stride", stride, least=1)
-    border = _pair("max_pool2d", "padding", padding, least=0)
-    spread = _pair("max_pool2d", "dilation", dilation, least=1)
+    kernel = as_pair("max_pool2d", "kernel_size", kernel_size, least=1)
+    step = kernel if stride is None else as_pair("max_pool2d", "stride", stride, least=1)
+    border = as_pair("max_pool2d", "padding", padding, least=0)
+    spread = as_pair("max_pool2d", "dilation", dilation, least=1)
     window = (kernel, step, border, spread)
     out_size = _output_size("max_pool2d", input, window, ceil_mode)
     if route is Route.REFERENCE:
         y, index = max_pool2d_reference(input, *window, ceil_mode)
         return (y, index) if return_indices else y
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    channels_last = _is_channels_last(x)
+    channels_last = _has_adjacent_channels(x)
     if route is Route.OPERATOR:
         y, _, index = max_pool2d_operator(route, x, *window, x.shape[2:], out_size, channels_last, return_indices)
     elif needs_gradient(input):
@@ -348,9 +346,9 @@ def avg_pool2d(
     check_floating("avg_pool2d", input=input)
     route = route_of("avg_pool2d", ("input",), input)
     _check_shape("avg_pool2d", input)
-    kernel = _pair("avg_pool2d", "kernel_size", kernel_size, least=1)
-    step = kernel if stride is None else _pair("avg_pool2d", "stride", stride, least=1)
-    border = _pair("avg_pool2d", "padding", padding, least=0)
+    kernel = as_pair("avg_pool2d", "kernel_size", kernel_size, least=1)
+    step = kernel if stride is None else as_pair("avg_pool2d", "stride", stride, least=1)
+    border = as_pair("avg_pool2d", "padding", padding, least=0)
     divisor = None if divisor_override is None else as_integer(divisor_override)
     if divisor == 0 or (divisor is None and divisor_override is not None):
         raise ValueError(f"avg_pool2d: divisor_override must be an integer other than 0, got {divisor_override!r}")
@@ -359,7 +357,7 @@ def avg_pool2d(
     if route is Route.REFERENCE:
         return avg_pool2d_reference(input, *window, ceil_mode, count_include_pad, divisor)
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    options = (out_size, _is_channels_last(x), count_include_pad, divisor or 0)
+    options = (out_size, _has_adjacent_channels(x), count_include_pad, divisor or 0)
     if route is Route.OPERATOR:
         y = avg_pool2d_operator(route, x, *window, x.shape[2:], *options)
     else:
@@ -392,11 +390,11 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     filled = [given if size is None else size for size, given in zip(sizes, input.shape[-2:], strict=False)]
     if len(sizes) != 2:
         raise ValueError(f"adaptive_avg_pool2d: output_size must be one number or two, got {output_size!r}")
-    out_size = _pair("adaptive_avg_pool2d", "output_size", filled, least=1)
+    out_size = as_pair("adaptive_avg_pool2d", "output_size", filled, least=1)
     if route is Route.REFERENCE:
         return adaptive_avg_pool2d_reference(input, out_size)
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    channels_last = _is_channels_last(x)
+    channels_last = _has_adjacent_channels(x)
     if route is Route.OPERATOR:
         y = adaptive_avg_pool2d_operator(route, x, x.shape[2:], out_size, channels_last)
     else:
@@ -415,18 +413,6 @@ def _check_shape(operator: str, input: Tensor) -> None:
         raise ValueError(f"{operator}: input must be [N, C, H, W] or [C, H, W], got shape {tuple(input.shape)}")
     if 0 in input.shape[-3:]:
         raise ValueError(f"{operator}: only the batch of input may be empty, got shape {tuple(input.shape)}")
-
-
-def _pair(operator: str, name: str, value: Any, least: int) -> Pair:
-    """(height, width) from one number, or from one or two in a sequence."""
-    values = list(map(as_integer, value if isinstance(value, Sequence) else [value]))
-    if None in values:
-        raise TypeError(f"{operator}: {name} must be an integer or a pair of integers, got {value!r}")
-    if len(values) not in (1, 2):
-        raise ValueError(f"{operator}: {name} must be one number or two, got {value!r}")
-    if min(values) < least:
-        raise ValueError(f"{operator}: {name} must be at least {least}, got {value!r}")
-    return values[0], values[-1]
 
 
 def _output_size(operator: str, input: Tensor, window: tuple[Pair, Pair, Pair, Pair], ceil_mode: bool) -> Pair:

@@ -29,6 +29,8 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "MSELoss": ({}, (4, 5)),
     "Dropout": ({"p": 0.0}, (4, 5)),
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
+    "GLU": ({}, (4, 6)),
+    "PReLU": ({"num_parameters": 5}, (4, 5)),
     **dict.fromkeys(
         (
             *("ReLU", "LeakyReLU", "ReLU6", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "LogSigmoid"),

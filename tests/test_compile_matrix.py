@@ -101,7 +101,7 @@ def test_a_spill_fails_unless_it_is_listed_and_no_larger(monkeypatch: pytest.Mon
         product_case().run()
     (launch,) = report.launches
     assert check(launch, aligned=True) == []
-    assert cost_key(launch).startswith("linear_forward_kernel bf16 BLOCK_M=")
+    assert cost_key(launch).startswith("linear_forward_kernel bf16 block_k=")
     sound = launch.kernel.code
 
     def failures(**facts: int) -> list[str]:

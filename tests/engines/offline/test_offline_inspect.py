@@ -167,7 +167,7 @@ def test_an_autotuner_takes_the_first_configuration_that_fits_and_remembers_noth
     state = dict(tuned_product_kernel.__dict__)
     with tinynet.inspect("sm_90") as report:
         run(tuned_product_kernel, (1,), a, a, torch.empty_like(a), 64, 64, 64)
-    assert [launch.constants["TILE"].block_m for launch in report.launches] == [64]
+    assert [launch.constants["BLOCK_M"] for launch in report.launches] == [64]
     assert not report.errors
     assert tuned_product_kernel.__dict__ == state
 

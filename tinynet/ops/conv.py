@@ -347,7 +347,7 @@ def _conv2d(
     if route is Route.REFERENCE:
         y = conv2d_reference(x, weight, bias, spec, activation)
         return F.max_pool2d(y, 2) if pool else y
-    y = conv2d_operator(Route.OPERATOR, x, weight, bias, spec, activation)[0]
+    y = conv2d_operator(Route.OPERATOR, x, weight, bias, spec, activation)
     return max_pool2d(y, 2) if pool else y  # type: ignore[return-value]
 
 

@@ -167,7 +167,7 @@ def cross_entropy(
         return cross_entropy_reference(input, target, weight, *options)
     logits = _as_rows(input, classes=True)
     rows = _as_rows(target, classes=target.is_floating_point())
-    loss: Tensor = cross_entropy_operator(route, logits, rows, weight, *options)[0]
+    loss: Tensor = cross_entropy_operator(route, logits, rows, weight, *options)
     if reduction != "none" or input.dim() == 2:
         return loss
     return loss.view(() if input.dim() == 1 else (input.shape[0], *input.shape[2:]))

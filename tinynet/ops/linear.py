@@ -236,7 +236,7 @@ def _layer_by_layer(x: Tensor, layers: Sequence[Layer], route: Route) -> Tensor:
             x = linear_reference(x, weight, bias, activation)
             continue
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        y = linear_operator(Route.OPERATOR, rows, weight, bias, activation)[0]
+        y = linear_operator(Route.OPERATOR, rows, weight, bias, activation)
         x = y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
     return x
 

@@ -87,24 +87,28 @@ class Operator:
             self._count(name, flops)
 
     def __call__(self, route: Route, *arguments: Any) -> Any:
-        """The result, or the tuple of results, of these arguments in the schema's order; absent ones are None.
+        """The differentiable results of these arguments, in the schema's order: one tensor, or a tuple.
 
         Args:
-            route: who computes; the reference gives the differentiable results alone.
-            arguments: tensors and settings. For Route.KERNELS they are as `forward` takes them.
+            route: who computes.
+            arguments: tensors and settings, as `forward` takes them.
         """
         if route is Route.REFERENCE:
             return self.reference(*arguments)
         save = needs_gradient(*arguments[: self.tensors])
         if route is Route.OPERATOR:
-            return self.registered(*arguments, save)
+            results = self.registered(*arguments, save)
+            return results if self.single else self.differentiable(results)
         if save:
             return _KernelFunction.apply(self, *arguments)
-        results = self.launch_forward(*arguments, False)
-        return results[0] if self.single else tuple(results)
+        return self.differentiable(self.launch_forward(*arguments, False))
+
+    def differentiable(self, results: Sequence[Any]) -> Any:
+        """Those of all results that are differentiable: one tensor, or a tuple."""
+        return results[0] if self.outputs == 1 else tuple(results[: self.outputs])
 
     def registered(self, *arguments: Any) -> Any:
-        """The results of the operator that PyTorch knows; the last argument is `save`."""
+        """All results of the operator that PyTorch knows; the last argument is `save`."""
         _tell_flop_counters()
         *settings, save = arguments[self.tensors :]
         encoded = [setting.encode(value) for setting, value in zip(self.settings, settings, strict=True)]
@@ -177,7 +181,7 @@ class Operator:
 def _in_pytorch(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
     operator = ctx.operator
     wanted = ctx.needs_input_grad[1 : 1 + operator.tensors]
-    return None, *operator.in_pytorch(ctx.given, ctx.settings, wanted, grads[: operator.outputs])
+    return None, *operator.in_pytorch(ctx.given, ctx.settings, wanted, grads)
 
 
 class _KernelFunction(torch.autograd.Function):
@@ -189,15 +193,14 @@ class _KernelFunction(torch.autograd.Function):
         ctx.operator, ctx.settings = operator, arguments[operator.tensors :]
         ctx.save_for_backward(*operator.saves(arguments, results))
         ctx.given = hold(*arguments[: operator.tensors])
-        ctx.mark_non_differentiable(*[result for result in results[operator.outputs :] if result is not None])
-        return results[0] if operator.single else tuple(results)
+        return operator.differentiable(results)
 
     @staticmethod
     @through_kernels(_in_pytorch)
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         operator, settings = ctx.operator, ctx.settings
         wanted = ctx.needs_input_grad[1 : 1 + operator.tensors]
-        gradients = operator.launch_backward(grads[: operator.outputs], ctx.saved_tensors, *settings, wanted)
+        gradients = operator.launch_backward(grads, ctx.saved_tensors, *settings, wanted)
         return None, *gradients, *[None] * len(settings)
 
 

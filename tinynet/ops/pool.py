@@ -299,7 +299,8 @@ def max_pool2d(
     x = input if input.dim() == 4 else input.unsqueeze(0)
     channels_last = _has_adjacent_channels(x)
     if route is Route.OPERATOR:
-        y, _, index = max_pool2d_operator(route, x, *window, x.shape[2:], out_size, channels_last, return_indices)
+        settings = *window, x.shape[2:], out_size, channels_last, return_indices
+        y, _, index = max_pool2d_operator.registered(x, *settings, needs_gradient(x))
     elif needs_gradient(input):
         y, index = MaxPool2dFunction.apply(x, window, out_size, channels_last, return_indices)  # pyright: ignore
     else:

@@ -294,7 +294,7 @@ def recurrent_layer(
     )
     h0, c0 = h0.contiguous(), None if c0 is None else c0.contiguous()
     if route is Route.OPERATOR:
-        y, h_n, c_n, *_ = recurrent_operator(route, x, *weights, h0, c0, reset, sequences.batch_sizes, mode, recompute)
+        y, h_n, c_n = recurrent_operator(route, x, *weights, h0, c0, reset, sequences.batch_sizes, mode, recompute)
         return y, h_n, c_n if mode == "lstm" else None
     if needs_gradient(x, *weights, h0, c0):
         result: Any = RecurrentFunction.apply(x, *weights, h0, c0, mode, sequences, reset, recompute)

@@ -158,17 +158,17 @@ def conv2d_gradients(
     saved = None if saved is None else layout.to_channels_last(saved)
     dz, db = layout.to_channels_last(grad), None
     if want_weight and not want_x and kernels.conv_weight_gradient.takes_output_gradient(x, spec):
-        dw, db = kernels.conv_weight_gradient.convolution_weight_and_bias_gradient(
+        dw, db = kernels.conv_weight_gradient.convolution_weight_gradient(
             dz,
-            saved,
-            argmax,
             layout.to_channels_last(x),
             spec,
             kernel_size,
-            activation,
             channels_last=channels_last[1],
-            want_bias=want_bias,
             dtype=dtypes[1],
+            saved=saved,
+            argmax=argmax,
+            activation=activation,
+            want_bias=want_bias,
         )
         return None, dw, None if db is None else db.to(dtypes[2])
     want_dz = activation.name != "identity" and (want_x or want_weight)
@@ -186,7 +186,7 @@ def conv2d_gradients(
         dx = kernels.conv_input_gradient.convolution_input_gradient(dz, packed, spec, size, dtypes[0])
         dx = _in_order(dx, channels_last[0])
     if want_weight:
-        dw = kernels.conv_weight_gradient.convolution_weight_gradient(
+        dw, _ = kernels.conv_weight_gradient.convolution_weight_gradient(
             dz, layout.to_channels_last(x), spec, kernel_size, channels_last=channels_last[1], dtype=dtypes[1]
         )
     return dx, dw, None if db is None else db.to(dtypes[2])

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, ConvolutionWindow
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, ConvolutionWindow, Pair, Shape
 from tinynet_kernels.conv.tiles import BoxTile, PixelTile, depthwise_box
 from tinynet_kernels.conv.window import (
     box_position,
@@ -195,12 +195,6 @@ def depthwise_weight_gradient_kernel(
     tl.store(dw + column * (WINDOW.R * WINDOW.S), tl.sum(total, axis=0), mask=in_columns)
 
 
-@costs(single_channel_forward_kernel)
-def single_channel_forward_cost(weight_ptr: torch.Tensor, pixels: int, **others: Any) -> Cost:
-    """2 N P Q K R S operations; x, W and b read, y (and z, and argmax) written."""
-    return Cost(2 * pixels * weight_ptr.numel(), size_in_bytes(weight_ptr, *others.values()))
-
-
 @costs(depthwise_input_gradient_kernel)
 @costs(depthwise_weight_gradient_kernel)
 def depthwise_gradient_cost(dz_ptr: torch.Tensor, WINDOW: ConvolutionWindow, **others: Any) -> Cost:
@@ -225,8 +219,8 @@ def single_channel_problem(
     block_pixels = max(block_pixels, 4)  # of one window
     # A GPU's registers would not hold all taps of some tiles.
     unrolls = target.kind == "cpu" and C == 1 and shape.taps <= 9
-    columns = (block_pixels, K), (block_channels, 1)
-    wide = is_wide_convolution(pixels, pixels // shape.N, block_pixels, C * shape.H * shape.W, columns)
+    result = (block_pixels, K), (block_channels, 1)
+    wide = is_wide_convolution(pixels, pixels // shape.N, block_pixels, C * shape.H * shape.W, result)
     window = spec.compiled((shape.R, shape.S), wide=wide, pool=pool, multiplier=K // C, one_channel=C == 1)
     return Problem(
         single_channel_forward_kernel,
@@ -243,18 +237,14 @@ def single_channel_problem(
 
 @lru_cache(maxsize=4096)
 def _input_gradient_problem(
-    dz_shape: tuple[int, int, int, int],
-    kernel_size: tuple[int, int],
-    spec: ConvolutionSpec,
-    size: tuple[int, int],
-    target: Target,
+    dz_shape: Shape, kernel_size: Pair, spec: ConvolutionSpec, size: Pair, target: Target
 ) -> Problem:
     N, K, P, Q = dz_shape
     H, W = size
     C = spec.groups
     block_pixels, block_channels, num_warps = rows_and_columns(N * H * W, C, target)
-    columns = (block_pixels, C), (block_channels, 1)
-    wide = is_wide_convolution(N * H * W, H * W, block_pixels, K * P * Q, columns)
+    result = (block_pixels, C), (block_channels, 1)
+    wide = is_wide_convolution(N * H * W, H * W, block_pixels, K * P * Q, result)
     return Problem(
         depthwise_input_gradient_kernel,
         (ceil_div(N * H * W, block_pixels), ceil_div(C, block_channels)),
@@ -266,11 +256,7 @@ def _input_gradient_problem(
 
 
 def depthwise_input_gradient(
-    dz: torch.Tensor,
-    weight: torch.Tensor,
-    spec: ConvolutionSpec,
-    size: tuple[int, int],
-    dtype: torch.dtype | None = None,
+    dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: Pair, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """dX [N, C, H, W] of dZ [N, K, P, Q] and W [K, 1, R, S]; see `input_gradient.convolution_input_gradient`."""
     dx = empty_channels_last(dz, dz.shape[0], spec.groups, *size, dtype)
@@ -281,11 +267,7 @@ def depthwise_input_gradient(
 
 @lru_cache(maxsize=4096)
 def _weight_gradient_problem(
-    dz_shape: tuple[int, int, int, int],
-    x_shape: tuple[int, int, int, int],
-    spec: ConvolutionSpec,
-    kernel_size: tuple[int, int],
-    target: Target,
+    dz_shape: Shape, x_shape: Shape, spec: ConvolutionSpec, kernel_size: Pair, target: Target
 ) -> tuple[Problem, int]:
     """The launch, and its splits."""
     N, K, P, Q = dz_shape
@@ -310,11 +292,7 @@ def _weight_gradient_problem(
 
 
 def depthwise_weight_gradient(
-    dz: torch.Tensor,
-    x: torch.Tensor,
-    spec: ConvolutionSpec,
-    kernel_size: tuple[int, int],
-    dtype: torch.dtype | None = None,
+    dz: torch.Tensor, x: torch.Tensor, spec: ConvolutionSpec, kernel_size: Pair, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """dW [K, 1, R, S] in `dtype` (None: x's); see `weight_gradient.convolution_weight_gradient`."""
     problem, splits = _weight_gradient_problem(dz.shape, x.shape, spec, kernel_size, current_target())

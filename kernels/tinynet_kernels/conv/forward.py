@@ -26,8 +26,8 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.depthwise import single_channel_problem, taps_first
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec
+from tinynet_kernels.conv.depthwise import single_channel_forward_kernel, single_channel_problem, taps_first
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Pair, Shape
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
     convolution_few_channels_tile,
@@ -86,18 +86,18 @@ def convolution_forward_kernel(
     group_inputs = widened(group_inputs, WINDOW.wide)
     pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
     group = tl.program_id(1)
-    out_channel = group * group_outputs + column_start
+    out_channel = (group * group_outputs).to(tl.int64) + column_start
     columns_left = group_outputs - column_start
     column = tl.arange(0, TILE.block_n) % columns_left  # past the end: copies, never stored
     x_group = x_ptr + group * group_inputs
     windows = windows_of(x_group, pixel_start, pixels, H, W, C, P, Q, WINDOW, TILE.block_m)
     weights = R * S * group_inputs
     filters = Filters(
-        weight_ptr + out_channel.to(tl.int64) * weights,
+        weight_ptr + out_channel * weights,
         tl.arange(0, TILE.block_k)[:, None] + column[None, :] * weights,
-        row_stride=S * group_inputs,
-        tap_stride=group_inputs,
-        channel_stride=1,
+        next_tap=group_inputs,
+        next_row=group_inputs,
+        next_channels=TILE.block_k - weights + group_inputs,
     )
     z = sum_over_taps(windows, filters, group_inputs, R, S, R, S, WINDOW.dilation_h, WINDOW.dilation_w, WINDOW, TILE)
     store_activated(
@@ -138,7 +138,7 @@ def convolution_few_channels_kernel(
     K = widened(K, WINDOW.wide)
     pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
     group = tl.program_id(1)
-    out_channel = group * group_outputs + column_start
+    out_channel = (group * group_outputs).to(tl.int64) + column_start
     columns_left = group_outputs - column_start
     column = tl.arange(0, BLOCK_K) % columns_left  # past the end: copies, never stored
     x_group = x_ptr + group * WINDOW.group_inputs
@@ -147,7 +147,7 @@ def convolution_few_channels_kernel(
     if BITMASK:
         row_bits = tl.where(windows.in_tile, line_bits(windows.h, H, R, WINDOW.dilation_h), 0)
         column_bits = line_bits(windows.w, W, S, WINDOW.dilation_w)
-    weight_base = weight_ptr + out_channel.to(tl.int64) * REDUCTION
+    weight_base = weight_ptr + out_channel * REDUCTION
 
     z = tl.zeros((BLOCK_PIXELS, BLOCK_K), tl.float32)
     for start in range(0, REDUCTION, BLOCK_REDUCTION):
@@ -174,6 +174,7 @@ def convolution_few_channels_kernel(
 
 @costs(convolution_forward_kernel)
 @costs(convolution_few_channels_kernel)
+@costs(single_channel_forward_kernel)
 def convolution_forward_cost(weight_ptr: torch.Tensor, pixels: int, **others: Any) -> Cost:
     """2 N P Q K R S C / groups operations; x, W and b read, y (and z, and argmax) written."""
     return Cost(2 * pixels * weight_ptr.numel(), size_in_bytes(weight_ptr, *others.values()))
@@ -215,23 +216,23 @@ def convolution_forward(
     precision = convolution_precision(dtype, target)
     problem, size = _forward_problem(x.shape, weight.shape, dtype, precision, spec, activation, pool, target)
     y = empty_channels_last(x, x.shape[0], K, *size)
-    z = torch.empty_like(y) if save and not activation.reads_output and activation.name != "identity" else None
+    z = torch.empty_like(y) if save and activation.reads_input else None
     argmax = torch.empty_like(y, dtype=torch.int8) if pool and save else None
     problem.launch(x, taps_first(weight) if group_inputs == 1 else weight, bias, y, z, argmax)
-    return y, y if save and activation.reads_output and activation.name != "identity" else z, argmax
+    return y, y if save and activation.reads_output else z, argmax
 
 
 @lru_cache(maxsize=4096)
 def _forward_problem(
-    x_shape: tuple[int, int, int, int],
-    weight_shape: tuple[int, int, int, int],
+    x_shape: Shape,
+    weight_shape: Shape,
     dtype: torch.dtype,
     precision: str,
     spec: ConvolutionSpec,
     activation: Activation,
     pool: bool,
     target: Target,
-) -> tuple[Problem, tuple[int, int]]:
+) -> tuple[Problem, Pair]:
     """The forward's launch, and (height, width) of its results."""
     K, group_inputs, R, S = weight_shape
     shape = ConvolutionShape.of(x_shape, K, (R, S), spec)

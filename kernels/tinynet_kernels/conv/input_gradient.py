@@ -21,7 +21,7 @@ import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import depthwise_input_gradient
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Pair, Shape
 from tinynet_kernels.conv.tiles import convolution_precision, convolution_tile
 from tinynet_kernels.conv.window import Filters, Windows, is_wide_convolution, pixel_position, sum_over_taps
 from tinynet_kernels.gemm import GROUP, tile_start
@@ -88,12 +88,14 @@ def convolution_input_gradient_kernel(
     windows = Windows(pixel < pixels, p, q, dz_base, ((image * P + p) * Q + q) * K, P, Q, K)
     weights = R * S * group_inputs
     weight_base = weight_ptr + (group * group_outputs).to(tl.int64) * weights + (r * S + s) * group_inputs
+    tap_row = TAP_STEP_H * S * group_inputs
+    row_of_taps = (tap_columns - 1) * TAP_STEP_W * group_inputs
     filters = Filters(
         weight_base + column_start,
         tl.arange(0, TILE.block_k)[:, None] * weights + column[None, :],
-        row_stride=TAP_STEP_H * S * group_inputs,
-        tap_stride=TAP_STEP_W * group_inputs,
-        channel_stride=weights,
+        next_tap=TAP_STEP_W * group_inputs,
+        next_row=tap_row - row_of_taps,
+        next_channels=TILE.block_k * weights - (tap_rows - 1) * tap_row - row_of_taps,
     )
     ROWS: constexpr = (R + TAP_STEP_H - 1) // TAP_STEP_H
     COLUMNS: constexpr = (S + TAP_STEP_W - 1) // TAP_STEP_W
@@ -119,12 +121,12 @@ def convolution_input_gradient_cost(weight_ptr: torch.Tensor, N: int, P: int, Q:
 
 @lru_cache(maxsize=4096)
 def _input_gradient_problem(
-    dz_shape: tuple[int, int, int, int],
-    weight_shape: tuple[int, int, int, int],
+    dz_shape: Shape,
+    weight_shape: Shape,
     dtype: torch.dtype,
     precision: str,
     spec: ConvolutionSpec,
-    size: tuple[int, int],
+    size: Pair,
     target: Target,
 ) -> Problem:
     N, K, P, Q = dz_shape
@@ -157,11 +159,7 @@ def _input_gradient_problem(
 
 
 def convolution_input_gradient(
-    dz: torch.Tensor,
-    weight: torch.Tensor,
-    spec: ConvolutionSpec,
-    size: tuple[int, int],
-    dtype: torch.dtype | None = None,
+    dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: Pair, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """dX [N, C, H, W] in `dtype` (None: dZ's), channels_last.
 

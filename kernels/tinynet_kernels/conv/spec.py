@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+Pair = tuple[int, int]  # (height, width)
+Shape = tuple[int, int, int, int]  # of images or a weight
+
 
 class ConvolutionSpec(NamedTuple):
     """Stride, padding, dilation and groups; pairs are (height, width).
@@ -20,10 +23,10 @@ class ConvolutionSpec(NamedTuple):
         groups: number of independent convolutions that the channels are divided among.
     """
 
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    padding_end: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    padding_end: Pair = (0, 0)
+    dilation: Pair = (1, 1)
     groups: int = 1
 
     @property
@@ -37,24 +40,24 @@ class ConvolutionSpec(NamedTuple):
         a, b, c, d, e, f, g, h, groups = values
         return ConvolutionSpec((a, b), (c, d), (e, f), (g, h), groups)
 
-    def window(self, kernel_size: tuple[int, int]) -> tuple[int, int]:
+    def window(self, kernel_size: Pair) -> Pair:
         """(height, width) of the image that one output pixel reads, for a kernel of (R, S) taps."""
         return self.dilation[0] * (kernel_size[0] - 1) + 1, self.dilation[1] * (kernel_size[1] - 1) + 1
 
-    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def padded_size(self, size: Pair) -> Pair:
         """(height, width) of an image with its padding."""
         return size[0] + self.padding[0] + self.padding_end[0], size[1] + self.padding[1] + self.padding_end[1]
 
-    def output_size(self, size: tuple[int, int], kernel_size: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: Pair, kernel_size: Pair) -> Pair:
         """(P, Q) for an image of (H, W) and a kernel of (R, S)."""
         padded, window = self.padded_size(size), self.window(kernel_size)
         return (padded[0] - window[0]) // self.stride[0] + 1, (padded[1] - window[1]) // self.stride[1] + 1
 
-    def is_pointwise(self, kernel_size: tuple[int, int]) -> bool:
+    def is_pointwise(self, kernel_size: Pair) -> bool:
         """Whether each output pixel is a linear layer of one input pixel: a plain matrix product."""
         return kernel_size == (1, 1) and self == ConvolutionSpec(dilation=self.dilation)
 
-    def compiled(self, kernel_size: tuple[int, int], **others: Any) -> ConvolutionWindow:
+    def compiled(self, kernel_size: Pair, **others: Any) -> ConvolutionWindow:
         """What kernels are compiled for, for a kernel of (R, S); `others` are further fields."""
         (stride_h, stride_w), (dilation_h, dilation_w) = self.stride, self.dilation
         steps = stride_h // math.gcd(stride_h, dilation_h), stride_w // math.gcd(stride_w, dilation_w)
@@ -115,7 +118,7 @@ class ConvolutionShape(NamedTuple):
     groups: int
 
     @staticmethod
-    def of(x: tuple[int, ...], K: int, kernel_size: tuple[int, int], spec: ConvolutionSpec) -> ConvolutionShape:
+    def of(x: tuple[int, ...], K: int, kernel_size: Pair, spec: ConvolutionSpec) -> ConvolutionShape:
         """The sizes for images of shape `x`, K output channels and a kernel of (R, S)."""
         N, C, H, W = x
         return ConvolutionShape(N, H, W, C, *spec.output_size((H, W), kernel_size), K, *kernel_size, spec.groups)

@@ -25,7 +25,7 @@ from tinynet_kernels.activation import activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import depthwise_weight_gradient
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Pair, Shape
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
     convolution_precision,
@@ -48,7 +48,7 @@ class WeightTile(NamedTuple):
     Attributes:
         row_start: the first of its rows.
         is_first: whether no tile of the same rows comes before it.
-        tap: of each of its columns, or of all.
+        tap: of each of its columns, or of all; (tap_h, tap_w) pixels below and beside the first.
         channel: of each of its columns, within the group.
         columns_left: how many columns there are from its first to the last.
     """
@@ -56,6 +56,8 @@ class WeightTile(NamedTuple):
     row_start: Any
     is_first: Any
     tap: Any
+    tap_h: Any
+    tap_w: Any
     channel: Any
     columns_left: Any
 
@@ -92,7 +94,9 @@ def weight_tile_of(program, group_inputs, group_outputs, WINDOW: constexpr, TILE
         column_start = column_tile // TAPS * TILE.block_columns
         columns_left = group_inputs - column_start
         channel = column_start + column % columns_left
-    return WeightTile(row_tile * TILE.block_rows, column_tile == 0, tap, channel, columns_left)
+    tap_h = tap // WINDOW.S * WINDOW.dilation_h
+    tap_w = tap % WINDOW.S * WINDOW.dilation_w
+    return WeightTile(row_tile * TILE.block_rows, column_tile == 0, tap, tap_h, tap_w, channel, columns_left)
 
 
 @triton.jit
@@ -107,12 +111,12 @@ def store_weights(dw, dw_ptr, channel, tile, stride_channel, stride_tap, weights
 
 
 @triton.jit
-def in_image(h, w, H, W, tap_h, tap_w, MANY_TAPS: constexpr):
-    """Whether (h + tap_h, w + tap_w) is a pixel, [PIXELS, 1] for one tap or, MANY_TAPS, [PIXELS, COLUMNS]."""
-    if MANY_TAPS:
-        return inside(h[:, None] + tap_h[None, :], H) & inside(w[:, None] + tap_w[None, :], W)
+def in_image(h, w, H, W, tile, TILE: constexpr):
+    """Whether the taps of a tile lie in the image for windows that begin at (h, w): [PIXELS, COLUMNS or 1]."""
+    if TILE.flat or TILE.taps > 1:
+        return inside(h[:, None] + tile.tap_h[None, :], H) & inside(w[:, None] + tile.tap_w[None, :], W)
     else:
-        return (inside(h + tap_h, H) & inside(w + tap_w, W))[:, None]
+        return (inside(h + tile.tap_h, H) & inside(w + tile.tap_w, W))[:, None]
 
 
 @triton.jit
@@ -153,8 +157,6 @@ def convolution_weight_gradient_boxes_kernel(
     tl.static_assert(TILE.taps == 1, "boxes are multiplied with one tap")
     tile = weight_tile_of(tl.program_id(0), group_inputs, group_outputs, WINDOW, TILE)
     k = tl.arange(0, TILE.block_rows) % (group_outputs - tile.row_start)  # past the end: copies, never stored
-    tap_h = tile.tap // WINDOW.S * WINDOW.dilation_h
-    tap_w = tile.tap % WINDOW.S * WINDOW.dilation_w
     dz_group = dz_ptr + group * group_outputs + tile.row_start
     x_group = x_ptr + group * group_inputs
 
@@ -164,14 +166,14 @@ def convolution_weight_gradient_boxes_kernel(
     image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), TILE.box_p, TILE.box_q)
     dz_offset = k[:, None] + (((image * P + row) * Q + along) * K)[None, :]
     x_offset = (((image * H + row * WINDOW.stride_h) * W + along * WINDOW.stride_w) * C)[:, None]
-    x_offset += ((tap_h * W + tap_w) * C + tile.channel)[None, :]
+    x_offset += ((tile.tap_h * W + tile.tap_w) * C + tile.channel)[None, :]
     first_box = split * boxes_per_split
     n, p, q = box_position(first_box, P, Q, TILE)
     dw = tl.zeros((ROWS, COLUMNS), tl.float32)
     for _ in range(first_box, min(first_box + boxes_per_split, boxes)):
         h = p * WINDOW.stride_h - WINDOW.padding_h
         w = q * WINDOW.stride_w - WINDOW.padding_w
-        valid = in_image(h + row * WINDOW.stride_h, w + along * WINDOW.stride_w, H, W, tap_h, tap_w, TILE.flat)
+        valid = in_image(h + row * WINDOW.stride_h, w + along * WINDOW.stride_w, H, W, tile, TILE)
         dz_base = dz_group + ((n.to(tl.int64) * P + p) * Q + q) * K
         x_base = x_group + ((n.to(tl.int64) * H + h) * W + w) * C
         if WINDOW.even:
@@ -244,8 +246,6 @@ def convolution_weight_gradient_runs_kernel(
     split = tl.program_id(1)
     group = tl.program_id(2)
     tile = weight_tile_of(tl.program_id(0), group_inputs, group_outputs, WINDOW, TILE)
-    tap_h = tile.tap // WINDOW.S * WINDOW.dilation_h
-    tap_w = tile.tap % WINDOW.S * WINDOW.dilation_w
     row = tl.arange(0, TILE.block_rows)
     in_rows = row < group_outputs - tile.row_start
     k = row % (group_outputs - tile.row_start)  # past the end: copies, never stored
@@ -257,7 +257,7 @@ def convolution_weight_gradient_runs_kernel(
     COLUMNS: constexpr = TILE.block_columns
     TAPS: constexpr = 4 if WINDOW.pool else 1
     pixel = tl.arange(0, BLOCK_PIXELS)
-    x_offset = ((tap_h - WINDOW.padding_h) * W + tap_w - WINDOW.padding_w) * C + tile.channel
+    x_offset = ((tile.tap_h - WINDOW.padding_h) * W + tile.tap_w - WINDOW.padding_w) * C + tile.channel
     dw = tl.zeros((ROWS, COLUMNS), tl.float32)
     transposed = tl.zeros((COLUMNS, ROWS), tl.float32)  # the longer side of flat tiles in vectors
     db = tl.zeros((ROWS,), tl.float32)
@@ -267,7 +267,7 @@ def convolution_weight_gradient_runs_kernel(
         h = p * WINDOW.stride_h - WINDOW.padding_h
         w = q * WINDOW.stride_w - WINDOW.padding_w
         in_output = pixel < pixels - start
-        valid = in_output[:, None] & in_image(h, w, H, W, tap_h, tap_w, TILE.flat or TILE.taps > 1)
+        valid = in_output[:, None] & in_image(h, w, H, W, tile, TILE)
         pixel_in_x = (image.to(tl.int64) * H + p * WINDOW.stride_h) * W + q * WINDOW.stride_w
         b = tl.load(x_group + (pixel_in_x * C)[:, None] + x_offset[None, :], mask=valid, other=0.0)
         base = tl.cast(start // TAPS, tl.int64) * K + first_channel
@@ -307,45 +307,15 @@ def takes_output_gradient(x: torch.Tensor, spec: ConvolutionSpec) -> bool:
     return current_target().kind == "cpu" and group_inputs < FEW_CHANNELS and not is_depthwise
 
 
-def convolution_weight_gradient(
-    dz: torch.Tensor,
-    x: torch.Tensor,
-    spec: ConvolutionSpec,
-    kernel_size: tuple[int, int],
-    *,
-    channels_last: bool,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """dW [K, C / groups, R, S] in `dtype` (None: x's).
-
-    Args:
-        dz: [N, K, P, Q], channels_last.
-        x: [N, C, H, W], channels_last.
-        spec: stride, padding, dilation, groups.
-        kernel_size: (R, S).
-        channels_last: whether dW is; contiguous otherwise.
-    """
-    K, C = dz.shape[1], x.shape[1]
-    if spec.is_pointwise(kernel_size):
-        dw = linear_weight_gradient(as_rows(dz), as_rows(x), dtype)
-        return dw.view(K, 1, 1, C).permute(0, 3, 1, 2) if channels_last else dw.view(K, C, 1, 1)
-    if C == spec.groups > 1:
-        dw = depthwise_weight_gradient(dz, x, spec, kernel_size, dtype)
-        return dw.view(K, *kernel_size, 1).permute(0, 3, 1, 2) if channels_last else dw
-    return convolution_weight_and_bias_gradient(
-        dz, None, None, x, spec, kernel_size, IDENTITY, channels_last=channels_last, want_bias=False, dtype=dtype
-    )[0]
-
-
 @lru_cache(maxsize=4096)
 def _weight_gradient_problem(
-    x_shape: tuple[int, int, int, int],
+    x_shape: Shape,
     K: int,
     pool: bool,
     dtype: torch.dtype,
     precision: str,
     spec: ConvolutionSpec,
-    kernel_size: tuple[int, int],
+    kernel_size: Pair,
     activation: Activation,
     channels_last: bool,
     target: Target,
@@ -386,47 +356,56 @@ def _weight_gradient_problem(
     else:
         kernel = convolution_weight_gradient_boxes_kernel
         problem = Problem(kernel, grid, N, *numbers, boxes, boxes_per_split, **options)
-    return problem, (splits, K, *kernel_size, group_inputs) if channels_last else (
-        splits,
-        K,
-        group_inputs,
-        *kernel_size,
-    )
+    weight_shape = (*kernel_size, group_inputs) if channels_last else (group_inputs, *kernel_size)
+    return problem, (splits, K, *weight_shape)
 
 
-def convolution_weight_and_bias_gradient(
+def convolution_weight_gradient(
     dy: torch.Tensor,
-    saved: torch.Tensor | None,
-    argmax: torch.Tensor | None,
     x: torch.Tensor,
     spec: ConvolutionSpec,
-    kernel_size: tuple[int, int],
-    activation: Activation,
+    kernel_size: Pair,
     *,
     channels_last: bool,
-    want_bias: bool,
     dtype: torch.dtype | None = None,
+    saved: torch.Tensor | None = None,
+    argmax: torch.Tensor | None = None,
+    activation: Activation | None = None,
+    want_bias: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(dW, and db [K] in fp32 where wanted): straight from dY where `takes_output_gradient` says so, else from dZ.
+    """dW [K, C / groups, R, S] in `dtype` (None: x's), from dZ or, where `takes_output_gradient`, dY.
 
     Args:
-        dy: [N, K, P, Q], channels_last; with `argmax` of its windows, [N, K, P // 2, Q // 2]; dZ for identity.
-        saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for identity.
+        dy: dZ or, with `activation`, dY [N, K, P, Q], channels_last; with `argmax` dY of [N, K, P // 2, Q // 2].
+        x: [N, C, H, W], channels_last.
+        spec: stride, padding, dilation, groups.
+        kernel_size: (R, S).
+        channels_last: whether dW is; contiguous otherwise.
+        saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for dZ.
         argmax: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
-        x, spec, kernel_size, channels_last, dtype: as in `convolution_weight_gradient`.
-        activation: the fused function.
-        want_bias: whether to compute db; for `takes_output_gradient` alone.
+        activation: the fused function, where `dy` is dY.
+        want_bias: whether to compute db from dY.
+
+    Returns:
+        dW, and db [K] in fp32 or None.
     """
+    K, C = dy.shape[1], x.shape[1]
+    if activation is None and spec.is_pointwise(kernel_size):
+        dw = linear_weight_gradient(as_rows(dy), as_rows(x), dtype)
+        return dw.view(K, 1, 1, C).permute(0, 3, 1, 2) if channels_last else dw.view(K, C, 1, 1), None
+    if activation is None and C == spec.groups > 1:
+        dw = depthwise_weight_gradient(dy, x, spec, kernel_size, dtype)
+        return dw.view(K, *kernel_size, 1).permute(0, 3, 1, 2) if channels_last else dw, None
     target = current_target()
     problem, shape = _weight_gradient_problem(
         x.shape,
-        dy.shape[1],
+        K,
         argmax is not None,
         x.dtype,
         convolution_precision(x.dtype, target),
         spec,
         kernel_size,
-        activation,
+        IDENTITY if activation is None else activation,
         channels_last,
         target,
     )

@@ -42,15 +42,15 @@ class Filters(NamedTuple):
     Attributes:
         base: pointer to the first tap of the first channel.
         offset: of [channels, columns] from there.
-        row_stride, tap_stride: from a tap to that below it and to that beside it.
-        channel_stride: from a channel to the next.
+        next_tap, next_row, next_channels: from a tap to the next, to the first of the next row of taps, and from the
+            last tap to the first of the next channels.
     """
 
     base: Any
     offset: Any
-    row_stride: Any
-    tap_stride: Any
-    channel_stride: Any
+    next_tap: Any
+    next_row: Any
+    next_channels: Any
 
 
 @triton.jit
@@ -149,13 +149,9 @@ def sum_over_taps(
     BLOCK_N: constexpr = TILE.block_n
     BLOCK_K: constexpr = TILE.block_k
     BITMASK: constexpr = ROWS * COLUMNS <= 32
-    # From a tap to the next, to the next row of taps, and from the last tap to the first of the next channels.
-    a_next_tap = STEP_W * windows.depth
-    a_next_row = STEP_H * windows.width * windows.depth - (columns - 1) * a_next_tap
-    a_next_channels = BLOCK_K - (rows - 1) * STEP_H * windows.width * windows.depth - (columns - 1) * a_next_tap
-    b_next_tap = filters.tap_stride
-    b_next_row = filters.row_stride - (columns - 1) * b_next_tap
-    b_next_channels = BLOCK_K * filters.channel_stride - (rows - 1) * filters.row_stride - (columns - 1) * b_next_tap
+    next_tap = STEP_W * windows.depth
+    next_row = STEP_H * windows.width * windows.depth - (columns - 1) * next_tap
+    next_channels = BLOCK_K - (rows - 1) * STEP_H * windows.width * windows.depth - (columns - 1) * next_tap
     channel = tl.arange(0, BLOCK_K)
     a_base = windows.base
     b_base = filters.base
@@ -187,8 +183,9 @@ def sum_over_taps(
         column += 1
         row_ends = column == columns
         taps_end = tap == taps
-        a_base += tl.where(taps_end, a_next_channels, tl.where(row_ends, a_next_row, a_next_tap))
-        b_base += tl.where(taps_end, b_next_channels, tl.where(row_ends, b_next_row, b_next_tap))
+        a_base += tl.where(taps_end, next_channels, tl.where(row_ends, next_row, next_tap))
+        next_filters = tl.where(row_ends, filters.next_row, filters.next_tap)
+        b_base += tl.where(taps_end, filters.next_channels, next_filters)
         if BITMASK:
             bits = tl.where(taps_end, all_bits, bits >> 1)
         if not WINDOW.even:

@@ -171,11 +171,11 @@ def lstm_forward_kernel(
         if cell_ptr is not None:
             store(rows_at(cell_ptr, block, step, unit, H), c, mask)
         operand = h.to(weight_i.dtype)
-        i, f, g, o = load_four(rows_at(gates_x_ptr, block, step, unit, 4 * H), H, mask)
-        i = tl.dot(operand, weight_i, i, input_precision=SPEC.precision)
-        f = tl.dot(operand, weight_f, f, input_precision=SPEC.precision)
-        g = tl.dot(operand, weight_g, g, input_precision=SPEC.precision)
-        o = tl.dot(operand, weight_o, o, input_precision=SPEC.precision)
+        gates_x = rows_at(gates_x_ptr, block, step, unit, 4 * H)
+        i = tl.dot(operand, weight_i, load(gates_x, mask), input_precision=SPEC.precision)
+        f = tl.dot(operand, weight_f, load(gates_x + H, mask), input_precision=SPEC.precision)
+        g = tl.dot(operand, weight_g, load(gates_x + 2 * H, mask), input_precision=SPEC.precision)
+        o = tl.dot(operand, weight_o, load(gates_x + 3 * H, mask), input_precision=SPEC.precision)
         next_c, next_h = cells.lstm_cell(i, f, g, o, c)
         if weight_hr_ptr is not None:
             next_h = tl.dot(next_h.to(projection.dtype), projection, input_precision=SPEC.precision)

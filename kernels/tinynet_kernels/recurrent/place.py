@@ -85,8 +85,8 @@ def block_of(lengths_ptr, T, B, AXIS: constexpr, BLOCK_BATCH: constexpr, INTERLE
 @triton.jit
 def step_of(reset_ptr, offsets_ptr, block, t, steps, B, INTERLEAVED: constexpr):
     """Step t of the forward direction, step steps - 1 - t of the reverse one; 0 <= t < steps <= T."""
-    t = tl.where(block.direction == 0, t, steps - 1 - t)
-    row = t.to(tl.int64) * B
+    t += block.direction * (steps - 1 - 2 * t)
+    row = tl.cast(t, tl.int64) * B
     if offsets_ptr is not None:
         row = tl.load(offsets_ptr + t)  # in bounds: 0 <= t < T
     active = t < block.length

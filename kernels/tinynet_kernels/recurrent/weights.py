@@ -116,61 +116,60 @@ def recurrent_weight_gradient_kernel(
     last_row = min(first_row + rows_per_split, R)
     width = directions * gates
     out = out_ptr + tl.program_id(1).to(tl.int64) * elements
-    if x_ptr is not None:
-        tiles = tiles_of(width, inputs, TILE)
-        if program < tiles:
+    input_elements = tl.cast(width, tl.int64) * inputs if x_ptr is not None else 0
+    hidden_elements = tl.cast(width, tl.int64) * outputs if previous_ptr is not None else 0
+    shared_gates = gates - hidden_gates
+    input_tiles = tiles_of(width, inputs, TILE) if x_ptr is not None else 0
+    shared_tiles = tiles_of(shared_gates, outputs, TILE)
+    hidden_tiles = shared_tiles + tiles_of(hidden_gates, outputs, TILE)
+    all_hidden_tiles = directions * hidden_tiles if previous_ptr is not None else 0
+    projection_tiles = tiles_of(outputs, hidden, TILE)
+    all_projection_tiles = directions * projection_tiles if unprojected_ptr is not None else 0
+    hidden_program = program - input_tiles
+    projection_program = hidden_program - all_hidden_tiles
+    bias_program = projection_program - all_projection_tiles
+    if hidden_program < 0:
+        if x_ptr is not None:
             d_gates = Matrix(d_gates_ptr, 1, width)
             x = Matrix(x_ptr, stride_xr, stride_xi)
             weight_tile(d_gates, x, out, program, first_row, last_row, width, inputs, PRODUCT, TILE)
-        program -= tiles
-        out += tl.cast(width, tl.int64) * inputs
-    if previous_ptr is not None:
-        shared_tiles = tiles_of(gates - hidden_gates, outputs, TILE)
-        own_tiles = tiles_of(hidden_gates, outputs, TILE)
-        tiles = directions * (shared_tiles + own_tiles)
-        if (program >= 0) & (program < tiles):
-            direction = program // (shared_tiles + own_tiles)
-            tile = program % (shared_tiles + own_tiles)
+    elif projection_program < 0:
+        if previous_ptr is not None:
+            direction = hidden_program // hidden_tiles
+            tile = hidden_program % hidden_tiles
             previous = Matrix(previous_ptr + direction * outputs, directions * outputs, 1)
-            start = out + direction.to(tl.int64) * gates * outputs
+            start = out + input_elements + direction.to(tl.int64) * gates * outputs
             if tile < shared_tiles:
-                rows = gates - hidden_gates
                 d_shared = Matrix(d_gates_ptr + direction * gates, 1, width)
-                weight_tile(d_shared, previous, start, tile, first_row, last_row, rows, outputs, PRODUCT, TILE)
+                weight_tile(d_shared, previous, start, tile, first_row, last_row, shared_gates, outputs, PRODUCT, TILE)
             elif d_hidden_ptr is not None:
                 tile -= shared_tiles
-                start += tl.cast(gates - hidden_gates, tl.int64) * outputs
+                start += tl.cast(shared_gates, tl.int64) * outputs
                 own = Matrix(d_hidden_ptr + direction * hidden_gates, 1, directions * hidden_gates)
                 weight_tile(own, previous, start, tile, first_row, last_row, hidden_gates, outputs, PRODUCT, TILE)
-        program -= tiles
-        out += tl.cast(width, tl.int64) * outputs
-    if unprojected_ptr is not None:
-        projection_tiles = tiles_of(outputs, hidden, TILE)
-        tiles = directions * projection_tiles
-        if (program >= 0) & (program < tiles):
-            direction = program // projection_tiles
-            tile = program % projection_tiles
+    elif bias_program < 0:
+        if unprojected_ptr is not None:
+            direction = projection_program // projection_tiles
+            tile = projection_program % projection_tiles
             d_output = Matrix(d_output_ptr + direction * outputs, 1, directions * outputs)
             unprojected = Matrix(unprojected_ptr + direction * hidden, directions * hidden, 1)
-            start = out + direction.to(tl.int64) * outputs * hidden
+            start = out + input_elements + hidden_elements + direction.to(tl.int64) * outputs * hidden
             weight_tile(d_output, unprojected, start, tile, first_row, last_row, outputs, hidden, PRODUCT, TILE)
-        program -= tiles
-        out += tl.cast(directions * outputs, tl.int64) * hidden
-    if program >= 0:
-        hidden_bias = out + width
-        tiles = tl.cdiv(width, TILE.block_m)
-        if program < tiles:
-            column, total = bias_tile(d_gates_ptr, program, first_row, last_row, width, TILE)
+    else:
+        input_bias = out + elements - 2 * width
+        blocks = tl.cdiv(width, TILE.block_m)
+        if bias_program < blocks:
+            column, total = bias_tile(d_gates_ptr, bias_program, first_row, last_row, width, TILE)
             shared = column < width
-            tl.store(out + column, total.to(out_ptr.dtype.element_ty), mask=shared)
+            tl.store(input_bias + column, total.to(out_ptr.dtype.element_ty), mask=shared)
             if d_hidden_ptr is not None:
-                shared = shared & (column % gates < gates - hidden_gates)
-            tl.store(hidden_bias + column, total.to(out_ptr.dtype.element_ty), mask=shared)
+                shared = shared & (column % gates < shared_gates)
+            tl.store(input_bias + width + column, total.to(out_ptr.dtype.element_ty), mask=shared)
         elif d_hidden_ptr is not None:
             columns = directions * hidden_gates
-            column, total = bias_tile(d_hidden_ptr, program - tiles, first_row, last_row, columns, TILE)
-            place = column // hidden_gates * gates + gates - hidden_gates + column % hidden_gates
-            tl.store(hidden_bias + place, total.to(out_ptr.dtype.element_ty), mask=column < columns)
+            column, total = bias_tile(d_hidden_ptr, bias_program - blocks, first_row, last_row, columns, TILE)
+            place = column // hidden_gates * gates + shared_gates + column % hidden_gates
+            tl.store(input_bias + width + place, total.to(out_ptr.dtype.element_ty), mask=column < columns)
 
 
 @costs(recurrent_weight_gradient_kernel)
@@ -204,9 +203,8 @@ def recurrent_weight_gradients(
     shapes = ((width, inputs), (D, gates, outputs), (D, outputs, hidden), (width,), (width,))
     lengths = [math.prod(shape) if want else 0 for shape, want in zip(shapes, each, strict=True)]
     target = current_target()
-    precision = matmul_precision(x.dtype, target)
     sizes = (R, inputs, hidden, outputs, gates, hidden_gates, D)
-    problem = _problem(sizes, each[:4], sum(lengths), x.stride(), x.dtype, precision, target)
+    problem = _problem(sizes, each[:4], sum(lengths), x.stride(), x.dtype, matmul_precision(x.dtype, target), target)
     splits = problem.grid[1]
     partial = x.new_empty((splits, sum(lengths)), dtype=x.dtype if splits == 1 else torch.float32)
     problem.launch_named(

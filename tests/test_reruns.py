@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] =
     "pooling": (
         lambda: nn.Conv2d(16, 20, 3, 1, 1, activation="relu", pool=2),
         lambda: pictures(16),
-        "convolution_weight_gradient_kernel",
+        "convolution_weight_gradient",  # of boxes or of runs
     ),
     "max_pool2d": (lambda: nn.MaxPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "max_pool2d_backward_kernel"),
     "avg_pool2d": (lambda: nn.AvgPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "avg_pool2d_backward_kernel"),
@@ -100,7 +100,7 @@ def digests(device: str) -> dict[str, str]:
 def test_a_rerun_gives_the_same_bits(case: str, dtype: str, device: str) -> None:
     with counted_launches() as launches:
         first = run(case, dtype, device)
-    assert CASES[case][2] in launches
+    assert any(name.startswith(CASES[case][2]) for name in launches)
     for one, other in zip(first, run(case, dtype, device), strict=True):
         assert torch.equal(one, other)
 

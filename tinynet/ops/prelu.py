@@ -52,9 +52,10 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     channels_last = input.dim() > 2 and not input.is_contiguous() and input.movedim(1, -1).is_contiguous()
     x = input.movedim(1, -1) if channels_last else input.contiguous()
     C = weight.shape[0]
-    if C == 1:
-        rows = x.reshape(x.shape[0] if x.dim() > 1 else 1, 1, -1)
+    if C > 1 and channels_last:
+        rows = x.reshape(x.numel() // C, C, 1)
     else:
-        rows = x.reshape(-1, C, 1) if channels_last else x.reshape(x.shape[0], C, -1)
+        N = x.shape[0] if x.dim() > 1 else 1
+        rows = x.reshape(N, C, x.numel() // max(N * C, 1))
     y = prelu_operator(route, rows, weight).view(x.shape)
     return y.movedim(-1, 1) if channels_last else y

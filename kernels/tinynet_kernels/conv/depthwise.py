@@ -76,7 +76,7 @@ def single_channel_forward_kernel(
     column_start = tl.program_id(1) * BLOCK_CHANNELS
     column = column_start + tl.arange(0, BLOCK_CHANNELS)
     in_columns = column < K
-    windows = windows_of(x_ptr, pixel_start, pixels, H, W, C, P, Q, WINDOW, BLOCK_PIXELS)
+    windows = windows_of(x_ptr, 0, pixel_start, pixels, H, W, C, P, Q, WINDOW, BLOCK_PIXELS)
 
     z = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
     for r in tl.range(0, R, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]

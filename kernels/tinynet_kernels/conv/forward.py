@@ -86,14 +86,14 @@ def convolution_forward_kernel(
     group_inputs = widened(group_inputs, WINDOW.wide)
     pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
     group = tl.program_id(1)
-    out_channel = (group * group_outputs).to(tl.int64) + column_start
+    first_output = group * group_outputs
+    out_channel = first_output.to(tl.int64) + column_start
     columns_left = group_outputs - column_start
     column = tl.arange(0, TILE.block_n) % columns_left  # past the end: copies, never stored
-    x_group = x_ptr + group * group_inputs
-    windows = windows_of(x_group, pixel_start, pixels, H, W, C, P, Q, WINDOW, TILE.block_m)
+    windows = windows_of(x_ptr, group * group_inputs, pixel_start, pixels, H, W, C, P, Q, WINDOW, TILE.block_m)
     weights = R * S * group_inputs
     filters = Filters(
-        weight_ptr + out_channel * weights,
+        weight_ptr + (first_output + column_start).to(tl.int64) * weights,
         tl.arange(0, TILE.block_k)[:, None] + column[None, :] * weights,
         next_tap=group_inputs,
         next_row=group_inputs,
@@ -138,16 +138,17 @@ def convolution_few_channels_kernel(
     K = widened(K, WINDOW.wide)
     pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
     group = tl.program_id(1)
-    out_channel = (group * group_outputs).to(tl.int64) + column_start
+    first_output = group * group_outputs
+    out_channel = first_output.to(tl.int64) + column_start
     columns_left = group_outputs - column_start
     column = tl.arange(0, BLOCK_K) % columns_left  # past the end: copies, never stored
-    x_group = x_ptr + group * WINDOW.group_inputs
-    windows = windows_of(x_group, pixel_start, pixels, H, W, C, P, Q, WINDOW, BLOCK_PIXELS)
+    first_input = group * WINDOW.group_inputs
+    windows = windows_of(x_ptr, first_input, pixel_start, pixels, H, W, C, P, Q, WINDOW, BLOCK_PIXELS)
     BITMASK: constexpr = R <= 32 and S <= 32
     if BITMASK:
         row_bits = tl.where(windows.in_tile, line_bits(windows.h, H, R, WINDOW.dilation_h), 0)
         column_bits = line_bits(windows.w, W, S, WINDOW.dilation_w)
-    weight_base = weight_ptr + out_channel * REDUCTION
+    weight_base = weight_ptr + (first_output + column_start).to(tl.int64) * REDUCTION
 
     z = tl.zeros((BLOCK_PIXELS, BLOCK_K), tl.float32)
     for start in range(0, REDUCTION, BLOCK_REDUCTION):

@@ -72,10 +72,11 @@ def output_position(pixel, P, Q, POOL: constexpr):
 
 
 @triton.jit
-def windows_of(x_ptr, pixel_start, pixels, H, W, C, P, Q, WINDOW: constexpr, BLOCK_PIXELS: constexpr):
+def windows_of(x_ptr, channel, pixel_start, pixels, H, W, C, P, Q, WINDOW: constexpr, BLOCK_PIXELS: constexpr):
     """The `Windows` of BLOCK_PIXELS output pixels from `pixel_start` on, in the order of `output_position`.
 
-    Offsets are relative to the first window's image: int32, or int64 where sizes are (huge images).
+    They read the channels from `channel` on. Offsets are relative to the first window's image: int32, or int64 where
+    sizes are (huge images).
     """
     pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
     image, p, q = output_position(pixel, P, Q, WINDOW.pool)
@@ -83,7 +84,7 @@ def windows_of(x_ptr, pixel_start, pixels, H, W, C, P, Q, WINDOW: constexpr, BLO
     first_image = pixel_start // image_pixels
     h = p * WINDOW.stride_h - WINDOW.padding_h
     w = q * WINDOW.stride_w - WINDOW.padding_w
-    base = x_ptr + first_image.to(tl.int64) * H * W * C
+    base = x_ptr + first_image.to(tl.int64) * H * W * C + channel
     return Windows(pixel < pixels, h, w, base, (((image - first_image) * H + h) * W + w) * C, H, W, C)
 
 

@@ -113,7 +113,7 @@ def _forward(
     if dtype is not None:
         x, weight, bias = cast_to(dtype, x, weight, bias)
     images, packed = kernels.layout.to_channels_last(x), kernels.layout.to_channels_last(weight)
-    y, saved, argmax = kernels.conv_forward.convolution_forward(
+    y, saved, argmax, _ = kernels.conv_forward.convolution_forward(
         images, packed, bias, spec, activation, save=save, pool=pool
     )
     # The converted tensors are saved, not their originals, which the backward would convert again.

@@ -33,6 +33,7 @@ from tinynet_kernels.conv.window import (
     pixel_position,
     store_activated,
     windows_of,
+    with_bias,
 )
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import empty_channels_last, transpose
@@ -46,9 +47,14 @@ def single_channel_forward_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
+    mean_ptr,
+    variance_ptr,
+    scale_ptr,
+    shift_ptr,
     y_ptr,
     z_ptr,
     argmax_ptr,
+    partial_ptr,
     pixels,
     H,
     W,
@@ -92,19 +98,10 @@ def single_channel_forward_kernel(
             weight = tl.load(weight_ptr + (r * S + s) * K + column, mask=in_columns, other=0.0)
             z += x.to(tl.float32) * weight.to(tl.float32)[None, :]
 
+    columns_left = K - column_start
+    z = with_bias(z, bias_ptr, mean_ptr, variance_ptr, scale_ptr, shift_ptr, column_start, columns_left, WINDOW)
     store_activated(
-        z,
-        bias_ptr,
-        y_ptr,
-        z_ptr,
-        argmax_ptr,
-        pixel_start,
-        pixels,
-        column_start,
-        K - column_start,
-        K,
-        ACTIVATION,
-        WINDOW,
+        z, y_ptr, z_ptr, argmax_ptr, partial_ptr, pixel_start, pixels, column_start, columns_left, K, ACTIVATION, WINDOW
     )
 
 
@@ -211,7 +208,7 @@ def taps_first(weight: torch.Tensor) -> torch.Tensor:
 
 
 def single_channel_problem(
-    shape: ConvolutionShape, spec: ConvolutionSpec, activation: Activation, pool: bool, target: Target
+    shape: ConvolutionShape, spec: ConvolutionSpec, activation: Activation, pool: bool, epsilon: float, target: Target
 ) -> Problem:
     """The launch of `forward.convolution_forward` for W [K, 1, R, S], which it is given as `taps_first`."""
     C, K, pixels = shape.C, shape.K, shape.pixels(pool)
@@ -221,7 +218,8 @@ def single_channel_problem(
     unrolls = target.kind == "cpu" and C == 1 and shape.taps <= 9
     result = (block_pixels, K), (block_channels, 1)
     wide = is_wide_convolution(pixels, pixels // shape.N, block_pixels, C * shape.H * shape.W, result)
-    window = spec.compiled((shape.R, shape.S), wide=wide, pool=pool, multiplier=K // C, one_channel=C == 1)
+    options = {"multiplier": K // C, "one_channel": C == 1, "epsilon": epsilon}
+    window = spec.compiled((shape.R, shape.S), wide=wide, pool=pool, **options)
     return Problem(
         single_channel_forward_kernel,
         (ceil_div(pixels, block_pixels), ceil_div(K, block_channels)),

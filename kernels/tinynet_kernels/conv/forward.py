@@ -3,7 +3,8 @@
     y[n, k, p, q] = sum over c, r, s of x[n, c, p stride + r dilation - padding, q ...] W[k, c, r, s]
 
 Everything here is channels_last: x lies as [N, H, W, C], W as [K, R, S, C], y as [N, P, Q, K] (`layout.py`). Three
-kernels compute the forward, by the channels of one group; all end in the same epilogue of bias and activation:
+kernels compute the forward, by the channels of one group; all end in the same epilogue of bias, activation and, where
+a normalization with constant statistics follows, that:
 
     16 and more     an implicit matrix product [N P Q, C R S] x [C R S, K]: no im2col buffer is materialized. One step
                     is one tap of block_k channels (`window.sum_over_taps`)
@@ -18,7 +19,7 @@ cuDNN (Chetlur et al. 2014, arXiv:1410.0759).
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -42,6 +43,7 @@ from tinynet_kernels.conv.window import (
     store_activated,
     sum_over_taps,
     windows_of,
+    with_bias,
 )
 from tinynet_kernels.gemm import GROUP, tile_start
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
@@ -56,9 +58,14 @@ def convolution_forward_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
+    mean_ptr,
+    variance_ptr,
+    scale_ptr,
+    shift_ptr,
     y_ptr,
     z_ptr,
     argmax_ptr,
+    partial_ptr,
     pixels,
     H,
     W,
@@ -74,6 +81,7 @@ def convolution_forward_kernel(
 ):
     """y = act(x * W + b), one [block_m pixels, block_n channels] tile per program; the second grid axis is the group.
 
+    With a mean, x * W + b is normalized before the activation, as `window.with_bias` says.
     Where WINDOW.pool, `pixels` counts those that a 2 x 2 window holds, and y is the largest of each window.
     WINDOW.even says that block_k divides the group's input channels.
     """
@@ -100,8 +108,9 @@ def convolution_forward_kernel(
         next_channels=TILE.block_k - weights + group_inputs,
     )
     z = sum_over_taps(windows, filters, group_inputs, R, S, R, S, WINDOW.dilation_h, WINDOW.dilation_w, WINDOW, TILE)
+    z = with_bias(z, bias_ptr, mean_ptr, variance_ptr, scale_ptr, shift_ptr, out_channel, columns_left, WINDOW)
     store_activated(
-        z, bias_ptr, y_ptr, z_ptr, argmax_ptr, pixel_start, pixels, out_channel, columns_left, K, ACTIVATION, WINDOW
+        z, y_ptr, z_ptr, argmax_ptr, partial_ptr, pixel_start, pixels, out_channel, columns_left, K, ACTIVATION, WINDOW
     )
 
 
@@ -110,9 +119,14 @@ def convolution_few_channels_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
+    mean_ptr,
+    variance_ptr,
+    scale_ptr,
+    shift_ptr,
     y_ptr,
     z_ptr,
     argmax_ptr,
+    partial_ptr,
     pixels,
     H,
     W,
@@ -168,9 +182,42 @@ def convolution_few_channels_kernel(
         b = tl.load(weight_base + (column[None, :] * REDUCTION + pair[:, None]), mask=in_reduction[:, None], other=0.0)
         z = tl.dot(a, b, z, input_precision=WINDOW.precision)
 
+    z = with_bias(z, bias_ptr, mean_ptr, variance_ptr, scale_ptr, shift_ptr, out_channel, columns_left, WINDOW)
     store_activated(
-        z, bias_ptr, y_ptr, z_ptr, argmax_ptr, pixel_start, pixels, out_channel, columns_left, K, ACTIVATION, WINDOW
+        z, y_ptr, z_ptr, argmax_ptr, partial_ptr, pixel_start, pixels, out_channel, columns_left, K, ACTIVATION, WINDOW
     )
+
+
+class Normalization(NamedTuple):
+    """What follows a convolution: (z - mean) / sqrt(variance + epsilon) scale + shift, with constants [K].
+
+    `scale` and `shift` may be None. All are contiguous.
+    """
+
+    mean: torch.Tensor | None
+    variance: torch.Tensor | None
+    scale: torch.Tensor | None
+    shift: torch.Tensor | None
+    epsilon: float
+
+
+class Results(NamedTuple):
+    """What a forward returns, all channels_last.
+
+    Attributes:
+        y: [N, K, P, Q], or [N, K, P // 2, Q // 2] where it is pooled.
+        saved: y itself, z in y's shape or None, as the derivative of the activation reads; None without `save`.
+        argmax: with `pool` and `save` the largest tap of each window, as of `pool.max_pool2d_forward`.
+        partial: count, mean and sum of squared deviations of each tile of pixels, fp32 [tiles, 3, K].
+    """
+
+    y: torch.Tensor
+    saved: torch.Tensor | None
+    argmax: torch.Tensor | None
+    partial: torch.Tensor | None
+
+
+NO_NORMALIZATION = Normalization(None, None, None, None, 0.0)
 
 
 @costs(convolution_forward_kernel)
@@ -190,8 +237,10 @@ def convolution_forward(
     *,
     save: bool,
     pool: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """y = act(x * W + b), what the derivative of `activation` reads, and the argmax of pooling, all channels_last.
+    norm: Normalization | None = None,
+    want_statistics: bool = False,
+) -> Results:
+    """y = act(x * W + b), and what else is wanted.
 
     Args:
         x: [N, C, H, W], channels_last.
@@ -201,26 +250,40 @@ def convolution_forward(
         activation: fused into the epilogue.
         save: whether a backward will follow.
         pool: whether y is the largest of each 2 x 2 window, [N, K, P // 2, Q // 2]; P and Q are at least 2.
-
-    Returns:
-        y [N, K, P, Q]; y itself, z [N, K, P, Q] or None (identity, or nothing to save); for `pool` and `save` the
-        largest tap of each window as of `pool.max_pool2d_forward`, else None.
+        norm: applied to x * W + b before the activation; None without.
+        want_statistics: whether to compute those of y, which is then not pooled.
     """
     K, group_inputs, R, S = weight.shape
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    if spec.is_pointwise((R, S)) and not pool:
+    if spec.is_pointwise((R, S)) and not pool and norm is None and not want_statistics:
         y, saved = linear_forward(as_rows(x), weight.view(K, -1), bias, activation, save=save)
-        return as_images(y, x), None if saved is None else as_images(saved, x), None
+        return Results(as_images(y, x), None if saved is None else as_images(saved, x), None, None)
     target = current_target()
     dtype = x.dtype
     precision = convolution_precision(dtype, target)
-    problem, size = _forward_problem(x.shape, weight.shape, dtype, precision, spec, activation, pool, target)
+    mean, variance, scale, shift, epsilon = norm or NO_NORMALIZATION
+    problem, size, tiles = _forward_problem(
+        x.shape, weight.shape, dtype, precision, spec, activation, pool, epsilon, target
+    )
     y = empty_channels_last(x, x.shape[0], K, *size)
     z = torch.empty_like(y) if save and activation.reads_input else None
     argmax = torch.empty_like(y, dtype=torch.int8) if pool and save else None
-    problem.launch(x, taps_first(weight) if group_inputs == 1 else weight, bias, y, z, argmax)
-    return y, y if save and activation.reads_output else z, argmax
+    partial = y.new_empty((tiles, 3, K), dtype=torch.float32) if want_statistics else None
+    problem.launch_named(
+        x_ptr=x,
+        weight_ptr=taps_first(weight) if group_inputs == 1 else weight,
+        bias_ptr=bias,
+        mean_ptr=mean,
+        variance_ptr=variance,
+        scale_ptr=scale,
+        shift_ptr=shift,
+        y_ptr=y,
+        z_ptr=z,
+        argmax_ptr=argmax,
+        partial_ptr=partial,
+    )
+    return Results(y, y if save and activation.reads_output else z, argmax, partial)
 
 
 @lru_cache(maxsize=4096)
@@ -232,16 +295,18 @@ def _forward_problem(
     spec: ConvolutionSpec,
     activation: Activation,
     pool: bool,
+    epsilon: float,
     target: Target,
-) -> tuple[Problem, Pair]:
-    """The forward's launch, and (height, width) of its results."""
+) -> tuple[Problem, Pair, int]:
+    """The forward's launch, (height, width) of its results, and how many tiles of pixels it has."""
     K, group_inputs, R, S = weight_shape
     shape = ConvolutionShape.of(x_shape, K, (R, S), spec)
     size = (shape.P // 2, shape.Q // 2) if pool else (shape.P, shape.Q)
     if group_inputs == 1:
-        return single_channel_problem(shape, spec, activation, pool, target), size
+        problem = single_channel_problem(shape, spec, activation, pool, epsilon, target)
+        return problem, size, problem.grid[0]
     pixels, columns = shape.pixels(pool), shape.group_outputs
-    window = spec.compiled((R, S), pool=pool, precision=precision)
+    window = spec.compiled((R, S), pool=pool, precision=precision, epsilon=epsilon)
     if group_inputs < FEW_CHANNELS:
         kernel, groups = convolution_few_channels_kernel, (columns,)
         tile = convolution_few_channels_tile(pixels, columns, shape.taps * group_inputs, dtype, target)
@@ -259,9 +324,10 @@ def _forward_problem(
         ((tile.block_m, K), (tile.block_n, 1)),
         ((tile.block_n, shape.taps * group_inputs), (tile.block_k, 1)),
     )
+    tiles = ceil_div(pixels, tile.block_m)
     problem = Problem(
         kernel,
-        (ceil_div(pixels, tile.block_m) * ceil_div(columns, tile.block_n), spec.groups),
+        (tiles * ceil_div(columns, tile.block_n), spec.groups),
         pixels,
         *shape.sides,
         *groups,
@@ -272,4 +338,4 @@ def _forward_problem(
         num_stages=tile.num_stages,
         **(every_register(tile.block_m, precision, target) if pool else {}),
     )
-    return problem, size
+    return problem, size, tiles

@@ -81,6 +81,7 @@ class ConvolutionWindow(NamedTuple):
         group_inputs: input channels of a group, for the kernel that is compiled for them.
         multiplier: output channels to each input channel, where groups hold one.
         one_channel: whether the image has one channel.
+        epsilon: of the normalization in the epilogue, if there is one.
     """
 
     R: int
@@ -101,6 +102,7 @@ class ConvolutionWindow(NamedTuple):
     group_inputs: int = 0
     multiplier: int = 0
     one_channel: bool = False
+    epsilon: float = 0.0
 
 
 class ConvolutionShape(NamedTuple):

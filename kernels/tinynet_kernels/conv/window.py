@@ -224,12 +224,37 @@ def next_box(n, p, q, P, Q, TILE: constexpr):
 
 
 @triton.jit
+def of_channels(ptr, channel, mask):
+    """Values [1, COLUMNS] of the output channels from `channel` on, in fp32."""
+    return tl.load(ptr + channel + tl.arange(0, mask.shape[0]), mask=mask, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def with_bias(z, bias_ptr, mean_ptr, variance_ptr, scale_ptr, shift_ptr, channel, columns_left, WINDOW: constexpr):
+    """z [PIXELS, COLUMNS] + b; with a mean (z + b - mean) / sqrt(variance + epsilon) scale + shift.
+
+    All are of the output channels from `channel` on; absent ones are None.
+    """
+    mask = tl.arange(0, z.shape[1]) < columns_left
+    if bias_ptr is not None:
+        z += of_channels(bias_ptr, channel, mask)
+    if mean_ptr is not None:
+        variance = of_channels(variance_ptr, channel, mask)
+        z = (z - of_channels(mean_ptr, channel, mask)) * tl.rsqrt(variance + WINDOW.epsilon)
+        if scale_ptr is not None:
+            z *= of_channels(scale_ptr, channel, mask)
+        if shift_ptr is not None:
+            z += of_channels(shift_ptr, channel, mask)
+    return z
+
+
+@triton.jit
 def store_activated(
     z,
-    bias_ptr,
     y_ptr,
     z_ptr,
     argmax_ptr,
+    partial_ptr,
     pixel_start,
     pixels,
     channel,
@@ -238,17 +263,14 @@ def store_activated(
     ACTIVATION: constexpr,
     WINDOW: constexpr,
 ):
-    """The epilogue of z [PIXELS, COLUMNS]: y = act(z + b), and z + b itself unless z_ptr is None.
+    """The end of the epilogue of z [PIXELS, COLUMNS]: y = act(z), and z itself unless z_ptr is None.
 
     Columns are output channels from `channel` of K on, `columns_left` up to the group's last. To pool, four rows
-    make one window: stored are the largest y, z + b there, and which tap it was, 2 row + column, where argmax_ptr is
-    given.
+    make one window: stored are the largest y, z there, and which tap it was, 2 row + column, where argmax_ptr is given.
+    Where there is `partial` [tiles, 3, K], the tile's statistics of y go there; see `store_statistics`.
     """
     column = tl.arange(0, z.shape[1])
     column_mask = column < columns_left
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + channel + column, mask=column_mask, other=0.0)
-        z += bias.to(tl.float32)[None, :]
     y = activate(z, ACTIVATION)
     POOL: constexpr = WINDOW.pool
     TAPS: constexpr = 4 if POOL else 1
@@ -271,6 +293,23 @@ def store_activated(
     tl.store(y_ptr + base + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
     if argmax_ptr is not None:  # only to pool
         tl.store(argmax_ptr + base + offset, argmax.to(tl.int8), mask=mask)
+    if partial_ptr is not None:
+        part = pixel_start // z.shape[0]
+        y = y.to(y_ptr.dtype.element_ty).to(tl.float32)  # rounded first, as the layer that follows reads it
+        store_statistics(y, partial_ptr + part.to(tl.int64) * 3 * K + channel, row_start, pixels, column_mask, K)
+
+
+@triton.jit
+def store_statistics(y, partial_ptr, row_start, rows, column_mask, K):
+    """Count, mean and sum of squared deviations of the columns of y [ROWS, COLUMNS], each K elements apart."""
+    valid = (tl.arange(0, y.shape[0]) < rows - row_start)[:, None]
+    count = tl.sum(valid.to(tl.float32), axis=0)
+    mean = tl.sum(tl.where(valid, y, 0.0), axis=0) / count
+    deviation = tl.where(valid, y - mean[None, :], 0.0)
+    column = tl.arange(0, y.shape[1])
+    tl.store(partial_ptr + column, tl.zeros_like(mean) + count, mask=column_mask)
+    tl.store(partial_ptr + K + column, mean, mask=column_mask)
+    tl.store(partial_ptr + 2 * K + column, tl.sum(deviation * deviation, axis=0), mask=column_mask)
 
 
 def is_wide_convolution(

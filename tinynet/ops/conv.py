@@ -17,8 +17,8 @@ from tinynet.ops.arguments import as_integer, as_pair, autocast, autocast_dtype,
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet.ops.pool import max_pool2d
-from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.conv.spec import ConvolutionSpec
+from tinynet_kernels.activation_spec import IDENTITY, Activation
+from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization
 
 IntOrPair = int | Sequence[int]  # one number, or (height, width)
 
@@ -35,7 +35,7 @@ def conv2d_reference(
     return activation_reference(F.conv2d(x, weight, bias, spec.stride, padding, spec.dilation, spec.groups), activation)
 
 
-def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+def _in_pytorch(ctx: Any, grad: Tensor, of_statistics: None) -> Sequence[Tensor | None]:
     images, *_, original = ctx.saved_tensors
     x = images if original is None else original
     inputs = (*ctx.settings, x, *held(ctx.parameters))
@@ -46,7 +46,8 @@ def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
 class Conv2dFunction(torch.autograd.Function):
     """act(x * W + b) of x [N, C, H, W], and for `pool` its largest of each 2 x 2 window, through the kernels.
 
-    The kernels compute in `dtype`, or for None in the one that all tensors have; gradients come in the tensors' own.
+    The second result holds statistics of the first where they are wanted, see `conv.forward.Results`, else None. The
+    kernels compute in `dtype`, or for None in the one that all tensors have; gradients come in the tensors' own.
     """
 
     @staticmethod
@@ -59,26 +60,31 @@ class Conv2dFunction(torch.autograd.Function):
         spec: ConvolutionSpec,
         activation: Activation,
         pool: bool,
-    ) -> Tensor:
-        y, saved, ctx.channels_last = _forward(x, weight, bias, dtype, spec, activation, pool, save=True)
+        want_statistics: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        results, saved, ctx.channels_last = _forward(
+            x, weight, bias, dtype, spec, activation, pool, save=True, want_statistics=want_statistics
+        )
         # A converted x has lost its history, which second derivatives through x need.
         original = x if saved[0] is not x and ctx.needs_input_grad[0] else None
         ctx.save_for_backward(*saved, original)
         ctx.parameters = hold(weight, bias)
         ctx.settings = dtype, spec, activation, pool
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        return y
+        if results.partial is not None:
+            ctx.mark_non_differentiable(results.partial)
+        return results.y, results.partial
 
     @staticmethod
     @through_kernels(_in_pytorch)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, of_statistics: None) -> tuple[Tensor | None, ...]:
         x, weight, saved, argmax, _ = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         _, spec, activation, _ = ctx.settings
         gradients = conv2d_gradients(
             grad, x, weight, saved, spec, activation, ctx.channels_last, wanted, ctx.dtypes, argmax
         )
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)
 
 
 def _in_dtype(
@@ -107,17 +113,24 @@ def _forward(
     pool: bool,
     *,
     save: bool,
-) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[bool, bool]]:
-    """y; x and W as the kernels read them, what act' does, and the argmax; whether x and W came in channels_last."""
+    norm: Normalization | None = None,
+    want_statistics: bool = False,
+) -> tuple[Any, tuple[Tensor | None, ...], tuple[bool, bool]]:
+    """The results; x and W as the kernels read them, what act' does, the argmax; whether x and W came channels_last."""
     channels_last = kernels.layout.is_channels_last(x), kernels.layout.is_channels_last(weight)
     if dtype is not None:
         x, weight, bias = cast_to(dtype, x, weight, bias)
     images, packed = kernels.layout.to_channels_last(x), kernels.layout.to_channels_last(weight)
-    y, saved, argmax, _ = kernels.conv_forward.convolution_forward(
-        images, packed, bias, spec, activation, save=save, pool=pool
+    results = kernels.conv_forward.convolution_forward(
+        *(images, packed, bias, spec, activation),
+        save=save,
+        pool=pool,
+        norm=norm,
+        want_statistics=want_statistics,
     )
     # The converted tensors are saved, not their originals, which the backward would convert again.
-    return _in_order(y, any(channels_last)), (images, packed, saved, argmax), channels_last
+    saved = images, packed, results.saved, results.argmax
+    return results._replace(y=_in_order(results.y, any(channels_last))), saved, channels_last
 
 
 def _in_order(y: Tensor, channels_last: bool) -> Tensor:
@@ -202,8 +215,9 @@ def _operator_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation, save: bool
 ) -> Tensors:
     """y in the memory order of `conv2d`, and z, channels_last, where the backward needs it."""
-    y, (_, _, z, _), _ = _forward(x, weight, bias, None, spec, activation, False, save=save and activation.reads_input)
-    return y, z
+    save = save and activation.reads_input
+    results, (_, _, z, _), _ = _forward(x, weight, bias, None, spec, activation, False, save=save)
+    return results.y, z
 
 
 def _operator_fake(
@@ -305,6 +319,33 @@ def conv2d(
     if has_torch_function_unary(input):
         window = stride, padding, dilation, groups
         return handle_torch_function(conv2d, (input,), input, weight, bias, *window, function, pool)
+    return convolution(input, weight, bias, stride, padding, dilation, groups, function, pool)[0]
+
+
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+    activation: Activation,
+    pool: int = 1,
+    *,
+    norm: Normalization | None = None,
+    want_statistics: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`conv2d`, and what joins it with a batch normalization.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups, activation, pool: as in `conv2d`.
+        norm: a normalization with constant statistics, between bias and activation; None without. It gets no gradient.
+        want_statistics: whether to compute those of the result where that costs nothing.
+
+    Returns:
+        The result; count, mean and sum of squared deviations of parts of its pixels, fp32 [parts, 3, K], or None.
+    """
     dtype = autocast_dtype(input)
     route = route_floating("conv2d", dtype, ("input", "weight", "bias"), input, weight, bias)
     spec = convolution_spec(input, weight, bias, stride, padding, dilation, groups)
@@ -312,8 +353,10 @@ def conv2d(
         pool, spec.output_size((input.shape[-2], input.shape[-1]), (weight.shape[2], weight.shape[3]))
     )
     if input.dim() == 3:
-        return _conv2d(route, dtype, input.unsqueeze(0), weight, bias, spec, function, pooled).squeeze(0)
-    return _conv2d(route, dtype, input, weight, bias, spec, function, pooled)
+        x = input.unsqueeze(0)
+        y, partial = _convolution(route, dtype, x, weight, bias, spec, activation, pooled, norm, want_statistics)
+        return y.squeeze(0), partial
+    return _convolution(route, dtype, input, weight, bias, spec, activation, pooled, norm, want_statistics)
 
 
 def check_pool(pool: int, size: tuple[int, int]) -> bool:
@@ -329,7 +372,7 @@ def check_pool(pool: int, size: tuple[int, int]) -> bool:
     return bool(pool == 2)
 
 
-def _conv2d(
+def _convolution(
     route: Route,
     dtype: torch.dtype | None,
     x: Tensor,
@@ -338,17 +381,25 @@ def _conv2d(
     spec: ConvolutionSpec,
     activation: Activation,
     pool: bool,
-) -> Tensor:
+    norm: Normalization | None,
+    want_statistics: bool,
+) -> tuple[Tensor, Tensor | None]:
     if route is Route.KERNELS:
-        if needs_gradient(x, weight, bias):
-            return Conv2dFunction.apply(x, weight, bias, dtype, spec, activation, pool)  # pyright: ignore
-        return _forward(x, weight, bias, dtype, spec, activation, pool, save=False)[0]
+        arguments = x, weight, bias, dtype, spec, activation, pool
+        if norm is None and needs_gradient(x, weight, bias):
+            return Conv2dFunction.apply(*arguments, want_statistics)  # pyright: ignore[reportReturnType]
+        results, *_ = _forward(*arguments, save=False, norm=norm, want_statistics=want_statistics)
+        return results.y, results.partial
     x, weight, bias = autocast(x, weight, bias)
-    if route is Route.REFERENCE:
+    if norm is not None:
+        z = conv2d_reference(x, weight, bias, spec, IDENTITY)
+        y = activation_reference(F.batch_norm(z, *norm[:4], eps=norm.epsilon), activation)
+    elif route is Route.REFERENCE:
         y = conv2d_reference(x, weight, bias, spec, activation)
-        return F.max_pool2d(y, 2) if pool else y
-    y = conv2d_operator(Route.OPERATOR, x, weight, bias, spec, activation)
-    return max_pool2d(y, 2) if pool else y  # type: ignore[return-value]
+    else:
+        y = conv2d_operator(route, x, weight, bias, spec, activation)
+        return max_pool2d(y, 2) if pool else y, None
+    return F.max_pool2d(y, 2) if pool else y, None
 
 
 def convolution_spec(

@@ -28,7 +28,7 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import single_channel_forward_kernel, single_channel_problem, taps_first
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Pair, Shape
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Normalization, Pair, Shape
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
     convolution_few_channels_tile,
@@ -186,19 +186,6 @@ def convolution_few_channels_kernel(
     store_activated(
         z, y_ptr, z_ptr, argmax_ptr, partial_ptr, pixel_start, pixels, out_channel, columns_left, K, ACTIVATION, WINDOW
     )
-
-
-class Normalization(NamedTuple):
-    """What follows a convolution: (z - mean) / sqrt(variance + epsilon) scale + shift, with constants [K].
-
-    `scale` and `shift` may be None. All are contiguous.
-    """
-
-    mean: torch.Tensor | None
-    variance: torch.Tensor | None
-    scale: torch.Tensor | None
-    shift: torch.Tensor | None
-    epsilon: float
 
 
 class Results(NamedTuple):

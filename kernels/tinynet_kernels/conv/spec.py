@@ -148,3 +148,16 @@ class ConvolutionShape(NamedTuple):
     def pixels(self, pool: bool) -> int:
         """How many output pixels are computed: all, or those that 2 x 2 windows hold."""
         return self.N * ((self.P // 2) * (self.Q // 2) * 4 if pool else self.P * self.Q)
+
+
+class Normalization(NamedTuple):
+    """What follows a convolution: (z - mean) / sqrt(variance + epsilon) scale + shift, with constants [K].
+
+    `scale` and `shift` may be None. All are contiguous.
+    """
+
+    mean: Any
+    variance: Any
+    scale: Any
+    shift: Any
+    epsilon: float

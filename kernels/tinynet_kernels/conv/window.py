@@ -304,7 +304,7 @@ def store_statistics(y, partial_ptr, row_start, rows, column_mask, K):
     """Count, mean and sum of squared deviations of the columns of y [ROWS, COLUMNS], each K elements apart."""
     valid = (tl.arange(0, y.shape[0]) < rows - row_start)[:, None]
     count = tl.sum(valid.to(tl.float32), axis=0)
-    mean = tl.sum(tl.where(valid, y, 0.0), axis=0) / count
+    mean = tl.sum(tl.where(valid, y, 0.0), axis=0) / count  # pyright: ignore[reportOperatorIssue]
     deviation = tl.where(valid, y - mean[None, :], 0.0)
     column = tl.arange(0, y.shape[1])
     tl.store(partial_ptr + column, tl.zeros_like(mean) + count, mask=column_mask)

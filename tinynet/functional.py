@@ -22,11 +22,13 @@ from tinynet.ops.activation import (
     tanh,
     tanhshrink,
 )
+from tinynet.ops.batch_norm import batch_norm
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.glu import glu
+from tinynet.ops.instance_norm import instance_norm
 from tinynet.ops.linear import linear
 from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
@@ -35,6 +37,7 @@ from tinynet.ops.prelu import prelu
 __all__ = [
     "adaptive_avg_pool2d",
     "avg_pool2d",
+    "batch_norm",
     "celu",
     "conv2d",
     "cross_entropy",
@@ -47,6 +50,7 @@ __all__ = [
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "instance_norm",
     "leaky_relu",
     "linear",
     "logsigmoid",

@@ -47,9 +47,25 @@ from tinynet.nn.activation import (
     Tanh,
     Tanhshrink,
 )
+from tinynet.nn.batch_norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+)
 from tinynet.nn.conv import Conv2d
 from tinynet.nn.dropout import Dropout
 from tinynet.nn.embedding import Embedding
+from tinynet.nn.instance_norm import (
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
 from tinynet.nn.linear import Linear
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -67,6 +83,9 @@ __all__ = [
     "SELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "Buffer",
     "Conv2d",
     "CrossEntropyLoss",
@@ -79,7 +98,16 @@ __all__ = [
     "Hardswish",
     "Hardtanh",
     "Identity",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LSTMCell",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
     "LeakyReLU",
     "Linear",
     "LogSigmoid",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Columns that are folders: where their launchers are.
 _FOLDERS = {
+    "batch_norm_backward": "batch_norm.backward",
+    "batch_norm_forward": "batch_norm.forward",
     "conv_forward": "conv.forward",
     "conv_input_gradient": "conv.input_gradient",
     "conv_weight_gradient": "conv.weight_gradient",

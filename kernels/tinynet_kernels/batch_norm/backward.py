@@ -1,0 +1,331 @@
+"""Batch and instance normalization, backward. With xhat = (x - mean) rstd, z = xhat w + b + residual, y = act(z):
+
+    dZ = dY act'(z)    db = sum of dZ    dw = sum of dZ xhat    dresidual = dZ
+    dX = w rstd (dZ - db / n - xhat dw / n) for statistics of x, over n elements each; w rstd dZ for given ones
+
+Two launches. `norm_sums_kernel` leaves the sums over each part of a channel; for given statistics it stores dX too.
+`norm_input_gradient_kernel` adds the parts of its channels in a fixed order and stores dX; the programs of the first
+part store dw and db. `norm_parameter_gradients_kernel` does where there are several groups, or no need for that launch.
+z is computed from x again; where there is a residual, y or the residual was saved, whichever act' needs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.activation import activate, activation_derivative
+from tinynet_kernels.activation_spec import IDENTITY, Activation
+from tinynet_kernels.batch_norm.forward import in_order
+from tinynet_kernels.batch_norm.tiles import Walk, walk_of
+from tinynet_kernels.batch_norm.walk import (
+    load_channels,
+    load_tile,
+    of_channels,
+    place_of,
+    share_of_program,
+    store_tile,
+    sum_of_positions,
+    zero_tile,
+)
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block
+
+
+class Affine(NamedTuple):
+    """A normalization's parameters for a program's channels, to be broadcast over a tile."""
+
+    mean: Any
+    rstd: Any
+    weight: Any
+    bias: Any
+
+
+@triton.jit
+def affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC: constexpr, TILE: constexpr):
+    """The `Affine` of the program's channels."""
+    channel = share.first_channel + tl.arange(0, TILE.block_channels)
+    mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
+    variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
+    weight = load_channels(weight_ptr, channel, share.in_channels, 1.0)
+    bias = load_channels(bias_ptr, channel, share.in_channels, 0.0)
+    return Affine(
+        of_channels(mean, SPEC),
+        of_channels(1.0 / tl.sqrt(variance + eps), SPEC),
+        of_channels(weight, SPEC),
+        of_channels(bias, SPEC),
+    )
+
+
+@triton.jit
+def through_activation(grad, normalized, affine, saved, ACTIVATION: constexpr, READS_OUTPUT: constexpr):
+    """dZ of tiles of dY and xhat.
+
+    saved is None without a residual, else y where the derivative `READS_OUTPUT`, and the residual where it doesn't.
+    """
+    if ACTIVATION.name == "identity":
+        return grad
+    elif saved is not None and READS_OUTPUT:
+        return grad * activation_derivative(saved, ACTIVATION)
+    else:
+        z = normalized * affine.weight + affine.bias
+        if saved is not None:
+            z += saved
+        if READS_OUTPUT:
+            z = activate(z, ACTIVATION)
+        return grad * activation_derivative(z, ACTIVATION)
+
+
+@triton.jit
+def norm_sums_kernel(
+    grad_ptr,
+    x_ptr,
+    saved_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    variance_ptr,
+    partial_ptr,
+    dz_ptr,
+    dx_ptr,
+    eps,
+    outer,
+    channels,
+    inner,
+    steps_per_part,
+    stride_xo,
+    stride_xa,
+    stride_yo,
+    stride_ya,
+    SPEC: constexpr,
+    ACTIVATION: constexpr,
+    READS_OUTPUT: constexpr,
+    TILE: constexpr,
+):
+    """partial [parts, groups, 2, channels]: sums of dZ xhat and of dZ over each part; dZ; and dX for given statistics.
+
+    Each is left out where it is None. All tensors but x are dense.
+    """
+    share = share_of_program(outer, channels, inner, steps_per_part, TILE)
+    affine = affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC, TILE)
+    dweight = zero_tile(SPEC, TILE)
+    dbias = zero_tile(SPEC, TILE)
+    for step in range(share.steps):
+        place = place_of(share, step, outer, inner, SPEC, TILE)
+        grad = load_tile(grad_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
+        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
+        saved = None
+        if saved_ptr is not None:
+            saved = load_tile(saved_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
+        normalized = (x - affine.mean) * affine.rstd
+        dz = through_activation(grad, normalized, affine, saved, ACTIVATION, READS_OUTPUT)
+        if dz_ptr is not None:
+            store_tile(dz_ptr, dz, share, place, stride_yo, stride_ya, SPEC, TILE)
+        if dx_ptr is not None:
+            store_tile(dx_ptr, dz * affine.rstd * affine.weight, share, place, stride_yo, stride_ya, SPEC, TILE)
+        if partial_ptr is not None:
+            dweight += tl.where(place.mask, dz * normalized, 0.0)
+            dbias += tl.where(place.mask, dz, 0.0)
+    if partial_ptr is not None:
+        partial = partial_of(partial_ptr, share.part, channels, share, TILE)
+        tl.store(partial, sum_of_positions(dweight, SPEC), mask=share.in_channels)
+        tl.store(partial + channels, sum_of_positions(dbias, SPEC), mask=share.in_channels)
+
+
+@triton.jit
+def partial_of(partial_ptr, part, channels, share, TILE: constexpr):
+    """Pointers to the first of the two sums of the program's group and channels in some part."""
+    groups = share.statistics // channels
+    row = (part * groups + share.group).to(tl.int64) * 2
+    return partial_ptr + row * channels + share.first_channel + tl.arange(0, TILE.block_channels)
+
+
+@triton.jit
+def norm_input_gradient_kernel(
+    grad_ptr,
+    x_ptr,
+    saved_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    variance_ptr,
+    partial_ptr,
+    dx_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    eps,
+    outer,
+    channels,
+    inner,
+    steps_per_part,
+    stride_xo,
+    stride_xa,
+    stride_yo,
+    stride_ya,
+    SPEC: constexpr,
+    ACTIVATION: constexpr,
+    READS_OUTPUT: constexpr,
+    TILE: constexpr,
+):
+    """dX = w rstd (dZ - db / n - xhat dw / n), and dw and db of one group where they are given."""
+    share = share_of_program(outer, channels, inner, steps_per_part, TILE)
+    affine = affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC, TILE)
+    part = tl.arange(0, TILE.block_parts)[:, None]
+    partial = partial_of(partial_ptr, part, channels, share, TILE)
+    mask = (part < share.parts) & share.in_channels[None, :]
+    dweight = tl.sum(tl.load(partial, mask=mask, other=0.0), axis=0)
+    dbias = tl.sum(tl.load(partial + channels, mask=mask, other=0.0), axis=0)
+    if share.part == 0:
+        if dweight_ptr is not None:
+            tl.store(dweight_ptr + share.statistic, dweight.to(dweight_ptr.dtype.element_ty), mask=share.in_channels)
+        if dbias_ptr is not None:
+            tl.store(dbias_ptr + share.statistic, dbias.to(dbias_ptr.dtype.element_ty), mask=share.in_channels)
+    count = (outer * inner).to(tl.float32)
+    mean_dweight = of_channels(dweight / count, SPEC)
+    mean_dbias = of_channels(dbias / count, SPEC)
+    scale = affine.rstd * affine.weight
+    for step in range(share.steps):
+        place = place_of(share, step, outer, inner, SPEC, TILE)
+        grad = load_tile(grad_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
+        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
+        saved = None
+        if saved_ptr is not None:
+            saved = load_tile(saved_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
+        normalized = (x - affine.mean) * affine.rstd
+        dz = through_activation(grad, normalized, affine, saved, ACTIVATION, READS_OUTPUT)
+        dx = (dz - mean_dbias - normalized * mean_dweight) * scale
+        store_tile(dx_ptr, dx, share, place, stride_yo, stride_ya, SPEC, TILE)
+
+
+@triton.jit
+def norm_parameter_gradients_kernel(partial_ptr, dweight_ptr, dbias_ptr, parts, channels, BLOCK: constexpr):
+    """dw and db, each left out where it is None: the sums of `partial` [parts, 2, channels], in order."""
+    start = tl.program_id(0) * BLOCK
+    channel = tl.arange(0, BLOCK)
+    mask = channel < channels - start
+    partial = partial_ptr + start
+    dweight = tl.zeros((BLOCK,), tl.float32)
+    dbias = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(parts):
+        dweight += tl.load(partial + channel, mask=mask, other=0.0)
+        dbias += tl.load(partial + channels + channel, mask=mask, other=0.0)
+        partial += 2 * channels
+    if dweight_ptr is not None:
+        tl.store(dweight_ptr + start + channel, dweight.to(dweight_ptr.dtype.element_ty), mask=mask)
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + start + channel, dbias.to(dbias_ptr.dtype.element_ty), mask=mask)
+
+
+@costs(norm_parameter_gradients_kernel)
+def norm_parameter_gradients_cost(partial_ptr: torch.Tensor, **others: Any) -> Cost:
+    """The partial sums are read once, the gradients written."""
+    return Cost(partial_ptr.numel(), size_in_bytes(partial_ptr, *others.values()))
+
+
+@costs(norm_sums_kernel)
+@costs(norm_input_gradient_kernel)
+def norm_backward_cost(grad_ptr: torch.Tensor, **others: Any) -> Cost:
+    """Every tensor is moved once; a difference, two products and two sums for each element."""
+    return Cost(5 * grad_ptr.numel(), size_in_bytes(grad_ptr, *others.values()))
+
+
+class BackwardProblems(NamedTuple):
+    """The launches of a backward."""
+
+    walk: Walk
+    sums: Problem
+    input_gradient: Problem
+
+
+@lru_cache(maxsize=4096)
+def _problems(
+    shape: tuple[int, ...], stride: tuple[int, ...], per_sample: bool, activation: Activation, target: Target
+) -> BackwardProblems:
+    walk = walk_of(shape, stride, per_sample, target)
+    constants = {
+        "ACTIVATION": activation.compiled,
+        "READS_OUTPUT": activation.reads_output,
+        **walk.constants,
+    }
+    return BackwardProblems(
+        walk,
+        Problem(norm_sums_kernel, (walk.programs,), *walk.numbers, **constants),
+        Problem(norm_input_gradient_kernel, (walk.programs,), *walk.numbers, **constants),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _parameters_problem(parts: int, channels: int, target: Target) -> Problem:
+    block, num_warps = flat_block(channels, target)
+    grid = (ceil_div(channels, block),)
+    return Problem(norm_parameter_gradients_kernel, grid, parts, channels, BLOCK=block, num_warps=num_warps)
+
+
+class NormGradients(NamedTuple):
+    """What a backward computes, or (as booleans) is to compute."""
+
+    x: Any
+    weight: Any
+    bias: Any
+    residual: Any
+
+
+def norm_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    saved: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    eps: float,
+    activation: Activation,
+    wanted: NormGradients,
+    *,
+    per_sample: bool,
+    given: bool,
+) -> NormGradients:
+    """The wanted gradients, each None where not wanted.
+
+    Args:
+        grad: dY, x's shape, any strides.
+        x, weight, mean, variance, eps, activation, per_sample: the forward's, or what it returned.
+        bias: the forward's; where z isn't needed, and there is a weight, it may be None.
+        saved: with a residual and an activation that is not the identity: y where `activation.reads_output`, else the
+            residual; else None.
+        wanted: which gradients.
+        given: whether the statistics were given to the forward.
+    """
+    target = current_target()
+    walk, sums, input_gradient = _problems(x.shape, x.stride(), per_sample, activation, target)
+    channels = x.shape[1]
+    dx = x.new_empty_strided(x.shape, walk.stride) if wanted.x else None
+    dz = x.new_empty_strided(x.shape, walk.stride) if wanted.residual else None
+    partial = None
+    if wanted.weight or wanted.bias or (wanted.x and not given):
+        partial = x.new_empty((walk.parts * walk.groups, 2, channels), dtype=torch.float32)
+    if grad.stride() != walk.stride:
+        grad = x.new_empty_strided(x.shape, walk.stride).copy_(grad)
+    if saved is not None:
+        saved = in_order(saved, grad)
+    operands: dict[str, Any] = {"grad_ptr": grad, "x_ptr": x, "saved_ptr": saved, "weight_ptr": weight}
+    operands |= {"bias_ptr": bias, "mean_ptr": mean, "variance_ptr": variance, "partial_ptr": partial}
+    sums.launch_named(**operands, dz_ptr=dz, dx_ptr=dx if given else None, eps=eps)
+    parameter: Any = bias if weight is None else weight
+    dweight = torch.empty_like(parameter) if wanted.weight else None
+    dbias = torch.empty_like(parameter) if wanted.bias else None
+    adds = walk.groups == 1 and dx is not None and not given  # the second launch adds what the weight's gradient adds
+    if dx is not None and not given:
+        if dz is not None:
+            operands |= {"grad_ptr": dz, "saved_ptr": None}
+            input_gradient = _problems(x.shape, x.stride(), per_sample, IDENTITY, target).input_gradient
+        operands |= {"dx_ptr": dx, "dweight_ptr": dweight if adds else None, "dbias_ptr": dbias if adds else None}
+        input_gradient.launch_named(**operands, eps=eps)
+    if not adds and (dweight is not None or dbias is not None):
+        _parameters_problem(walk.parts * walk.groups, channels, target).launch(partial, dweight, dbias)
+    return NormGradients(dx, dweight, dbias, dz)

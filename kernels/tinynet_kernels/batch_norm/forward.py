@@ -1,0 +1,254 @@
+"""Batch and instance normalization, forward: y = act((x - mean) / sqrt(variance + eps) w + b + residual).
+
+    mean, variance    of each channel: of x (biased), or given
+    running_mean      <- (1 - momentum) running_mean + momentum mean
+    running_variance  <- the same with the unbiased variance, n / (n - 1) times the biased one
+
+Two launches. `norm_statistics_kernel` leaves (count, mean, sum of squared deviations) of each part of a channel:
+Welford's algorithm for each lane of a tile, then the lanes merged. `normalize_kernel` merges the parts of its channels
+in a fixed order and normalizes; the programs of the first part store the statistics. Given statistics take this launch
+alone. `walk` says what a program passes over. Whatever else leaves such parts, as a product's epilogue could, may take
+the place of the first launch.
+
+Source: Ioffe & Szegedy 2015; Ulyanov et al. 2016; Welford 1962; merging: Chan, Golub & LeVeque 1979.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.activation import activate
+from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.batch_norm.tiles import Walk, walk_of
+from tinynet_kernels.batch_norm.walk import (
+    load_channels,
+    load_tile,
+    of_channels,
+    of_positions,
+    place_of,
+    share_of_program,
+    steps_of_lanes,
+    store_tile,
+    sum_of_positions,
+    zero_tile,
+)
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.tiles import Target, current_target
+
+
+@triton.jit
+def norm_statistics_kernel(
+    x_ptr,
+    partial_ptr,
+    outer,
+    channels,
+    inner,
+    steps_per_part,
+    stride_xo,
+    stride_xa,
+    stride_yo,
+    stride_ya,
+    SPEC: constexpr,
+    TILE: constexpr,
+):
+    """partial [parts, 3, groups, channels]: count, mean and sum of squared deviations of each part."""
+    share = share_of_program(outer, channels, inner, steps_per_part, TILE)
+    mean = zero_tile(SPEC, TILE)
+    squares = zero_tile(SPEC, TILE)
+    for step in range(share.steps):
+        place = place_of(share, step, outer, inner, SPEC, TILE)
+        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
+        deviation = tl.where(place.mask, x - mean, 0.0)
+        inverse = 1.0 / tl.cast(step + 1, tl.float32)
+        squares += deviation * deviation * (1.0 - inverse)
+        mean += deviation * inverse
+    lane_count = of_positions(steps_of_lanes(share, outer, inner, TILE), SPEC)
+    count = tl.sum(lane_count)
+    lane_count += zero_tile(SPEC, TILE)
+    part_mean = sum_of_positions(mean * lane_count, SPEC) / count  # pyright: ignore[reportOperatorIssue]
+    deviation = mean - of_channels(part_mean, SPEC)
+    part_squares = sum_of_positions(squares + lane_count * deviation * deviation, SPEC)
+    partial = partial_ptr + share.part.to(tl.int64) * 3 * share.statistics + share.statistic
+    tl.store(partial, tl.zeros_like(part_mean) + count, mask=share.in_channels)
+    tl.store(partial + share.statistics, part_mean, mask=share.in_channels)
+    tl.store(partial + 2 * share.statistics, part_squares, mask=share.in_channels)
+
+
+@triton.jit
+def merged_statistics(partial_ptr, parts, share, TILE: constexpr):
+    """(count, mean, variance) of the program's channels, of `partial` [parts, 3, groups, channels]."""
+    part = tl.arange(0, TILE.block_parts)[:, None]
+    mask = (part < parts) & share.in_channels[None, :]
+    partial = partial_ptr + (part * 3 * share.statistics + share.statistic[None, :])
+    counts = tl.load(partial, mask=mask, other=0.0)
+    means = tl.load(partial + share.statistics, mask=mask, other=0.0)
+    squares = tl.load(partial + 2 * share.statistics, mask=mask, other=0.0)
+    count = tl.maximum(tl.sum(counts, axis=0), 1.0)  # masked channels have none
+    mean = tl.sum(counts * means, axis=0) / count
+    deviations = means - mean[None, :]
+    return count, mean, tl.sum(squares + counts * deviations * deviations, axis=0) / count
+
+
+@triton.jit
+def store_running(running_ptr, value, momentum, share):
+    """running <- (1 - momentum) running + momentum value, for the program's channels."""
+    running = tl.load(running_ptr + share.statistic, mask=share.in_channels, other=0.0).to(tl.float32)
+    running = (1.0 - momentum) * running + momentum * value
+    tl.store(running_ptr + share.statistic, running.to(running_ptr.dtype.element_ty), mask=share.in_channels)
+
+
+@triton.jit
+def normalize_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    partial_ptr,
+    mean_ptr,
+    variance_ptr,
+    running_mean_ptr,
+    running_variance_ptr,
+    y_ptr,
+    eps,
+    momentum,
+    outer,
+    channels,
+    inner,
+    steps_per_part,
+    stride_xo,
+    stride_xa,
+    stride_yo,
+    stride_ya,
+    SPEC: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
+):
+    """y = act((x - mean) / sqrt(variance + eps) w + b + residual).
+
+    Where there is `partial`, mean and variance are computed from it and stored, and the running statistics (of one
+    group), if any, are updated.
+    """
+    share = share_of_program(outer, channels, inner, steps_per_part, TILE)
+    if partial_ptr is not None:
+        count, mean, variance = merged_statistics(partial_ptr, share.parts, share, TILE)
+        if share.part == 0:
+            tl.store(mean_ptr + share.statistic, mean, mask=share.in_channels)
+            tl.store(variance_ptr + share.statistic, variance, mask=share.in_channels)
+            if running_mean_ptr is not None:
+                store_running(running_mean_ptr, mean, momentum, share)
+                store_running(running_variance_ptr, variance * (count / (count - 1.0)), momentum, share)
+    else:
+        mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
+        variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
+    channel = share.first_channel + tl.arange(0, TILE.block_channels)
+    scale = load_channels(weight_ptr, channel, share.in_channels, 1.0) / tl.sqrt(variance + eps)
+    shift = load_channels(bias_ptr, channel, share.in_channels, 0.0)
+    mean, scale, shift = of_channels(mean, SPEC), of_channels(scale, SPEC), of_channels(shift, SPEC)
+    for step in range(share.steps):
+        place = place_of(share, step, outer, inner, SPEC, TILE)
+        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
+        z = (x - mean) * scale + shift
+        if residual_ptr is not None:
+            z += load_tile(residual_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
+        y = activate(z, ACTIVATION)
+        store_tile(y_ptr, y, share, place, stride_yo, stride_ya, SPEC, TILE)
+
+
+@costs(norm_statistics_kernel)
+def norm_statistics_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
+    """Every element is read once, and takes five operations of Welford's."""
+    return Cost(5 * x_ptr.numel(), size_in_bytes(x_ptr, *others.values()))
+
+
+@costs(normalize_kernel)
+def normalize_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
+    """Every element is read and written once: a difference, a product, a sum and an activation."""
+    return Cost(4 * x_ptr.numel(), size_in_bytes(x_ptr, *others.values()))
+
+
+class NormProblems(NamedTuple):
+    """The launches of a forward."""
+
+    walk: Walk
+    statistics: Problem
+    normalize: Problem
+
+
+@lru_cache(maxsize=4096)
+def _problems(
+    shape: tuple[int, ...], stride: tuple[int, ...], per_sample: bool, activation: Activation, target: Target
+) -> NormProblems:
+    walk = walk_of(shape, stride, per_sample, target)
+    grid = (walk.programs,)
+    normalize = Problem(normalize_kernel, grid, *walk.numbers, ACTIVATION=activation.compiled, **walk.constants)
+    return NormProblems(walk, Problem(norm_statistics_kernel, grid, *walk.numbers, **walk.constants), normalize)
+
+
+def norm_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    variance: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_variance: torch.Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: Activation,
+    *,
+    per_sample: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """y = act((x - mean) / sqrt(variance + eps) weight + bias + residual), and the statistics where they are x's.
+
+    Args:
+        x: [N, C, ...], with axes (`axes_of`); not empty.
+        weight, bias: [C], contiguous; None for ones and zeros.
+        residual: x's shape, any strides, or None.
+        mean, variance: given statistics [C], contiguous; None to compute them from x.
+        running_mean, running_variance: [C], contiguous, updated in place where the statistics are x's; or None.
+        momentum: of the update.
+        eps: added to the variance.
+        activation: applied last.
+        per_sample: whether each sample has statistics of its own. It then has no running statistics here.
+
+    Returns:
+        y: x's shape, without gaps in x's order; mean and (biased) variance, fp32 [C] or [N, C] `per_sample`, or None
+        where they were given.
+    """
+    walk, statistics, normalize = _problems(x.shape, x.stride(), per_sample, activation, current_target())
+    y = x.new_empty_strided(x.shape, walk.stride)
+    partial = None
+    given = mean is not None
+    if not given:
+        count = walk.groups * x.shape[1]
+        partial = x.new_empty((walk.parts, 3, count), dtype=torch.float32)
+        statistics.launch(x, partial)
+        shape = (walk.groups, x.shape[1]) if per_sample else (count,)
+        mean, variance = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+    normalize.launch_named(
+        x_ptr=x,
+        residual_ptr=None if residual is None else in_order(residual, y),
+        weight_ptr=weight,
+        bias_ptr=bias,
+        partial_ptr=partial,
+        mean_ptr=mean,
+        variance_ptr=variance,
+        running_mean_ptr=running_mean,
+        running_variance_ptr=running_variance,
+        y_ptr=y,
+        eps=eps,
+        momentum=momentum,
+    )
+    return (y, None, None) if given else (y, mean, variance)
+
+
+def in_order(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where it has the strides of `like`, else a copy that does."""
+    return tensor if tensor.stride() == like.stride() else torch.empty_like(like).copy_(tensor)

@@ -1,0 +1,88 @@
+"""The tile rule of normalization, and all of a launch but its tensors."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from tinynet_kernels.batch_norm.axes import Axes, axes_of, dense_strides
+from tinynet_kernels.batch_norm.walk import NormTile, WalkSpec
+from tinynet_kernels.offsets import exceed_int32
+from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
+
+MOST_PARTS = 64  # that a program merges at once
+
+
+class Walk(NamedTuple):
+    """How the programs of a launch pass over an operand and over dense tensors of its shape.
+
+    Attributes:
+        programs: of the launch.
+        parts: into which the steps of a channel are divided, each with a partial result.
+        groups: sets of statistics of each channel.
+        stride: of the dense tensors.
+        numbers: the kernels' last run-time arguments.
+        constants: SPEC and TILE, and launch options.
+    """
+
+    programs: int
+    parts: int
+    groups: int
+    stride: tuple[int, ...]
+    numbers: tuple[int, ...]
+    constants: dict[str, Any]
+
+
+@lru_cache(maxsize=4096)
+def norm_tile(groups: int, channels: int, axes: Axes, target: Target) -> tuple[int, int, int, int]:
+    """(BLOCK_CHANNELS, BLOCK_INNER, most parts, num_warps): long in the contiguous direction, 1,024 elements on a chip.
+
+    Few channels are walked in parts, so that all processors have work; each part is a partial result to be merged.
+
+    Args:
+        groups, channels: one set of statistics each.
+        axes: of the operand.
+        target: where it runs.
+    """
+    elements = 1 << 16 if target.kind == "interpreter" else 1024
+    if axes.channels_inner:
+        # On a GPU the smallest stretch of channels that memory serves at full speed, so that parts are few.
+        most = 32 if target.kind in ("cuda", "hip") else 256
+        block_channels = min(most, power_of_2_at_least(channels))
+        block_inner = min(elements // block_channels, power_of_2_at_least(axes.inner))
+    else:
+        block_inner = min(elements, 4096, power_of_2_at_least(axes.inner))
+        block_channels = min(elements // block_inner, power_of_2_at_least(channels))
+    tiles = groups * ceil_div(channels, block_channels)
+    steps = axes.outer * ceil_div(axes.inner, block_inner)
+    programs = 2 if target.kind == "interpreter" else 8 * target.processors
+    parts = min(steps, MOST_PARTS, ceil_div(programs, tiles))
+    return block_channels, block_inner, parts, 4
+
+
+@lru_cache(maxsize=4096)
+def walk_of(shape: tuple[int, ...], stride: tuple[int, ...], per_sample: bool, target: Target) -> Walk:
+    """The `Walk` over a tensor [N, C, ...] that has axes (see `axes_of`)."""
+    axes = axes_of(shape, stride, per_sample=per_sample)
+    assert axes is not None, f"no walk over {shape} with strides {stride}"
+    groups, channels = shape[0] if per_sample else 1, shape[1]
+    length = math.prod(shape[2:])
+    dense = (length * channels, channels if axes.channels_inner else length)
+    block_channels, block_inner, most_parts, num_warps = norm_tile(groups, channels, axes, target)
+    tiles = groups * ceil_div(channels, block_channels)
+    steps = axes.outer * ceil_div(axes.inner, block_inner)
+    steps_per_part = ceil_div(steps, most_parts)
+    parts = ceil_div(steps, steps_per_part)
+    across = block_inner if axes.channels_inner else block_channels
+    along = block_channels if axes.channels_inner else block_inner
+    reach = [((across, stride_across), (along, 1)) for stride_across in (axes.stride_across, dense[1])]
+    wide = exceed_int32(*reach, ((axes.inner + block_inner, 1),), ((steps, 1),))
+    numbers = (axes.outer, channels, axes.inner, steps_per_part, axes.stride_outer, axes.stride_across, *dense)
+    constants = {
+        "SPEC": WalkSpec(axes.channels_inner, wide),
+        "TILE": NormTile(block_channels, block_inner, power_of_2_at_least(parts)),
+        "num_warps": num_warps,
+    }
+    stride = dense_strides(shape, channels_inner=axes.channels_inner)
+    return Walk(tiles * parts, parts, groups, stride, numbers, constants)

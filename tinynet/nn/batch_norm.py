@@ -1,0 +1,141 @@
+"""Batch normalization layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinynet.nn.linear import with_activation
+from tinynet.ops.activation import as_activation
+from tinynet.ops.batch_norm import batch_norm
+from tinynet_kernels.activation_spec import Activation
+
+
+class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
+    """The forward of batch normalization, and its activation."""
+
+    activation: Activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act(norm(input) + residual).
+
+        Args:
+            input: [N, C, ...].
+            residual: input's shape and dtype, or None for zeros.
+        """
+        self._check_input_dim(input)
+        training = self.training or (self.running_mean is None and self.running_var is None)
+        running_mean, running_var = self.running_mean, self.running_var
+        batches = None
+        momentum = self.momentum if self.momentum is not None else 0.0
+        if self.training and not self.track_running_stats:
+            running_mean = running_var = None
+        elif self.training:
+            batches = self.num_batches_tracked
+            if batches is not None and self.momentum is None:
+                momentum = 1.0 / (float(batches) + 1.0)  # the average over all batches so far
+        options = training, momentum, self.eps
+        function = self.activation
+        y = batch_norm(
+            input, running_mean, running_var, self.weight, self.bias, *options, activation=function, residual=residual
+        )
+        if batches is not None:
+            batches.add_(1)
+        return y
+
+    def extra_repr(self) -> str:
+        return with_activation(super().extra_repr(), self.activation)
+
+
+class _BatchNorm(_BatchNormForward):
+    """Batch normalization of a known number of channels."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | Activation | None = None,
+    ) -> None:
+        options = eps, momentum, affine, track_running_stats, device, dtype
+        super().__init__(num_features, *options, **without_bias(bias))
+        self.activation = as_activation(activation)
+
+
+class _LazyBatchNorm(_BatchNormForward):
+    """Batch normalization of as many channels as its first input has."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | Activation | None = None,
+    ) -> None:
+        options: Any = eps, momentum, affine, track_running_stats, device, dtype
+        super().__init__(*options, **without_bias(bias))
+        self.activation = as_activation(activation)
+
+
+def without_bias(bias: bool) -> dict[str, Any]:
+    """The argument of torch.nn's normalization layers that says so, which PyTorch below 2.13 does not have."""
+    return {} if bias else {"bias": False}
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """act((x - mean) / sqrt(variance + eps) weight + bias + residual), x [N, C] or [N, C, L], for each channel.
+
+    Arguments, parameters, buffers and state_dict are the same as in torch.nn.BatchNorm1d. `activation` (a name, an
+    `Activation` or None) and the residual, an optional second argument of the call, are fused into the kernel.
+
+    Raises:
+        ValueError, TypeError: as `tinynet.functional.batch_norm`.
+    """
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """act((x - mean) / sqrt(variance + eps) weight + bias + residual), x [N, C, H, W], for each channel.
+
+    As `BatchNorm1d`. Contiguous and channels_last inputs are read without a copy.
+
+    Example:
+        >>> y = nn.BatchNorm2d(64, activation="relu")(x, residual)
+    """
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    """act((x - mean) / sqrt(variance + eps) weight + bias + residual), x [N, C, D, H, W], for each channel.
+
+    As `BatchNorm2d`.
+    """
+
+
+class LazyBatchNorm1d(_LazyBatchNorm, torch.nn.LazyBatchNorm1d):
+    """A `BatchNorm1d` whose number of channels is that of its first input."""
+
+    cls_to_become = BatchNorm1d  # pyright: ignore[reportAssignmentType]
+
+
+class LazyBatchNorm2d(_LazyBatchNorm, torch.nn.LazyBatchNorm2d):
+    """A `BatchNorm2d` whose number of channels is that of its first input."""
+
+    cls_to_become = BatchNorm2d  # pyright: ignore[reportAssignmentType]
+
+
+class LazyBatchNorm3d(_LazyBatchNorm, torch.nn.LazyBatchNorm3d):
+    """A `BatchNorm3d` whose number of channels is that of its first input."""
+
+    cls_to_become = BatchNorm3d  # pyright: ignore[reportAssignmentType]

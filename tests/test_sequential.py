@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -261,3 +262,76 @@ def test_indices_and_hooks_of_a_pooling_layer_are_kept(device: str) -> None:
         model(x)
         handle.remove()
         assert calls == [model[layer]]
+
+
+def convolution_and_norm(device: str, **norm: Any) -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(3, 20, 3, 2, 1), nn.BatchNorm2d(20, **norm), nn.ReLU()]
+    layers += [nn.Conv2d(20, 24, 1, bias=False), nn.BatchNorm2d(24, activation="silu", **norm)]
+    layers += [nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.BatchNorm2d(24, **norm), nn.LeakyReLU(0.2)]
+    model = nn.Sequential(*layers).to(device)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model, torch.randn(5, 3, 17, 13, device=device, requires_grad=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}], ids=str)
+def test_convolutions_leave_statistics_for_the_norm_in_training(norm: dict, dtype: torch.dtype, device: str) -> None:
+    model, x = convolution_and_norm(device, **norm)
+    separate = copy.deepcopy(model)
+    model, separate, x = model.to(dtype), separate.to(dtype), x.detach().to(dtype).requires_grad_()
+    error = 20 * tolerance(dtype, 64)
+    for _ in range(2):  # the second step has other running statistics
+        with counted_launches() as launches:
+            y = model(x)
+            actual = gradients(y, model, x)
+        assert launches.count("merge_statistics_kernel") == launches.count("normalize_kernel") == 3
+        assert "norm_statistics_kernel" not in launches and "activation_kernel" not in launches
+        expected_y = one_by_one(separate, x)
+        assert_close(y, expected_y, error, "output")
+        for found, expected in zip(actual, gradients(expected_y, separate, x), strict=True):
+            # A bias before a normalization has gradient 0 but for rounding.
+            assert_close(found.double() + 1, expected.double() + 1, 3 * error, "gradient")
+        for found, expected in zip(model.buffers(), separate.buffers(), strict=True):
+            assert_close(found, expected, error, "buffer")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_normalize_in_evaluation(dtype: torch.dtype, device: str) -> None:
+    model, x = convolution_and_norm(device)
+    model(x)
+    model.eval().to(dtype)
+    x = x.detach().to(dtype)
+    with counted_launches() as launches, torch.no_grad():
+        y = model(x)
+    assert sorted(set(launches) - {"transpose_kernel"}) == ["convolution_few_channels_kernel", "convolution_forward_kernel", "single_channel_forward_kernel"]
+    exact = copy.deepcopy(model).double()
+    assert_close(y, one_by_one(exact, x.double()), 20 * tolerance(dtype, 64), "output")
+    with counted_launches() as launches:
+        y = model(x.requires_grad_())
+        actual = gradients(y, model, x)
+    assert launches.count("normalize_kernel") == 3
+    expected_y = one_by_one(model, x)
+    for found, expected in zip(actual, gradients(expected_y, model, x), strict=True):
+        assert_close(found, expected, 20 * tolerance(dtype, 64), "gradient")
+
+
+def test_joined_layers_with_a_hook_are_called(device: str) -> None:
+    model, x = convolution_and_norm(device)
+    called: list[Any] = []
+    for module in model:
+        handle = module.register_forward_hook(lambda module, *_: called.append(module))
+        y = model(x)
+        handle.remove()
+        assert called.pop() is module
+        assert_close(y, one_by_one(model, x), 20 * tolerance(torch.float32, 64), "output")
+
+
+def test_a_norm_of_other_channels_is_refused(device: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(4)).to(device)
+    for training in (True, False):
+        with pytest.raises(ValueError, match="batch_norm: "):
+            model.train(training)(torch.randn(2, 3, 4, 4, device=device))
+    with pytest.raises(ValueError, match="expected 4D input"):
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))(torch.randn(3, 4, 4))

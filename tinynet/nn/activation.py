@@ -6,12 +6,17 @@ convolution, use that layer's `activation=` argument instead, which saves a pass
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tinynet.ops import activation as ops
+from tinynet.ops.activation import as_activation, gelu_activation
 from tinynet.ops.glu import glu
 from tinynet.ops.prelu import prelu
+from tinynet_kernels.activation_spec import Activation
 
 
 class ReLU(torch.nn.ReLU):
@@ -166,3 +171,23 @@ class Tanhshrink(torch.nn.Tanhshrink):
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.tanhshrink(input)
+
+
+# The `Activation` of each module that is one: what a layer before it may compute in its own kernel.
+FUNCTIONS: dict[type[torch.nn.Module], Callable[[Any], Activation]] = {
+    ReLU: lambda module: as_activation("relu"),
+    ReLU6: lambda module: as_activation("relu6"),
+    LeakyReLU: lambda module: Activation("leaky_relu", negative_slope=module.negative_slope),
+    ELU: lambda module: Activation("elu", alpha=module.alpha),
+    SELU: lambda module: as_activation("selu"),
+    CELU: lambda module: Activation("celu", alpha=module.alpha),
+    GELU: lambda module: gelu_activation(module.approximate),
+    SiLU: lambda module: as_activation("silu"),
+    Mish: lambda module: as_activation("mish"),
+    Sigmoid: lambda module: as_activation("sigmoid"),
+    Tanh: lambda module: as_activation("tanh"),
+    Hardswish: lambda module: as_activation("hardswish"),
+    Hardsigmoid: lambda module: as_activation("hardsigmoid"),
+    Hardtanh: lambda module: Activation("hardtanh", min_val=module.min_val, max_val=module.max_val),
+    Softplus: lambda module: Activation("softplus", beta=module.beta, threshold=module.threshold),
+}

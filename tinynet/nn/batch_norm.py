@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tinynet.nn.linear import with_activation
 from tinynet.ops.activation import as_activation
-from tinynet.ops.batch_norm import batch_norm
+from tinynet.ops.batch_norm import normalize
 from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.conv.spec import Normalization
 
 
 class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
@@ -25,6 +26,12 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
             input: [N, C, ...].
             residual: input's shape and dtype, or None for zeros.
         """
+        return self.normalize(input, self.activation, residual)
+
+    def normalize(
+        self, input: Tensor, activation: Activation, residual: Tensor | None = None, partial: Tensor | None = None
+    ) -> Tensor:
+        """Like `forward`, with the activation, and the statistics of parts of the input if known, as arguments."""
         self._check_input_dim(input)
         training = self.training or (self.running_mean is None and self.running_var is None)
         running_mean, running_var = self.running_mean, self.running_var
@@ -36,14 +43,17 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
             batches = self.num_batches_tracked
             if batches is not None and self.momentum is None:
                 momentum = 1.0 / (float(batches) + 1.0)  # the average over all batches so far
-        options = training, momentum, self.eps
-        function = self.activation
-        y = batch_norm(
-            input, running_mean, running_var, self.weight, self.bias, *options, activation=function, residual=residual
-        )
+        tensors = input, running_mean, running_var, self.weight, self.bias
+        y = normalize(*tensors, training, momentum, self.eps, activation, residual, partial)
         if batches is not None:
             batches.add_(1)
         return y
+
+    def constants(self) -> Normalization | None:
+        """What `forward` applies in evaluation, where its statistics are constants; None where they are the input's."""
+        if self.training or self.running_mean is None or self.running_var is None:
+            return None
+        return Normalization(self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return with_activation(super().extra_repr(), self.activation)

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import has_torch_function_unary
 
 from tinynet.nn.linear import with_activation
 from tinynet.ops import conv as ops
 from tinynet.ops.activation import as_activation
 from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.conv.spec import Normalization
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -76,17 +78,28 @@ class Conv2d(torch.nn.Conv2d):
         self.pool = int(pool)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.convolve(input, self.pool)
+        return self.convolve(input, self.activation, self.pool)[0]
 
-    def convolve(self, input: Tensor, pool: int) -> Tensor:
-        """Like `forward`, with `pool` as an argument."""
+    def convolve(
+        self,
+        input: Tensor,
+        activation: Activation,
+        pool: int = 1,
+        *,
+        norm: Normalization | None = None,
+        want_statistics: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Like `forward`, with what a following layer adds as arguments; see `tinynet.ops.conv.convolution`."""
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        weight, bias = self.weight, self.bias
         window = self.stride, padding, self.dilation, self.groups
-        return ops.conv2d(input, weight, bias, *window, self.activation, pool)
+        if has_torch_function_unary(input):
+            return ops.conv2d(input, self.weight, self.bias, *window, activation, pool), None
+        return ops.convolution(
+            input, self.weight, self.bias, *window, activation, pool, norm=norm, want_statistics=want_statistics
+        )
 
     def extra_repr(self) -> str:
         text = with_activation(super().extra_repr(), self.activation)

@@ -2,62 +2,128 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
+from tinynet.dispatch import is_plain_eager
+from tinynet.nn.activation import FUNCTIONS
+from tinynet.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from tinynet.nn.conv import Conv2d
 from tinynet.nn.linear import Linear
 from tinynet.nn.pool import MaxPool2d
-from tinynet.ops.linear import Layer, linear_chain
+from tinynet.ops.arguments import needs_gradient
+from tinynet.ops.linear import linear_chain
 
+# Normalizations, which can apply an activation too.
+_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 # What a call of a layer runs, unless it was replaced after this import.
 _CALL = torch.nn.Module.__call__
-_FORWARDS: dict[type[torch.nn.Module], Any] = {layer: layer.forward for layer in (Linear, Conv2d, MaxPool2d)}
+_FORWARDS: dict[type[torch.nn.Module], Any] = {
+    layer: layer.forward for layer in (Linear, Conv2d, MaxPool2d, *_NORMS, *FUNCTIONS)
+}
 
 
 class Sequential(torch.nn.Sequential):
-    """torch.nn.Sequential that fuses neighboring layers into one autograd function.
+    """torch.nn.Sequential that fuses neighboring layers:
 
-    Consecutive `Linear` layers: the matrix product that computes a hidden layer's gradient also applies the derivative
-    of its activation and sums its bias gradient. `Conv2d` followed by `MaxPool2d(2)`: the convolution's kernel computes
-    the maximum of each window, as with `pool=2`. Layers with a hook, or whose `__call__` or `forward` was replaced, are
-    called as modules, and so are all layers under torch.fx and torch.compile.
+    - Consecutive `Linear` layers are one autograd function: the matrix product that computes a hidden layer's gradient
+      also applies the derivative of its activation and sums its bias gradient.
+    - `Conv2d` and `MaxPool2d(2)`: the convolution's kernel computes the maximum of each window, as with `pool=2`.
+    - `Conv2d` and `BatchNorm2d`: in training the convolution's kernel leaves statistics of its output, so that the
+      normalization reads it once; in evaluation, without gradients, the convolution's kernel normalizes.
+    - A normalization and an activation: one kernel, as with `activation=`.
+
+    Layers with a hook, or whose `__call__` or `forward` was replaced, are called as modules. So are all layers under
+    torch.fx and torch.compile.
     """
 
     def forward(self, input: Any) -> Any:
         if torch.compiler.is_compiling() or not isinstance(input, torch.Tensor):
             return super().forward(input)
-        chain: list[Layer] = []
-        modules = iter(self._modules.values())
-        following = next(modules, None)
-        while following is not None:
-            module, following = following, next(modules, None)
-            if type(module) is Linear and _is_plain(module):
-                chain.append((module.weight, module.bias, module.activation))
-                continue
-            if chain:
-                input = linear_chain(input, chain)
-                chain = []
-            if type(module) is Conv2d and following is not None and _can_fuse_pooling(module, following):
-                input = module.convolve(input, pool=2)
-                following = next(modules, None)
+        modules: list[Any] = list(self._modules.values())
+        while modules:
+            count = _linear_layers(modules)
+            if count:
+                input = linear_chain(input, [(layer.weight, layer.bias, layer.activation) for layer in modules[:count]])
             else:
-                input = module(input)
-        return linear_chain(input, chain) if chain else input
+                input, count = _call(modules, input)
+            del modules[:count]
+        return input
 
 
-def _can_fuse_pooling(module: Conv2d, following: torch.nn.Module) -> bool:
-    """Whether a convolution can include the layer after it: a plain 2 x 2 max-pooling."""
-    if type(following) is not MaxPool2d or module.pool != 1:
+def _linear_layers(modules: Sequence[Any]) -> int:
+    """How many plain `Linear` layers come first."""
+    for count, module in enumerate(modules):
+        if type(module) is not Linear or not _is_plain(module):
+            return count
+    return len(modules)
+
+
+def _call(modules: Sequence[Any], x: Any) -> tuple[Any, int]:
+    """The first module's output for x, or that of the first few, fused; and how many they are."""
+    first, others = modules[0], modules[1:3]
+    if type(first) is Conv2d and others and first.pool == 1 and _is_plain(first):
+        if _is_half(others[0]):
+            return first.convolve(x, first.activation, pool=2)[0], 2
+        if type(others[0]) is BatchNorm2d and _is_plain(others[0]) and _can_join(first, others[0], x):
+            return _call_convolution_and_norm(first, others, x)
+    if type(first) in _NORMS and _is_plain(first):
+        activation, count = _activation_of(modules)
+        return first.normalize(x, activation), count
+    return first(x), 1
+
+
+def _call_convolution_and_norm(convolution: Conv2d, others: Sequence[Any], x: Any) -> tuple[Any, int]:
+    """The output of a convolution, its normalization and perhaps an activation; and how many modules they are."""
+    norm = others[0]
+    activation, count = _activation_of(others)
+    constants = norm.constants()
+    if constants is None:
+        y, partial = convolution.convolve(x, convolution.activation, want_statistics=True)
+        return norm.normalize(y, activation, partial=partial), 1 + count
+    if needs_gradient(x, *convolution.parameters(), *norm.parameters()):
+        return norm.normalize(convolution(x), activation), 1 + count
+    return convolution.convolve(x, activation, norm=constants)[0], 1 + count
+
+
+def _can_join(convolution: Conv2d, norm: BatchNorm2d, x: torch.Tensor) -> bool:
+    """Whether a normalization's operands are such that the convolution's kernel can read them."""
+    if x.dim() != 4 or convolution.activation.name != "identity":
         return False
-    sizes = following.kernel_size, following.stride
-    if not all(_is_in_both_directions(2, size) for size in sizes) or following.ceil_mode or following.return_indices:
+    operands = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    return is_plain_eager(*operands) and all(
+        tensor is None
+        or (
+            (tensor.shape == (convolution.out_channels,) and tensor.is_contiguous())
+            and (tensor.dtype in (x.dtype, torch.float32) and tensor.device == x.device)
+        )
+        for tensor in operands
+    )
+
+
+def _activation_of(modules: Sequence[Any]) -> tuple[Any, int]:
+    """The activation that a normalization applies, its own or the next module's; and how many modules they are."""
+    own = modules[0].activation
+    if own.name != "identity" or len(modules) == 1:
+        return own, 1
+    following = modules[1]
+    function = FUNCTIONS.get(type(following))
+    if function is None or not _is_plain(following):
+        return own, 1
+    return function(following), 2
+
+
+def _is_half(module: torch.nn.Module) -> bool:
+    """Whether a module is a plain 2 x 2 max-pooling."""
+    if type(module) is not MaxPool2d or not _is_plain(module):
         return False
-    if not _is_in_both_directions(0, following.padding) or not _is_in_both_directions(1, following.dilation):
+    sizes = module.kernel_size, module.stride
+    if not all(_is_in_both_directions(2, size) for size in sizes) or module.ceil_mode or module.return_indices:
         return False
-    return _is_plain(module) and _is_plain(following)
+    return _is_in_both_directions(0, module.padding) and _is_in_both_directions(1, module.dilation)
 
 
 def _is_in_both_directions(number: int, size: Any) -> bool:

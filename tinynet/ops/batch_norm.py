@@ -27,6 +27,7 @@ def norm_reference(
     residual: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
+    partial: Tensor | None,
     training: bool,
     per_sample: bool,
     momentum: float,
@@ -36,7 +37,7 @@ def norm_reference(
     """act((x - mean) / sqrt(variance + eps) weight + bias + residual) in plain PyTorch.
 
     For `training` mean and variance are those of x, of each sample alone for `per_sample`, and the given ones are the
-    running statistics, which this does not update.
+    running statistics, which this does not update. `partial`, statistics of parts of x, is what the kernels need.
     """
     if per_sample:
         z = F.instance_norm(x, None, None, weight, bias, True, momentum, eps)
@@ -53,6 +54,7 @@ def _forward(
     residual: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
+    partial: Tensor | None,
     training: bool,
     per_sample: bool,
     momentum: float,
@@ -64,7 +66,7 @@ def _forward(
     options = momentum, eps, activation
     parameters = _contiguous(weight, bias)
     return kernels.batch_norm_forward.norm_forward(
-        x, *parameters, residual, *_contiguous(*given), *running, *options, per_sample=per_sample
+        x, *parameters, residual, *_contiguous(*given), *running, *options, per_sample=per_sample, partial=partial
     )
 
 
@@ -79,7 +81,7 @@ def _dense(x: Tensor, per_sample: bool) -> Tensor:
 
 
 def _fake(x: Tensor, *rest: Any) -> Tensors:
-    training, per_sample = rest[5:7]
+    training, per_sample = rest[6:8]
     y = _dense(x, per_sample)
     if not training:
         return y, None, None
@@ -89,7 +91,7 @@ def _fake(x: Tensor, *rest: Any) -> Tensors:
 
 def _saves(given: Sequence[Any], results: Sequence[Any]) -> Tensors:
     """What the backward reads. PyTorch's reads no bias; ours does only where it computes z again."""
-    x, weight, bias, residual, mean, variance, training, *_, activation = given
+    x, weight, bias, residual, mean, variance, _, training, *_, activation = given
     if training:
         mean, variance = results[1:]
     saved = None
@@ -115,7 +117,7 @@ def _backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> Tens
         per_sample=per_sample,
         given=not training,
     )
-    return *gradients, None, None
+    return *gradients, None, None, None
 
 
 def _fake_backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> Tensors:
@@ -124,14 +126,15 @@ def _fake_backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) ->
     like = weight if weight is not None else bias
     parameter = [torch.empty_like(like, memory_format=torch.contiguous_format) if w else None for w in wanted[1:3]]
     images = [_dense(x, per_sample) if wanted[i] else None for i in (0, 3)]
-    return [images[0], *parameter, images[1], None, None]
+    return [images[0], *parameter, images[1], None, None, None]
 
 
 # mean and variance: given statistics or, for `training`, running ones that eager calls update in place. A registered
 # operator must not, so it is given none then: its callers update them from the second and third result.
 norm_operator = Operator(
     "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, Tensor? variance, "
-    "bool training, bool per_sample, float momentum, float eps, Activation activation) -> (Tensor, Tensor, Tensor)",
+    "Tensor? partial, bool training, bool per_sample, float momentum, float eps, Activation activation) "
+    "-> (Tensor, Tensor, Tensor)",
     forward=_forward,
     fake=_fake,
     saves=_saves,
@@ -193,7 +196,24 @@ def batch_norm(
     if has_torch_function_unary(input):
         arguments = running_mean, running_var, weight, bias, training, momentum, eps
         return handle_torch_function(batch_norm, (input,), input, *arguments, activation=activation, residual=residual)
-    function = as_activation(activation)
+    options = training, momentum, eps, as_activation(activation)
+    return normalize(input, running_mean, running_var, weight, bias, *options, residual)
+
+
+def normalize(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: Activation,
+    residual: Tensor | None = None,
+    partial: Tensor | None = None,
+) -> Tensor:
+    """`batch_norm`, which may be given the statistics of parts of its input, fp32 [parts, 3, C]."""
     route = route_norm("batch_norm", input, weight, bias, residual, running_mean, running_var)
     training = bool(training)
     if training:
@@ -206,18 +226,18 @@ def batch_norm(
     momentum, eps = as_number("batch_norm", "momentum", momentum), as_number("batch_norm", "eps", eps)
     if route is Route.REFERENCE:
         z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        return activation_reference(z if residual is None else z + residual, function)
+        return activation_reference(z if residual is None else z + residual, activation)
     tensors = with_axes(input, route, per_sample=False), weight, bias, residual
-    settings = training, False, momentum, eps, function
+    settings = training, False, momentum, eps, activation
     if not training or running_mean is None:
-        return norm_operator(route, *tensors, running_mean, running_var, *settings)
+        return norm_operator(route, *tensors, running_mean, running_var, partial, *settings)
     assert running_var is not None
     if route is Route.KERNELS and running_mean.is_contiguous() and running_var.is_contiguous():
         # Aliases with versions of their own: second derivatives in training don't read what is updated.
-        y = norm_operator(route, *tensors, running_mean.data, running_var.data, *settings)
+        y = norm_operator(route, *tensors, running_mean.data, running_var.data, partial, *settings)
         torch.autograd.graph.increment_version((running_mean, running_var))
         return y
-    y, mean, variance = norm_operator.registered(*tensors, None, None, *settings, needs_gradient(*tensors))
+    y, mean, variance = norm_operator.registered(*tensors, None, None, partial, *settings, needs_gradient(*tensors))
     count = input.numel() // input.shape[1]
     update_running(running_mean, running_var, mean, variance, count, momentum)
     return y

@@ -62,11 +62,11 @@ def instance_norm(
         return activation_reference(F.instance_norm(input, *arguments), function)
     tensors = with_axes(input, route, per_sample=bool(use_input_stats)), weight, bias, None
     if not use_input_stats:
-        return norm_operator(route, *tensors, running_mean, running_var, False, False, momentum, eps, function)
+        return norm_operator(route, *tensors, running_mean, running_var, None, False, False, momentum, eps, function)
     settings = True, True, momentum, eps, function
     if running_mean is None or running_var is None:
-        return norm_operator(route, *tensors, None, None, *settings)
-    y, mean, variance = norm_operator.registered(*tensors, None, None, *settings, needs_gradient(*tensors))
+        return norm_operator(route, *tensors, None, None, None, *settings)
+    y, mean, variance = norm_operator.registered(*tensors, None, None, None, *settings, needs_gradient(*tensors))
     count = math.prod(input.shape[2:])
     update_running(running_mean, running_var, mean.mean(0), variance.mean(0), count, momentum)
     return y

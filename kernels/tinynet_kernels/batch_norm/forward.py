@@ -7,8 +7,8 @@
 Two launches. `norm_statistics_kernel` leaves (count, mean, sum of squared deviations) of each part of a channel:
 Welford's algorithm for each lane of a tile, then the lanes merged. `normalize_kernel` merges the parts of its channels
 in a fixed order and normalizes; the programs of the first part store the statistics. Given statistics take this launch
-alone. `walk` says what a program passes over. Whatever else leaves such parts, as a product's epilogue could, may take
-the place of the first launch.
+alone. `walk` says what a program passes over. Where a convolution's epilogue left such parts (`conv.forward.Results`),
+`merge_statistics_kernel` takes the place of the first launch: there are too many for each program to merge them.
 
 Source: Ioffe & Szegedy 2015; Ulyanov et al. 2016; Welford 1962; merging: Chan, Golub & LeVeque 1979.
 """
@@ -26,6 +26,7 @@ from tinynet_kernels.activation import activate
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.batch_norm.tiles import Walk, walk_of
 from tinynet_kernels.batch_norm.walk import (
+    NormTile,
     load_channels,
     load_tile,
     of_channels,
@@ -39,7 +40,7 @@ from tinynet_kernels.batch_norm.walk import (
 )
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.tiles import Target, current_target
+from tinynet_kernels.tiles import Target, ceil_div, current_target, power_of_2_at_least
 
 
 @triton.jit
@@ -81,26 +82,81 @@ def norm_statistics_kernel(
 
 
 @triton.jit
-def merged_statistics(partial_ptr, parts, share, TILE: constexpr):
-    """(count, mean, variance) of the program's channels, of `partial` [parts, 3, groups, channels]."""
-    part = tl.arange(0, TILE.block_parts)[:, None]
-    mask = (part < parts) & share.in_channels[None, :]
-    partial = partial_ptr + (part * 3 * share.statistics + share.statistic[None, :])
-    counts = tl.load(partial, mask=mask, other=0.0)
-    means = tl.load(partial + share.statistics, mask=mask, other=0.0)
-    squares = tl.load(partial + 2 * share.statistics, mask=mask, other=0.0)
-    count = tl.maximum(tl.sum(counts, axis=0), 1.0)  # masked channels have none
-    mean = tl.sum(counts * means, axis=0) / count
+def merged(counts, means, squares):
+    """(count, mean, sum of squared deviations) of parts [PARTS, CHANNELS]; absent parts count 0."""
+    count = tl.sum(counts, axis=0)
+    mean = tl.sum(counts * means, axis=0) / tl.maximum(count, 1.0)
     deviations = means - mean[None, :]
-    return count, mean, tl.sum(squares + counts * deviations * deviations, axis=0) / count
+    return count, mean, tl.sum(squares + counts * deviations * deviations, axis=0)
 
 
 @triton.jit
-def store_running(running_ptr, value, momentum, share):
-    """running <- (1 - momentum) running + momentum value, for the program's channels."""
-    running = tl.load(running_ptr + share.statistic, mask=share.in_channels, other=0.0).to(tl.float32)
+def load_parts(partial_ptr, part, statistic, statistics, mask):
+    """Counts, means and sums of squared deviations, of `partial` [parts, 3, statistics]."""
+    partial = partial_ptr + (part.to(tl.int64)[:, None] * 3 * statistics + statistic[None, :])
+    counts = tl.load(partial, mask=mask, other=0.0)
+    means = tl.load(partial + statistics, mask=mask, other=0.0)
+    return counts, means, tl.load(partial + 2 * statistics, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_running(running_ptr, value, momentum, channel, mask):
+    """running <- (1 - momentum) running + momentum value, for some channels."""
+    running = tl.load(running_ptr + channel, mask=mask, other=0.0).to(tl.float32)
     running = (1.0 - momentum) * running + momentum * value
-    tl.store(running_ptr + share.statistic, running.to(running_ptr.dtype.element_ty), mask=share.in_channels)
+    tl.store(running_ptr + channel, running.to(running_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_statistics(
+    count, mean, squares, mean_ptr, variance_ptr, running_mean_ptr, running_variance_ptr, momentum, statistic, mask
+):
+    """Stores mean and variance, and moves the running statistics, if any."""
+    tl.store(mean_ptr + statistic, mean, mask=mask)
+    tl.store(variance_ptr + statistic, squares / tl.maximum(count, 1.0), mask=mask)
+    if running_mean_ptr is not None:
+        store_running(running_mean_ptr, mean, momentum, statistic, mask)
+        store_running(running_variance_ptr, squares / (count - 1.0), momentum, statistic, mask)
+
+
+@triton.jit
+def merge_statistics_kernel(
+    partial_ptr,
+    mean_ptr,
+    variance_ptr,
+    running_mean_ptr,
+    running_variance_ptr,
+    momentum,
+    parts,
+    channels,
+    TILE: constexpr,
+):
+    """mean and variance [channels] of `partial` [parts, 3, channels], and the running statistics, if any.
+
+    block_channels per program, block_parts at once, one block merged after the other.
+    """
+    BLOCK_CHANNELS: constexpr = TILE.block_channels
+    first_channel = tl.program_id(0) * BLOCK_CHANNELS
+    in_channels = tl.arange(0, BLOCK_CHANNELS) < channels - first_channel
+    channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    part = tl.arange(0, TILE.block_parts)
+    count = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    mean = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    squares = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    for start in range(0, parts, TILE.block_parts):
+        mask = (part < parts - start)[:, None] & in_channels[None, :]
+        counts, means, part_squares = load_parts(partial_ptr, start + part, channel, channels, mask)
+        more, more_mean, more_squares = merged(counts, means, part_squares)
+        deviation = more_mean - mean
+        weight = more / tl.maximum(count + more, 1.0)
+        mean += deviation * weight
+        squares += more_squares + deviation * deviation * count * weight
+        count += more
+    store_statistics(
+        *(count, mean, squares, mean_ptr, variance_ptr, running_mean_ptr, running_variance_ptr, momentum),
+        channel,
+        in_channels,
+    )
 
 
 @triton.jit
@@ -136,13 +192,17 @@ def normalize_kernel(
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     if partial_ptr is not None:
-        count, mean, variance = merged_statistics(partial_ptr, share.parts, share, TILE)
+        part = tl.arange(0, TILE.block_parts)
+        mask = (part < share.parts)[:, None] & share.in_channels[None, :]
+        counts, means, squares = load_parts(partial_ptr, part, share.statistic, share.statistics, mask)
+        count, mean, squares = merged(counts, means, squares)
+        variance = squares / tl.maximum(count, 1.0)
         if share.part == 0:
-            tl.store(mean_ptr + share.statistic, mean, mask=share.in_channels)
-            tl.store(variance_ptr + share.statistic, variance, mask=share.in_channels)
-            if running_mean_ptr is not None:
-                store_running(running_mean_ptr, mean, momentum, share)
-                store_running(running_variance_ptr, variance * (count / (count - 1.0)), momentum, share)
+            store_statistics(
+                *(count, mean, squares, mean_ptr, variance_ptr, running_mean_ptr, running_variance_ptr, momentum),
+                share.statistic,
+                share.in_channels,
+            )
     else:
         mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
         variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
@@ -164,6 +224,12 @@ def normalize_kernel(
 def norm_statistics_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
     """Every element is read once, and takes five operations of Welford's."""
     return Cost(5 * x_ptr.numel(), size_in_bytes(x_ptr, *others.values()))
+
+
+@costs(merge_statistics_kernel)
+def merge_statistics_cost(partial_ptr: torch.Tensor, **others: Any) -> Cost:
+    """Every part is read once, and takes eight operations."""
+    return Cost(8 * partial_ptr.numel() // 3, size_in_bytes(partial_ptr, *others.values()))
 
 
 @costs(normalize_kernel)
@@ -190,6 +256,20 @@ def _problems(
     return NormProblems(walk, Problem(norm_statistics_kernel, grid, *walk.numbers, **walk.constants), normalize)
 
 
+@lru_cache(maxsize=4096)
+def _merge_problem(parts: int, channels: int, target: Target) -> Problem:
+    block_channels = min(power_of_2_at_least(channels), 256 if target.kind == "cpu" else 16)
+    block_parts = min(power_of_2_at_least(parts), 4096 // block_channels)
+    return Problem(
+        merge_statistics_kernel,
+        (ceil_div(channels, block_channels),),
+        parts,
+        channels,
+        TILE=NormTile(block_channels, 1, block_parts),
+        num_warps=4,
+    )
+
+
 def norm_forward(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -204,6 +284,7 @@ def norm_forward(
     activation: Activation,
     *,
     per_sample: bool,
+    partial: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """y = act((x - mean) / sqrt(variance + eps) weight + bias + residual), and the statistics where they are x's.
 
@@ -217,6 +298,7 @@ def norm_forward(
         eps: added to the variance.
         activation: applied last.
         per_sample: whether each sample has statistics of its own. It then has no running statistics here.
+        partial: count, mean and sum of squared deviations of parts of x, fp32 [parts, 3, C], where they are known.
 
     Returns:
         y: x's shape, without gaps in x's order; mean and (biased) variance, fp32 [C] or [N, C] `per_sample`, or None
@@ -224,14 +306,18 @@ def norm_forward(
     """
     walk, statistics, normalize = _problems(x.shape, x.stride(), per_sample, activation, current_target())
     y = x.new_empty_strided(x.shape, walk.stride)
-    partial = None
     given = mean is not None
     if not given:
-        count = walk.groups * x.shape[1]
-        partial = x.new_empty((walk.parts, 3, count), dtype=torch.float32)
-        statistics.launch(x, partial)
-        shape = (walk.groups, x.shape[1]) if per_sample else (count,)
+        channels = x.shape[1]
+        shape = (walk.groups, channels) if per_sample else (channels,)
         mean, variance = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+        if partial is None:
+            partial = x.new_empty((walk.parts, 3, walk.groups * channels), dtype=torch.float32)
+            statistics.launch(x, partial)
+        else:
+            merge = _merge_problem(partial.shape[0], channels, current_target())
+            merge.launch(partial, mean, variance, running_mean, running_variance, momentum)
+            partial = running_mean = running_variance = None
     normalize.launch_named(
         x_ptr=x,
         residual_ptr=None if residual is None else in_order(residual, y),

@@ -70,6 +70,11 @@ def same(name: str, *shape: int, **options: Any) -> Case:
     )
 
 
+def batch_norm(activation: str) -> Case:
+    ours = nn.BatchNorm1d(4, activation=activation)
+    return Case(ours, Activated(torch.nn.BatchNorm1d(4), activation), 3, 4, 5)
+
+
 def chain() -> Case:
     layers = nn.Linear(6, 8, activation="tanh"), nn.Linear(8, 5, activation="gelu"), nn.Linear(5, 3)
     twin = torch.nn.Sequential(
@@ -114,6 +119,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv-pooled": lambda: convolution("gelu", channels_last=True, pool=True),
     "conv-depthwise": lambda: same("Conv2d", 2, 4, 6, 6, arguments=(4, 8, 3, 2, 1, 1, 4)),
     "chain": chain,
+    **{f"batch_norm-{name}": (lambda name=name: batch_norm(name)) for name in ("relu", "tanh", "gelu")},
+    "batch_norm-images": lambda: same("BatchNorm2d", 2, 3, 4, 5, arguments=(3,)),
+    "instance_norm": lambda: same("InstanceNorm2d", 2, 3, 4, 5, arguments=(3,), affine=True),
     "max_pool": lambda: same("MaxPool2d", 2, 3, 7, 6, arguments=(3, 2, 1)),
     "max_pool-dilated": lambda: same(
         "MaxPool2d", 2, 3, 9, 8, arguments=((2, 3), (1, 2), (0, 1), (3, 2)), ceil_mode=True
@@ -192,7 +200,9 @@ def test_hessians_and_jacobians() -> None:
     assert_close(product, exact, ERROR, "product")
 
 
-@pytest.mark.parametrize("name", ["activation-Tanh", "linear-gelu", "conv-tanh", "avg_pool", "lstm", "gru", "mse"])
+@pytest.mark.parametrize(
+    "name", ["activation-Tanh", "linear-gelu", "conv-tanh", "batch_norm-tanh", "avg_pool", "lstm", "gru", "mse"]
+)
 def test_forward_mode(name: str) -> None:
     torch.manual_seed(2)
     case = CASES[name]()
@@ -206,7 +216,9 @@ def test_forward_mode(name: str) -> None:
     assert_close(actual, expected, ERROR, "tangent")  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("name", ["chain", "conv-gelu", "conv-contiguous", "lstm", "gru", "max_pool", "cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["chain", "conv-gelu", "conv-contiguous", "batch_norm-gelu", "lstm", "gru", "max_pool", "cross_entropy"]
+)
 def test_second_derivatives_of_registered_operators(name: str) -> None:
     """A subclass of Tensor takes the operator, whose gradient is differentiated too."""
 

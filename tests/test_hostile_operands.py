@@ -60,6 +60,11 @@ def module(name: str, input: Tensor, *arguments: Any, **options: Any) -> Case:
     return Case(function, twin, {"input": input, **parameters})
 
 
+def functional(module: torch.nn.Module) -> Callable[..., Any]:
+    """A module as a function of its input and parameters."""
+    return lambda input, **parameters: torch.func.functional_call(module, parameters, (input,))
+
+
 def image() -> Tensor:
     return torch.randn(2, 4, 6, 6)
 
@@ -78,6 +83,33 @@ CASES: dict[str, Callable[[], Case]] = {
         ours.conv2d, F.conv2d, {"input": image(), "weight": torch.randn(3, 4, 3, 3), "bias": torch.randn(3)}
     ),
     "Conv2d": lambda: module("Conv2d", image(), 4, 8, 3, 2, 1, 1, 4),
+    # With a function between, since the gradient of a normalization alone is 0 for some upstream gradients.
+    "batch_norm-training": lambda: Case(
+        lambda input, **affine: ours.batch_norm(input, None, None, **affine, training=True, activation="tanh"),
+        lambda input, **affine: F.batch_norm(input, None, None, **affine, training=True).tanh(),
+        {"input": image(), "weight": torch.randn(4), "bias": torch.randn(4)},
+    ),
+    "batch_norm-given": lambda: Case(
+        ours.batch_norm,
+        F.batch_norm,
+        {
+            "input": image(),
+            "running_mean": torch.randn(4),
+            "running_var": torch.rand(4) + 0.5,
+            "weight": torch.randn(4),
+            "bias": torch.randn(4),
+        },
+    ),
+    "instance_norm": lambda: Case(
+        lambda input: ours.instance_norm(input, activation="tanh"),
+        lambda input: F.instance_norm(input).tanh(),
+        {"input": image()},
+    ),
+    "BatchNorm2d": lambda: Case(
+        functional(nn.BatchNorm2d(4, track_running_stats=False, activation="tanh")),
+        lambda input, **affine: F.batch_norm(input, None, None, **affine, training=True).tanh(),
+        {"input": image(), "weight": torch.randn(4), "bias": torch.randn(4)},
+    ),
     "max_pool2d": lambda: Case(
         lambda input: ours.max_pool2d(input, 2), lambda input: F.max_pool2d(input, 2), {"input": image()}
     ),
@@ -123,6 +155,10 @@ ALIASES = {
     "bias_ih": ("parameters[0][2]",),
     "bias_hh": ("parameters[0][3]",),
 }
+
+
+# Statistics have no gradient.
+RUNNING = ("running_mean", "running_var")
 
 
 def negated(x: Tensor) -> Tensor:
@@ -217,7 +253,7 @@ def gradients(function: Callable[..., Any], leaves: dict[str, Tensor], operands:
 
 def leaves_of(case: Case, operands: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Copies of a case's operands in `dtype`, which require a gradient if they can have one."""
-    constant = ("target", "weight") if case.twin is F.cross_entropy and "weight" in operands else ()
+    constant = ("target", "weight") if case.twin is F.cross_entropy and "weight" in operands else RUNNING
     leaves = {}
     for name, x in operands.items():
         leaves[name] = x.to(dtype).clone() if x.is_floating_point() else x.clone()

@@ -23,11 +23,13 @@ from tinynet import optim
 from tinynet.nn import recurrent as layers
 from tinynet.ops.activation import activate, activation_reference, as_activation
 from tinynet.ops.arguments import REDUCTIONS
+from tinynet.ops.batch_norm import batch_norm
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.glu import glu
+from tinynet.ops.instance_norm import instance_norm
 from tinynet.ops.linear import linear
 from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
@@ -238,6 +240,43 @@ def test_prelu(device: str, data: st.DataObject) -> None:
     slopes = shape[1] if len(shape) > 1 and draw(st.booleans()) else 1
     x, weight = draw(tensors(device, shape, dtype)), draw(tensors(device, (slopes,), dtype))
     check(draw, prelu, F.prelu, x, weight, lengths=(1, 1, math.prod(shape) // max(slopes, 1)))
+
+
+@given(st.data())
+def test_batch_norm_and_instance_norm(device: str, data: st.DataObject) -> None:
+    draw, dtype = data.draw, data.draw(dtypes)
+    function = as_activation(draw(st.sampled_from([None, "relu", "tanh", "gelu"])))
+    per_sample, shape = draw(st.booleans()), draw(shapes(2, 5, 9))
+    if per_sample:
+        shape = [*shape[:2], max(2, math.prod(shape[2:4])), *shape[4:]]
+    training = per_sample or (draw(st.booleans()) and math.prod(shape) != shape[1])
+    channels, length = shape[1], math.prod(shape) // max(shape[1], 1)
+    # Signs: statistics of few values may be 0, and small deviations from 0 are amplified.
+    x = draw(tensors(device, shape, dtype, values=small_integers))
+    make = partial(tensors, device, (channels,), dtype)
+    weight, bias = (draw(make()) if draw(st.booleans()) else None for _ in range(2))
+    residual = None if per_sample or draw(st.booleans()) else draw(tensors(device, shape, dtype))
+    mean = variance = None
+    if not training:
+        mean, variance = (
+            draw(make(differentiable=False)),
+            draw(make(partial(torch.randint, 1, 3), differentiable=False)),
+        )
+
+    def ours(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        if per_sample:
+            return instance_norm(x, None, None, weight, bias, eps=0.5, activation=function)
+        options: Any = {"activation": function, "residual": residual}
+        return batch_norm(x, mean, variance, weight, bias, training, eps=0.5, **options)
+
+    def reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        if per_sample:
+            return activation_reference(F.instance_norm(x, None, None, weight, bias, eps=0.5), function)
+        statistics = leaf_in_float64(mean), leaf_in_float64(variance)
+        y = F.batch_norm(x, *statistics, weight, bias, training, eps=0.5)
+        return activation_reference(y if residual is None else y + residual, function)
+
+    check(draw, ours, reference, x, weight, bias, residual, lengths=(16, 16, 4 * length, 4 * length, 1), magnitude=4.0)
 
 
 @given(st.data())

@@ -50,6 +50,12 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] =
         lambda: pictures(16),
         "convolution_weight_gradient",  # of boxes or of runs
     ),
+    "batch norm": (lambda: nn.BatchNorm2d(5, activation="gelu"), lambda: pictures(5), "norm_input_gradient_kernel"),
+    "instance norm": (
+        lambda: nn.InstanceNorm2d(5, affine=True),
+        lambda: pictures(5),
+        "norm_parameter_gradients_kernel",
+    ),
     "max_pool2d": (lambda: nn.MaxPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "max_pool2d_backward_kernel"),
     "avg_pool2d": (lambda: nn.AvgPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "avg_pool2d_backward_kernel"),
     "cross_entropy": (

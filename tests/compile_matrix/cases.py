@@ -31,6 +31,8 @@ from tinynet_kernels import (
     tiles,
 )
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
+from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
+from tinynet_kernels.batch_norm.forward import norm_forward
 from tinynet_kernels.conv import forward, input_gradient, weight_gradient
 from tinynet_kernels.conv.spec import ConvolutionSpec
 from tinynet_kernels.recurrent import GATES
@@ -420,6 +422,47 @@ def _flags(row: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={text(value)}" for name, value in row.items())
 
 
+# ---- normalization ---------------------------------------------------------------------------------------------------
+
+
+def norm_cases(target: Target) -> Iterator[Case]:
+    """Batch and instance norm of images and rows, for statistics of the input and given ones."""
+    for row in pairwise(
+        {
+            "shape": ((32, 64, 56, 56), (8, 960, 7, 7), (512, 100), (1 << 14, 4096)),
+            "dtype": DTYPES,
+            "activation": (IDENTITY, Activation("relu"), Activation("gelu")),
+            "statistics": ("batch", "given", "sample"),
+            "channels_last": (True, False),
+            "residual": (True, False),
+            "affine": (True, False),
+        }
+    ):
+        if len(row["shape"]) == 4 or row["statistics"] != "sample":
+            is_last = row["channels_last"] or len(row["shape"]) == 2
+            aligned = row["shape"][1] % 8 == 0 if is_last else row["shape"][3] % 8 == 0
+            yield Case(f"norm {_flags(row)}", partial(_norm, row), aligned)
+
+
+def _norm(row: Mapping[str, Any]) -> None:
+    x, C = _empty(*row["shape"], dtype=row["dtype"]), row["shape"][1]
+    if row["channels_last"] and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    weight = bias = _empty(C) if row["affine"] else None
+    residual = x if row["residual"] and row["statistics"] != "sample" else None
+    given = row["statistics"] == "given"
+    statistics = (_empty(C), _empty(C)) if given else (None, None)
+    running = (_empty(C), _empty(C)) if row["statistics"] == "batch" else (None, None)
+    per_sample = row["statistics"] == "sample"
+    options = (0.1, 1e-5, row["activation"])
+    y, mean, variance = norm_forward(x, weight, bias, residual, *statistics, *running, *options, per_sample=per_sample)
+    mean, variance = statistics if given else (mean, variance)
+    assert mean is not None and variance is not None
+    saved = None if residual is None or row["activation"] is IDENTITY else y
+    wanted = NormGradients(True, row["affine"], row["affine"], residual is not None)
+    norm_backward(y, x, weight, bias, saved, mean, variance, *options[1:], wanted, per_sample=per_sample, given=given)
+
+
 # ---- pooling ---------------------------------------------------------------------------------------------------------
 
 
@@ -522,6 +565,7 @@ COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
     "activation": activation_cases,
     "linear": linear_cases,
     "conv": conv_cases,
+    "norm": norm_cases,
     "pool": pool_cases,
     "recurrent": recurrent_cases,
     "loss": loss_cases,

@@ -323,12 +323,16 @@ def test_registered_operator(device: str) -> None:
         statistics = torch.zeros(3, device=device), torch.ones(3, device=device)
         check_operator: Any = torch.library.opcheck
         check_operator(
-            norm_operator.forward, (x, weight, bias, x.detach(), None, None, True, False, 0.1, 1e-5, relu, True)
+            norm_operator.forward, (x, weight, bias, x.detach(), None, None, None, True, False, 0.1, 1e-5, relu, True)
         )
-        check_operator(norm_operator.forward, (x, weight, None, None, None, None, True, True, 0.1, 1e-5, gelu, True))
-        check_operator(norm_operator.forward, (x, None, None, None, *statistics, False, False, 0.1, 1e-5, gelu, True))
+        check_operator(
+            norm_operator.forward, (x, weight, None, None, None, None, None, True, True, 0.1, 1e-5, gelu, True)
+        )
+        check_operator(
+            norm_operator.forward, (x, None, None, None, *statistics, None, False, False, 0.1, 1e-5, gelu, True)
+        )
         saved = [x.detach(), weight.detach(), bias.detach(), None, *statistics]
-        rest = 0.1, 1e-5, relu, [True, True, True, True, False, False]
+        rest = 0.1, 1e-5, relu, [True, True, True, True, False, False, False]
         for training in (True, False):
             check_operator(norm_operator.backward, ([torch.randn_like(x)], saved, training, False, *rest))
 

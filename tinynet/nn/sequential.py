@@ -72,7 +72,8 @@ def _call(modules: Sequence[Any], x: Any) -> tuple[Any, int]:
             return _call_convolution_and_norm(first, others, x)
     if type(first) in _NORMS and _is_plain(first):
         activation, count = _activation_of(modules)
-        return first.normalize(x, activation), count
+        norm: Any = first
+        return norm.normalize(x, activation), count
     return first(x), 1
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +42,16 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
         ({}, (4, 5)),
     ),
 }
-RE_EXPORTED = ("Flatten", "Identity", "Module", "ModuleDict", "ModuleList", "Parameter", "Unflatten")
+RE_EXPORTED = [
+    *("Buffer", "Flatten", "Identity", "Module", "ModuleDict", "ModuleList", "Parameter", "ParameterDict"),
+    *("ParameterList", "RNNBase", "RNNCellBase", "Unflatten"),
+    *("ChannelShuffle", "Fold", "PixelShuffle", "PixelUnshuffle", "Unfold", "UpsamplingNearest2d"),
+    *(
+        f"{kind}Pad{axes}d"
+        for kind in ("Circular", "Constant", "Reflection", "Replication", "Zero")
+        for axes in (1, 2, 3)
+    ),
+]
 
 
 def compute_layers() -> list[str]:
@@ -116,15 +127,33 @@ def test_activation_is_shown_and_checked() -> None:
 
 
 @pytest.mark.parametrize("name", RE_EXPORTED)
-def test_containers_are_pytorchs(name: str) -> None:
+def test_what_only_holds_or_moves_numbers_is_pytorchs(name: str) -> None:
     assert getattr(nn, name) is getattr(torch.nn, name)
 
 
-def test_absent_layers_say_so() -> None:
+def test_every_module_is_a_layer_or_pytorchs() -> None:
+    modules = [name for name in nn.__all__ if inspect.isclass(getattr(nn, name))]
+    assert sorted(modules) == sorted([*LAYERS, *RE_EXPORTED, "Sequential"])
+
+
+def test_absent_names_say_so() -> None:
     with pytest.raises(AttributeError, match=r"tinynet\.nn has no Transformer yet"):
         _ = nn.Transformer
-    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
-        _ = nn.Nonsense
+    with pytest.raises(AttributeError, match=r"tinynet\.functional has no relu_ yet"):
+        _ = nn.functional.relu_
+    for module in (nn, nn.functional):
+        with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+            _ = module.Nonsense
+
+
+def test_readme_lists_every_absent_layer() -> None:
+    """Compared for the classes of the installed PyTorch: others have more or fewer."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    paragraph = next(text for text in readme.split("\n\n") if text.startswith("Not implemented yet"))
+    listed = re.findall(r"`(\w+)`", paragraph)
+    assert listed == sorted(set(listed))
+    theirs = set(torch.nn.modules.__all__)
+    assert theirs & set(listed) == theirs - set(nn.__all__)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

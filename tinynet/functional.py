@@ -1,4 +1,13 @@
-"""The operators as functions, with the names of torch.nn.functional."""
+"""The operators as functions, with the names of torch.nn.functional.
+
+Those that only move or copy numbers are PyTorch's own. Accessing a function of torch.nn.functional that tinynet does
+not have raises an AttributeError.
+"""
+
+from typing import Any
+
+import torch.nn.functional
+from torch.nn.functional import channel_shuffle, fold, one_hot, pad, pixel_shuffle, pixel_unshuffle, unfold
 
 from tinynet.ops.activation import (
     celu,
@@ -36,11 +45,13 @@ __all__ = [
     "adaptive_avg_pool2d",
     "avg_pool2d",
     "celu",
+    "channel_shuffle",
     "conv2d",
     "cross_entropy",
     "dropout",
     "elu",
     "embedding",
+    "fold",
     "gelu",
     "glu",
     "hardshrink",
@@ -53,6 +64,10 @@ __all__ = [
     "max_pool2d",
     "mish",
     "mse_loss",
+    "one_hot",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "prelu",
     "relu",
     "relu6",
@@ -64,4 +79,13 @@ __all__ = [
     "softsign",
     "tanh",
     "tanhshrink",
+    "unfold",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if hasattr(torch.nn.functional, name):
+        raise AttributeError(
+            f"tinynet.functional has no {name} yet; torch.nn.functional.{name} would not run on tinynet's kernels"
+        )
+    raise AttributeError(f"module 'tinynet.functional' has no attribute {name!r}")

@@ -7,6 +7,7 @@ import inspect
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,10 +30,15 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "GRUCell": ({"input_size": 5, "hidden_size": 6}, (4, 5)),
     "CrossEntropyLoss": ({"label_smoothing": 0.1}, (4, 5)),
     "MSELoss": ({}, (4, 5)),
-    "Dropout": ({"p": 0.0}, (4, 5)),
+    **dict.fromkeys(("Dropout", "AlphaDropout"), ({"p": 0.0}, (4, 5))),
+    "Dropout1d": ({"p": 1.0}, (4, 5, 6)),
+    **dict.fromkeys(("Dropout2d", "FeatureAlphaDropout"), ({"p": 1.0}, (2, 3, 5, 6))),
+    "Dropout3d": ({"p": 1.0}, (2, 3, 2, 4, 5)),
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "GLU": ({}, (4, 6)),
     "PReLU": ({"num_parameters": 5}, (4, 5)),
+    "RReLU": ({"lower": 0.3, "upper": 0.3}, (4, 5)),
+    "Threshold": ({"threshold": 0.1, "value": 20.0}, (4, 5)),
     **dict.fromkeys(
         (
             *("ReLU", "LeakyReLU", "ReLU6", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "LogSigmoid"),
@@ -144,6 +150,22 @@ def test_absent_names_say_so() -> None:
     for module in (nn, nn.functional):
         with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
             _ = module.Nonsense
+
+
+def test_functions_take_pytorchs_arguments() -> None:
+    """Those of its functions that Python can tell; a function of ours may take more arguments after them."""
+
+    def parameters(function: Any) -> list[tuple[str, Any]]:
+        return [(each.name, each.default) for each in inspect.signature(function).parameters.values()]
+
+    compared = 0
+    for name in nn.functional.__all__:
+        theirs = getattr(torch.nn.functional, name, None)
+        if inspect.isfunction(theirs) and "kwargs" not in inspect.signature(theirs).parameters:
+            expected = parameters(theirs)
+            assert parameters(getattr(nn.functional, name))[: len(expected)] == expected, name
+            compared += 1
+    assert compared > 20
 
 
 def test_readme_lists_every_absent_layer() -> None:

@@ -25,13 +25,14 @@ from tinynet.ops.activation import activate, activation_reference, as_activation
 from tinynet.ops.arguments import REDUCTIONS
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
-from tinynet.ops.dropout import dropout
+from tinynet.ops.dropout import alpha_scale, dropout, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.glu import glu
 from tinynet.ops.linear import linear
 from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
+from tinynet.ops.rrelu import rrelu
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 
 pytestmark = [
@@ -52,9 +53,10 @@ ACTIVATIONS = [
     Activation("hardtanh", min_val=-2.0, max_val=0.5),
     Activation("hardshrink", lambd=1.0),
     Activation("softshrink", lambd=0.0),
+    Activation("threshold", threshold=-0.5, value=2.0),
 ]
 # Their derivative jumps at a value that a 16-bit result may round to.
-STEPPED = ("relu6", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "softplus")
+STEPPED = ("relu6", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "softplus", "threshold")
 
 Values = Callable[..., Tensor]
 Draw = Callable[..., Any]
@@ -447,6 +449,32 @@ def test_dropout(device: str, data: st.DataObject) -> None:
 
     torch.manual_seed(draw(st.integers(0, 2**20)))
     check(draw, function, lambda x: x * masks[0] / (1 - p), x)
+
+
+@given(st.data())
+def test_channel_dropout(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    x = draw(tensors(device, draw(shapes(2, 5, 9)), draw(dtypes)))
+    seed, p = draw(st.integers(0, 2**20)), draw(st.floats(0.05, 0.95))
+
+    def function(x: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        return feature_alpha_dropout(x, p, training=True)
+
+    torch.manual_seed(seed)
+    zeros = F.feature_alpha_dropout(torch.zeros(x.shape, dtype=x.dtype, device=device), p, training=True)
+    kept = torch.zeros(x.shape, dtype=torch.bool, device=device) if x.numel() == 0 else zeros > zeros.min()
+    divisor, shift, dropped = alpha_scale(p)
+    if 0 < kept.sum() < kept.numel():  # else the kept ones can't be told
+        check(draw, function, lambda x: torch.where(kept, x / divisor + shift, dropped), x, magnitude=1.0)
+
+
+@given(st.data())
+def test_rrelu(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    x = draw(tensors(device, draw(shapes(0, 4, 17)), draw(dtypes)))
+    slope = draw(st.floats(-1, 1))
+    check(draw, partial(rrelu, lower=slope, upper=slope, training=True), partial(F.leaky_relu, negative_slope=slope), x)
 
 
 @given(st.data())

@@ -30,27 +30,34 @@ from tinynet.ops.activation import (
     softsign,
     tanh,
     tanhshrink,
+    threshold,
 )
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
-from tinynet.ops.dropout import dropout
+from tinynet.ops.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.glu import glu
 from tinynet.ops.linear import linear
 from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
+from tinynet.ops.rrelu import rrelu
 
 __all__ = [
     "adaptive_avg_pool2d",
+    "alpha_dropout",
     "avg_pool2d",
     "celu",
     "channel_shuffle",
     "conv2d",
     "cross_entropy",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "elu",
     "embedding",
+    "feature_alpha_dropout",
     "fold",
     "gelu",
     "glu",
@@ -71,6 +78,7 @@ __all__ = [
     "prelu",
     "relu",
     "relu6",
+    "rrelu",
     "selu",
     "sigmoid",
     "silu",
@@ -79,6 +87,7 @@ __all__ = [
     "softsign",
     "tanh",
     "tanhshrink",
+    "threshold",
     "unfold",
 ]
 

@@ -122,9 +122,11 @@ def activate(z, ACTIVATION: constexpr):
     elif ACTIVATION.name == "softshrink":
         shrunk = tl.where(z > ACTIVATION.a, z - ACTIVATION.a, tl.where(z < -ACTIVATION.a, z + ACTIVATION.a, 0.0))
         return tl.where(z == z, shrunk, z)
-    else:
-        tl.static_assert(ACTIVATION.name == "tanhshrink", "unknown activation")
+    elif ACTIVATION.name == "tanhshrink":
         return z - tanh(z)
+    else:
+        tl.static_assert(ACTIVATION.name == "threshold", "unknown activation")
+        return tl.where(z <= ACTIVATION.a, ACTIVATION.b, z)
 
 
 @triton.jit
@@ -175,10 +177,12 @@ def activation_derivative(s, ACTIVATION: constexpr):
         return tl.where((s > -3.0) & (s < 3.0), 1.0 / 6, 0.0)
     elif ACTIVATION.name == "hardshrink" or ACTIVATION.name == "softshrink":
         return tl.where((s >= -ACTIVATION.a) & (s <= ACTIVATION.a), 0.0, 1.0)
-    else:
-        tl.static_assert(ACTIVATION.name == "tanhshrink", "unknown activation")
+    elif ACTIVATION.name == "tanhshrink":
         t = tanh(s)
         return t * t
+    else:
+        tl.static_assert(ACTIVATION.name == "threshold", "unknown activation")
+        return tl.where(s <= ACTIVATION.a, 0.0, 1.0)
 
 
 class WalkTile(NamedTuple):

@@ -28,6 +28,7 @@ from tinynet_kernels import (
     pool,
     prelu,
     recurrent,
+    rrelu,
     tiles,
 )
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
@@ -149,10 +150,16 @@ def activation_cases(target: Target) -> Iterator[Case]:
 
 
 def dropout_cases(target: Target) -> Iterator[Case]:
-    """One kernel for forward and backward."""
+    """Of elements and of channels, one kernel for forward and backward each; and rrelu, which draws alike."""
     for dtype in DTYPES:
         x, seed = _empty(4096, 512, dtype=dtype), _empty(1, dtype=torch.int64)
-        yield Case(f"apply {_text(dtype)}", partial(dropout.dropout_apply, x, seed, 0.5))
+        scale = dropout.Scale(0.5)
+        yield Case(f"apply {_text(dtype)}", partial(dropout.dropout_apply, x, seed, 0.5, scale))
+        yield Case(f"rrelu {_text(dtype)}", partial(rrelu.rrelu_apply, x, seed, None, 0.1, 0.3))
+        yield Case(f"rrelu gradient {_text(dtype)}", partial(rrelu.rrelu_apply, x, seed, x, 0.1, 0.3))
+        for shape, channels in (((64, 128, 784), (64, 128, 1)), ((64, 784, 128), (64, 1, 128))):
+            x, keep = _empty(*shape, dtype=dtype), _empty(*channels, dtype=dtype)
+            yield Case(f"channels {_text(dtype)} {shape}", partial(dropout.channel_dropout_apply, x, keep, scale))
 
 
 def embedding_cases(target: Target) -> Iterator[Case]:

@@ -62,6 +62,7 @@ from tinynet.nn.activation import (
     PReLU,
     ReLU,
     ReLU6,
+    RReLU,
     Sigmoid,
     SiLU,
     Softplus,
@@ -69,9 +70,10 @@ from tinynet.nn.activation import (
     Softsign,
     Tanh,
     Tanhshrink,
+    Threshold,
 )
 from tinynet.nn.conv import Conv2d
-from tinynet.nn.dropout import Dropout
+from tinynet.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from tinynet.nn.embedding import Embedding
 from tinynet.nn.linear import Linear
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
@@ -89,6 +91,7 @@ __all__ = [
     "RNN",
     "SELU",
     "AdaptiveAvgPool2d",
+    "AlphaDropout",
     "AvgPool2d",
     "Buffer",
     "ChannelShuffle",
@@ -101,7 +104,11 @@ __all__ = [
     "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
     "Embedding",
+    "FeatureAlphaDropout",
     "Flatten",
     "Fold",
     "GRUCell",
@@ -129,6 +136,7 @@ __all__ = [
     "RNNBase",
     "RNNCell",
     "RNNCellBase",
+    "RReLU",
     "ReLU",
     "ReLU6",
     "ReflectionPad1d",
@@ -145,6 +153,7 @@ __all__ = [
     "Softsign",
     "Tanh",
     "Tanhshrink",
+    "Threshold",
     "Unflatten",
     "Unfold",
     "UpsamplingNearest2d",

@@ -12,6 +12,7 @@ from torch import Tensor
 from tinynet.ops import activation as ops
 from tinynet.ops.glu import glu
 from tinynet.ops.prelu import prelu
+from tinynet.ops.rrelu import rrelu
 
 
 class ReLU(torch.nn.ReLU):
@@ -33,6 +34,13 @@ class PReLU(torch.nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         return prelu(input, self.weight)
+
+
+class RReLU(torch.nn.RReLU):
+    """See `tinynet.functional.rrelu`; slopes are random in training mode only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rrelu(input, self.lower, self.upper, self.training)
 
 
 class ReLU6(torch.nn.ReLU6):
@@ -166,3 +174,10 @@ class Tanhshrink(torch.nn.Tanhshrink):
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.tanhshrink(input)
+
+
+class Threshold(torch.nn.Threshold):
+    """See `tinynet.functional.threshold`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.threshold(input, self.threshold, self.value)

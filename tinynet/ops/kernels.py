@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu
+    from tinynet_kernels import rrelu as rrelu
 
 
 # Columns that are folders: where their launchers are.

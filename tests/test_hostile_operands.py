@@ -100,6 +100,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "embedding": lambda: Case(
         ours.embedding, F.embedding, {"input": torch.randint(6, (4, 3)), "weight": torch.randn(6, 4)}
     ),
+    "embedding_bag": lambda: Case(
+        ours.embedding_bag, F.embedding_bag, {"input": torch.randint(6, (4, 3)), "weight": torch.randn(6, 4)}
+    ),
     "dropout": lambda: Case(
         lambda input: ours.dropout(input, 1.0), lambda input: F.dropout(input, 1.0), {"input": torch.randn(4, 6)}
     ),

@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     **dict.fromkeys(("Dropout2d", "FeatureAlphaDropout"), ({"p": 1.0}, (2, 3, 5, 6))),
     "Dropout3d": ({"p": 1.0}, (2, 3, 2, 4, 5)),
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
+    "EmbeddingBag": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "GLU": ({}, (4, 6)),
     "PReLU": ({"num_parameters": 5}, (4, 5)),
     "RReLU": ({"lower": 0.3, "upper": 0.3}, (4, 5)),
@@ -110,7 +111,7 @@ def test_initialization_and_state_dict_both_ways(name: str) -> None:
 def test_copies_and_pickles(name: str) -> None:
     ours, theirs = build(name)
     shape = LAYERS[name][1]
-    arguments = [torch.randint(0, 5, shape) if name == "Embedding" else torch.randn(shape)]
+    arguments = [torch.randint(0, 5, shape) if name.startswith("Embedding") else torch.randn(shape)]
     if name in ("CrossEntropyLoss", "MSELoss"):
         arguments.append(torch.randn(shape).softmax(1))
     expected = theirs(*arguments)

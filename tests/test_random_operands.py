@@ -27,6 +27,7 @@ from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.dropout import alpha_scale, dropout, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
+from tinynet.ops.embedding_bag import MODES, embedding_bag
 from tinynet.ops.glu import glu
 from tinynet.ops.linear import linear
 from tinynet.ops.mse_loss import mse_loss
@@ -494,6 +495,32 @@ def test_embedding(device: str, data: st.DataObject) -> None:
         index,
         draw(tensors(device, [rows, columns], draw(dtypes))),
         lengths=(1, 1, max(math.prod(shape), 1)),
+    )
+
+
+@given(st.data())
+def test_embedding_bag(device: str, data: st.DataObject) -> None:
+    draw, rows, columns = data.draw, data.draw(sizes(33)), data.draw(sizes(65))
+    mode, dtype = draw(st.sampled_from(MODES)), draw(dtypes)
+    integer = draw(st.sampled_from([torch.int32, torch.int64]))
+    lengths = draw(st.lists(st.integers(0, 9), min_size=1, max_size=9))
+    offsets = torch.tensor([0, *lengths], device=device).cumsum(0).to(integer)
+    shape = [sum(lengths)]
+    index = draw(tensors(device, shape, integer, partial(torch.randint, 0, rows), differentiable=False))
+    options = {"mode": mode, "padding_idx": draw(st.one_of(st.none(), st.integers(-rows, rows - 1)))}
+    weighted = mode == "sum" and draw(st.booleans())
+
+    def call(function: Callable[..., Tensor], index: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
+        return function(index, weight, offsets, per_sample_weights=factor, include_last_offset=True, **options)
+
+    check(
+        draw,
+        partial(call, embedding_bag),
+        partial(call, F.embedding_bag),
+        index,
+        draw(tensors(device, [rows, columns], dtype)),
+        draw(tensors(device, shape, dtype)) if weighted else None,
+        lengths=(max(lengths), 1, max(sum(lengths), 1), columns),
     )
 
 

@@ -36,6 +36,7 @@ from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
+from tinynet.ops.embedding_bag import embedding_bag
 from tinynet.ops.glu import glu
 from tinynet.ops.linear import linear
 from tinynet.ops.mse_loss import mse_loss
@@ -57,6 +58,7 @@ __all__ = [
     "dropout3d",
     "elu",
     "embedding",
+    "embedding_bag",
     "feature_alpha_dropout",
     "fold",
     "gelu",

@@ -20,6 +20,7 @@ from tinynet_kernels import (
     cross_entropy,
     dropout,
     embedding,
+    embedding_bag,
     glu,
     layout,
     linear,
@@ -172,6 +173,25 @@ def embedding_cases(target: Target) -> Iterator[Case]:
         yield Case(f"forward {_flags(row)}", partial(embedding.embedding_forward, index, weight), aligned)
         options = (grad, index, 1000, row["padding_idx"], row["by_frequency"])
         yield Case(f"backward {_flags(row)}", partial(embedding.embedding_backward, *options), aligned)
+
+
+def embedding_bag_cases(target: Target) -> Iterator[Case]:
+    """Bags of rows of several widths, in every mode; their gradients."""
+    flags = {"width": (512, 64, 100, 3), "dtype": DTYPES, "mode": ("sum", "mean", "max"), "weighted": (False, True)}
+    for row in pairwise(flags):
+        run, aligned = partial(_embedding_bag, row), row["width"] % 8 == 0
+        yield Case(f"bags {_flags(row)}", run, aligned)
+
+
+def _embedding_bag(row: Mapping[str, Any]) -> None:
+    index, offsets = _empty(8192, dtype=torch.int64), _empty(513, dtype=torch.int64)
+    weight = _empty(1000, row["width"], dtype=row["dtype"])
+    factor = _empty(8192, dtype=row["dtype"]) if row["weighted"] and row["mode"] == "sum" else None
+    y, count, argmax = embedding_bag.embedding_bag_forward(index, offsets, weight, factor, row["mode"], 0)
+    bags = embedding.Bags(index, factor, count, argmax)
+    embedding.embedding_backward(y, index, 1000, 0, False, bags)
+    if factor is not None:
+        embedding_bag.embedding_bag_factor_gradient(y, index, index, weight, 0)
 
 
 def loss_cases(target: Target) -> Iterator[Case]:
@@ -534,6 +554,7 @@ COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
     "loss": loss_cases,
     "dropout": dropout_cases,
     "embedding": embedding_cases,
+    "embedding_bag": embedding_bag_cases,
     "optimizer": optimizer_cases,
     "layout": layout_cases,
 }

@@ -74,7 +74,7 @@ from tinynet.nn.activation import (
 )
 from tinynet.nn.conv import Conv2d
 from tinynet.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
-from tinynet.nn.embedding import Embedding
+from tinynet.nn.embedding import Embedding, EmbeddingBag
 from tinynet.nn.linear import Linear
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -108,6 +108,7 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "Embedding",
+    "EmbeddingBag",
     "FeatureAlphaDropout",
     "Flatten",
     "Fold",

@@ -132,7 +132,7 @@ def _drop_channels(operator: str, input: Tensor, p: float, training: bool, scale
     """Drops channels of [N, C, ...]: the same that PyTorch drops after the same seed."""
     p = _checked(operator, input, p)
     if input.dim() < 2:
-        raise RuntimeError(f"{operator}: input must have at least 2 dimensions, got shape {tuple(input.shape)}")
+        raise ValueError(f"{operator}: input must have at least 2 dimensions, got shape {tuple(input.shape)}")
     if not training or p == 0.0 or input.numel() == 0:
         return input
     route = route_of(operator, ("input",), input)
@@ -195,16 +195,15 @@ def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
         The input's shape and dtype. The channels that are dropped are those that PyTorch drops after the same seed.
 
     Raises:
-        ValueError: p outside [0, 1].
+        ValueError: p outside [0, 1], another number of dimensions.
         TypeError: an input that is not floating point.
-        RuntimeError: another number of dimensions.
 
     Source: torch.nn.functional.dropout1d (Tompson et al. 2015).
     """
     if has_torch_function_unary(input):
         return handle_torch_function(dropout1d, (input,), input, p, training, inplace)
     if input.dim() not in (2, 3):
-        raise RuntimeError(f"dropout1d: input must be [N, C, L] or [C, L], got shape {tuple(input.shape)}")
+        raise ValueError(f"dropout1d: input must be [N, C, L] or [C, L], got shape {tuple(input.shape)}")
     batched = input if input.dim() == 3 else input.unsqueeze(0)
     y = _drop_channels("dropout1d", batched, p, training, dropout_scale)
     return y if input.dim() == 3 else y.squeeze(0)

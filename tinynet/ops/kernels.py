@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tinynet_kernels import cross_entropy as cross_entropy
     from tinynet_kernels import dropout as dropout
     from tinynet_kernels import embedding as embedding
+    from tinynet_kernels import embedding_bag as embedding_bag
     from tinynet_kernels import glu as glu
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear

@@ -73,6 +73,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "linear": lambda: Case(
         ours.linear, F.linear, {"input": torch.randn(4, 6), "weight": torch.randn(5, 6), "bias": torch.randn(5)}
     ),
+    "interpolate": lambda: Case(
+        lambda input: ours.interpolate(input, scale_factor=2, mode="bilinear"),
+        lambda input: F.interpolate(input, scale_factor=2, mode="bilinear"),
+        {"input": image()},
+    ),
     "Linear": lambda: module("Linear", torch.randn(4, 6), 6, 6),
     "conv2d": lambda: Case(
         ours.conv2d, F.conv2d, {"input": image(), "weight": torch.randn(3, 4, 3, 3), "bias": torch.randn(3)}

@@ -18,6 +18,9 @@ from tinynet import nn
 # How to build each compute layer, and an input for it.
 LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
+    "Bilinear": ({"in1_features": 5, "in2_features": 5, "out_features": 3}, (4, 5)),
+    "Upsample": ({"scale_factor": 2, "mode": "bilinear"}, (2, 3, 5, 6)),
+    "UpsamplingBilinear2d": ({"size": 7}, (2, 3, 5, 6)),
     "Conv2d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1}, (2, 3, 5, 6)),
     "MaxPool2d": ({"kernel_size": 2}, (2, 3, 5, 6)),
     "AvgPool2d": ({"kernel_size": 2}, (2, 3, 5, 6)),
@@ -49,6 +52,11 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
         ({}, (4, 5)),
     ),
 }
+# Lazy layers: their arguments, and an input.
+LAZY: dict[str, tuple[dict, tuple[int, ...]]] = {
+    "LazyConv2d": ({"out_channels": 4, "kernel_size": 3}, (2, 3, 5, 6)),
+    "LazyLinear": ({"out_features": 3}, (4, 5)),
+}
 RE_EXPORTED = [
     *("Buffer", "Flatten", "Identity", "Module", "ModuleDict", "ModuleList", "Parameter", "ParameterDict"),
     *("ParameterList", "RNNBase", "RNNCellBase", "Unflatten"),
@@ -67,7 +75,7 @@ def compute_layers() -> list[str]:
         for name in nn.__all__
         if inspect.isclass(getattr(nn, name))
         and getattr(nn, name).__module__.startswith("tinynet")
-        and name != "Sequential"
+        and name not in ("Sequential", *LAZY)
     ]
 
 
@@ -112,11 +120,29 @@ def test_copies_and_pickles(name: str) -> None:
     ours, theirs = build(name)
     shape = LAYERS[name][1]
     arguments = [torch.randint(0, 5, shape) if name.startswith("Embedding") else torch.randn(shape)]
+    if name == "Bilinear":
+        arguments.append(torch.randn(shape))
     if name in ("CrossEntropyLoss", "MSELoss"):
         arguments.append(torch.randn(shape).softmax(1))
     expected = theirs(*arguments)
     for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         torch.testing.assert_close(module(*arguments), expected)
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_layers_become_ours(name: str) -> None:
+    arguments, shape = LAZY[name]
+    x, full = torch.randn(shape), getattr(nn, name.removeprefix("Lazy"))
+    torch.manual_seed(3)
+    ours = getattr(nn, name)(**arguments, activation="relu")
+    assert isinstance(ours, full) and "activation=relu" in repr(ours)
+    y = ours(x)  # through our layer in the first call too
+    assert type(ours) is full
+    torch.manual_seed(3)
+    theirs = getattr(torch.nn, name)(**arguments)
+    torch.testing.assert_close(y, theirs(x).relu())
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    torch.testing.assert_close(ours(x), y)
 
 
 def test_parameters_on_meta_and_in_bfloat16() -> None:
@@ -140,7 +166,7 @@ def test_what_only_holds_or_moves_numbers_is_pytorchs(name: str) -> None:
 
 def test_every_module_is_a_layer_or_pytorchs() -> None:
     modules = [name for name in nn.__all__ if inspect.isclass(getattr(nn, name))]
-    assert sorted(modules) == sorted([*LAYERS, *RE_EXPORTED, "Sequential"])
+    assert sorted(modules) == sorted([*LAYERS, *LAZY, *RE_EXPORTED, "Sequential"])
 
 
 def test_absent_names_say_so() -> None:

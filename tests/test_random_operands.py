@@ -34,6 +34,7 @@ from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
 from tinynet.ops.rrelu import rrelu
+from tinynet.ops.upsample import interpolate
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 
 pytestmark = [
@@ -374,6 +375,17 @@ def test_adaptive_avg_pool2d(device: str, data: st.DataObject) -> None:
     size = draw(st.one_of(sizes(9), st.tuples(*[st.one_of(st.none(), sizes(17))] * 2)))
     x = draw(tensors(device, draw(images(draw(sizes(33)), (1, 1))), draw(dtypes)))
     check(draw, lambda x: adaptive_avg_pool2d(x, size), lambda x: F.adaptive_avg_pool2d(x, size), x, lengths=(64, 64))
+
+
+@given(st.data())
+def test_interpolate(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    shape, dtype = draw(images(draw(sizes(9)), (1, 1))), draw(dtypes)
+    size = draw(st.integers(1, 30)), draw(st.integers(1, 30))
+    options = {"size": size, "mode": "bilinear", "align_corners": draw(st.booleans())}
+    gathered = max(4, math.ceil(size[0] / shape[2] + 1) * math.ceil(size[1] / shape[3] + 1) * 4)
+    x = draw(tensors(device, shape, dtype))
+    check(draw, partial(interpolate, **options), partial(F.interpolate, **options), x, lengths=(64, 64 * gathered))
 
 
 def probabilities(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

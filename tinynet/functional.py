@@ -32,6 +32,7 @@ from tinynet.ops.activation import (
     tanhshrink,
     threshold,
 )
+from tinynet.ops.bilinear import bilinear
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
@@ -43,11 +44,13 @@ from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
 from tinynet.ops.rrelu import rrelu
+from tinynet.ops.upsample import interpolate, upsample
 
 __all__ = [
     "adaptive_avg_pool2d",
     "alpha_dropout",
     "avg_pool2d",
+    "bilinear",
     "celu",
     "channel_shuffle",
     "conv2d",
@@ -67,6 +70,7 @@ __all__ = [
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "interpolate",
     "leaky_relu",
     "linear",
     "logsigmoid",
@@ -91,6 +95,7 @@ __all__ = [
     "tanhshrink",
     "threshold",
     "unfold",
+    "upsample",
 ]
 
 

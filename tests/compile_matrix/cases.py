@@ -31,6 +31,7 @@ from tinynet_kernels import (
     recurrent,
     rrelu,
     tiles,
+    upsample,
 )
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
 from tinynet_kernels.conv import forward, input_gradient, weight_gradient
@@ -294,6 +295,20 @@ def _adam(row: Mapping[str, Any]) -> None:
     )
 
 
+def upsample_cases(target: Target) -> Iterator[Case]:
+    """Bilinear resampling in both layouts, with and without aligned corners, both ways."""
+    flags = {"channels_last": (False, True), "dtype": DTYPES, "align_corners": (False, True), "H": (28, 7)}
+    for row in pairwise(flags):
+        H, layout = row["H"], torch.channels_last if row["channels_last"] else torch.contiguous_format
+        x = _empty(16, 64, H, H, dtype=row["dtype"]).to(memory_format=layout)
+        grad = _empty(16, 64, 2 * H, 2 * H, dtype=row["dtype"]).to(memory_format=layout)
+        options = {"align_corners": row["align_corners"], "channels_last": row["channels_last"]}
+        run = partial(upsample.upsample_forward, x, (2 * H, 2 * H), (), **options)
+        yield Case(f"forward {_flags(row)}", run, aligned=False)
+        run = partial(upsample.upsample_backward, grad, (H, H), (), **options)
+        yield Case(f"backward {_flags(row)}", run, aligned=False)
+
+
 def layout_cases(target: Target) -> Iterator[Case]:
     """NCHW to channels_last and back, for many and few channels."""
     for dtype, shape in itertools.product(DTYPES, ((64, 128, 28, 28), (256, 3, 32, 32), (8, 64, 7, 7))):
@@ -555,6 +570,7 @@ COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
     "dropout": dropout_cases,
     "embedding": embedding_cases,
     "embedding_bag": embedding_bag_cases,
+    "upsample": upsample_cases,
     "optimizer": optimizer_cases,
     "layout": layout_cases,
 }

@@ -72,14 +72,15 @@ from tinynet.nn.activation import (
     Tanhshrink,
     Threshold,
 )
-from tinynet.nn.conv import Conv2d
+from tinynet.nn.conv import Conv2d, LazyConv2d
 from tinynet.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from tinynet.nn.embedding import Embedding, EmbeddingBag
-from tinynet.nn.linear import Linear
+from tinynet.nn.linear import Bilinear, LazyLinear, Linear
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from tinynet.nn.sequential import Sequential
+from tinynet.nn.upsample import Upsample, UpsamplingBilinear2d
 
 __all__ = [
     "CELU",
@@ -93,6 +94,7 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AlphaDropout",
     "AvgPool2d",
+    "Bilinear",
     "Buffer",
     "ChannelShuffle",
     "CircularPad1d",
@@ -119,6 +121,8 @@ __all__ = [
     "Hardtanh",
     "Identity",
     "LSTMCell",
+    "LazyConv2d",
+    "LazyLinear",
     "LeakyReLU",
     "Linear",
     "LogSigmoid",
@@ -157,6 +161,8 @@ __all__ = [
     "Threshold",
     "Unflatten",
     "Unfold",
+    "Upsample",
+    "UpsamplingBilinear2d",
     "UpsamplingNearest2d",
     "ZeroPad1d",
     "ZeroPad2d",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu
     from tinynet_kernels import rrelu as rrelu
+    from tinynet_kernels import upsample as upsample
 
 
 # Columns that are folders: where their launchers are.

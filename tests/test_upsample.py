@@ -76,13 +76,8 @@ def test_small_tiles(layout: torch.memory_format, device: str) -> None:
 
 def test_modules_and_other_modes(device: str) -> None:
     x = torch.randn(2, 3, 5, 6, device=device)
-    for options in (
-        {"mode": "bilinear"},
-        {"mode": "bilinear", "align_corners": True},
-        {"mode": "nearest"},
-        {"mode": "bicubic"},
-    ):
-        ours, theirs = nn.Upsample(scale_factor=2, **options), torch.nn.Upsample(scale_factor=2, **options)
+    for mode in ("bilinear", "nearest", "bicubic"):
+        ours, theirs = nn.Upsample(scale_factor=2, mode=mode), torch.nn.Upsample(scale_factor=2, mode=mode)
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
     ours = nn.UpsamplingBilinear2d(size=(7, 9))
     assert isinstance(ours, nn.Upsample)

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import route_of
 from tinynet.ops import kernels
-from tinynet.ops.arguments import Pair, as_pair
+from tinynet.ops.arguments import Pair, as_pair, route_floating
 from tinynet.ops.operator import Operator
 
 
@@ -82,16 +81,16 @@ def interpolate(
 
     Raises:
         ValueError: both or none of `size` and `scale_factor`, sizes below 1, an input without channels or pixels.
-        TypeError: sizes that are no integers.
+        TypeError: sizes that are no integers, an input that is neither floating point nor uint8 (which PyTorch takes).
 
     Source: torch.nn.functional.interpolate.
     """
     arguments = size, scale_factor, mode, align_corners, recompute_scale_factor, antialias
     if has_torch_function_unary(input):
         return handle_torch_function(interpolate, (input,), input, *arguments)
-    if mode != "bilinear" or antialias or input.dim() != 4 or not input.is_floating_point():
+    if mode != "bilinear" or antialias or input.dim() != 4 or input.dtype is torch.uint8:
         return F.interpolate(input, *arguments)  # pyright: ignore[reportArgumentType]
-    route = route_of("interpolate", ("input",), input)
+    route = route_floating("interpolate", None, ("input",), input)
     out_size, factors = _output_size(input, size, scale_factor, bool(recompute_scale_factor))
     if 0 in input.shape[1:]:
         raise ValueError(f"interpolate: only the batch of input may be empty, got shape {tuple(input.shape)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,12 +48,13 @@ def test_refuses_and_empty(device: str) -> None:
         torch.ones(2, 4, device=device),
         torch.ones(5, 3, 4, device=device),
     )
-    for match, operands in (
+    cases: list[tuple[str, Any]] = [
         ("same leading dimensions", (x1, x2[:1], weight)),
         ("last dimension of input2", (x1, x1, weight)),
         ("weight must be", (x1, x2, weight[0])),
         ("bias must be", (x1, x2, weight, x1[0])),
-    ):
+    ]
+    for match, operands in cases:
         with pytest.raises(ValueError, match=match):
             bilinear(*operands)
     with pytest.raises(TypeError, match="input2 has dtype"):

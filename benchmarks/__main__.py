@@ -18,6 +18,7 @@ import tinynet
 from benchmarks import results
 from benchmarks.case import OURS, Case, Setting, largest_difference
 from benchmarks.timing import Peak, measure_peak, time_contenders
+from tinynet import streams
 from tinynet.dispatch import describe, unavailable_reason
 
 COLUMNS = tuple(sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")))
@@ -138,4 +139,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    streams.protect()
     main()

@@ -33,6 +33,8 @@ OTHER_PARAMETERS = [
     Activation("hardtanh", min_val=-0.5, max_val=2.0),
     Activation("hardshrink", lambd=1.0),
     Activation("softshrink", lambd=0.25),
+    Activation("threshold", threshold=0.5, value=-20.0),
+    Activation("threshold", threshold=-1.0, value=2.0),
 ]
 
 

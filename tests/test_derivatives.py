@@ -130,6 +130,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "adaptive_avg_pool": lambda: same("AdaptiveAvgPool2d", 2, 3, 7, 6, arguments=((3, 2),)),
     "glu": lambda: same("GLU", 3, 6),
     "prelu": lambda: same("PReLU", 3, 4, 5, arguments=(4,)),
+    "upsample": lambda: same("Upsample", 2, 3, 4, 5, scale_factor=(1.5, 2), mode="bilinear"),
+    "rrelu": lambda: same("RReLU", 3, 5, arguments=(0.3, 0.3)),
     "rnn": lambda: same("RNN", 4, 3, 5, arguments=(5, 4)),
     "lstm": lambda: same("LSTM", 4, 3, 5, arguments=(5, 6), bidirectional=True, proj_size=3),
     "gru": lambda: same("GRU", 4, 3, 5, arguments=(5, 4), num_layers=2),

@@ -78,6 +78,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "linear": lambda: Case(
         ours.linear, F.linear, {"input": torch.randn(4, 6), "weight": torch.randn(5, 6), "bias": torch.randn(5)}
     ),
+    "interpolate": lambda: Case(
+        lambda input: ours.interpolate(input, scale_factor=2, mode="bilinear"),
+        lambda input: F.interpolate(input, scale_factor=2, mode="bilinear"),
+        {"input": image()},
+    ),
     "Linear": lambda: module("Linear", torch.randn(4, 6), 6, 6),
     "conv2d": lambda: Case(
         ours.conv2d, F.conv2d, {"input": image(), "weight": torch.randn(3, 4, 3, 3), "bias": torch.randn(3)}
@@ -127,12 +132,24 @@ CASES: dict[str, Callable[[], Case]] = {
     "glu": lambda: Case(ours.glu, F.glu, {"input": torch.randn(4, 6)}),
     "prelu": lambda: Case(ours.prelu, F.prelu, {"input": torch.randn(4, 6), "weight": torch.randn(6)}),
     "PReLU": lambda: module("PReLU", image(), 4),
+    "Threshold": lambda: module("Threshold", torch.randn(6, 6), 0.1, 20.0),
     "mse_loss": lambda: Case(ours.mse_loss, F.mse_loss, {"input": torch.randn(4, 6), "target": torch.randn(4, 6)}),
     "embedding": lambda: Case(
         ours.embedding, F.embedding, {"input": torch.randint(6, (4, 3)), "weight": torch.randn(6, 4)}
     ),
+    "embedding_bag": lambda: Case(
+        ours.embedding_bag, F.embedding_bag, {"input": torch.randint(6, (4, 3)), "weight": torch.randn(6, 4)}
+    ),
     "dropout": lambda: Case(
         lambda input: ours.dropout(input, 1.0), lambda input: F.dropout(input, 1.0), {"input": torch.randn(4, 6)}
+    ),
+    "dropout2d": lambda: Case(
+        lambda input: ours.dropout2d(input, 1.0), lambda input: F.dropout2d(input, 1.0), {"input": image()}
+    ),
+    "rrelu": lambda: Case(
+        lambda input: ours.rrelu(input, 0.3, 0.3, training=True),
+        lambda input: F.rrelu(input, 0.3, 0.3, training=True),
+        {"input": torch.randn(4, 6)},
     ),
     "RNN": lambda: recurrent("RNN", "hx"),
     "LSTM": lambda: recurrent("LSTM", "hx", "cx"),

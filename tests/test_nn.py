@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,9 @@ from tinynet import nn
 # How to build each compute layer, and an input for it.
 LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
+    "Bilinear": ({"in1_features": 5, "in2_features": 5, "out_features": 3}, (4, 5)),
+    "Upsample": ({"scale_factor": 2, "mode": "bilinear"}, (2, 3, 5, 6)),
+    "UpsamplingBilinear2d": ({"size": 7}, (2, 3, 5, 6)),
     "Conv2d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1}, (2, 3, 5, 6)),
     "BatchNorm1d": ({"num_features": 5}, (4, 5)),
     "BatchNorm2d": ({"num_features": 3, "momentum": None}, (2, 3, 5, 6)),
@@ -39,10 +45,16 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "GRUCell": ({"input_size": 5, "hidden_size": 6}, (4, 5)),
     "CrossEntropyLoss": ({"label_smoothing": 0.1}, (4, 5)),
     "MSELoss": ({}, (4, 5)),
-    "Dropout": ({"p": 0.0}, (4, 5)),
+    **dict.fromkeys(("Dropout", "AlphaDropout"), ({"p": 0.0}, (4, 5))),
+    "Dropout1d": ({"p": 1.0}, (4, 5, 6)),
+    **dict.fromkeys(("Dropout2d", "FeatureAlphaDropout"), ({"p": 1.0}, (2, 3, 5, 6))),
+    "Dropout3d": ({"p": 1.0}, (2, 3, 2, 4, 5)),
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
+    "EmbeddingBag": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "GLU": ({}, (4, 6)),
     "PReLU": ({"num_parameters": 5}, (4, 5)),
+    "RReLU": ({"lower": 0.3, "upper": 0.3}, (4, 5)),
+    "Threshold": ({"threshold": 0.1, "value": 20.0}, (4, 5)),
     **dict.fromkeys(
         (
             *("ReLU", "LeakyReLU", "ReLU6", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "LogSigmoid"),
@@ -52,7 +64,21 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
         ({}, (4, 5)),
     ),
 }
-RE_EXPORTED = ("Flatten", "Identity", "Module", "ModuleDict", "ModuleList", "Parameter", "Unflatten")
+# Lazy layers: their arguments, and an input.
+LAZY: dict[str, tuple[dict, tuple[int, ...]]] = {
+    "LazyConv2d": ({"out_channels": 4, "kernel_size": 3}, (2, 3, 5, 6)),
+    "LazyLinear": ({"out_features": 3}, (4, 5)),
+}
+RE_EXPORTED = [
+    *("Buffer", "Flatten", "Identity", "Module", "ModuleDict", "ModuleList", "Parameter", "ParameterDict"),
+    *("ParameterList", "RNNBase", "RNNCellBase", "Unflatten"),
+    *("ChannelShuffle", "Fold", "PixelShuffle", "PixelUnshuffle", "Unfold", "UpsamplingNearest2d"),
+    *(
+        f"{kind}Pad{axes}d"
+        for kind in ("Circular", "Constant", "Reflection", "Replication", "Zero")
+        for axes in (1, 2, 3)
+    ),
+]
 
 
 def compute_layers() -> list[str]:
@@ -61,7 +87,7 @@ def compute_layers() -> list[str]:
         for name in nn.__all__
         if inspect.isclass(getattr(nn, name))
         and getattr(nn, name).__module__.startswith("tinynet")
-        and name != "Sequential"
+        and name not in ("Sequential", *LAZY)
     ]
 
 
@@ -106,7 +132,9 @@ def test_initialization_and_state_dict_both_ways(name: str) -> None:
 def test_copies_and_pickles(name: str) -> None:
     ours, theirs = build(name)
     shape = LAYERS[name][1]
-    arguments = [torch.randint(0, 5, shape) if name == "Embedding" else torch.randn(shape)]
+    arguments = [torch.randint(0, 5, shape) if name.startswith("Embedding") else torch.randn(shape)]
+    if name == "Bilinear":
+        arguments.append(torch.randn(shape))
     if name in ("CrossEntropyLoss", "MSELoss"):
         arguments.append(torch.randn(shape).softmax(1))
     expected = theirs(*arguments)
@@ -114,6 +142,22 @@ def test_copies_and_pickles(name: str) -> None:
         ours(*arguments)  # a parameter without a shape cannot be copied
     for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         torch.testing.assert_close(module(*arguments), expected)
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_layers_become_ours(name: str) -> None:
+    arguments, shape = LAZY[name]
+    x, full = torch.randn(shape), getattr(nn, name.removeprefix("Lazy"))
+    torch.manual_seed(3)
+    ours = getattr(nn, name)(**arguments, activation="relu")
+    assert isinstance(ours, full) and "activation=relu" in repr(ours)
+    y = ours(x)  # through our layer in the first call too
+    assert type(ours) is full
+    torch.manual_seed(3)
+    theirs = getattr(torch.nn, name)(**arguments)
+    torch.testing.assert_close(y, theirs(x).relu())
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    torch.testing.assert_close(ours(x), y)
 
 
 def test_parameters_on_meta_and_in_bfloat16() -> None:
@@ -131,15 +175,49 @@ def test_activation_is_shown_and_checked() -> None:
 
 
 @pytest.mark.parametrize("name", RE_EXPORTED)
-def test_containers_are_pytorchs(name: str) -> None:
+def test_what_only_holds_or_moves_numbers_is_pytorchs(name: str) -> None:
     assert getattr(nn, name) is getattr(torch.nn, name)
 
 
-def test_absent_layers_say_so() -> None:
+def test_every_module_is_a_layer_or_pytorchs() -> None:
+    modules = [name for name in nn.__all__ if inspect.isclass(getattr(nn, name))]
+    assert sorted(modules) == sorted([*LAYERS, *LAZY, *RE_EXPORTED, "Sequential"])
+
+
+def test_absent_names_say_so() -> None:
     with pytest.raises(AttributeError, match=r"tinynet\.nn has no Transformer yet"):
         _ = nn.Transformer
-    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
-        _ = nn.Nonsense
+    with pytest.raises(AttributeError, match=r"tinynet\.functional has no relu_ yet"):
+        _ = nn.functional.relu_
+    for module in (nn, nn.functional):
+        with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+            _ = module.Nonsense
+
+
+def test_functions_take_pytorchs_arguments() -> None:
+    """Those of its functions that Python can tell; a function of ours may take more arguments after them."""
+
+    def parameters(function: Any) -> list[tuple[str, Any]]:
+        return [(each.name, each.default) for each in inspect.signature(function).parameters.values()]
+
+    compared = 0
+    for name in nn.functional.__all__:
+        theirs = getattr(torch.nn.functional, name, None)
+        if inspect.isfunction(theirs) and "kwargs" not in inspect.signature(theirs).parameters:
+            expected = parameters(theirs)
+            assert parameters(getattr(nn.functional, name))[: len(expected)] == expected, name
+            compared += 1
+    assert compared > 20
+
+
+def test_readme_lists_every_absent_layer() -> None:
+    """Compared for the classes of the installed PyTorch: others have more or fewer."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    paragraph = next(text for text in readme.split("\n\n") if text.startswith("Not implemented yet"))
+    listed = re.findall(r"`(\w+)`", paragraph)
+    assert listed == sorted(set(listed))
+    theirs = set(torch.nn.modules.__all__)
+    assert theirs & set(listed) == theirs - set(nn.__all__)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

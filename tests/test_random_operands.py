@@ -26,14 +26,17 @@ from tinynet.ops.arguments import REDUCTIONS
 from tinynet.ops.batch_norm import batch_norm
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
-from tinynet.ops.dropout import dropout
+from tinynet.ops.dropout import alpha_scale, dropout, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
+from tinynet.ops.embedding_bag import MODES, embedding_bag
 from tinynet.ops.glu import glu
 from tinynet.ops.instance_norm import instance_norm
 from tinynet.ops.linear import linear
 from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
+from tinynet.ops.rrelu import rrelu
+from tinynet.ops.upsample import interpolate
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 
 pytestmark = [
@@ -54,9 +57,10 @@ ACTIVATIONS = [
     Activation("hardtanh", min_val=-2.0, max_val=0.5),
     Activation("hardshrink", lambd=1.0),
     Activation("softshrink", lambd=0.0),
+    Activation("threshold", threshold=-0.5, value=2.0),
 ]
 # Their derivative jumps at a value that a 16-bit result may round to.
-STEPPED = ("relu6", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "softplus")
+STEPPED = ("relu6", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "softplus", "threshold")
 
 Values = Callable[..., Tensor]
 Draw = Callable[..., Any]
@@ -412,6 +416,17 @@ def test_adaptive_avg_pool2d(device: str, data: st.DataObject) -> None:
     check(draw, lambda x: adaptive_avg_pool2d(x, size), lambda x: F.adaptive_avg_pool2d(x, size), x, lengths=(64, 64))
 
 
+@given(st.data())
+def test_interpolate(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    shape, dtype = [draw(sizes(each)) for each in (4, 9, 13, 13)], draw(dtypes)
+    size = draw(st.integers(1, 30)), draw(st.integers(1, 30))
+    options = {"size": size, "mode": "bilinear", "align_corners": draw(st.booleans())}
+    gathered = max(4, math.ceil(size[0] / shape[2] + 1) * math.ceil(size[1] / shape[3] + 1) * 4)
+    x = draw(tensors(device, shape, dtype))
+    check(draw, partial(interpolate, **options), partial(F.interpolate, **options), x, lengths=(64, 64 * gathered))
+
+
 def probabilities(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator).softmax(min(1, len(shape) - 1))
 
@@ -489,6 +504,32 @@ def test_dropout(device: str, data: st.DataObject) -> None:
 
 
 @given(st.data())
+def test_channel_dropout(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    x = draw(tensors(device, draw(shapes(2, 5, 9)), draw(dtypes)))
+    seed, p = draw(st.integers(0, 2**20)), draw(st.floats(0.05, 0.95))
+
+    def function(x: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        return feature_alpha_dropout(x, p, training=True)
+
+    torch.manual_seed(seed)
+    zeros = F.feature_alpha_dropout(torch.zeros(x.shape, dtype=x.dtype, device=device), p, training=True)
+    kept = torch.zeros(x.shape, dtype=torch.bool, device=device) if x.numel() == 0 else zeros > zeros.min()
+    divisor, shift, dropped = alpha_scale(p)
+    if 0 < kept.sum() < kept.numel():  # else the kept ones can't be told
+        check(draw, function, lambda x: torch.where(kept, x / divisor + shift, dropped), x, magnitude=1.0)
+
+
+@given(st.data())
+def test_rrelu(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    x = draw(tensors(device, draw(shapes(0, 4, 17)), draw(dtypes)))
+    slope = draw(st.floats(-1, 1))
+    check(draw, partial(rrelu, lower=slope, upper=slope, training=True), partial(F.leaky_relu, negative_slope=slope), x)
+
+
+@given(st.data())
 def test_embedding(device: str, data: st.DataObject) -> None:
     draw, rows, columns = data.draw, data.draw(sizes(33)), data.draw(sizes(65))
     integer = draw(st.sampled_from([torch.int32, torch.int64]))
@@ -505,6 +546,32 @@ def test_embedding(device: str, data: st.DataObject) -> None:
         index,
         draw(tensors(device, [rows, columns], draw(dtypes))),
         lengths=(1, 1, max(math.prod(shape), 1)),
+    )
+
+
+@given(st.data())
+def test_embedding_bag(device: str, data: st.DataObject) -> None:
+    draw, rows, columns = data.draw, data.draw(sizes(33)), data.draw(sizes(65))
+    mode, dtype = draw(st.sampled_from(MODES)), draw(dtypes)
+    integer = draw(st.sampled_from([torch.int32, torch.int64]))
+    lengths = draw(st.lists(st.integers(0, 9), min_size=1, max_size=9))
+    offsets = torch.tensor([0, *lengths], device=device).cumsum(0).to(integer)
+    shape = [sum(lengths)]
+    index = draw(tensors(device, shape, integer, partial(torch.randint, 0, rows), differentiable=False))
+    options = {"mode": mode, "padding_idx": draw(st.one_of(st.none(), st.integers(-rows, rows - 1)))}
+    weighted = mode == "sum" and draw(st.booleans())
+
+    def call(function: Callable[..., Tensor], index: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
+        return function(index, weight, offsets, per_sample_weights=factor, include_last_offset=True, **options)
+
+    check(
+        draw,
+        partial(call, embedding_bag),
+        partial(call, F.embedding_bag),
+        index,
+        draw(tensors(device, [rows, columns], dtype)),
+        draw(tensors(device, shape, dtype)) if weighted else None,
+        lengths=(max(lengths), 1, max(sum(lengths), 1), columns),
     )
 
 

@@ -65,6 +65,12 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] =
     ),
     "mse_loss": (nn.MSELoss, lambda: (torch.randn(70_001), torch.randn(70_001)), "reduce_losses_kernel"),
     "embedding": (lambda: nn.Embedding(3, 33), lambda: torch.randint(3, (400,)), "embedding_backward_kernel"),
+    "embedding_bag": (lambda: nn.EmbeddingBag(3, 33), lambda: torch.randint(3, (40, 10)), "embedding_backward_kernel"),
+    "upsample": (
+        lambda: nn.Upsample(scale_factor=3, mode="bilinear"),
+        lambda: torch.randn(2, 3, 9, 8),
+        "upsample_backward_kernel",
+    ),
     "RNN": (lambda: nn.RNN(7, 12, bidirectional=True), sequences, "recurrent_weight_gradient_kernel"),
     "LSTM": (lambda: nn.LSTM(7, 12, bidirectional=True), sequences, "recurrent_weight_gradient_kernel"),
     "GRU": (lambda: nn.GRU(7, 12, bidirectional=True), sequences, "recurrent_weight_gradient_kernel"),

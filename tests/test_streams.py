@@ -76,3 +76,15 @@ def test_a_failure_is_remembered_and_nothing_raises():
 def test_a_stream_without_a_descriptor_stays_as_it_is():
     stream = io.StringIO()
     assert streams.lenient(stream) is stream and streams.failure(stream) is None
+
+
+@pytest.mark.parametrize("module", ["benchmarks", "tinynet.data.rebuild", "compile_matrix.matrix"])
+def test_modules_that_are_run_protect_their_streams(module):
+    root = Path(__file__).parent.parent
+    path = os.pathsep.join([str(root / "tests"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", module, "--help"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            command, cwd=root, env={**os.environ, "PYTHONPATH": path}, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (result.returncode, result.stderr) == (0, "")

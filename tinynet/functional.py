@@ -1,4 +1,13 @@
-"""The operators as functions, with the names of torch.nn.functional."""
+"""The operators as functions, with the names of torch.nn.functional.
+
+Those that only move or copy numbers are PyTorch's own. Accessing a function of torch.nn.functional that tinynet does
+not have raises an AttributeError.
+"""
+
+from typing import Any
+
+import torch.nn.functional
+from torch.nn.functional import channel_shuffle, fold, one_hot, pad, pixel_shuffle, pixel_unshuffle, unfold
 
 from tinynet.ops.activation import (
     celu,
@@ -21,29 +30,43 @@ from tinynet.ops.activation import (
     softsign,
     tanh,
     tanhshrink,
+    threshold,
 )
 from tinynet.ops.batch_norm import batch_norm
+from tinynet.ops.bilinear import bilinear
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
-from tinynet.ops.dropout import dropout
+from tinynet.ops.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
+from tinynet.ops.embedding_bag import embedding_bag
 from tinynet.ops.glu import glu
 from tinynet.ops.instance_norm import instance_norm
 from tinynet.ops.linear import linear
 from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
+from tinynet.ops.rrelu import rrelu
+from tinynet.ops.upsample import interpolate, upsample
 
 __all__ = [
     "adaptive_avg_pool2d",
+    "alpha_dropout",
     "avg_pool2d",
     "batch_norm",
+    "bilinear",
     "celu",
+    "channel_shuffle",
     "conv2d",
     "cross_entropy",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "elu",
     "embedding",
+    "embedding_bag",
+    "feature_alpha_dropout",
+    "fold",
     "gelu",
     "glu",
     "hardshrink",
@@ -51,15 +74,21 @@ __all__ = [
     "hardswish",
     "hardtanh",
     "instance_norm",
+    "interpolate",
     "leaky_relu",
     "linear",
     "logsigmoid",
     "max_pool2d",
     "mish",
     "mse_loss",
+    "one_hot",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "prelu",
     "relu",
     "relu6",
+    "rrelu",
     "selu",
     "sigmoid",
     "silu",
@@ -68,4 +97,15 @@ __all__ = [
     "softsign",
     "tanh",
     "tanhshrink",
+    "threshold",
+    "unfold",
+    "upsample",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if hasattr(torch.nn.functional, name):
+        raise AttributeError(
+            f"tinynet.functional has no {name} yet; torch.nn.functional.{name} would not run on tinynet's kernels"
+        )
+    raise AttributeError(f"module 'tinynet.functional' has no attribute {name!r}")

@@ -24,6 +24,12 @@ def open_closed() -> None:
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
+def protect() -> None:
+    """Makes this program's standard streams exist and never fail: what a program calls first, before it prints."""
+    open_closed()
+    sys.stdout, sys.stderr = lenient(sys.stdout), lenient(sys.stderr)
+
+
 def lenient(stream: TextIO) -> TextIO:
     """Returns a stream that writes where `stream` does, but never fails.
 

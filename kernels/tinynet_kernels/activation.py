@@ -122,9 +122,11 @@ def activate(z, ACTIVATION: constexpr):
     elif ACTIVATION.name == "softshrink":
         shrunk = tl.where(z > ACTIVATION.a, z - ACTIVATION.a, tl.where(z < -ACTIVATION.a, z + ACTIVATION.a, 0.0))
         return tl.where(z == z, shrunk, z)
-    else:
-        tl.static_assert(ACTIVATION.name == "tanhshrink", "unknown activation")
+    elif ACTIVATION.name == "tanhshrink":
         return z - tanh(z)
+    else:
+        tl.static_assert(ACTIVATION.name == "threshold", "unknown activation")
+        return tl.where(z <= ACTIVATION.a, ACTIVATION.b, z)
 
 
 @triton.jit
@@ -175,10 +177,12 @@ def activation_derivative(s, ACTIVATION: constexpr):
         return tl.where((s > -3.0) & (s < 3.0), 1.0 / 6, 0.0)
     elif ACTIVATION.name == "hardshrink" or ACTIVATION.name == "softshrink":
         return tl.where((s >= -ACTIVATION.a) & (s <= ACTIVATION.a), 0.0, 1.0)
-    else:
-        tl.static_assert(ACTIVATION.name == "tanhshrink", "unknown activation")
+    elif ACTIVATION.name == "tanhshrink":
         t = tanh(s)
         return t * t
+    else:
+        tl.static_assert(ACTIVATION.name == "threshold", "unknown activation")
+        return tl.where(s <= ACTIVATION.a, 0.0, 1.0)
 
 
 class WalkTile(NamedTuple):
@@ -236,12 +240,14 @@ def activation_backward_kernel(
     rows = widened(rows, WIDE)
     columns = widened(columns, WIDE)
     stride_grad = widened(stride_grad, WIDE)
-    first_column = tl.program_id(1) * BLOCK_COLUMNS
+    column_tiles = tl.cdiv(columns, BLOCK_COLUMNS)
+    row_block = (tl.program_id(0) // column_tiles).to(tl.int64)
+    first_column = tl.program_id(0) % column_tiles * BLOCK_COLUMNS
     column = first_column + tl.arange(0, BLOCK_COLUMNS)
     in_columns = tl.arange(0, BLOCK_COLUMNS) < columns - first_column
     row = tl.arange(0, BLOCK_ROWS)
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    first_tile = tl.program_id(0).to(tl.int64) * TILES
+    first_tile = row_block * TILES
     for tile in range(tl.minimum(TILES, tl.cdiv(rows, BLOCK_ROWS) - first_tile).to(tl.int32)):
         first = (first_tile + tile) * BLOCK_ROWS
         mask = (row < rows - first)[:, None] & in_columns[None, :]
@@ -255,7 +261,7 @@ def activation_backward_kernel(
             tl.store(dz_ptr + first * columns + offset, dz.to(dz_ptr.dtype.element_ty), mask=mask)
         total += dz  # masked lanes add 0 * act'(0) = 0: every act'(0) is finite
     if partial_ptr is not None:
-        partial = partial_ptr + tl.program_id(0).to(tl.int64) * columns
+        partial = partial_ptr + row_block * columns
         tl.store(partial + column, tl.sum(total, axis=0), mask=in_columns)
 
 
@@ -312,7 +318,8 @@ def activation_backward(
     """
     rows, columns = grad.shape
     problem = _backward_problem(rows, columns, grad.stride(0), activation, want_bias, current_target())
-    row_blocks = problem.grid[0]
+    tile = problem.constants["TILE"]
+    row_blocks = ceil_div(rows, tile.block_rows * tile.tiles)
     dz = grad.new_empty((rows, columns)) if want_dz else None
     partial = None
     if want_bias:
@@ -336,7 +343,7 @@ def _backward_problem(
         tile = tile._replace(tiles=_tiles_per_program(rows, columns, tile, target))
     return Problem(
         activation_backward_kernel,
-        (ceil_div(rows, block_rows * tile.tiles), ceil_div(columns, block_columns)),
+        (ceil_div(rows, block_rows * tile.tiles) * ceil_div(columns, block_columns),),
         rows,
         columns,
         stride_grad,

@@ -33,6 +33,7 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "hardshrink": {"lambd": 0.5},
     "softshrink": {"lambd": 0.5},
     "tanhshrink": {},
+    "threshold": {"threshold": 0.0, "value": 0.0},  # PyTorch has no defaults for these
 }
 
 # Their derivative is as exact from the output as from the input, so the pre-activation need not be saved.

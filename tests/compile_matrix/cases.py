@@ -20,6 +20,7 @@ from tinynet_kernels import (
     cross_entropy,
     dropout,
     embedding,
+    embedding_bag,
     glu,
     layout,
     linear,
@@ -28,7 +29,9 @@ from tinynet_kernels import (
     pool,
     prelu,
     recurrent,
+    rrelu,
     tiles,
+    upsample,
 )
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
 from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
@@ -151,10 +154,16 @@ def activation_cases(target: Target) -> Iterator[Case]:
 
 
 def dropout_cases(target: Target) -> Iterator[Case]:
-    """One kernel for forward and backward."""
+    """Of elements and of channels, one kernel for forward and backward each; and rrelu, which draws alike."""
     for dtype in DTYPES:
         x, seed = _empty(4096, 512, dtype=dtype), _empty(1, dtype=torch.int64)
-        yield Case(f"apply {_text(dtype)}", partial(dropout.dropout_apply, x, seed, 0.5))
+        scale = dropout.Scale(0.5)
+        yield Case(f"apply {_text(dtype)}", partial(dropout.dropout_apply, x, seed, 0.5, scale))
+        yield Case(f"rrelu {_text(dtype)}", partial(rrelu.rrelu_apply, x, seed, None, 0.1, 0.3))
+        yield Case(f"rrelu gradient {_text(dtype)}", partial(rrelu.rrelu_apply, x, seed, x, 0.1, 0.3))
+        for shape, channels in (((64, 128, 784), (64, 128, 1)), ((64, 784, 128), (64, 1, 128))):
+            x, keep = _empty(*shape, dtype=dtype), _empty(*channels, dtype=dtype)
+            yield Case(f"channels {_text(dtype)} {shape}", partial(dropout.channel_dropout_apply, x, keep, scale))
 
 
 def embedding_cases(target: Target) -> Iterator[Case]:
@@ -167,6 +176,25 @@ def embedding_cases(target: Target) -> Iterator[Case]:
         yield Case(f"forward {_flags(row)}", partial(embedding.embedding_forward, index, weight), aligned)
         options = (grad, index, 1000, row["padding_idx"], row["by_frequency"])
         yield Case(f"backward {_flags(row)}", partial(embedding.embedding_backward, *options), aligned)
+
+
+def embedding_bag_cases(target: Target) -> Iterator[Case]:
+    """Bags of rows of several widths, in every mode; their gradients."""
+    flags = {"width": (512, 64, 100, 3), "dtype": DTYPES, "mode": ("sum", "mean", "max"), "weighted": (False, True)}
+    for row in pairwise(flags):
+        run, aligned = partial(_embedding_bag, row), row["width"] % 8 == 0
+        yield Case(f"bags {_flags(row)}", run, aligned)
+
+
+def _embedding_bag(row: Mapping[str, Any]) -> None:
+    index, offsets = _empty(8192, dtype=torch.int64), _empty(513, dtype=torch.int64)
+    weight = _empty(1000, row["width"], dtype=row["dtype"])
+    factor = _empty(8192, dtype=row["dtype"]) if row["weighted"] and row["mode"] == "sum" else None
+    y, count, argmax = embedding_bag.embedding_bag_forward(index, offsets, weight, factor, row["mode"], 0)
+    bags = embedding.Bags(index, factor, count, argmax)
+    embedding.embedding_backward(y, index, 1000, 0, False, bags)
+    if factor is not None:
+        embedding_bag.embedding_bag_factor_gradient(y, index, index, weight, 0)
 
 
 def loss_cases(target: Target) -> Iterator[Case]:
@@ -267,6 +295,20 @@ def _adam(row: Mapping[str, Any]) -> None:
         decoupled_weight_decay=row["decoupled_weight_decay"],
         maximize=row["maximize"],
     )
+
+
+def upsample_cases(target: Target) -> Iterator[Case]:
+    """Bilinear resampling in both layouts, with and without aligned corners, both ways."""
+    flags = {"channels_last": (False, True), "dtype": DTYPES, "align_corners": (False, True), "H": (28, 7)}
+    for row in pairwise(flags):
+        H, layout = row["H"], torch.channels_last if row["channels_last"] else torch.contiguous_format
+        x = _empty(16, 64, H, H, dtype=row["dtype"]).to(memory_format=layout)
+        grad = _empty(16, 64, 2 * H, 2 * H, dtype=row["dtype"]).to(memory_format=layout)
+        options = {"align_corners": row["align_corners"], "channels_last": row["channels_last"]}
+        run = partial(upsample.upsample_forward, x, (2 * H, 2 * H), (), **options)
+        yield Case(f"forward {_flags(row)}", run, aligned=False)
+        run = partial(upsample.upsample_backward, grad, (H, H), (), **options)
+        yield Case(f"backward {_flags(row)}", run, aligned=False)
 
 
 def layout_cases(target: Target) -> Iterator[Case]:
@@ -571,6 +613,8 @@ COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
     "loss": loss_cases,
     "dropout": dropout_cases,
     "embedding": embedding_cases,
+    "embedding_bag": embedding_bag_cases,
+    "upsample": upsample_cases,
     "optimizer": optimizer_cases,
     "layout": layout_cases,
 }

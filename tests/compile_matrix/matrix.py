@@ -29,6 +29,7 @@ import triton
 
 from compile_matrix.cases import COLUMNS, Case, cases
 from compile_matrix.workers import WorkerError, run_in_workers
+from tinynet import streams
 from tinynet_engines.offline import inspect
 from tinynet_engines.offline.launch import Launch
 from tinynet_engines.offline.targets import TARGETS, find_target
@@ -286,4 +287,5 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    streams.protect()
     sys.exit(main())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinynet import streams
 from tinynet.data.archive import SHIPPED, fingerprint
 
 
@@ -116,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    streams.protect()
     main()

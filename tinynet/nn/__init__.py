@@ -1,7 +1,7 @@
 """Layers with torch.nn's names and arguments, computed by tinynet's kernels; `activation=` is the one addition.
 
-Containers and `Module` are PyTorch's own, except for `Sequential`, which fuses layers. Accessing a layer of torch.nn
-that tinynet does not have raises an AttributeError.
+Containers, `Module` and the modules that only move or copy numbers are PyTorch's own, except for `Sequential`, which
+fuses layers. Accessing a layer of torch.nn that tinynet does not have raises an AttributeError.
 """
 
 from typing import Any
@@ -9,7 +9,15 @@ from typing import Any
 import torch.nn
 from torch.nn import (
     Buffer,
+    ChannelShuffle,
+    CircularPad1d,
+    CircularPad2d,
+    CircularPad3d,
+    ConstantPad1d,
+    ConstantPad2d,
+    ConstantPad3d,
     Flatten,
+    Fold,
     Identity,
     Module,
     ModuleDict,
@@ -17,7 +25,22 @@ from torch.nn import (
     Parameter,
     ParameterDict,
     ParameterList,
+    PixelShuffle,
+    PixelUnshuffle,
+    ReflectionPad1d,
+    ReflectionPad2d,
+    ReflectionPad3d,
+    ReplicationPad1d,
+    ReplicationPad2d,
+    ReplicationPad3d,
+    RNNBase,
+    RNNCellBase,
     Unflatten,
+    Unfold,
+    UpsamplingNearest2d,
+    ZeroPad1d,
+    ZeroPad2d,
+    ZeroPad3d,
     init,
     utils,
 )
@@ -39,6 +62,7 @@ from tinynet.nn.activation import (
     PReLU,
     ReLU,
     ReLU6,
+    RReLU,
     Sigmoid,
     SiLU,
     Softplus,
@@ -46,6 +70,7 @@ from tinynet.nn.activation import (
     Softsign,
     Tanh,
     Tanhshrink,
+    Threshold,
 )
 from tinynet.nn.batch_norm import (
     BatchNorm1d,
@@ -55,9 +80,9 @@ from tinynet.nn.batch_norm import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
-from tinynet.nn.conv import Conv2d
-from tinynet.nn.dropout import Dropout
-from tinynet.nn.embedding import Embedding
+from tinynet.nn.conv import Conv2d, LazyConv2d
+from tinynet.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
+from tinynet.nn.embedding import Embedding, EmbeddingBag
 from tinynet.nn.instance_norm import (
     InstanceNorm1d,
     InstanceNorm2d,
@@ -66,11 +91,12 @@ from tinynet.nn.instance_norm import (
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
 )
-from tinynet.nn.linear import Linear
+from tinynet.nn.linear import Bilinear, LazyLinear, Linear
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from tinynet.nn.sequential import Sequential
+from tinynet.nn.upsample import Upsample, UpsamplingBilinear2d
 
 __all__ = [
     "CELU",
@@ -82,16 +108,31 @@ __all__ = [
     "RNN",
     "SELU",
     "AdaptiveAvgPool2d",
+    "AlphaDropout",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Bilinear",
     "Buffer",
+    "ChannelShuffle",
+    "CircularPad1d",
+    "CircularPad2d",
+    "CircularPad3d",
+    "ConstantPad1d",
+    "ConstantPad2d",
+    "ConstantPad3d",
     "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
     "Embedding",
+    "EmbeddingBag",
+    "FeatureAlphaDropout",
     "Flatten",
+    "Fold",
     "GRUCell",
     "Hardshrink",
     "Hardsigmoid",
@@ -105,9 +146,11 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "LazyConv2d",
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
+    "LazyLinear",
     "LeakyReLU",
     "Linear",
     "LogSigmoid",
@@ -121,9 +164,20 @@ __all__ = [
     "Parameter",
     "ParameterDict",
     "ParameterList",
+    "PixelShuffle",
+    "PixelUnshuffle",
+    "RNNBase",
     "RNNCell",
+    "RNNCellBase",
+    "RReLU",
     "ReLU",
     "ReLU6",
+    "ReflectionPad1d",
+    "ReflectionPad2d",
+    "ReflectionPad3d",
+    "ReplicationPad1d",
+    "ReplicationPad2d",
+    "ReplicationPad3d",
     "Sequential",
     "SiLU",
     "Sigmoid",
@@ -132,7 +186,15 @@ __all__ = [
     "Softsign",
     "Tanh",
     "Tanhshrink",
+    "Threshold",
     "Unflatten",
+    "Unfold",
+    "Upsample",
+    "UpsamplingBilinear2d",
+    "UpsamplingNearest2d",
+    "ZeroPad1d",
+    "ZeroPad2d",
+    "ZeroPad3d",
     "functional",
     "init",
     "utils",

@@ -16,6 +16,7 @@ from tinynet.ops import activation as ops
 from tinynet.ops.activation import as_activation, gelu_activation
 from tinynet.ops.glu import glu
 from tinynet.ops.prelu import prelu
+from tinynet.ops.rrelu import rrelu
 from tinynet_kernels.activation_spec import Activation
 
 
@@ -38,6 +39,13 @@ class PReLU(torch.nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         return prelu(input, self.weight)
+
+
+class RReLU(torch.nn.RReLU):
+    """See `tinynet.functional.rrelu`; slopes are random in training mode only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rrelu(input, self.lower, self.upper, self.training)
 
 
 class ReLU6(torch.nn.ReLU6):
@@ -171,6 +179,13 @@ class Tanhshrink(torch.nn.Tanhshrink):
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.tanhshrink(input)
+
+
+class Threshold(torch.nn.Threshold):
+    """See `tinynet.functional.threshold`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.threshold(input, self.threshold, self.value)
 
 
 # The `Activation` of each module that is one: what a layer before it may compute in its own kernel.

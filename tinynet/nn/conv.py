@@ -73,9 +73,7 @@ class Conv2d(torch.nn.Conv2d):
             dtype,
         )
         self.activation = as_activation(activation)
-        if pool not in (1, 2):
-            raise ValueError(f"Conv2d: pool must be 1 or 2, got {pool!r}")
-        self.pool = int(pool)
+        self.pool = checked_pool(pool)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.convolve(input, self.activation, self.pool)[0]
@@ -104,3 +102,30 @@ class Conv2d(torch.nn.Conv2d):
     def extra_repr(self) -> str:
         text = with_activation(super().extra_repr(), self.activation)
         return text if self.pool == 1 else f"{text}, pool={self.pool}"
+
+
+def checked_pool(pool: int) -> int:
+    """The size of a fused max-pooling.
+
+    Raises:
+        ValueError: neither 1 nor 2.
+    """
+    if pool not in (1, 2):
+        raise ValueError(f"Conv2d: pool must be 1 or 2, got {pool!r}")
+    return int(pool)
+
+
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    """A `Conv2d` whose in_channels is that of its first input, as torch.nn.LazyConv2d; it becomes a `Conv2d` then.
+
+    Args:
+        args, kwargs: those of torch.nn.LazyConv2d: out_channels, kernel_size, stride=1, padding=0, dilation=1,
+            groups=1, bias=True, padding_mode="zeros", device=None, dtype=None.
+        activation, pool: as in `Conv2d`.
+    """
+
+    cls_to_become = Conv2d  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, *args: Any, activation: str | Activation | None = None, pool: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation, self.pool = as_activation(activation), checked_pool(pool)

@@ -1,4 +1,4 @@
-"""Embedding tables."""
+"""Embedding tables, looked up row by row or in bags."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tinynet.ops import embedding as ops
+from tinynet.ops.embedding_bag import embedding_bag
 
 
 class Embedding(torch.nn.Embedding):
@@ -24,4 +25,27 @@ class Embedding(torch.nn.Embedding):
             self.norm_type,
             self.scale_grad_by_freq,
             self.sparse,
+        )
+
+
+class EmbeddingBag(torch.nn.EmbeddingBag):
+    """Sums, means or maxima of rows of a table; see `tinynet.functional.embedding_bag`.
+
+    Arguments, initialization and state_dict are the same as in torch.nn.EmbeddingBag; with `sparse=True` the first call
+    raises an error.
+    """
+
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        return embedding_bag(
+            input,
+            self.weight,
+            offsets,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.mode,
+            self.sparse,
+            per_sample_weights,
+            self.include_last_offset,
+            self.padding_idx,
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tinynet.ops import linear as ops
 from tinynet.ops.activation import as_activation
+from tinynet.ops.bilinear import bilinear
 from tinynet_kernels.activation_spec import Activation
 
 
@@ -44,6 +45,63 @@ class Linear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.linear(input, self.weight, self.bias, self.activation)
+
+    def extra_repr(self) -> str:
+        return with_activation(super().extra_repr(), self.activation)
+
+
+class LazyLinear(torch.nn.LazyLinear, Linear):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    """A `Linear` whose in_features is that of its first input, as torch.nn.LazyLinear; it becomes a `Linear` then."""
+
+    cls_to_become = Linear  # pyright: ignore[reportAssignmentType]
+
+    def __init__(
+        self,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation | None = None,
+    ) -> None:
+        super().__init__(out_features, bias, device, dtype)
+        self.activation = as_activation(activation)
+
+
+class Bilinear(torch.nn.Bilinear):
+    """y_k = act(x1^T A_k x2 + b_k), x1 [..., in1_features], x2 [..., in2_features], y [..., out_features].
+
+    Arguments, parameters, initialization and state_dict are the same as in torch.nn.Bilinear.
+
+    Args:
+        in1_features: size of x1's last dimension.
+        in2_features: size of x2's last dimension.
+        out_features: size of y's last dimension.
+        bias: whether to add a bias.
+        device: of the parameters.
+        dtype: of the parameters.
+        activation: applied after the bias, in the same kernel: a name, an `Activation`, or None.
+
+    Raises:
+        ValueError, TypeError: as `tinynet.functional.bilinear`.
+    """
+
+    def __init__(
+        self,
+        in1_features: int,
+        in2_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation | None = None,
+    ) -> None:
+        super().__init__(in1_features, in2_features, out_features, bias, device, dtype)
+        self.activation = as_activation(activation)
+
+    def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+        return bilinear(input1, input2, self.weight, self.bias, self.activation)
 
     def extra_repr(self) -> str:
         return with_activation(super().extra_repr(), self.activation)

@@ -1,4 +1,7 @@
-"""Activations: y = act(x), elementwise."""
+"""Activations: y = act(x), elementwise.
+
+Public functions take PyTorch's `inplace` for compatibility; x is never written to.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ _REFERENCES: dict[str, Any] = {
     "hardshrink": F.hardshrink,
     "softshrink": F.softshrink,
     "tanhshrink": F.tanhshrink,
+    "threshold": F.threshold,
 }
 # dX of (dY, y) where the output is saved, as PyTorch does: changing it in place is an error. All others save x.
 _FROM_OUTPUT: dict[str, Any] = {
@@ -148,32 +152,32 @@ def activate(x: Tensor, activation: str | Activation | None) -> Tensor:
     return kernels.activation.activation_forward(dense, function)
 
 
-def relu(input: Tensor) -> Tensor:
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(x, 0). Source: torch.nn.functional.relu."""
     return activate(input, "relu")
 
 
-def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """x where positive, else negative_slope * x. Source: torch.nn.functional.leaky_relu."""
     return activate(input, Activation("leaky_relu", negative_slope=negative_slope))
 
 
-def relu6(input: Tensor) -> Tensor:
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """min(max(x, 0), 6). Source: torch.nn.functional.relu6."""
     return activate(input, "relu6")
 
 
-def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """x where positive, else alpha (e^x - 1). Source: torch.nn.functional.elu (Clevert et al. 2016)."""
     return activate(input, Activation("elu", alpha=alpha))
 
 
-def selu(input: Tensor) -> Tensor:
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
     """The self-normalizing elu. Source: torch.nn.functional.selu (Klambauer et al. 2017)."""
     return activate(input, "selu")
 
 
-def celu(input: Tensor, alpha: float = 1.0) -> Tensor:
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """x where positive, else alpha (e^(x / alpha) - 1). Source: torch.nn.functional.celu (Barron 2017)."""
     return activate(input, Activation("celu", alpha=alpha))
 
@@ -200,12 +204,12 @@ def gelu_activation(approximate: str) -> Activation:
     return Activation("gelu" if approximate == "none" else "gelu_tanh")
 
 
-def silu(input: Tensor) -> Tensor:
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """x sigmoid(x). Source: torch.nn.functional.silu."""
     return activate(input, "silu")
 
 
-def mish(input: Tensor) -> Tensor:
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
     """x tanh(softplus(x)). Source: torch.nn.functional.mish (Misra 2019)."""
     return activate(input, "mish")
 
@@ -235,17 +239,17 @@ def softsign(input: Tensor) -> Tensor:
     return activate(input, "softsign")
 
 
-def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     """x limited to [min_val, max_val]. Source: torch.nn.functional.hardtanh."""
     return activate(input, Activation("hardtanh", min_val=min_val, max_val=max_val))
 
 
-def hardswish(input: Tensor) -> Tensor:
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """x min(max(x + 3, 0), 6) / 6. Source: torch.nn.functional.hardswish (Howard et al. 2019)."""
     return activate(input, "hardswish")
 
 
-def hardsigmoid(input: Tensor) -> Tensor:
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """min(max(x + 3, 0), 6) / 6. Source: torch.nn.functional.hardsigmoid."""
     return activate(input, "hardsigmoid")
 
@@ -263,3 +267,8 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 def tanhshrink(input: Tensor) -> Tensor:
     """x - tanh(x). Source: torch.nn.functional.tanhshrink."""
     return activate(input, "tanhshrink")
+
+
+def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    """x where x > threshold, else value. Source: torch.nn.functional.threshold."""
+    return activate(input, Activation("threshold", threshold=threshold, value=value))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,7 @@ def embedding_reference(
 embedding_operator = Operator(
     "embedding(Tensor index, Tensor weight, SymInt rows, int? padding_idx, bool scale_by_frequency) -> Tensor",
     forward=lambda index, weight, *_: [
-        kernels.embedding.embedding_forward(index.contiguous(), _rows_contiguous(weight))
+        kernels.embedding.embedding_forward(index.contiguous(), rows_contiguous(weight))
     ],
     fake=lambda index, weight, *_: [weight.new_empty((index.shape[0], weight.shape[1]))],
     saves=lambda given, results: given[:1],
@@ -69,25 +71,12 @@ def embedding(
     if has_torch_function_unary(input):
         arguments = padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         return handle_torch_function(embedding, (input,), input, weight, *arguments)
-    if sparse:
-        raise ValueError("embedding: sparse=True is not supported; the gradient is dense and deterministic")
-    check_floating("embedding", weight=weight)
-    if input.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"embedding: input must be int32 or int64, got {input.dtype}")
-    check_device("embedding", "input", input, "weight", weight)
+    check_table("embedding", input, weight, sparse)
     route = route_of("embedding", ("weight", "input"), weight, input)
-    if weight.dim() != 2:
-        raise ValueError(f"embedding: weight must be [V, D], got shape {tuple(weight.shape)}")
     rows, columns = weight.shape
-    if padding_idx is not None:
-        row = as_integer(padding_idx)
-        if row is None:
-            raise TypeError(f"embedding: padding_idx must be an integer, got {padding_idx!r}")
-        if not -rows <= row < rows:
-            raise ValueError(f"embedding: padding_idx must be in [-{rows}, {rows}), got {padding_idx}")
-        padding_idx = row % rows
+    padding_idx = checked_padding("embedding", padding_idx, rows)
     if route is Route.KERNELS and input.device.type == "cpu":
-        _check_range(input, rows)
+        check_range("embedding", input, rows)
     if max_norm is not None:
         # As F.embedding does; under autograd the in-place change must not be recorded.
         with torch.no_grad():
@@ -99,12 +88,44 @@ def embedding(
     return y.view(*input.shape, columns)
 
 
-def _rows_contiguous(weight: Tensor) -> Tensor:
-    return weight if weight.stride(1) == 1 else weight.contiguous()
+def check_table(operator: str, input: Tensor, weight: Tensor, sparse: bool) -> None:
+    """Raises an error unless `input` can be looked up in `weight`; see `embedding`."""
+    if sparse:
+        raise ValueError(f"{operator}: sparse=True is not supported; the gradient is dense and deterministic")
+    check_floating(operator, weight=weight)
+    if input.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{operator}: input must be int32 or int64, got {input.dtype}")
+    check_device(operator, "input", input, "weight", weight)
+    if weight.dim() != 2:
+        raise ValueError(f"{operator}: weight must be [V, D], got shape {tuple(weight.shape)}")
 
 
-def _check_range(index: Tensor, rows: int) -> None:
+def checked_padding(operator: str, padding_idx: Any, rows: int) -> int | None:
+    """The row, counted from the start.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: a row outside the table.
+    """
+    if padding_idx is None:
+        return None
+    row = as_integer(padding_idx)
+    if row is None:
+        raise TypeError(f"{operator}: padding_idx must be an integer, got {padding_idx!r}")
+    if not -rows <= row < rows:
+        raise ValueError(f"{operator}: padding_idx must be in [-{rows}, {rows}), got {padding_idx}")
+    return row % rows
+
+
+def check_range(operator: str, index: Tensor, rows: int) -> None:
+    """Raises IndexError for an index outside a table of so many rows."""
+    if index.numel() == 0:
+        return
     low, high = torch.aminmax(index)
     if low < 0 or high >= rows:
         bad = int(low if low < 0 else high)
-        raise IndexError(f"embedding: index {bad} is outside the table of {rows} rows")
+        raise IndexError(f"{operator}: index {bad} is outside the table of {rows} rows")
+
+
+def rows_contiguous(weight: Tensor) -> Tensor:
+    return weight if weight.stride(1) == 1 else weight.contiguous()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tinynet_kernels import cross_entropy as cross_entropy
     from tinynet_kernels import dropout as dropout
     from tinynet_kernels import embedding as embedding
+    from tinynet_kernels import embedding_bag as embedding_bag
     from tinynet_kernels import glu as glu
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu
+    from tinynet_kernels import rrelu as rrelu
+    from tinynet_kernels import upsample as upsample
 
 
 # Columns that are folders: where their launchers are.

@@ -157,7 +157,7 @@ class _Call:
     def step_problem(self, kernel: Any, units: int, reduction: int) -> Problem:
         """A kernel of one step that computes `units` units by products of length `reduction`."""
         tile = recurrent_step_tile(self.batch, units, reduction, self.dtype, self.target)
-        grid = ceil_div(units, tile.block_n), ceil_div(self.batch, tile.block_m), self.directions
+        grid = ceil_div(self.batch, tile.block_m), self.directions, ceil_div(units, tile.block_n)
         return _problem(kernel, grid, self.steps, self.batch, self.spec, tile, num_stages=tile.num_stages)
 
 

@@ -61,7 +61,7 @@ def rnn_forward_kernel(
 ):
     """h_t = act(gates_x_t + h_(t-1) W_hh^T); W_hh [D, H, H]."""
     H: constexpr = SPEC.hidden
-    block = block_of(lengths_ptr, T, B, 0, TILE.block_batch, TILE.interleaved)
+    block = block_of(lengths_ptr, T, B, TILE.block_batch, TILE.interleaved)
     unit = tl.arange(0, TILE.block_hidden)
     unit_mask = unit < H
     weight = weight_hh_ptr + block.direction * (H * H) + unit[None, :] * H + unit[:, None]
@@ -99,7 +99,7 @@ def rnn_backward_kernel(
 ):
     """da_t = (dh + dY_t) act'(h_t), dh before = da_t W_hh, backwards in time; act' from the output."""
     H: constexpr = SPEC.hidden
-    block = block_of(lengths_ptr, T, B, 0, TILE.block_batch, TILE.interleaved)
+    block = block_of(lengths_ptr, T, B, TILE.block_batch, TILE.interleaved)
     unit = tl.arange(0, TILE.block_hidden)
     unit_mask = unit < H
     weight = weight_hh_ptr + block.direction * (H * H) + unit[:, None] * H + unit[None, :]
@@ -142,7 +142,7 @@ def lstm_forward_kernel(
     """LSTM steps; W_hh [D, 4 H, P], W_hr [D, P, H] projects h."""
     H: constexpr = SPEC.hidden
     P: constexpr = SPEC.outputs
-    block = block_of(lengths_ptr, T, B, 0, TILE.block_batch, TILE.interleaved)
+    block = block_of(lengths_ptr, T, B, TILE.block_batch, TILE.interleaved)
     unit = tl.arange(0, TILE.block_hidden)
     output = tl.arange(0, TILE.block_output)
     unit_mask = unit < H
@@ -213,7 +213,7 @@ def lstm_backward_kernel(
     """d_gates of every step, backwards in time; with W_hr also what dW_hr = d_output^T unprojected needs."""
     H: constexpr = SPEC.hidden
     P: constexpr = SPEC.outputs
-    block = block_of(lengths_ptr, T, B, 0, TILE.block_batch, TILE.interleaved)
+    block = block_of(lengths_ptr, T, B, TILE.block_batch, TILE.interleaved)
     unit = tl.arange(0, TILE.block_hidden)
     output = tl.arange(0, TILE.block_output)
     unit_mask = unit < H
@@ -277,7 +277,7 @@ def gru_forward_kernel(
     """GRU steps; W_hh [D, 3 H, H], b_hh [D, 3 H], of which only b_hn is added here. Saved gates: r, z, n's input, q."""
     H: constexpr = SPEC.hidden
     BLOCK_HIDDEN: constexpr = TILE.block_hidden
-    block = block_of(lengths_ptr, T, B, 0, TILE.block_batch, TILE.interleaved)
+    block = block_of(lengths_ptr, T, B, TILE.block_batch, TILE.interleaved)
     unit = tl.arange(0, BLOCK_HIDDEN)
     unit_mask = unit < H
     weight_mask = unit_mask[:, None] & unit_mask[None, :]
@@ -329,7 +329,7 @@ def gru_backward_kernel(
 ):
     """d_gates = (dr, dz, dn) [R, D, 3 H] and d_hidden = dq [R, D, H] of every step, backwards in time."""
     H: constexpr = SPEC.hidden
-    block = block_of(lengths_ptr, T, B, 0, TILE.block_batch, TILE.interleaved)
+    block = block_of(lengths_ptr, T, B, TILE.block_batch, TILE.interleaved)
     unit = tl.arange(0, TILE.block_hidden)
     unit_mask = unit < H
     weight_mask = unit_mask[:, None] & unit_mask[None, :]

@@ -58,18 +58,18 @@ class Step(NamedTuple):
 
 
 @triton.jit
-def block_of(lengths_ptr, T, B, AXIS: constexpr, BLOCK_BATCH: constexpr, INTERLEAVED: constexpr):
-    """The block of this program; the grid has blocks of sequences along AXIS and directions along the next axis.
+def block_of(lengths_ptr, T, B, BLOCK_BATCH: constexpr, INTERLEAVED: constexpr):
+    """The block of this program; the grid has blocks of sequences along its first axis, directions along the second.
 
     Its sequences are neighbors, or INTERLEAVED every n-th of n programs'.
     """
-    direction = tl.program_id(AXIS + 1)
+    direction = tl.program_id(1)
     index = tl.arange(0, BLOCK_BATCH)
     if INTERLEAVED:
-        first = tl.program_id(AXIS)
-        distance = index.to(tl.int64) * tl.num_programs(AXIS)
+        first = tl.program_id(0)
+        distance = index.to(tl.int64) * tl.num_programs(0)
     else:
-        first = tl.program_id(AXIS) * BLOCK_BATCH
+        first = tl.program_id(0) * BLOCK_BATCH
         distance = index
     exists = first + distance < B
     if lengths_ptr is not None:
@@ -79,7 +79,7 @@ def block_of(lengths_ptr, T, B, AXIS: constexpr, BLOCK_BATCH: constexpr, INTERLE
         length = tl.where(exists, T, 0)
         steps = T
     state = direction.to(tl.int64) * B + first
-    return Block(direction, tl.num_programs(AXIS + 1), first, index, distance, exists, length, steps, state)
+    return Block(direction, tl.num_programs(1), first, index, distance, exists, length, steps, state)
 
 
 @triton.jit

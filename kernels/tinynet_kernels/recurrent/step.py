@@ -1,8 +1,8 @@
 """Per-step recurrent kernels: one fused launch per step, for weights that no chip holds; graph-capturable.
 
 Launch s computes the s-th step of each direction: t = s forwards and T - 1 - s for the reverse direction, mirrored in
-the backward. A program computes [block_m sequences, block_n units] of one direction (grid: unit blocks x batch blocks x
-directions); the product with W_hh walks its reduction in steps of block_k, the cell is its epilogue. States go from
+the backward. A program computes [block_m sequences, block_n units] of one direction (grid: batch blocks x directions x
+unit blocks); the product with W_hh walks its reduction in steps of block_k, the cell is its epilogue. States go from
 launch to launch through fp32 buffers [D, B, units]: a launch reads one and writes another.
 
 Backward: dh of a step is its state gradient, dY, and d_gates W_hh of the step that the launch before computed. Rows
@@ -44,9 +44,9 @@ def place_of(reset_ptr, offsets_ptr, lengths_ptr, t, T, B, UNITS: constexpr, TIL
 
     `mask` says which of the step's rows exist, `state_mask` which states, [batch, unit].
     """
-    block = block_of(lengths_ptr, T, B, 1, TILE.block_m, False)
+    block = block_of(lengths_ptr, T, B, TILE.block_m, False)
     step = step_of(reset_ptr, offsets_ptr, block, t, T, B, False)
-    unit = tl.program_id(0) * TILE.block_n + tl.arange(0, TILE.block_n)
+    unit = tl.program_id(2) * TILE.block_n + tl.arange(0, TILE.block_n)
     mask = step.active[:, None] & (unit < UNITS)[None, :]
     return block, step, unit, mask, block.exists[:, None] & (unit < UNITS)[None, :]
 

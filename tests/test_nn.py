@@ -27,6 +27,18 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "GRUCell": ({"input_size": 5, "hidden_size": 6}, (4, 5)),
     "CrossEntropyLoss": ({"label_smoothing": 0.1}, (4, 5)),
     "MSELoss": ({}, (4, 5)),
+    "BCELoss": ({"weight": torch.ones(5)}, (4, 5)),
+    "BCEWithLogitsLoss": ({"pos_weight": torch.ones(5)}, (4, 5)),
+    "GaussianNLLLoss": ({"full": True}, (4, 5)),
+    "HingeEmbeddingLoss": ({"margin": 0.5}, (4, 5)),
+    "HuberLoss": ({"delta": 0.5}, (4, 5)),
+    "KLDivLoss": ({"log_target": True, "reduction": "batchmean"}, (4, 5)),
+    "L1Loss": ({}, (4, 5)),
+    "MarginRankingLoss": ({"margin": 0.5}, (4, 5)),
+    "MultiLabelSoftMarginLoss": ({"weight": torch.ones(5)}, (4, 5)),
+    "PoissonNLLLoss": ({"full": True}, (4, 5)),
+    "SmoothL1Loss": ({"beta": 0.5}, (4, 5)),
+    "SoftMarginLoss": ({}, (4, 5)),
     "Dropout": ({"p": 0.0}, (4, 5)),
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "GLU": ({}, (4, 6)),
@@ -94,8 +106,10 @@ def test_copies_and_pickles(name: str) -> None:
     ours, theirs = build(name)
     shape = LAYERS[name][1]
     arguments = [torch.randint(0, 5, shape) if name == "Embedding" else torch.randn(shape)]
-    if name in ("CrossEntropyLoss", "MSELoss"):
+    if name.endswith("Loss"):
         arguments.append(torch.randn(shape).softmax(1))
+    if name in ("BCELoss", "GaussianNLLLoss", "MarginRankingLoss"):
+        arguments = [torch.rand(shape) for _ in range(2 if name == "BCELoss" else 3)]
     expected = theirs(*arguments)
     for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         torch.testing.assert_close(module(*arguments), expected)

@@ -49,9 +49,24 @@ from tinynet.nn.activation import (
 )
 from tinynet.nn.conv import Conv2d
 from tinynet.nn.dropout import Dropout
+from tinynet.nn.elementwise_loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    GaussianNLLLoss,
+    HingeEmbeddingLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MarginRankingLoss,
+    MSELoss,
+    MultiLabelSoftMarginLoss,
+    PoissonNLLLoss,
+    SmoothL1Loss,
+    SoftMarginLoss,
+)
 from tinynet.nn.embedding import Embedding
 from tinynet.nn.linear import Linear
-from tinynet.nn.loss import CrossEntropyLoss, MSELoss
+from tinynet.nn.loss import CrossEntropyLoss
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from tinynet.nn.sequential import Sequential
@@ -67,6 +82,8 @@ __all__ = [
     "SELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
+    "BCELoss",
+    "BCEWithLogitsLoss",
     "Buffer",
     "Conv2d",
     "CrossEntropyLoss",
@@ -74,31 +91,41 @@ __all__ = [
     "Embedding",
     "Flatten",
     "GRUCell",
+    "GaussianNLLLoss",
     "Hardshrink",
     "Hardsigmoid",
     "Hardswish",
     "Hardtanh",
+    "HingeEmbeddingLoss",
+    "HuberLoss",
     "Identity",
+    "KLDivLoss",
+    "L1Loss",
     "LSTMCell",
     "LeakyReLU",
     "Linear",
     "LogSigmoid",
     "MSELoss",
+    "MarginRankingLoss",
     "MaxPool2d",
     "Mish",
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiLabelSoftMarginLoss",
     "PReLU",
     "Parameter",
     "ParameterDict",
     "ParameterList",
+    "PoissonNLLLoss",
     "RNNCell",
     "ReLU",
     "ReLU6",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
+    "SoftMarginLoss",
     "Softplus",
     "Softshrink",
     "Softsign",

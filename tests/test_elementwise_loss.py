@@ -19,6 +19,7 @@ from torch import Tensor
 import tinynet
 from tinynet import functional as ours
 from tinynet import nn
+from tinynet_kernels.operand_layout import layouts_of
 
 kernels = pytest.mark.kernels
 pytestmark = [
@@ -161,9 +162,6 @@ def test_layouts(reduction: str, device: str) -> None:
 
 def test_layouts_are_found_without_copies() -> None:
     """A matrix [rows, columns] of an image [2, 3, 4, 5], in both memory orders."""
-    pytest.importorskip("triton")
-    from tinynet_kernels.elementwise_loss import _layouts
-
     shape, dense, last = (2, 3, 4, 5), (60, 20, 5, 1), (60, 1, 15, 3)
     for order, strides, layouts, rows in (
         (dense, [dense, dense], ["dense", "dense"], 1),
@@ -175,8 +173,8 @@ def test_layouts_are_found_without_copies() -> None:
         (dense, [dense, last, (120, 40, 10, 2)], ["dense", None, None], 1),
         (dense, [dense, (3, 1, 0, 0), (0, 0, 0, 1)], ["dense", "rows", None], 6),
     ):
-        assert _layouts(shape, order, strides) == (layouts, rows)
-    assert _layouts((1, 5), (5, 1), [(0, 1), (7, 1)]) == (["dense", "dense"], 1)
+        assert layouts_of(shape, order, strides) == (layouts, rows)
+    assert layouts_of((1, 5), (5, 1), [(0, 1), (7, 1)]) == (["dense", "dense"], 1)
 
 
 @kernels

@@ -3,10 +3,8 @@
     L = sum of w f(x, t, other) / divisor        or one for each element, or for each row
     dx = dL w (df/dx) / divisor, likewise dt and dother;        dw = dL f / divisor
 
-The operands come with one shape, and are read without a copy where they are dense in one order of dimensions, or
-expanded from a vector or a number: as a matrix [rows, columns] in memory, of which an operand has every element
-("dense"), one element for each row ("rows") or column ("columns"), or one in all ("scalar"). Where all are dense the
-matrix has one row.
+The operands come with one shape, and are read without a copy as a matrix [rows, columns] where `operand_layout` finds
+one; where all are dense it has one row.
 
 Tiling: one [block_rows, block_columns] tile per program. A sum takes two stages (`reduction.py`), or one where there is
 one program.
@@ -29,6 +27,7 @@ from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.loss_functions import FUNCTIONS
 from tinynet_kernels.loss_spec import Loss
 from tinynet_kernels.offsets import exceed_int32, widened
+from tinynet_kernels.operand_layout import contiguous_strides, is_dense, layouts_of
 from tinynet_kernels.reduction import reduce_losses, sum_partials
 from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block, rows_and_columns
 
@@ -269,6 +268,18 @@ def _arranged(tensors: Operands, plan: Plan, shape: tuple[int, ...]) -> Operands
 
 
 @lru_cache(maxsize=4096)
+def loss_tile(rows: int, columns: int, target: Target) -> tuple[int, int, int]:
+    """(BLOCK_ROWS, BLOCK_COLUMNS, num_warps): on a GPU 8 elements per thread, whose operands fit its registers."""
+    if rows == 1:
+        block_columns, num_warps = flat_block(columns, target)
+        return 1, block_columns, num_warps
+    block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target)
+    if target.kind in ("cuda", "hip"):
+        block_rows = min(block_rows, 1024 // block_columns)
+    return block_rows, block_columns, num_warps
+
+
+@lru_cache(maxsize=4096)
 def _plan(
     backward: bool,
     loss: Loss,
@@ -279,10 +290,10 @@ def _plan(
     target: Target,
 ) -> Plan:
     of_shape = strides if reduction == "none" else strides[:4]  # the gradient of a sum has another shape
-    dense = _contiguous_strides(shape)
+    dense = contiguous_strides(shape)
     if reduction != "rows":
-        dense = next((stride for stride in of_shape if stride is not None and _is_dense(shape, stride)), dense)
-    layouts, split = _layouts(shape, dense, of_shape)
+        dense = next((stride for stride in of_shape if stride is not None and is_dense(shape, stride)), dense)
+    layouts, split = layouts_of(shape, dense, of_shape)
     copied = tuple([position for position, layout in enumerate(layouts) if layout is None])
     read = ["dense" if layout is None else layout for layout in layouts]
     if len(read) == 4:
@@ -290,10 +301,7 @@ def _plan(
     elements = math.prod(shape)
     rows = shape[0] if reduction == "rows" else split
     columns = elements // rows
-    if rows == 1:
-        block_rows, (block_columns, num_warps) = 1, flat_block(columns, target)
-    else:
-        block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target)
+    block_rows, block_columns, num_warps = loss_tile(rows, columns, target)
     wide = exceed_int32(((min(block_rows, rows), columns), (columns + block_columns, 1)), ((rows + block_rows, 1),))
     problem = Problem(
         elementwise_loss_backward_kernel if backward else elementwise_loss_forward_kernel,
@@ -308,52 +316,3 @@ def _plan(
         num_warps=num_warps,
     )
     return Plan(problem, dense, copied)
-
-
-def _contiguous_strides(sizes: Sequence[int]) -> tuple[int, ...]:
-    return tuple([math.prod(sizes[dimension + 1 :]) for dimension in range(len(sizes))])
-
-
-def _descending(shape: tuple[int, ...], stride: tuple[int, ...]) -> list[int]:
-    """The dimensions of more than one element, the longest stride first."""
-    return sorted([d for d in range(len(shape)) if shape[d] != 1], key=lambda d: -stride[d])
-
-
-def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    order = _descending(shape, stride)
-    return tuple([stride[d] for d in order]) == _contiguous_strides([shape[d] for d in order])
-
-
-def _layouts(
-    shape: tuple[int, ...], dense: tuple[int, ...], strides: Sequence[tuple[int, ...] | None]
-) -> tuple[list[str | None], int]:
-    """Each operand's layout in a matrix in the order of `dense`, None for one to be copied; and the matrix's rows.
-
-    An absent operand counts as dense. Vectors decide where the rows end; one row where there is none.
-    """
-    order = _descending(shape, dense)
-    sizes = [shape[d] for d in order]
-    layouts: list[str | None] = []
-    split = None
-    for stride in strides:
-        steps = None if stride is None else tuple([stride[d] for d in order])
-        if steps is None or steps == _contiguous_strides(sizes):
-            layouts.append("dense")
-        elif not any(steps):
-            layouts.append("scalar")
-        else:
-            layout, at = _vector(sizes, steps)
-            split = at if split is None else split
-            layouts.append(layout if at == split else None)
-    return layouts, math.prod(sizes[:split]) if split else 1
-
-
-def _vector(sizes: Sequence[int], steps: tuple[int, ...]) -> tuple[str | None, int | None]:
-    """Whether a vector of rows or columns is expanded with these strides, and how many dimensions the rows have."""
-    first = next(d for d in range(len(steps)) if steps[d])
-    last = max(d for d in range(len(steps)) if steps[d]) + 1
-    if first > 0 and steps[first:] == _contiguous_strides(sizes[first:]):
-        return "columns", first
-    if last < len(steps) and steps[:last] == _contiguous_strides(sizes[:last]):
-        return "rows", last
-    return None, None

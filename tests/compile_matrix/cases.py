@@ -227,13 +227,13 @@ def _elementwise_loss(row: Mapping[str, Any]) -> None:
     x, weight, other = _empty(rows, columns, dtype=row["dtype"]), None, None
     if row["layout"] == "vectors":
         weight = _empty(rows, 1, dtype=row["dtype"]).expand(rows, columns)
-    takes_other = row["loss"] in ("gaussian_nll", "margin_ranking", "weighted_bce_with_logits")
-    if takes_other:
+    if row["loss"] in ("gaussian_nll", "margin_ranking", "weighted_bce_with_logits"):
         other = x if weight is None else _empty(columns, dtype=row["dtype"]).expand(rows, columns)
-    has_target_gradient = row["loss"] not in ("hinge_embedding", "soft_margin")
     operands = (x, x, other, weight)
     result = elementwise_loss.elementwise_loss_forward(operands, loss, row["reduction"], x.numel())
-    wanted = (True, has_target_gradient, takes_other, weight is not None)
+    has_target_gradient = row["loss"] not in ("hinge_embedding", "soft_margin")
+    has_other_gradient = row["loss"] in ("gaussian_nll", "margin_ranking")
+    wanted = (True, has_target_gradient, has_other_gradient, weight is not None)
     options = (loss, row["reduction"], x.numel(), wanted)
     elementwise_loss.elementwise_loss_backward(torch.empty_like(result), operands, *options)
 

@@ -139,6 +139,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "cross_entropy": lambda: loss("CrossEntropyLoss", torch.tensor([1, -100, 0]), 3, 4, label_smoothing=0.1),
     "cross_entropy-weighted": lambda: loss("CrossEntropyLoss", torch.rand(3, 4).softmax(1), 3, 4, reduction="sum"),
     "mse": lambda: loss("MSELoss", torch.randn(3, 4), 3, 4, reduction="none"),
+    "huber": lambda: loss("HuberLoss", torch.randn(3, 4), 3, 4),
+    "binary_cross_entropy": lambda: loss("BCEWithLogitsLoss", torch.rand(3, 4), 3, 4, pos_weight=torch.rand(4)),
+    "kl_div": lambda: loss("KLDivLoss", torch.rand(3, 4), 3, 4, reduction="batchmean"),
+    "multilabel": lambda: loss("MultiLabelSoftMarginLoss", torch.rand(3, 4), 3, 4, reduction="none"),
+    "poisson": lambda: loss("PoissonNLLLoss", torch.rand(3, 4), 3, 4, reduction="sum"),
+    "soft_margin": lambda: loss("SoftMarginLoss", torch.randn(3, 4).sign(), 3, 4),
 }
 
 

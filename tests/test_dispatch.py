@@ -79,7 +79,7 @@ def test_modes_see_every_operator() -> None:
         (loss + nn.MSELoss()(y, torch.zeros_like(y))).backward()
     assert launches
     columns = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "linear", "activation")
-    for column in (*columns, "cross_entropy", "embedding", "recurrent", "mse_loss"):
+    for column in (*columns, "cross_entropy", "embedding", "recurrent", "elementwise_loss"):
         assert {f"tinynet::{column}", f"tinynet::{column}_backward"} <= set(seen.names), column
     assert images.grad is not None
 

@@ -134,6 +134,31 @@ CASES: dict[str, Callable[[], Case]] = {
     "PReLU": lambda: module("PReLU", image(), 4),
     "Threshold": lambda: module("Threshold", torch.randn(6, 6), 0.1, 20.0),
     "mse_loss": lambda: Case(ours.mse_loss, F.mse_loss, {"input": torch.randn(4, 6), "target": torch.randn(4, 6)}),
+    "binary_cross_entropy": lambda: Case(
+        ours.binary_cross_entropy,
+        F.binary_cross_entropy,
+        {"input": 0.1 + 0.8 * torch.rand(4, 6), "target": torch.rand(4, 6)},
+    ),
+    "binary_cross_entropy_with_logits": lambda: Case(
+        ours.binary_cross_entropy_with_logits,
+        F.binary_cross_entropy_with_logits,
+        {"input": torch.randn(4, 6), "target": torch.rand(4, 6)},
+    ),
+    "gaussian_nll_loss": lambda: Case(
+        ours.gaussian_nll_loss,
+        F.gaussian_nll_loss,
+        {"input": torch.randn(4, 6), "target": torch.randn(4, 6), "var": 0.5 + torch.rand(4, 6)},
+    ),
+    "multilabel_soft_margin_loss": lambda: Case(
+        lambda **x: ours.multilabel_soft_margin_loss(**x, reduction="none"),
+        lambda **x: F.multilabel_soft_margin_loss(**x, reduction="none"),
+        {"input": torch.randn(4, 6), "target": torch.rand(4, 6), "weight": torch.rand(6)},
+    ),
+    "margin_ranking_loss": lambda: Case(
+        ours.margin_ranking_loss,
+        F.margin_ranking_loss,
+        {"input1": torch.randn(4, 6), "input2": torch.randn(4, 6), "target": torch.randn(4, 6).sign()},
+    ),
     "embedding": lambda: Case(
         ours.embedding, F.embedding, {"input": torch.randint(6, (4, 3)), "weight": torch.randn(6, 4)}
     ),
@@ -348,10 +373,13 @@ def test_other_kinds_are_right_or_refused_by_name(name: str) -> None:
                 assert "\n" not in said, (what, said)
                 continue
             plain = torch.zeros_like(x) if kind == "zero" else x
+            if kind == "other_dtype" and operand == "target":  # promoted
+                plain = convert(x)
             if kind == "meta":
                 assert all(y.is_meta for y in actual), what
                 continue
-            assert kind in ("wrapped", "zero") or (kind == "other_dtype" and not x.is_floating_point()), what
+            promoted = kind == "other_dtype" and (operand == "target" or not x.is_floating_point())
+            assert kind in ("wrapped", "zero") or promoted, what
             for a, e in zip(actual, outputs(case.twin(**{**case.operands, operand: plain})), strict=True):
                 assert_close(getattr(a, "a", a), e, ERROR, what)
 
@@ -364,7 +392,7 @@ def test_no_elements(name: str) -> None:
     batch = {"RNN": 1, "LSTM": 1, "GRU": 1}.get(name, 0)
     empty = {
         key: x.narrow(batch if key == "input" else x.dim() - 2 if key in ("hx", "cx") else 0, 0, 0).clone()
-        if key in ("input", "hx", "cx", "target")
+        if key in ("input", "input1", "input2", "hx", "cx", "target", "var")
         else x
         for key, x in case.operands.items()
     }

@@ -1,4 +1,4 @@
-"""Losses: kernels against float64 PyTorch, their registered operators, autocast, the modules, and what they refuse."""
+"""Cross-entropy: kernels against float64 PyTorch, its registered operator, autocast, the module, what it refuses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from forced_tiles import forced_tiles
 from helpers import DTYPES, assert_close, check_against_reference, counted_launches, non_contiguous, tolerance
 
-from tinynet.nn.loss import CrossEntropyLoss, MSELoss
+from tinynet.nn.loss import CrossEntropyLoss
 from tinynet.ops.cross_entropy import cross_entropy
-from tinynet.ops.mse_loss import mse_loss
 
 kernels = pytest.mark.kernels
 REDUCTIONS = ("mean", "sum", "none")
@@ -113,21 +112,6 @@ def test_second_stage_walks_its_parts(mean: bool, device: str) -> None:
     total, count = partial.double().sum(1)
     assert_close(loss, total / count if mean else total, 1e-6)
     assert not mean or abs(divisor.item() / count.item() - 1) < 1e-6
-
-
-@kernels
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_small_tiles_of_mse_loss(reduction: str, device: str) -> None:
-    input = torch.randn(5, 29, device=device, requires_grad=True)
-    target = torch.randn(5, 29, device=device, requires_grad=True)
-    with forced_tiles(flat_block=(32, 4)):
-        check_against_reference(
-            lambda *a: mse_loss(*a, reduction=reduction),
-            lambda *a: F.mse_loss(*a, reduction=reduction),
-            input,
-            target,
-            error=1e-6,
-        )
 
 
 @kernels
@@ -260,12 +244,10 @@ def test_labels_out_of_range(device: str) -> None:
 @kernels
 def test_autocast_computes_in_float32(device: str) -> None:
     input, target = make_logits(8, 5, dtype=torch.bfloat16, device=device), make_labels(8, classes=5, device=device)
-    values = torch.randn(8, 5, device=device)
     with torch.autocast(device, dtype=torch.bfloat16), counted_launches() as launches:
         loss = cross_entropy(input, target)
-        error = mse_loss(input, values)
-    assert loss.dtype is error.dtype is torch.float32 and len(launches) >= 2
-    (loss + error).backward()
+    assert loss.dtype is torch.float32 and launches
+    loss.backward()
     assert input.grad is not None and input.grad.dtype is torch.bfloat16
 
 
@@ -287,29 +269,16 @@ def test_cross_entropy_operators(reduction: str, device: str) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_mse_loss_operators(reduction: str, device: str) -> None:
-    from tinynet.ops.mse_loss import mse_loss_operator
-
-    x, target = make_logits(3, 5, device=device), make_logits(5, 3, device=device).detach().t().requires_grad_()
-    torch.library.opcheck(mse_loss_operator.forward, (x, target, reduction, True))
-    grad = torch.randn((3, 5) if reduction == "none" else (), device=device)
-    arguments = ([grad], [x.detach(), target.detach()], reduction, [True, False])
-    torch.library.opcheck(mse_loss_operator.backward, arguments)
-
-
-@kernels
 def test_compiled_fullgraph(device: str) -> None:
     input, target = make_logits(6, 4, device=device), make_labels(6, classes=4, device=device)
-    values = torch.randn(6, 4, device=device)
 
-    def both(x: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(x, target, label_smoothing=0.1) + mse_loss(x, values)
+    def smoothed(x: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(x, target, label_smoothing=0.1)
 
-    (expected,) = torch.autograd.grad(both(input), input)
+    (expected,) = torch.autograd.grad(smoothed(input), input)
     with counted_launches() as launches:
-        torch.compile(both, fullgraph=True, backend="aot_eager")(input).backward()
-    assert "cross_entropy_backward_kernel" in launches and "mse_loss_backward_kernel" in launches
+        torch.compile(smoothed, fullgraph=True, backend="aot_eager")(input).backward()
+    assert "cross_entropy_backward_kernel" in launches
     assert input.grad is not None
     torch.testing.assert_close(input.grad, expected)
 
@@ -320,72 +289,6 @@ def test_export(device: str) -> None:
     exported = torch.export.export(CrossEntropyLoss(), arguments)
     assert "tinynet.cross_entropy" in exported.graph_module.code
     torch.testing.assert_close(exported.module()(*arguments), F.cross_entropy(*arguments))
-
-
-@kernels
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("elements", [1, 63, 100_000])
-def test_mse_loss(elements: int, reduction: str, dtype: torch.dtype, device: str) -> None:
-    x, target = (make_logits(elements, 1, dtype=dtype, device=device) for _ in range(2))
-    target = (target.detach() + torch.rand(elements, 1, device=device)).to(dtype).requires_grad_()
-    check_against_reference(
-        lambda *a: mse_loss(*a, reduction=reduction),
-        lambda *a: F.mse_loss(*a, reduction=reduction),
-        x,
-        target,
-        error=4 * tolerance(dtype, elements),
-    )
-
-
-@kernels
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_mse_loss_layouts_and_gradients(reduction: str, device: str) -> None:
-    x = make_logits(2, 3, 4, 5, device=device)
-    other = torch.randn(2, 3, 4, 5, device=device).to(memory_format=torch.channels_last)
-    cases = [
-        (x, other),
-        (x.detach(), other.clone().requires_grad_()),
-        (x.detach().to(memory_format=torch.channels_last).requires_grad_(), other),
-        (non_contiguous(x), non_contiguous(other.requires_grad_())),
-        (make_logits(device=device), torch.randn((), device=device)),
-    ]
-    for input, target in cases:
-        check_against_reference(
-            lambda *a: mse_loss(*a, reduction=reduction),
-            lambda *a: F.mse_loss(*a, reduction=reduction),
-            input,
-            target,
-            error=1e-5,
-        )
-
-
-@kernels
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_mse_loss_broadcasts_with_a_warning_and_takes_a_weight(reduction: str, device: str) -> None:
-    x, target = make_logits(4, 1, device=device), make_logits(5, device=device)
-    with pytest.warns(UserWarning, match="different to the input size"):
-        check_against_reference(
-            lambda *a: mse_loss(*a, reduction=reduction),
-            lambda *a: F.mse_loss(*a, reduction=reduction),
-            x,
-            target,
-            error=1e-5,
-        )
-    x, target, weight = (torch.rand(3, 4, device=device, requires_grad=True) for _ in range(3))
-
-    def reference(x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        squares = weight * (x - target) ** 2
-        return {"none": squares, "sum": squares.sum(), "mean": squares.sum() / weight.sum()}[reduction]
-
-    check_against_reference(
-        lambda x, target, weight: mse_loss(x, target, reduction=reduction, weight=weight),
-        reference,
-        x,
-        target,
-        weight,
-        error=1e-5,
-    )
 
 
 def test_older_spelling_of_the_reduction() -> None:
@@ -400,11 +303,9 @@ def test_empty_batch_and_meta_tensors() -> None:
     empty, labels = torch.empty(0, 3, requires_grad=True), torch.empty(0, dtype=torch.int64)
     assert cross_entropy(empty, labels).isnan()
     assert cross_entropy(empty, labels, reduction="sum").item() == 0
-    assert mse_loss(empty, empty.detach()).isnan()
     on_meta = torch.empty(4, 3, device="meta")
     loss = cross_entropy(on_meta, torch.empty(4, dtype=torch.int64, device="meta"), reduction="none")
     assert loss.device.type == "meta" and loss.shape == (4,)
-    assert mse_loss(on_meta, on_meta).shape == ()
 
 
 @kernels
@@ -420,10 +321,6 @@ def test_modules(device: str) -> None:
         with counted_launches() as launches:
             assert_close(module(input, target), theirs(input, target), 1e-6)
         assert launches
-    error = pickle.loads(pickle.dumps(MSELoss(reduction="sum")))
-    with counted_launches() as launches:
-        assert_close(error(input, weight.expand(6, 3)), F.mse_loss(input, weight.expand(6, 3), reduction="sum"), 1e-6)
-    assert launches and repr(error) == "MSELoss()"
 
 
 @pytest.mark.parametrize(
@@ -451,21 +348,3 @@ def test_cross_entropy_refuses(change: dict[str, Any], error: type[Exception], m
     arguments = {"input": torch.randn(4, 3), "target": torch.tensor([0, 1, 2, 0]), **change}
     with pytest.raises(error, match=message):
         cross_entropy(**arguments)
-
-
-@pytest.mark.filterwarnings("ignore:Using a target size")
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"input": torch.arange(3)}, TypeError, "input must be floating point"),
-        ({"target": torch.randn(3).half()}, TypeError, "target has dtype"),
-        ({"target": torch.randn(2)}, ValueError, "target .* does not broadcast"),
-        ({"target": torch.randn(3, device="meta")}, ValueError, "target is on meta"),
-        ({"reduction": "average"}, ValueError, "reduction must be"),
-        ({"weight": torch.ones(2)}, ValueError, "weight must have the shape"),
-    ],
-)
-def test_mse_loss_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    arguments = {"input": torch.randn(3), "target": torch.randn(3), **change}
-    with pytest.raises(error, match=message):
-        mse_loss(**arguments)

@@ -49,6 +49,18 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Dropout1d": ({"p": 1.0}, (4, 5, 6)),
     **dict.fromkeys(("Dropout2d", "FeatureAlphaDropout"), ({"p": 1.0}, (2, 3, 5, 6))),
     "Dropout3d": ({"p": 1.0}, (2, 3, 2, 4, 5)),
+    "BCELoss": ({"weight": torch.ones(5)}, (4, 5)),
+    "BCEWithLogitsLoss": ({"pos_weight": torch.ones(5)}, (4, 5)),
+    "GaussianNLLLoss": ({"full": True}, (4, 5)),
+    "HingeEmbeddingLoss": ({"margin": 0.5}, (4, 5)),
+    "HuberLoss": ({"delta": 0.5}, (4, 5)),
+    "KLDivLoss": ({"log_target": True, "reduction": "batchmean"}, (4, 5)),
+    "L1Loss": ({}, (4, 5)),
+    "MarginRankingLoss": ({"margin": 0.5}, (4, 5)),
+    "MultiLabelSoftMarginLoss": ({"weight": torch.ones(5)}, (4, 5)),
+    "PoissonNLLLoss": ({"full": True}, (4, 5)),
+    "SmoothL1Loss": ({"beta": 0.5}, (4, 5)),
+    "SoftMarginLoss": ({}, (4, 5)),
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "EmbeddingBag": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "GLU": ({}, (4, 6)),
@@ -135,8 +147,10 @@ def test_copies_and_pickles(name: str) -> None:
     arguments = [torch.randint(0, 5, shape) if name.startswith("Embedding") else torch.randn(shape)]
     if name == "Bilinear":
         arguments.append(torch.randn(shape))
-    if name in ("CrossEntropyLoss", "MSELoss"):
+    if name.endswith("Loss"):
         arguments.append(torch.randn(shape).softmax(1))
+    if name in ("BCELoss", "GaussianNLLLoss", "MarginRankingLoss"):
+        arguments = [torch.rand(shape) for _ in range(2 if name == "BCELoss" else 3)]
     expected = theirs(*arguments)
     if name.startswith("Lazy"):
         ours(*arguments)  # a parameter without a shape cannot be copied

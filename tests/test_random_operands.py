@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from tinynet import optim
+from tinynet import functional, optim
 from tinynet.nn import recurrent as layers
 from tinynet.ops.activation import activate, activation_reference, as_activation
 from tinynet.ops.arguments import REDUCTIONS
@@ -32,7 +32,6 @@ from tinynet.ops.embedding_bag import MODES, embedding_bag
 from tinynet.ops.glu import glu
 from tinynet.ops.instance_norm import instance_norm
 from tinynet.ops.linear import linear
-from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
 from tinynet.ops.rrelu import rrelu
@@ -43,6 +42,7 @@ pytestmark = [
     pytest.mark.kernels,
     pytest.mark.filterwarnings("ignore:Using a target size"),
     pytest.mark.filterwarnings("ignore:Using padding='same'"),
+    pytest.mark.filterwarnings("ignore:reduction. 'mean' divides"),
     pytest.mark.filterwarnings("ignore:dropout option adds dropout"),
 ]
 
@@ -469,22 +469,69 @@ def test_cross_entropy(device: str, data: st.DataObject) -> None:
     )
 
 
+def in_between(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Probabilities, away from 0 and 1."""
+    return 0.1 + 0.8 * torch.rand(shape, generator=generator)
+
+
+def signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
+
+
+# Each loss in either library, the values of its operands, and how many of them get gradients. No derivative jumps where
+# 16-bit values are likely.
+ELEMENTWISE: dict[str, tuple[Callable[..., Tensor], list[Values], int]] = {
+    "mse": (lambda f, x, t, **o: f.mse_loss(x, t, **o), [normal, normal], 2),
+    "smooth_l1": (lambda f, x, t, **o: f.smooth_l1_loss(x, t, beta=0.3, **o), [normal, normal], 2),
+    "huber": (lambda f, x, t, **o: f.huber_loss(x, t, **o), [normal, normal], 2),
+    "bce": (lambda f, x, t, w, **o: f.binary_cross_entropy(x, t, w, **o), [in_between] * 3, 2),
+    "logits": (
+        lambda f, x, t, w, p, **o: f.binary_cross_entropy_with_logits(x, t, w, pos_weight=p, **o),
+        [normal, *[in_between] * 3],
+        2,
+    ),
+    "multilabel": (
+        lambda f, x, t, w, **o: f.multilabel_soft_margin_loss(x, t, w, **o),
+        [normal, in_between, in_between],
+        3,
+    ),
+    "soft_margin": (lambda f, x, t, **o: f.soft_margin_loss(x, t, **o), [normal, signs], 1),
+    "kl_div": (lambda f, x, t, **o: f.kl_div(x, t, **o), [normal, in_between], 2),
+    "gaussian": (lambda f, x, t, v, **o: f.gaussian_nll_loss(x, t, v, full=True, **o), [normal, normal, in_between], 3),
+    "poisson": (lambda f, x, t, **o: f.poisson_nll_loss(x, t, full=True, **o), [normal, in_between], 2),
+}
+SAME_SHAPE = ("bce", "logits", "gaussian")  # of input and target
+
+
 @given(st.data())
-def test_mse_loss(device: str, data: st.DataObject) -> None:
+def test_elementwise_loss(device: str, data: st.DataObject) -> None:
     draw, dtype = data.draw, data.draw(dtypes)
-    shape = draw(shapes(0, 4, 17))
+    name = draw(st.sampled_from(sorted(ELEMENTWISE)))
+    call, values, differentiable = ELEMENTWISE[name]
+    shape = draw(shapes(1 if name == "multilabel" else 0, 4, 17))
     reduction = draw(st.sampled_from(REDUCTIONS))
-    broadcast = [size if draw(st.integers(0, 5)) else 1 for size in shape]
+    operands, repeats = [draw(tensors(device, shape, dtype, values[0]))], [1]
+    for position, made in enumerate(values[1:], 1):
+        part = list(shape) if name in SAME_SHAPE and position == 1 else broadcast(draw, shape, one=name == "gaussian")
+        operands.append(draw(tensors(device, part, dtype, made, differentiable=position < differentiable)))
+        repeats.append(math.prod(shape) // max(math.prod(part), 1))
     elements = max(math.prod(shape), 1)
     check(
         draw,
-        partial(mse_loss, reduction=reduction),
-        partial(F.mse_loss, reduction=reduction),
-        draw(tensors(device, shape, dtype)),
-        draw(tensors(device, broadcast, dtype)),
-        lengths=(1 if reduction == "none" else elements, 1, elements // max(math.prod(broadcast), 1)),
+        partial(call, functional, reduction=reduction),
+        partial(call, F, reduction=reduction),
+        *operands,
+        lengths=(1 if reduction == "none" else elements, *repeats),
         magnitude=1 / elements if reduction == "mean" else 1.0,
     )
+
+
+def broadcast(draw: Draw, shape: Sequence[int], *, one: bool) -> list[int]:
+    """The shape, with 1 for some of its sizes; for `one` of them at most."""
+    if one:
+        at = draw(st.one_of(st.none(), st.sampled_from(range(len(shape))))) if shape else None
+        return [1 if position == at else size for position, size in enumerate(shape)]
+    return [size if draw(st.integers(0, 5)) else 1 for size in shape]
 
 
 @given(st.data())

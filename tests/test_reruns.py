@@ -64,6 +64,11 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] =
         "reduce_losses_kernel",
     ),
     "mse_loss": (nn.MSELoss, lambda: (torch.randn(70_001), torch.randn(70_001)), "reduce_losses_kernel"),
+    "bce_with_logits": (
+        lambda: nn.BCEWithLogitsLoss(pos_weight=torch.linspace(0.5, 2, 7)),
+        lambda: (torch.randn(10_001, 7), torch.rand(10_001, 7)),
+        "reduce_losses_kernel",
+    ),
     "embedding": (lambda: nn.Embedding(3, 33), lambda: torch.randint(3, (400,)), "embedding_backward_kernel"),
     "embedding_bag": (lambda: nn.EmbeddingBag(3, 33), lambda: torch.randint(3, (40, 10)), "embedding_backward_kernel"),
     "upsample": (

@@ -22,8 +22,8 @@ from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.embedding import embedding
 from tinynet.ops.linear import linear, linear_chain
-from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from tinynet.ops.regression_loss import mse_loss
 from tinynet_kernels import activation as activation_kernels
 from tinynet_kernels import launch
 from tinynet_kernels import layout as layout_kernels

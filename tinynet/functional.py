@@ -34,17 +34,25 @@ from tinynet.ops.activation import (
 )
 from tinynet.ops.batch_norm import batch_norm
 from tinynet.ops.bilinear import bilinear
+from tinynet.ops.binary_loss import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    multilabel_soft_margin_loss,
+    soft_margin_loss,
+)
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.embedding_bag import embedding_bag
 from tinynet.ops.glu import glu
+from tinynet.ops.hinge_loss import hinge_embedding_loss, margin_ranking_loss
 from tinynet.ops.instance_norm import instance_norm
+from tinynet.ops.likelihood_loss import gaussian_nll_loss, kl_div, poisson_nll_loss
 from tinynet.ops.linear import linear
-from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
+from tinynet.ops.regression_loss import huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from tinynet.ops.rrelu import rrelu
 from tinynet.ops.upsample import interpolate, upsample
 
@@ -54,6 +62,8 @@ __all__ = [
     "avg_pool2d",
     "batch_norm",
     "bilinear",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
     "celu",
     "channel_shuffle",
     "conv2d",
@@ -67,24 +77,32 @@ __all__ = [
     "embedding_bag",
     "feature_alpha_dropout",
     "fold",
+    "gaussian_nll_loss",
     "gelu",
     "glu",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "hinge_embedding_loss",
+    "huber_loss",
     "instance_norm",
     "interpolate",
+    "kl_div",
+    "l1_loss",
     "leaky_relu",
     "linear",
     "logsigmoid",
+    "margin_ranking_loss",
     "max_pool2d",
     "mish",
     "mse_loss",
+    "multilabel_soft_margin_loss",
     "one_hot",
     "pad",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "poisson_nll_loss",
     "prelu",
     "relu",
     "relu6",
@@ -92,6 +110,8 @@ __all__ = [
     "selu",
     "sigmoid",
     "silu",
+    "smooth_l1_loss",
+    "soft_margin_loss",
     "softplus",
     "softshrink",
     "softsign",

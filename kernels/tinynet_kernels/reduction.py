@@ -3,7 +3,7 @@
 Kernels sum over programs without atomics. Each program stores its partial sum in an fp32 workspace:
 
     [parts, elements]  `sum_partials`: out = sum over parts of partial[part], flat over the elements, BLOCK per program
-    [2, parts]         `reduce_losses`: loss = sum of partial[0], or that / sum of partial[1], in one program
+    [1 or 2, parts]    `reduce_losses`: loss = sum of partial[0], or that / sum of partial[1], in one program
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ def store_reduced_loss(total, divisor, loss_ptr, divisor_ptr):
 
 @triton.jit
 def reduce_losses_kernel(partial_ptr, loss_ptr, divisor_ptr, parts, BLOCK: constexpr):
-    """loss = sum partial[0] (/ sum partial[1]) over [2, parts], in one program."""
+    """loss = sum partial[0] over [1, parts], or that / sum partial[1] over [2, parts], in one program."""
     offset = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     divisor = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, parts, BLOCK):
         mask = offset < parts - start
         total += tl.load(partial_ptr + start + offset, mask=mask, other=0.0)
-        divisor += tl.load(partial_ptr + parts + start + offset, mask=mask, other=0.0)
+        if divisor_ptr is not None:
+            divisor += tl.load(partial_ptr + parts + start + offset, mask=mask, other=0.0)
     store_reduced_loss(tl.sum(total, axis=0), tl.sum(divisor, axis=0), loss_ptr, divisor_ptr)
 
 
@@ -89,7 +90,7 @@ def reduce_losses(partial: torch.Tensor, loss: torch.Tensor, divisor: torch.Tens
     """The loss of partial sums of losses and of their divisors.
 
     Args:
-        partial: fp32 [2, parts], contiguous.
+        partial: fp32 [2, parts], contiguous; the sum reads the losses, [0], alone.
         loss: one element, written.
         divisor: of the mean, fp32 [1], written; None for the sum.
     """

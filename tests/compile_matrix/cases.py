@@ -19,12 +19,13 @@ from tinynet_kernels import (
     activation,
     cross_entropy,
     dropout,
+    elementwise_loss,
     embedding,
     embedding_bag,
     glu,
     layout,
     linear,
-    mse_loss,
+    loss_functions,
     optimizer,
     pool,
     prelu,
@@ -38,6 +39,7 @@ from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
 from tinynet_kernels.batch_norm.forward import norm_forward
 from tinynet_kernels.conv import forward, input_gradient, weight_gradient
 from tinynet_kernels.conv.spec import ConvolutionSpec
+from tinynet_kernels.loss_spec import Loss
 from tinynet_kernels.recurrent import GATES
 from tinynet_kernels.recurrent.layer import recurrent_backward, recurrent_forward
 
@@ -198,7 +200,7 @@ def _embedding_bag(row: Mapping[str, Any]) -> None:
 
 
 def loss_cases(target: Target) -> Iterator[Case]:
-    """Cross-entropy and mean squared error with their options."""
+    """Cross-entropy and the losses of each element, with their options."""
     flags = {
         "shape": ((256, 10, 1), (4096, 1000, 1), (8, 21, 4096), (512, 50304, 1)),
         "dtype": DTYPES,
@@ -209,8 +211,13 @@ def loss_cases(target: Target) -> Iterator[Case]:
     }
     for row in pairwise(flags):
         yield Case(f"cross_entropy {_flags(row)}", partial(_cross_entropy, row), aligned=False)
-    for row in pairwise({"elements": (2560, 1 << 22, 1001), "dtype": DTYPES, "reduction": ("mean", "sum", "none")}):
-        yield Case(f"mse {_flags(row)}", partial(_mse, row), aligned=row["elements"] % 16 == 0)
+    names = tuple(_ELEMENTWISE)
+    layouts = ("flat", "vectors")
+    for row in pairwise({"loss": names, "dtype": DTYPES, "reduction": ("all", "rows", "none"), "layout": layouts}):
+        yield Case(f"elementwise {_flags(row)}", partial(_elementwise_loss, row))
+    for elements in (2560, 1 << 22, 1001):
+        row = {"loss": "mse", "dtype": torch.float32, "reduction": "all", "layout": "flat", "elements": elements}
+        yield Case(f"elementwise {_flags(row)}", partial(_elementwise_loss, row), aligned=elements % 16 == 0)
 
 
 def _cross_entropy(row: Mapping[str, Any]) -> None:
@@ -234,10 +241,31 @@ def _cross_entropy(row: Mapping[str, Any]) -> None:
     )
 
 
-def _mse(row: Mapping[str, Any]) -> None:
-    x = _empty(row["elements"], dtype=row["dtype"])
-    result = mse_loss.mse_loss_forward(x, x, row["reduction"])
-    mse_loss.mse_loss_backward(torch.empty_like(result), x, x, row["reduction"], want_dx=True, want_dtarget=True)
+# Every function of losses, with the parameters that choose its branches.
+_ELEMENTWISE = {
+    **{name: Loss(name, limit=0.5, eps=1e-6) for name in loss_functions.FUNCTIONS},
+    "kl_div_log": Loss("kl_div", log_space=True),
+    "poisson_nll_log": Loss("poisson_nll", log_space=True, full=True),
+    "weighted_bce_with_logits": Loss("bce_with_logits"),
+}
+
+
+def _elementwise_loss(row: Mapping[str, Any]) -> None:
+    """With every gradient; "vectors": the weight is one for each row, and the third operand one for each column."""
+    loss = _ELEMENTWISE[row["loss"]]
+    rows, columns = (1, row["elements"]) if "elements" in row else (4096, 1000)
+    x, weight, other = _empty(rows, columns, dtype=row["dtype"]), None, None
+    if row["layout"] == "vectors":
+        weight = _empty(rows, 1, dtype=row["dtype"]).expand(rows, columns)
+    if row["loss"] in ("gaussian_nll", "margin_ranking", "weighted_bce_with_logits"):
+        other = x if weight is None else _empty(columns, dtype=row["dtype"]).expand(rows, columns)
+    operands = (x, x, other, weight)
+    result = elementwise_loss.elementwise_loss_forward(operands, loss, row["reduction"], x.numel())
+    has_target_gradient = row["loss"] not in ("hinge_embedding", "soft_margin")
+    has_other_gradient = row["loss"] in ("gaussian_nll", "margin_ranking")
+    wanted = (True, has_target_gradient, has_other_gradient, weight is not None)
+    options = (loss, row["reduction"], x.numel(), wanted)
+    elementwise_loss.elementwise_loss_backward(torch.empty_like(result), operands, *options)
 
 
 def optimizer_cases(target: Target) -> Iterator[Case]:

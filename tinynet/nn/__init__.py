@@ -82,6 +82,21 @@ from tinynet.nn.batch_norm import (
 )
 from tinynet.nn.conv import Conv2d, LazyConv2d
 from tinynet.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
+from tinynet.nn.elementwise_loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    GaussianNLLLoss,
+    HingeEmbeddingLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MarginRankingLoss,
+    MSELoss,
+    MultiLabelSoftMarginLoss,
+    PoissonNLLLoss,
+    SmoothL1Loss,
+    SoftMarginLoss,
+)
 from tinynet.nn.embedding import Embedding, EmbeddingBag
 from tinynet.nn.instance_norm import (
     InstanceNorm1d,
@@ -92,7 +107,7 @@ from tinynet.nn.instance_norm import (
     LazyInstanceNorm3d,
 )
 from tinynet.nn.linear import Bilinear, LazyLinear, Linear
-from tinynet.nn.loss import CrossEntropyLoss, MSELoss
+from tinynet.nn.loss import CrossEntropyLoss
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from tinynet.nn.sequential import Sequential
@@ -110,6 +125,8 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AlphaDropout",
     "AvgPool2d",
+    "BCELoss",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -134,14 +151,19 @@ __all__ = [
     "Flatten",
     "Fold",
     "GRUCell",
+    "GaussianNLLLoss",
     "Hardshrink",
     "Hardsigmoid",
     "Hardswish",
     "Hardtanh",
+    "HingeEmbeddingLoss",
+    "HuberLoss",
     "Identity",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "KLDivLoss",
+    "L1Loss",
     "LSTMCell",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
@@ -155,17 +177,20 @@ __all__ = [
     "Linear",
     "LogSigmoid",
     "MSELoss",
+    "MarginRankingLoss",
     "MaxPool2d",
     "Mish",
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiLabelSoftMarginLoss",
     "PReLU",
     "Parameter",
     "ParameterDict",
     "ParameterList",
     "PixelShuffle",
     "PixelUnshuffle",
+    "PoissonNLLLoss",
     "RNNBase",
     "RNNCell",
     "RNNCellBase",
@@ -181,6 +206,8 @@ __all__ = [
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
+    "SoftMarginLoss",
     "Softplus",
     "Softshrink",
     "Softsign",

@@ -1,4 +1,4 @@
-"""Losses."""
+"""Losses of rows of classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from tinynet.ops.cross_entropy import cross_entropy
-from tinynet.ops.mse_loss import mse_loss
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -27,14 +26,3 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
-
-
-class MSELoss(torch.nn.MSELoss):
-    """(input - target)^2, reduced; arguments are the same as in torch.nn.MSELoss.
-
-    Raises:
-        ValueError, TypeError: as `tinynet.functional.mse_loss`.
-    """
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return mse_loss(input, target, reduction=self.reduction)

@@ -136,13 +136,16 @@ def as_integer(value: Any) -> Any:
 
 
 def checked_reduction(operator: str, reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    """A loss's reduction, in PyTorch's older spelling too.
+    """A loss's reduction, in PyTorch's older spellings too, with its warnings.
 
     Raises:
         ValueError: none of `REDUCTIONS`.
     """
     if size_average is not None or reduce is not None:
         return _reduction.legacy_get_string(size_average, reduce)
+    if reduction == "elementwise_mean":
+        _reduction.get_enum(reduction)
+        return "mean"
     if reduction not in REDUCTIONS:
         raise ValueError(f"{operator}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     return reduction

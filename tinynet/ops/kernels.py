@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from tinynet_kernels import activation as activation
     from tinynet_kernels import cross_entropy as cross_entropy
     from tinynet_kernels import dropout as dropout
+    from tinynet_kernels import elementwise_loss as elementwise_loss
     from tinynet_kernels import embedding as embedding
     from tinynet_kernels import embedding_bag as embedding_bag
     from tinynet_kernels import glu as glu
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear
-    from tinynet_kernels import mse_loss as mse_loss
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu

@@ -27,10 +27,12 @@ from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.glu import glu
+from tinynet.ops.layer_norm import layer_norm, rms_norm
 from tinynet.ops.linear import linear
 from tinynet.ops.mse_loss import mse_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
+from tinynet.ops.softmax import log_softmax, softmax, softmin
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -47,8 +49,10 @@ __all__ = [
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "layer_norm",
     "leaky_relu",
     "linear",
+    "log_softmax",
     "logsigmoid",
     "max_pool2d",
     "mish",
@@ -56,9 +60,12 @@ __all__ = [
     "prelu",
     "relu",
     "relu6",
+    "rms_norm",
     "selu",
     "sigmoid",
     "silu",
+    "softmax",
+    "softmin",
     "softplus",
     "softshrink",
     "softsign",

@@ -50,11 +50,13 @@ from tinynet.nn.activation import (
 from tinynet.nn.conv import Conv2d
 from tinynet.nn.dropout import Dropout
 from tinynet.nn.embedding import Embedding
+from tinynet.nn.layer_norm import LayerNorm, RMSNorm
 from tinynet.nn.linear import Linear
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from tinynet.nn.sequential import Sequential
+from tinynet.nn.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
 
 __all__ = [
     "CELU",
@@ -80,9 +82,11 @@ __all__ = [
     "Hardtanh",
     "Identity",
     "LSTMCell",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LogSigmoid",
+    "LogSoftmax",
     "MSELoss",
     "MaxPool2d",
     "Mish",
@@ -93,12 +97,16 @@ __all__ = [
     "Parameter",
     "ParameterDict",
     "ParameterList",
+    "RMSNorm",
     "RNNCell",
     "ReLU",
     "ReLU6",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "Softmax",
+    "Softmax2d",
+    "Softmin",
     "Softplus",
     "Softshrink",
     "Softsign",

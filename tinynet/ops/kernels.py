@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from tinynet_kernels import dropout as dropout
     from tinynet_kernels import embedding as embedding
     from tinynet_kernels import glu as glu
+    from tinynet_kernels import layer_norm as layer_norm
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear
     from tinynet_kernels import mse_loss as mse_loss
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu
+    from tinynet_kernels import softmax as softmax
 
 
 # Columns that are folders: where their launchers are.

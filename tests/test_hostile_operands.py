@@ -92,6 +92,24 @@ CASES: dict[str, Callable[[], Case]] = {
     "cross_entropy-probabilities": lambda: Case(
         ours.cross_entropy, F.cross_entropy, {"input": torch.randn(4, 6), "target": torch.rand(4, 6)}
     ),
+    "layer_norm": lambda: Case(
+        lambda input, weight, bias: ours.layer_norm(input, weight.shape, weight, bias),
+        lambda input, weight, bias: F.layer_norm(input, weight.shape, weight, bias),
+        {"input": torch.randn(4, 6), "weight": torch.randn(6), "bias": torch.randn(6)},
+    ),
+    "layer_norm-residual": lambda: Case(
+        lambda input, residual: ours.layer_norm(input, (6,), residual=residual),
+        lambda input, residual: (F.layer_norm(input + residual, (6,)), input + residual),
+        {"input": torch.randn(4, 6), "residual": torch.randn(4, 6)},
+    ),
+    "LayerNorm": lambda: module("LayerNorm", torch.randn(4, 6), 6),
+    "RMSNorm": lambda: module("RMSNorm", torch.randn(4, 6), 6),
+    "GroupNorm": lambda: module("GroupNorm", image(), 2, 4),
+    "LocalResponseNorm": lambda: module("LocalResponseNorm", image(), 3, 0.5),
+    "Softmax": lambda: module("Softmax", torch.randn(4, 6), 1),
+    "LogSoftmax": lambda: module("LogSoftmax", torch.randn(4, 6), 0),
+    "Softmin": lambda: module("Softmin", torch.randn(4, 6), 1),
+    "Softmax2d": lambda: module("Softmax2d", image()),
     "glu": lambda: Case(ours.glu, F.glu, {"input": torch.randn(4, 6)}),
     "prelu": lambda: Case(ours.prelu, F.prelu, {"input": torch.randn(4, 6), "weight": torch.randn(6)}),
     "PReLU": lambda: module("PReLU", image(), 4),

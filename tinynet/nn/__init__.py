@@ -50,8 +50,10 @@ from tinynet.nn.activation import (
 from tinynet.nn.conv import Conv2d
 from tinynet.nn.dropout import Dropout
 from tinynet.nn.embedding import Embedding
+from tinynet.nn.group_norm import GroupNorm
 from tinynet.nn.layer_norm import LayerNorm, RMSNorm
 from tinynet.nn.linear import Linear
+from tinynet.nn.local_response_norm import LocalResponseNorm
 from tinynet.nn.loss import CrossEntropyLoss, MSELoss
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -76,6 +78,7 @@ __all__ = [
     "Embedding",
     "Flatten",
     "GRUCell",
+    "GroupNorm",
     "Hardshrink",
     "Hardsigmoid",
     "Hardswish",
@@ -85,6 +88,7 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "LocalResponseNorm",
     "LogSigmoid",
     "LogSoftmax",
     "MSELoss",

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from tinynet_kernels import dropout as dropout
     from tinynet_kernels import embedding as embedding
     from tinynet_kernels import glu as glu
+    from tinynet_kernels import group_norm as group_norm
     from tinynet_kernels import layer_norm as layer_norm
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear
+    from tinynet_kernels import local_response_norm as local_response_norm
     from tinynet_kernels import mse_loss as mse_loss
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import pool as pool

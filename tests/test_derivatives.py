@@ -121,7 +121,17 @@ CASES: dict[str, Callable[[], Case]] = {
     "avg_pool": lambda: same("AvgPool2d", 2, 3, 7, 6, arguments=(3, 2, 1), ceil_mode=True, count_include_pad=False),
     "adaptive_avg_pool": lambda: same("AdaptiveAvgPool2d", 2, 3, 7, 6, arguments=((3, 2),)),
     "glu": lambda: same("GLU", 3, 6),
+    "group_norm": lambda: same("GroupNorm", 3, 4, 5, arguments=(2, 4)),
+    "layer_norm": lambda: same("LayerNorm", 3, 4, 5, arguments=(5,)),
+    "layer_norm-gelu": lambda: Case(
+        nn.LayerNorm(5, activation="gelu"), Activated(torch.nn.LayerNorm(5), "gelu"), 3, 4, 5
+    ),
+    "local_response_norm": lambda: same("LocalResponseNorm", 3, 4, 5, arguments=(3, 0.5)),
+    "log_softmax": lambda: same("LogSoftmax", 3, 4, 5, arguments=(1,)),
     "prelu": lambda: same("PReLU", 3, 4, 5, arguments=(4,)),
+    "rms_norm": lambda: same("RMSNorm", 3, 4, 5, arguments=(5, 1e-6)),
+    "softmax": lambda: same("Softmax", 3, 4, 5, arguments=(1,)),
+    "softmin": lambda: same("Softmin", 3, 4, 5, arguments=(-1,)),
     "rnn": lambda: same("RNN", 4, 3, 5, arguments=(5, 4)),
     "lstm": lambda: same("LSTM", 4, 3, 5, arguments=(5, 6), bidirectional=True, proj_size=3),
     "gru": lambda: same("GRU", 4, 3, 5, arguments=(5, 4), num_layers=2),

@@ -70,7 +70,7 @@ def channel_tile(channels: int, pixels: int, channels_last: bool, target: Target
         channels_last: whether neighboring channels are neighbors in memory.
         target: where it runs.
     """
-    elements, longest = {"interpreter": (1 << 14, 1 << 12), "cpu": (1024, 1024)}.get(target.kind, (4096, 1024))
+    elements, longest = {"interpreter": (1 << 14, 1 << 12), "cpu": (1024, 256)}.get(target.kind, (4096, 1024))
     outer, inner = (pixels, channels) if channels_last else (channels, pixels)
     block_inner = min(longest, power_of_2_at_least(inner))
     block_outer = min(max(1, elements // block_inner), power_of_2_at_least(outer))

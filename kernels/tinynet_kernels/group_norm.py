@@ -68,8 +68,8 @@ def affine(normalized, weight_ptr, bias_ptr, first, at, TILE: constexpr):
 
 @triton.jit
 def sum_all(x):
-    """The sum of a tile."""
-    return tl.sum(tl.sum(x, axis=1), axis=0)
+    """The sum of a tile: of its columns first, which are vectors."""
+    return tl.sum(tl.sum(x, axis=0), axis=0)
 
 
 @triton.jit

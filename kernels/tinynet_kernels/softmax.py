@@ -206,6 +206,11 @@ def softmax_cost(y_ptr: torch.Tensor, **others: Any) -> Cost:
     return Cost(5 * y_ptr.numel(), size_in_bytes(y_ptr, *others.values()))
 
 
+# The longest block of a line (of a row, of a column), elements of a tile of rows, lines of a tile of columns.
+# A CPU's loop over a block ends in a sum, which is why it takes several rows at once.
+_LIMITS = {"interpreter": ((1 << 12, 512), 1 << 14, 1 << 10), "cpu": ((256, 4), 1024, 256)}
+
+
 @lru_cache(maxsize=4096)
 def softmax_tile(lines: int, length: int, axis: int, target: Target) -> SoftmaxTile:
     """Whole lines where a program has registers for them.
@@ -216,17 +221,14 @@ def softmax_tile(lines: int, length: int, axis: int, target: Target) -> SoftmaxT
         axis: as in `SoftmaxSpec`.
         target: where it runs.
     """
-    if axis == 1:
-        longest, elements = {"interpreter": (1 << 12, 1 << 16), "cpu": (4096, 1024)}.get(target.kind, (8192, 1024))
-        block_length = min(power_of_2_at_least(length), longest)
-        block_lines = min(max(1, elements // block_length), power_of_2_at_least(lines))
-    else:
-        longest, elements, widest = {"interpreter": (512, 1 << 16, 1 << 10), "cpu": (64, 4096, 256)}.get(
-            target.kind, (128, 4096, 128)
-        )
-        block_length = min(power_of_2_at_least(length), longest)
-        block_lines = min(max(1, elements // block_length), widest, power_of_2_at_least(lines))
-    return SoftmaxTile(block_lines, block_length, length <= longest)
+    longest, elements, widest = _LIMITS.get(target.kind, ((8192, 128), 1024, 128))
+    if axis == 0:
+        elements *= 4
+    block_length = min(power_of_2_at_least(length), longest[1 - axis])
+    block_lines = min(max(1, elements // block_length), power_of_2_at_least(lines))
+    if axis == 0:
+        block_lines = min(block_lines, widest)
+    return SoftmaxTile(block_lines, block_length, length <= block_length)
 
 
 def softmax_forward(x: torch.Tensor, function: str) -> torch.Tensor:

@@ -26,6 +26,7 @@ class GroupNorm(torch.nn.GroupNorm):
         device: of the parameters.
         dtype: of the parameters.
         activation: applied last, in the same kernel: a name, an `Activation`, or None.
+        bias: whether to have that bias.
 
     Raises:
         ValueError, TypeError: as `tinynet.functional.group_norm`.
@@ -41,8 +42,10 @@ class GroupNorm(torch.nn.GroupNorm):
         dtype: Any = None,
         *,
         activation: str | Activation | None = None,
+        bias: bool = True,
     ) -> None:
-        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        only_weight = {} if bias else {"bias": False}  # older versions of PyTorch don't have it
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, **only_weight)
         self.activation = as_activation(activation)
 
     def forward(self, input: Tensor) -> Tensor:

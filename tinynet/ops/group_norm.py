@@ -24,6 +24,7 @@ def group_norm_reference(
     """act(GroupNorm(x)) of x [N, C, S] in plain PyTorch."""
     parameter = bias if weight is None else weight
     wide = x if parameter is None else x.to(parameter.dtype)
+    wide = wide.clone() if wide._is_zerotensor() else wide  # which PyTorch's does not take
     return activation_reference(torch.group_norm(wide, groups, weight, bias, eps), activation).to(x.dtype)
 
 

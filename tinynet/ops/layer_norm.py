@@ -217,8 +217,8 @@ def _normalize(
             raise ValueError(f"{name}: {parameter} must have the shape {expected}, got {tuple(tensor.shape)}")
     columns = math.prod(shape)
     options = (
-        None if weight is None else weight.reshape(columns),
-        None if bias is None else bias.reshape(columns),
+        None if weight is None else weight.reshape(columns).contiguous(),
+        None if bias is None else bias.reshape(columns).contiguous(),
         eps,
         name == "layer_norm",
         as_activation(activation),

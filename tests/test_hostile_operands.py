@@ -249,8 +249,8 @@ def assert_both_close(actual: Tensor | None, expected: Tensor | None, what: str)
         assert actual is expected, what
         return
     assert actual.shape == expected.shape, what
-    with_scale = (torch.cat([x.detach().double().flatten(), torch.ones(1)]) for x in (actual, expected))
-    assert_close(*with_scale, ERROR, what)
+    a, e = (torch.cat([x.detach().double().flatten(), torch.ones(1)]) for x in (actual, expected))
+    assert_close(a, e, ERROR, what)
 
 
 def names_of(operand: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from tinynet import nn
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.layer_norm import add_layer_norm_operator, layer_norm, layer_norm_operator, rms_norm
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.layer_norm import LayerNormTile
+from tinynet_kernels.layer_norm.rows import LayerNormTile
 
 pytestmark = pytest.mark.kernels
 

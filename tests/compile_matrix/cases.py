@@ -22,7 +22,6 @@ from tinynet_kernels import (
     embedding,
     glu,
     group_norm,
-    layer_norm,
     layout,
     linear,
     local_response_norm,
@@ -37,6 +36,8 @@ from tinynet_kernels import (
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
 from tinynet_kernels.conv import forward, input_gradient, weight_gradient
 from tinynet_kernels.conv.spec import ConvolutionSpec
+from tinynet_kernels.layer_norm.backward import layer_norm_backward
+from tinynet_kernels.layer_norm.forward import layer_norm_forward
 from tinynet_kernels.recurrent import GATES
 from tinynet_kernels.recurrent.layer import recurrent_backward, recurrent_forward
 
@@ -243,12 +244,10 @@ def _layer_norm(row: Mapping[str, Any]) -> None:
     weight = _empty(row["shape"][1], dtype=row["dtype"] if row["narrow"] else FP32)
     bias, residual = weight if row["center"] else None, x if row["residual"] else None
     function, center = Activation(row["activation"]), row["center"]
-    y, total, mean, rstd = layer_norm.layer_norm_forward(
-        x, residual, weight, bias, 1e-5, function, center=center, save=True
-    )
+    y, total, mean, rstd = layer_norm_forward(x, residual, weight, bias, 1e-5, function, center=center, save=True)
     assert rstd is not None
     wants = {"want_x": True, "want_weight": True, "want_bias": center}
-    layer_norm.layer_norm_backward(y, total, x, weight, bias, mean, rstd, function, **wants)
+    layer_norm_backward(y, total, x, weight, bias, mean, rstd, function, **wants)
 
 
 def _images(row: Mapping[str, Any]) -> torch.Tensor:

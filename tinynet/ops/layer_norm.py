@@ -45,7 +45,9 @@ def _forward(
     save: bool,
 ) -> Tensors:
     """y, the sum with the residual, mean and rstd; None for what is absent."""
-    return kernels.layer_norm.layer_norm_forward(x, residual, weight, bias, eps, activation, center=center, save=save)
+    return kernels.layer_norm_forward.layer_norm_forward(
+        x, residual, weight, bias, eps, activation, center=center, save=save
+    )
 
 
 def _backward(
@@ -61,7 +63,7 @@ def _backward(
         grad = torch.zeros_like(x)
     wants = dict(zip(("want_x", "want_weight", "want_bias"), wanted, strict=True))
     grads = _rows_contiguous(grad), None if sum_grad is None else _rows_contiguous(sum_grad)
-    return kernels.layer_norm.layer_norm_backward(*grads, x, weight, bias, mean, rstd, activation, **wants)
+    return kernels.layer_norm_backward.layer_norm_backward(*grads, x, weight, bias, mean, rstd, activation, **wants)
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:

@@ -64,9 +64,17 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "EmbeddingBag": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "GLU": ({}, (4, 6)),
+    "GroupNorm": ({"num_groups": 2, "num_channels": 6}, (4, 6, 3)),
+    "LayerNorm": ({"normalized_shape": 6}, (4, 6)),
+    "LocalResponseNorm": ({"size": 3}, (2, 5, 3)),
+    "LogSoftmax": ({"dim": 1}, (4, 6)),
     "PReLU": ({"num_parameters": 5}, (4, 5)),
     "RReLU": ({"lower": 0.3, "upper": 0.3}, (4, 5)),
     "Threshold": ({"threshold": 0.1, "value": 20.0}, (4, 5)),
+    "RMSNorm": ({"normalized_shape": 6}, (4, 6)),
+    "Softmax": ({"dim": 1}, (4, 6)),
+    "Softmax2d": ({}, (2, 3, 4, 5)),
+    "Softmin": ({"dim": 1}, (4, 6)),
     **dict.fromkeys(
         (
             *("ReLU", "LeakyReLU", "ReLU6", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "LogSigmoid"),

@@ -30,11 +30,15 @@ from tinynet.ops.dropout import alpha_scale, dropout, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.embedding_bag import MODES, embedding_bag
 from tinynet.ops.glu import glu
+from tinynet.ops.group_norm import group_norm
 from tinynet.ops.instance_norm import instance_norm
+from tinynet.ops.layer_norm import layer_norm, rms_norm
 from tinynet.ops.linear import linear
+from tinynet.ops.local_response_norm import local_response_norm
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
 from tinynet.ops.rrelu import rrelu
+from tinynet.ops.softmax import log_softmax, softmax, softmin
 from tinynet.ops.upsample import interpolate
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 
@@ -61,6 +65,8 @@ ACTIVATIONS = [
 ]
 # Their derivative jumps at a value that a 16-bit result may round to.
 STEPPED = ("relu6", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "softplus", "threshold")
+# Their derivative has no jump: a normalized value is rarely exact.
+SMOOTH = (None, "gelu", "silu", "tanh", "sigmoid")
 
 Values = Callable[..., Tensor]
 Draw = Callable[..., Any]
@@ -532,6 +538,82 @@ def broadcast(draw: Draw, shape: Sequence[int], *, one: bool) -> list[int]:
         at = draw(st.one_of(st.none(), st.sampled_from(range(len(shape))))) if shape else None
         return [1 if position == at else size for position, size in enumerate(shape)]
     return [size if draw(st.integers(0, 5)) else 1 for size in shape]
+
+
+def spread(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Values whose variance over any two neighbors is not close to 0, so that rounding is not magnified."""
+    signs = torch.arange(math.prod(shape)).reshape(shape) % 2 * 2 - 1
+    return signs * (1 + torch.rand(shape, generator=generator))
+
+
+@given(st.data())
+def test_layer_norm(device: str, data: st.DataObject) -> None:
+    draw, dtype = data.draw, data.draw(dtypes)
+    lead, shape = draw(shapes(0, 2, 17)), draw(st.lists(sizes(65, least=2), min_size=1, max_size=2))
+    function = as_activation(draw(st.sampled_from(SMOOTH)))
+    columns, rows = math.prod(shape), math.prod(lead)
+    center, with_residual = draw(st.booleans()), draw(st.booleans())
+    name, ours = ("layer_norm", layer_norm) if center else ("rms_norm", rms_norm)
+    parameters = [draw(tensors(device, shape, dtype)) if draw(st.booleans()) else None for _ in range(1 + center)]
+    residual = [draw(tensors(device, [*lead, *shape], dtype, small_integers))] if with_residual else []
+
+    def reference(x: Tensor, *rest: Any) -> Any:
+        added, given = rest[:with_residual], rest[with_residual:]
+        total = x + added[0] if added else x
+        y = activation_reference(getattr(F, name)(total, shape, *given, eps=1e-2), function)
+        return (y, total) if added else y
+
+    def run(x: Tensor, *rest: Any) -> Any:
+        options = {"activation": function, "residual": rest[0] if with_residual else None, "eps": 1e-2}
+        return ours(x, shape, *rest[with_residual:], **options)
+
+    x = draw(tensors(device, [*lead, *shape], dtype, small_integers if residual else spread))
+    lengths = (columns, *[columns] * (1 + with_residual), rows, rows)
+    check(draw, run, reference, x, *residual, *parameters, lengths=lengths)
+
+
+@given(st.data())
+def test_group_norm(device: str, data: st.DataObject) -> None:
+    draw, dtype = data.draw, data.draw(dtypes)
+    groups, channels = draw(sizes(4)), draw(sizes(9))
+    shape = [draw(sizes(5)), groups * channels, *draw(shapes(0, 2, 17)), draw(sizes(17, least=2))]
+    function = as_activation(draw(st.sampled_from(SMOOTH)))
+    parameters = [draw(tensors(device, [shape[1]], dtype)) if draw(st.booleans()) else None for _ in range(2)]
+    if parameters[0] is None and parameters[1] is not None:
+        parameters[1] = parameters[1].detach()  # PyTorch's own gradient fails
+    check(
+        draw,
+        lambda x, w, b: group_norm(x, groups, w, b, 1e-2, activation=function),
+        lambda x, w, b: activation_reference(F.group_norm(x, groups, w, b, 1e-2), function),
+        draw(tensors(device, shape, dtype, spread)),
+        *parameters,
+        lengths=(math.prod(shape), math.prod(shape), math.prod(shape), math.prod(shape)),
+    )
+
+
+@given(st.data())
+def test_local_response_norm(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    shape = [draw(sizes(4)), draw(sizes(17)), *draw(st.lists(sizes(9), min_size=1, max_size=2))]
+    arguments = draw(st.integers(1, 7)), draw(st.sampled_from([1e-4, 0.5])), 0.75, draw(st.sampled_from([1.0, 2.0]))
+    x = draw(tensors(device, shape, draw(dtypes)))
+    check(
+        draw,
+        lambda x: local_response_norm(x, *arguments),
+        lambda x: F.local_response_norm(x, *arguments),
+        x,
+        lengths=(8, 8),
+    )
+
+
+@given(st.data())
+def test_softmax(device: str, data: st.DataObject) -> None:
+    draw, shape = data.draw, data.draw(shapes(0, 4, 33))
+    dim = draw(st.integers(-max(len(shape), 1), max(len(shape), 1) - 1))
+    function = draw(st.sampled_from([softmax, log_softmax, softmin]))
+    x = draw(tensors(device, shape, draw(dtypes)))
+    length = max(shape[dim], 1) if shape else 1
+    check(draw, lambda x: function(x, dim), lambda x: getattr(F, function.__name__)(x, dim), x, lengths=(4, length))
 
 
 @given(st.data())

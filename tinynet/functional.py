@@ -46,14 +46,18 @@ from tinynet.ops.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dr
 from tinynet.ops.embedding import embedding
 from tinynet.ops.embedding_bag import embedding_bag
 from tinynet.ops.glu import glu
+from tinynet.ops.group_norm import group_norm
 from tinynet.ops.hinge_loss import hinge_embedding_loss, margin_ranking_loss
 from tinynet.ops.instance_norm import instance_norm
+from tinynet.ops.layer_norm import layer_norm, rms_norm
 from tinynet.ops.likelihood_loss import gaussian_nll_loss, kl_div, poisson_nll_loss
 from tinynet.ops.linear import linear
+from tinynet.ops.local_response_norm import local_response_norm
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.ops.prelu import prelu
 from tinynet.ops.regression_loss import huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from tinynet.ops.rrelu import rrelu
+from tinynet.ops.softmax import log_softmax, softmax, softmin
 from tinynet.ops.upsample import interpolate, upsample
 
 __all__ = [
@@ -80,6 +84,7 @@ __all__ = [
     "gaussian_nll_loss",
     "gelu",
     "glu",
+    "group_norm",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
@@ -90,8 +95,11 @@ __all__ = [
     "interpolate",
     "kl_div",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "linear",
+    "local_response_norm",
+    "log_softmax",
     "logsigmoid",
     "margin_ranking_loss",
     "max_pool2d",
@@ -106,12 +114,15 @@ __all__ = [
     "prelu",
     "relu",
     "relu6",
+    "rms_norm",
     "rrelu",
     "selu",
     "sigmoid",
     "silu",
     "smooth_l1_loss",
     "soft_margin_loss",
+    "softmax",
+    "softmin",
     "softplus",
     "softshrink",
     "softsign",

@@ -23,14 +23,17 @@ from tinynet_kernels import (
     embedding,
     embedding_bag,
     glu,
+    group_norm,
     layout,
     linear,
+    local_response_norm,
     loss_functions,
     optimizer,
     pool,
     prelu,
     recurrent,
     rrelu,
+    softmax,
     tiles,
     upsample,
 )
@@ -39,6 +42,8 @@ from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
 from tinynet_kernels.batch_norm.forward import norm_forward
 from tinynet_kernels.conv import forward, input_gradient, weight_gradient
 from tinynet_kernels.conv.spec import ConvolutionSpec
+from tinynet_kernels.layer_norm.backward import layer_norm_backward
+from tinynet_kernels.layer_norm.forward import layer_norm_forward
 from tinynet_kernels.loss_spec import Loss
 from tinynet_kernels.recurrent import GATES
 from tinynet_kernels.recurrent.layer import recurrent_backward, recurrent_forward
@@ -268,6 +273,77 @@ def _elementwise_loss(row: Mapping[str, Any]) -> None:
     elementwise_loss.elementwise_loss_backward(torch.empty_like(result), operands, *options)
 
 
+def norm_cases(target: Target) -> Iterator[Case]:
+    """Layer, RMS, group and local response normalization: whole and long rows, both memory orders."""
+    flags = {
+        "shape": ((4096, 768), (512, 4096), (100, 50), (64, 32000)),
+        "dtype": DTYPES,
+        "activation": FUSED_FLAGS["activation"],
+        "center": (True, False),
+        "residual": (False, True),
+        "narrow": (True, False),
+    }
+    for row in pairwise(flags):
+        yield Case(f"layer_norm {_flags(row)}", partial(_layer_norm, row), aligned=row["shape"][1] % 8 == 0)
+    flags = {
+        "shape": ((8, 320, 1024), (4, 64, 50176), (16, 512, 49), (64, 256, 1)),
+        "dtype": DTYPES,
+        "activation": FUSED_FLAGS["activation"],
+        "channels_last": (False, True),
+    }
+    for row in pairwise(flags):
+        yield Case(f"group_norm {_flags(row)}", partial(_group_norm, row), aligned=False)
+    for row in pairwise({name: flags[name] for name in ("shape", "dtype", "channels_last")}):
+        yield Case(f"local_response_norm {_flags(row)}", partial(_local_response_norm, row), aligned=False)
+
+
+def _layer_norm(row: Mapping[str, Any]) -> None:
+    x = _empty(*row["shape"], dtype=row["dtype"])
+    weight = _empty(row["shape"][1], dtype=row["dtype"] if row["narrow"] else FP32)
+    bias, residual = weight if row["center"] else None, x if row["residual"] else None
+    function, center = Activation(row["activation"]), row["center"]
+    y, total, mean, rstd = layer_norm_forward(x, residual, weight, bias, 1e-5, function, center=center, save=True)
+    assert rstd is not None
+    wants = {"want_x": True, "want_weight": True, "want_bias": center}
+    layer_norm_backward(y, total, x, weight, bias, mean, rstd, function, **wants)
+
+
+def _images(row: Mapping[str, Any]) -> torch.Tensor:
+    N, C, S = row["shape"]
+    if row["channels_last"]:
+        return _empty(N, S, C, dtype=row["dtype"]).transpose(1, 2)
+    return _empty(N, C, S, dtype=row["dtype"])
+
+
+def _group_norm(row: Mapping[str, Any]) -> None:
+    x, weight, function = _images(row), _empty(row["shape"][1], dtype=row["dtype"]), Activation(row["activation"])
+    y, mean, rstd = group_norm.group_norm_forward(x, weight, weight, 32, 1e-5, function, save=True)
+    assert mean is not None and rstd is not None
+    wants = {"want_x": True, "want_weight": True, "want_bias": True}
+    group_norm.group_norm_backward(y, x, weight, weight, mean, rstd, 32, function, **wants)
+
+
+def _local_response_norm(row: Mapping[str, Any]) -> None:
+    x = _images(row)
+    y, scale = local_response_norm.local_response_norm_forward(x, 5, 1e-4, 0.75, 1.0, save=True)
+    assert scale is not None
+    local_response_norm.local_response_norm_backward(y, x, scale, 5, 1e-4, 0.75, 1.0)
+
+
+def softmax_cases(target: Target) -> Iterator[Case]:
+    """Rows and columns, short and long."""
+    flags = {
+        "shape": ((4096, 1000, 1), (64, 32000, 1), (8, 21, 16384), (4, 1000, 196), (100, 10, 1)),
+        "dtype": DTYPES,
+        "function": ("softmax", "log_softmax", "softmin"),
+    }
+    for row in pairwise(flags):
+        x = _empty(*row["shape"], dtype=row["dtype"])
+        aligned = row["shape"][2] % 8 == 0 or (row["shape"][2] == 1 and row["shape"][1] % 8 == 0)
+        yield Case(f"forward {_flags(row)}", partial(softmax.softmax_forward, x, row["function"]), aligned)
+        yield Case(f"backward {_flags(row)}", partial(softmax.softmax_backward, x, x, row["function"]), aligned)
+
+
 def optimizer_cases(target: Target) -> Iterator[Case]:
     """SGD and Adam with their options, over aligned tensors and over some that are not."""
     for row in pairwise({
@@ -495,7 +571,7 @@ def _flags(row: Mapping[str, Any]) -> str:
 # ---- normalization ---------------------------------------------------------------------------------------------------
 
 
-def norm_cases(target: Target) -> Iterator[Case]:
+def batch_norm_cases(target: Target) -> Iterator[Case]:
     """Batch and instance norm of images and rows, for statistics of the input and given ones."""
     for row in pairwise(
         {
@@ -635,10 +711,12 @@ COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
     "activation": activation_cases,
     "linear": linear_cases,
     "conv": conv_cases,
-    "norm": norm_cases,
+    "batch_norm": batch_norm_cases,
     "pool": pool_cases,
     "recurrent": recurrent_cases,
     "loss": loss_cases,
+    "norm": norm_cases,
+    "softmax": softmax_cases,
     "dropout": dropout_cases,
     "embedding": embedding_cases,
     "embedding_bag": embedding_bag_cases,

@@ -98,6 +98,7 @@ from tinynet.nn.elementwise_loss import (
     SoftMarginLoss,
 )
 from tinynet.nn.embedding import Embedding, EmbeddingBag
+from tinynet.nn.group_norm import GroupNorm
 from tinynet.nn.instance_norm import (
     InstanceNorm1d,
     InstanceNorm2d,
@@ -106,11 +107,13 @@ from tinynet.nn.instance_norm import (
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
 )
+from tinynet.nn.layer_norm import LayerNorm, RMSNorm
 from tinynet.nn.linear import Bilinear, LazyLinear, Linear
-from tinynet.nn.loss import CrossEntropyLoss
+from tinynet.nn.local_response_norm import LocalResponseNorm
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from tinynet.nn.sequential import Sequential
+from tinynet.nn.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
 from tinynet.nn.upsample import Upsample, UpsamplingBilinear2d
 
 __all__ = [
@@ -152,6 +155,7 @@ __all__ = [
     "Fold",
     "GRUCell",
     "GaussianNLLLoss",
+    "GroupNorm",
     "Hardshrink",
     "Hardsigmoid",
     "Hardswish",
@@ -165,6 +169,7 @@ __all__ = [
     "KLDivLoss",
     "L1Loss",
     "LSTMCell",
+    "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
@@ -175,7 +180,9 @@ __all__ = [
     "LazyLinear",
     "LeakyReLU",
     "Linear",
+    "LocalResponseNorm",
     "LogSigmoid",
+    "LogSoftmax",
     "MSELoss",
     "MarginRankingLoss",
     "MaxPool2d",
@@ -191,6 +198,7 @@ __all__ = [
     "PixelShuffle",
     "PixelUnshuffle",
     "PoissonNLLLoss",
+    "RMSNorm",
     "RNNBase",
     "RNNCell",
     "RNNCellBase",
@@ -208,6 +216,9 @@ __all__ = [
     "Sigmoid",
     "SmoothL1Loss",
     "SoftMarginLoss",
+    "Softmax",
+    "Softmax2d",
+    "Softmin",
     "Softplus",
     "Softshrink",
     "Softsign",

@@ -61,6 +61,12 @@ def autocast_to_float32(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(_cast(tensor, torch.float32) for tensor in tensors)
 
 
+def autocast_norm(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """`autocast_to_float32`, except on CPUs: what PyTorch does for normalization and softmax."""
+    first = tensors[0]
+    return tensors if first is None or first.is_cpu else autocast_to_float32(*tensors)
+
+
 def check_floating(operator: str, later: torch.dtype | None = None, /, **tensors: Tensor | None) -> None:
     """Raises TypeError unless all given tensors share one floating-point dtype, and ValueError unless one device.
 
@@ -109,6 +115,30 @@ def route_floating(operator: str, later: torch.dtype | None, names: Sequence[str
     if are_plain_and_alike(operands) and operands[0].is_floating_point():
         return route_of_plain(operands[0])
     check_floating(operator, later, **dict(zip(names, operands, strict=True)))
+    return route_of(operator, names, *operands)
+
+
+def route_norm(
+    operator: str, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None = None
+) -> Route:
+    """Who normalizes: as `route_floating`, but the parameters of a 16-bit input may be float32.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `route_floating`.
+    """
+    names, operands = ("input", "weight", "bias", "residual"), (input, weight, bias, residual)
+    if are_plain_and_alike(operands) and input.is_floating_point():
+        return route_of_plain(input)
+    check_floating(operator, input=input, residual=residual)
+    parameters = {"weight": weight, "bias": bias}
+    given = [parameter for parameter in parameters.values() if isinstance(parameter, Tensor)]
+    if input.element_size() == 2 and given and all(parameter.dtype is torch.float32 for parameter in given):
+        check_floating(operator, **parameters)
+        for name, parameter in parameters.items():
+            if parameter is not None:
+                check_device(operator, name, parameter, "input", input)
+    else:
+        check_floating(operator, input=input, **parameters)
     return route_of(operator, names, *operands)
 
 

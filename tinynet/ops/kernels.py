@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from tinynet_kernels import embedding as embedding
     from tinynet_kernels import embedding_bag as embedding_bag
     from tinynet_kernels import glu as glu
+    from tinynet_kernels import group_norm as group_norm
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear
+    from tinynet_kernels import local_response_norm as local_response_norm
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu
     from tinynet_kernels import rrelu as rrelu
+    from tinynet_kernels import softmax as softmax
     from tinynet_kernels import upsample as upsample
 
 
@@ -34,6 +37,8 @@ _FOLDERS = {
     "conv_forward": "conv.forward",
     "conv_input_gradient": "conv.input_gradient",
     "conv_weight_gradient": "conv.weight_gradient",
+    "layer_norm_backward": "layer_norm.backward",
+    "layer_norm_forward": "layer_norm.forward",
     "recurrent": "recurrent.layer",
 }
 

@@ -47,7 +47,8 @@ class Operator:
             differentiable.
         fake: the same results without their values.
         saves: the tensors that the backward reads, of (arguments, results).
-        backward: one gradient for each tensor argument, of (upstream gradients, saved tensors, *settings, wanted).
+        backward: one gradient for each tensor argument, of (upstream gradients, saved tensors, *settings, wanted). Of
+            several outputs those that were not used may have None for an upstream gradient.
         fake_backward: the same without values; None where each gradient is like the saved tensor at its position.
         reference: the differentiable outputs in plain PyTorch, of the tensors and the settings: it serves what no
             kernel does, such as second derivatives.
@@ -134,7 +135,8 @@ class Operator:
         def registered(function: Callable[..., Tensors]) -> Callable[..., list[Tensor]]:
             def call(grads: list[Tensor], saved: list[Tensor | None], *rest: Any) -> list[Tensor]:
                 *settings, wanted = rest
-                return list(_present(function(grads, _absent(saved), *self._decoded(settings), wanted), grads[0]))
+                gradients = function(grads, _absent(saved), *self._decoded(settings), wanted)
+                return list(_present(_without_repeats(gradients), grads[0]))
 
             return call
 
@@ -193,6 +195,8 @@ class _KernelFunction(torch.autograd.Function):
         ctx.operator, ctx.settings = operator, arguments[operator.tensors :]
         ctx.save_for_backward(*operator.saves(arguments, results))
         ctx.given = hold(*arguments[: operator.tensors])
+        if operator.outputs > 1:
+            ctx.set_materialize_grads(False)  # None for an output that was not used
         return operator.differentiable(results)
 
     @staticmethod
@@ -223,6 +227,11 @@ def _tell_flop_counters() -> None:
 
 def _present(results: Tensors, like: Tensor) -> tuple[Tensor, ...]:
     return tuple(like.new_empty(0) if result is None else result for result in results)
+
+
+def _without_repeats(results: Tensors) -> Tensors:
+    """A copy in place of a tensor that came before: PyTorch lets no operator return one twice."""
+    return [None if x is None else x.clone() if any(x is y for y in results[:i]) else x for i, x in enumerate(results)]
 
 
 def _absent(saved: Tensors) -> list[Tensor | None]:

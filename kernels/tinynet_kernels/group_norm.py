@@ -1,0 +1,337 @@
+"""Group normalization: for each image and each group of channels of x [N, C, S], over its K = C / G S elements
+
+    mean = sum x / K       rstd = (sum (x - mean)^2 / K + eps)^-1/2       n = (x - mean) rstd
+    y = act(z), z = n w_c + b_c, with a weight and a bias for each channel c
+
+    dz = dy act'(z)        dw_c = sum of dz n over images and pixels,     db_c = sum of dz over images and pixels
+    g = dz w_c             dx = rstd (g - mean(g) - n mean(g n)), the means over the group
+
+Tiling: one program per image and group, which walks the group twice, in tiles of channels and pixels: for the
+statistics, merged over tiles (Chan et al. 1979), and for y. The backward walks it twice too; its first walk leaves each
+image's sums for dw and db in fp32, which `sum_partials` adds in a fixed order. Saved are mean and rstd in fp32; z is
+recomputed.
+
+Source: Wu and He 2018.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.activation import activate, activation_derivative
+from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.channel_tiles import (
+    channel_tile,
+    is_channels_last,
+    is_wide,
+    load_at,
+    store_at,
+    strides_of,
+    tile_at,
+)
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.offsets import widened
+from tinynet_kernels.reduction import sum_partials
+from tinynet_kernels.tiles import Target, current_target
+
+
+class GroupNormSpec(NamedTuple):
+    """Whether act' is computed from y, and whether offsets are int64."""
+
+    reads_output: bool
+    wide: bool
+
+
+@triton.jit
+def load_channel(ptr, first, at, TILE: constexpr):
+    """A parameter of a tile's channels, counted from `first`, in fp32; shaped to multiply the tile."""
+    values = tl.load(ptr + (first + at.channel), mask=at.in_channels, other=0.0).to(tl.float32)
+    return tl.expand_dims(values, TILE.pixel_axis)
+
+
+@triton.jit
+def affine(normalized, weight_ptr, bias_ptr, first, at, TILE: constexpr):
+    """z of the module's formulas."""
+    z = normalized
+    if weight_ptr is not None:
+        z = z * load_channel(weight_ptr, first, at, TILE)
+    if bias_ptr is not None:
+        z = z + load_channel(bias_ptr, first, at, TILE)
+    return z
+
+
+@triton.jit
+def sum_all(x):
+    """The sum of a tile: of its columns first, which are vectors."""
+    return tl.sum(tl.sum(x, axis=0), axis=0)
+
+
+@triton.jit
+def group_norm_forward_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    mean_ptr,
+    rstd_ptr,
+    eps,
+    groups,
+    channels,
+    pixels,
+    stride_c,
+    stride_s,
+    SPEC: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
+):
+    """y of one image's group of `channels` channels, and its statistics where they are saved."""
+    WIDE: constexpr = SPEC.wide
+    program = tl.program_id(0)
+    first = program % groups * channels
+    pixels = widened(pixels, WIDE)
+    image = (program // groups).to(tl.int64) * groups * channels * pixels + first.to(tl.int64) * stride_c
+    mean = tl.zeros((1,), tl.float32)
+    squares = tl.zeros((1,), tl.float32)
+    seen = tl.zeros((1,), tl.float32)
+    for channel_start in range(0, channels, TILE.block_channels):
+        for pixel_start in range(0, pixels, TILE.block_pixels):
+            at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
+            x = load_at(x_ptr + image, at)
+            count = tl.minimum(channels - channel_start, TILE.block_channels).to(tl.float32)
+            count *= tl.minimum(pixels - pixel_start, TILE.block_pixels).to(tl.float32)
+            tile_mean = sum_all(x) / count
+            deviation = tl.where(at.mask, x - tile_mean, 0.0)
+            difference = tile_mean - mean
+            share = count / (seen + count)
+            squares += sum_all(deviation * deviation) + difference * difference * (share * seen)
+            mean += difference * share
+            seen += count
+    rstd = 1.0 / tl.sqrt(squares / seen + eps)
+    if rstd_ptr is not None:
+        tl.store(mean_ptr + program + tl.arange(0, 1), mean)
+        tl.store(rstd_ptr + program + tl.arange(0, 1), rstd)
+    for channel_start in range(0, channels, TILE.block_channels):
+        for pixel_start in range(0, pixels, TILE.block_pixels):
+            at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
+            normalized = (load_at(x_ptr + image, at) - mean[:, None]) * rstd[:, None]
+            z = affine(normalized, weight_ptr, bias_ptr, first, at, TILE)
+            store_at(y_ptr + image, activate(z, ACTIVATION), at)
+
+
+@triton.jit
+def normalized_and_dz(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean,
+    rstd,
+    first,
+    at,
+    SPEC: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
+):
+    """(n, dz) of a tile; dz is 0 where there is nothing."""
+    normalized = (load_at(x_ptr, at) - mean) * rstd
+    dz = load_at(grad_ptr, at)
+    if ACTIVATION.name != "identity":
+        z = affine(normalized, weight_ptr, bias_ptr, first, at, TILE)
+        dz *= activation_derivative(activate(z, ACTIVATION) if SPEC.reads_output else z, ACTIVATION)
+    return normalized, dz
+
+
+@triton.jit
+def group_norm_backward_kernel(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    rstd_ptr,
+    dx_ptr,
+    weight_partial_ptr,
+    bias_partial_ptr,
+    groups,
+    channels,
+    pixels,
+    stride_c,
+    stride_s,
+    SPEC: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
+):
+    """dx of one image's group, and each image's sums for dw and db, [N, C]; what is None is left out."""
+    PIXEL_AXIS: constexpr = TILE.pixel_axis
+    WIDE: constexpr = SPEC.wide
+    SHAPE_0: constexpr = TILE.block_pixels if TILE.pixel_axis == 0 else TILE.block_channels
+    SHAPE_1: constexpr = TILE.block_channels if TILE.pixel_axis == 0 else TILE.block_pixels
+    program = tl.program_id(0)
+    first = program % groups * channels
+    pixels = widened(pixels, WIDE)
+    image = (program // groups).to(tl.int64) * groups * channels * pixels + first.to(tl.int64) * stride_c
+    mean = tl.load(mean_ptr + program)  # in bounds: one for each program
+    rstd = tl.load(rstd_ptr + program)  # in bounds: as mean
+    mean_g = tl.zeros((1,), tl.float32)
+    mean_gn = tl.zeros((1,), tl.float32)
+    for channel_start in range(0, channels, TILE.block_channels):
+        dw = tl.zeros((SHAPE_0, SHAPE_1), tl.float32)
+        db = tl.zeros((SHAPE_0, SHAPE_1), tl.float32)
+        for pixel_start in range(0, pixels, TILE.block_pixels):
+            at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
+            n, dz = normalized_and_dz(
+                grad_ptr + image,
+                x_ptr + image,
+                weight_ptr,
+                bias_ptr,
+                mean,
+                rstd,
+                first,
+                at,
+                SPEC,
+                ACTIVATION,
+                TILE,
+            )
+            dw += dz * n
+            db += dz
+        channel = tl.arange(0, TILE.block_channels)
+        in_channels = channel < channels - channel_start
+        channel += first + channel_start
+        channel_dw = tl.sum(dw, axis=PIXEL_AXIS)
+        channel_db = tl.sum(db, axis=PIXEL_AXIS)
+        partial = (program // groups).to(tl.int64) * groups * channels
+        if weight_partial_ptr is not None:
+            tl.store(weight_partial_ptr + partial + channel, channel_dw, mask=in_channels)
+        if bias_partial_ptr is not None:
+            tl.store(bias_partial_ptr + partial + channel, channel_db, mask=in_channels)
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + channel, mask=in_channels, other=0.0).to(tl.float32)
+            channel_dw *= weight
+            channel_db *= weight
+        mean_gn += tl.sum(channel_dw, axis=0)
+        mean_g += tl.sum(channel_db, axis=0)
+    if dx_ptr is not None:
+        elements = tl.cast(channels, tl.float32) * tl.cast(pixels, tl.float32)
+        mean_gn = (mean_gn / elements)[:, None]
+        mean_g = (mean_g / elements)[:, None]
+        for channel_start in range(0, channels, TILE.block_channels):
+            for pixel_start in range(0, pixels, TILE.block_pixels):
+                at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
+                n, g = normalized_and_dz(
+                    grad_ptr + image,
+                    x_ptr + image,
+                    weight_ptr,
+                    bias_ptr,
+                    mean,
+                    rstd,
+                    first,
+                    at,
+                    SPEC,
+                    ACTIVATION,
+                    TILE,
+                )
+                if weight_ptr is not None:
+                    g *= load_channel(weight_ptr, first, at, TILE)
+                store_at(dx_ptr + image, (g - mean_g - n * mean_gn) * rstd, at)
+
+
+@costs(group_norm_forward_kernel)
+@costs(group_norm_backward_kernel)
+def group_norm_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
+    """Every tensor is read or written once; eight operations for each element of x."""
+    return Cost(8 * x_ptr.numel(), size_in_bytes(x_ptr, *others.values()))
+
+
+def group_norm_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    activation: Activation,
+    *,
+    save: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """(y, mean, rstd): y with x's strides, mean and rstd [N groups] in fp32 where `save`, else None.
+
+    Args:
+        x: [N, C, S], contiguous, or channels_last: a transposed contiguous [N, S, C]; not empty.
+        weight, bias: [C], contiguous, or None; of x's dtype or float32.
+        groups: of channels, a divisor of C.
+        eps: added to the variance.
+        activation: applied after the affine part.
+        save: whether a backward will follow.
+    """
+    y = torch.empty_like(x)
+    mean, rstd = (x.new_empty(x.shape[0] * groups, dtype=torch.float32) if save else None for _ in range(2))
+    _problem(
+        group_norm_forward_kernel, x.shape, groups, is_channels_last(x), activation, current_target()
+    ).launch_named(x_ptr=x, weight_ptr=weight, bias_ptr=bias, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, eps=eps)
+    return y, mean, rstd
+
+
+def group_norm_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    groups: int,
+    activation: Activation,
+    *,
+    want_x: bool,
+    want_weight: bool,
+    want_bias: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """(dx, dw, db), each None where not wanted; `grad` has the strides of x, which are as in the forward."""
+    dx = torch.empty_like(x) if want_x else None
+    partials = [
+        x.new_empty((x.shape[0], x.shape[1]), dtype=torch.float32) if want else None
+        for want in (want_weight, want_bias)
+    ]
+    _problem(
+        group_norm_backward_kernel, x.shape, groups, is_channels_last(x), activation, current_target()
+    ).launch_named(
+        grad_ptr=grad,
+        x_ptr=x,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        mean_ptr=mean,
+        rstd_ptr=rstd,
+        dx_ptr=dx,
+        weight_partial_ptr=partials[0],
+        bias_partial_ptr=partials[1],
+    )
+    dw, db = (
+        None if partial is None or like is None else sum_partials(partial, like.dtype)
+        for partial, like in zip(partials, (weight, bias), strict=True)
+    )
+    return dx, dw, db
+
+
+@lru_cache(maxsize=4096)
+def _problem(
+    kernel: Any, shape: torch.Size, groups: int, channels_last: bool, activation: Activation, target: Target
+) -> Problem:
+    N, C, S = shape
+    tile = channel_tile(C // groups, S, channels_last, target)
+    strides = strides_of(C, S, channels_last)
+    return Problem(
+        kernel,
+        (N * groups,),
+        groups,
+        C // groups,
+        S,
+        *strides,
+        SPEC=GroupNormSpec(activation.reads_output, is_wide(tile, C // groups, S, strides)),
+        ACTIVATION=activation.compiled,
+        TILE=tile,
+        num_warps=4 if tile.block_channels * tile.block_pixels <= 2048 else 8,
+    )

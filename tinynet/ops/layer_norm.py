@@ -1,0 +1,249 @@
+"""Layer normalization and RMS normalization, with an optional residual before and activation after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from tinynet.ops import kernels
+from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.arguments import as_integer, autocast_norm, route_norm
+from tinynet.ops.operator import Operator, Tensors
+from tinynet_kernels.activation_spec import Activation
+
+
+def layer_norm_reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool, activation: Activation
+) -> Tensor:
+    """act(LayerNorm(x)), or RMSNorm's without `center`, of rows x [M, K], in plain PyTorch."""
+    parameter = bias if weight is None else weight
+    wide = x if parameter is None else x.to(parameter.dtype)
+    z = F.layer_norm(wide, x.shape[1:], weight, bias, eps) if center else F.rms_norm(wide, x.shape[1:], weight, eps)
+    return activation_reference(z, activation).to(x.dtype)
+
+
+def add_layer_norm_reference(x: Tensor, residual: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """(act(norm(x + residual)), x + residual)."""
+    total = x + residual
+    return layer_norm_reference(total, *rest), total
+
+
+def _forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    activation: Activation,
+    save: bool,
+) -> Tensors:
+    """y, the sum with the residual, mean and rstd; None for what is absent."""
+    return kernels.layer_norm_forward.layer_norm_forward(
+        x, residual, weight, bias, eps, activation, center=center, save=save
+    )
+
+
+def _backward(
+    grad: Tensor | None,
+    sum_grad: Tensor | None,
+    saved: Sequence[Any],
+    activation: Activation,
+    wanted: Sequence[bool],
+) -> Tensors:
+    """(dx, dw, db), each None where not wanted."""
+    x, weight, bias, mean, rstd = saved
+    if grad is None:  # of the two outputs only the sum was used
+        grad = torch.zeros_like(x)
+    wants = dict(zip(("want_x", "want_weight", "want_bias"), wanted, strict=True))
+    grads = _rows_contiguous(grad), None if sum_grad is None else _rows_contiguous(sum_grad)
+    return kernels.layer_norm_backward.layer_norm_backward(*grads, x, weight, bias, mean, rstd, activation, **wants)
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _fake(x: Tensor, residual: Tensor | None, center: bool, save: bool) -> Tensors:
+    statistics = x.new_empty(x.shape[0], dtype=torch.float32) if save else None
+    y = x.new_empty(x.shape)
+    return (
+        y,
+        None if residual is None else torch.empty_like(y),
+        statistics if center else None,
+        None if statistics is None else torch.empty_like(statistics),
+    )
+
+
+def _fake_gradients(saved: Sequence[Any], wanted: Sequence[bool]) -> Tensors:
+    x, weight, bias, *_ = saved
+    return [
+        x.new_empty(t.shape, dtype=t.dtype) if want else None for t, want in zip((x, weight, bias), wanted, strict=True)
+    ]
+
+
+layer_norm_operator = Operator(
+    "layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, bool center, Activation activation) "
+    "-> (Tensor, Tensor, Tensor)",
+    forward=lambda x, *rest: _without_sum(_forward(x, None, *rest)),
+    fake=lambda x, weight, bias, eps, center, activation, save: _without_sum(_fake(x, None, center, save)),
+    saves=lambda given, results: [*given[:3], *results[1:]],
+    backward=lambda grads, saved, eps, center, activation, wanted: _backward(grads[0], None, saved, activation, wanted),
+    fake_backward=lambda grads, saved, *rest: _fake_gradients(saved, rest[-1]),
+    reference=layer_norm_reference,
+)
+
+add_layer_norm_operator = Operator(
+    "add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, bool center, "
+    "Activation activation) -> (Tensor, Tensor, Tensor, Tensor)",
+    forward=_forward,
+    fake=lambda x, residual, weight, bias, eps, center, activation, save: _fake(x, residual, center, save),
+    saves=lambda given, results: [results[1], *given[2:4], *results[2:]],
+    backward=lambda grads, saved, eps, center, activation, wanted: _for_both(
+        _backward(grads[0], grads[1], saved, activation, [wanted[0] or wanted[1], *wanted[2:]]), wanted
+    ),
+    fake_backward=lambda grads, saved, *rest: _for_both(
+        _fake_gradients(saved, [rest[-1][0] or rest[-1][1], *rest[-1][2:]]), rest[-1]
+    ),
+    reference=add_layer_norm_reference,
+    outputs=2,
+)
+
+
+def _without_sum(results: Tensors) -> Tensors:
+    return results[0], *results[2:]
+
+
+def _for_both(gradients: Tensors, wanted: Sequence[bool]) -> Tensors:
+    """The sum's gradient is that of both its terms."""
+    dx, dw, db = gradients
+    return dx if wanted[0] else None, dx if wanted[1] else None, dw, db
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | Activation | None = None,
+    residual: Tensor | None = None,
+) -> Any:
+    """act((input - mean) / sqrt(variance + eps) weight + bias), statistics over the last dimensions.
+
+    Args:
+        input: [..., *normalized_shape], float32, bfloat16, float16 (kernels) or float64 (reference); any strides. On
+            devices other than CPUs in float32 under autocast.
+        normalized_shape: the last dimensions, one or more.
+        weight, bias: normalized_shape, or None for ones and zeros; input's dtype, or both float32.
+        eps: added to the variance.
+        activation: applied last, in the same kernel: a name, an `Activation`, or None.
+        residual: input's shape and dtype; added to input before it is normalized.
+
+    Returns:
+        input's shape and dtype, contiguous. With a residual the pair (normalized, input + residual), whose sum is
+        rounded before it is normalized, so that the result is the same as with a separate addition.
+
+    Raises:
+        ValueError: shapes or devices that don't fit together.
+        TypeError: dtypes that are not floating point or don't fit together, sizes that are no integers.
+
+    Example:
+        >>> y, x = layer_norm(x, (768,), weight, bias, residual=attention(y))
+
+    Source: torch.nn.functional.layer_norm (Ba et al. 2016).
+    """
+    if has_torch_function_unary(input):
+        options = {"activation": activation, "residual": residual}
+        return handle_torch_function(layer_norm, (input,), input, normalized_shape, weight, bias, eps, **options)
+    return _normalize("layer_norm", input, normalized_shape, weight, bias, float(eps), activation, residual)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    activation: str | Activation | None = None,
+    residual: Tensor | None = None,
+) -> Any:
+    """act(input / sqrt(mean of input^2 + eps) weight), the mean over the last dimensions.
+
+    Args:
+        input, normalized_shape, weight, activation, residual: as in `layer_norm`.
+        eps: added to the mean; None for the epsilon of the dtype in which it is computed, float32 or float64.
+
+    Returns:
+        As `layer_norm`.
+
+    Raises:
+        ValueError, TypeError: as `layer_norm`.
+
+    Source: torch.nn.functional.rms_norm (Zhang and Sennrich 2019).
+    """
+    if has_torch_function_unary(input):
+        options = {"activation": activation, "residual": residual}
+        return handle_torch_function(rms_norm, (input,), input, normalized_shape, weight, eps, **options)
+    if eps is None:
+        eps = torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps
+    return _normalize("rms_norm", input, normalized_shape, weight, None, float(eps), activation, residual)
+
+
+def _normalize(
+    name: str,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | Activation | None,
+    residual: Tensor | None,
+) -> Any:
+    input, weight, bias, residual = autocast_norm(input, weight, bias, residual)
+    route = route_norm(name, input, weight, bias, residual)
+    shape = _checked_shape(name, normalized_shape, input)
+    for parameter, tensor, expected in (
+        ("weight", weight, shape),
+        ("bias", bias, shape),
+        ("residual", residual, tuple(input.shape)),
+    ):
+        if tensor is not None and tensor.shape != expected:
+            raise ValueError(f"{name}: {parameter} must have the shape {expected}, got {tuple(tensor.shape)}")
+    columns = math.prod(shape)
+    options = (
+        None if weight is None else weight.reshape(columns).contiguous(),
+        None if bias is None else bias.reshape(columns).contiguous(),
+        eps,
+        name == "layer_norm",
+        as_activation(activation),
+    )
+    x = _as_rows(input, columns)
+    if residual is None:
+        return layer_norm_operator(route, x, *options).view(input.shape)
+    y, total = add_layer_norm_operator(route, x, _as_rows(residual, columns), *options)
+    return y.view(input.shape), total.view(input.shape)
+
+
+def _checked_shape(name: str, normalized_shape: Sequence[int], input: Tensor) -> tuple[int, ...]:
+    if not isinstance(normalized_shape, Sequence):
+        raise TypeError(f"{name}: normalized_shape must be a sequence of integers, got {normalized_shape!r}")
+    shape = tuple(map(as_integer, normalized_shape))
+    if None in shape:
+        raise TypeError(f"{name}: normalized_shape must be a sequence of integers, got {normalized_shape!r}")
+    if not shape or input.shape[-len(shape) :] != shape:
+        raise ValueError(f"{name}: input {tuple(input.shape)} must end with the normalized_shape {shape}")
+    return shape
+
+
+def _as_rows(x: Tensor, columns: int) -> Tensor:
+    """x as a matrix whose rows are contiguous: a view where the strides allow one."""
+    rows = x.reshape(x.numel() // max(columns, 1), columns)
+    return rows if rows.stride(1) == 1 or columns == 1 else rows.contiguous()

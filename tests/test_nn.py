@@ -16,9 +16,19 @@ from tinynet import nn
 LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
     "Conv2d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1}, (2, 3, 5, 6)),
-    "MaxPool2d": ({"kernel_size": 2}, (2, 3, 5, 6)),
-    "AvgPool2d": ({"kernel_size": 2}, (2, 3, 5, 6)),
-    "AdaptiveAvgPool2d": ({"output_size": 2}, (2, 3, 5, 6)),
+    **{f"MaxPool{axes}d": ({"kernel_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"AvgPool{axes}d": ({"kernel_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"LPPool{axes}d": ({"norm_type": 2, "kernel_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"AdaptiveAvgPool{axes}d": ({"output_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"AdaptiveMaxPool{axes}d": ({"output_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"MaxUnpool{axes}d": ({"kernel_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{
+        f"FractionalMaxPool{axes}d": (
+            {"kernel_size": 2, "output_size": 2, "_random_samples": torch.rand(2, 3, axes)},
+            (2, 3, 6, 5, 4)[: 2 + axes],
+        )
+        for axes in (2, 3)
+    },
     "RNN": ({"input_size": 5, "hidden_size": 6}, (3, 4, 5)),
     "LSTM": ({"input_size": 5, "hidden_size": 6, "proj_size": 2}, (3, 4, 5)),
     "GRU": ({"input_size": 5, "hidden_size": 6, "bidirectional": True}, (3, 4, 5)),
@@ -94,6 +104,8 @@ def test_copies_and_pickles(name: str) -> None:
     ours, theirs = build(name)
     shape = LAYERS[name][1]
     arguments = [torch.randint(0, 5, shape) if name == "Embedding" else torch.randn(shape)]
+    if name.startswith("MaxUnpool"):
+        arguments.append(torch.arange(arguments[0][0, 0].numel()).view(shape[2:]).expand(shape))
     if name in ("CrossEntropyLoss", "MSELoss"):
         arguments.append(torch.randn(shape).softmax(1))
     expected = theirs(*arguments)

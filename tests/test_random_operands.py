@@ -29,8 +29,9 @@ from tinynet.ops.dropout import dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.glu import glu
 from tinynet.ops.linear import linear
+from tinynet.ops.max_pool import max_pool2d
 from tinynet.ops.mse_loss import mse_loss
-from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d
 from tinynet.ops.prelu import prelu
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tinynet_kernels import linear as linear
     from tinynet_kernels import mse_loss as mse_loss
     from tinynet_kernels import optimizer as optimizer
-    from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu
 
 
@@ -29,6 +28,9 @@ _FOLDERS = {
     "conv_forward": "conv.forward",
     "conv_input_gradient": "conv.input_gradient",
     "conv_weight_gradient": "conv.weight_gradient",
+    "pool_maximum": "pool.maximum",
+    "pool_mean": "pool.mean",
+    "pool_unpool": "pool.unpool",
     "recurrent": "recurrent.layer",
 }
 

@@ -16,7 +16,7 @@ from helpers import DTYPES, assert_close, check_against_reference, counted_launc
 from tinynet.nn.conv import Conv2d
 from tinynet.ops.activation import as_activation
 from tinynet.ops.conv import conv2d, conv2d_reference, convolution_spec
-from tinynet.ops.pool import max_pool2d
+from tinynet.ops.max_pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.tiles import ConvolutionWeightTile, convolution_weight_tile
 from tinynet_kernels.tiles import GemmTile
@@ -322,8 +322,8 @@ def test_fused_pooling(activation: str, case: str, device: str) -> None:
     shape, channels_out, kernel_size, sliding = CASES[case]
     tensors = make(shape, channels_out, kernel_size, sliding.get("groups", 1), device=device)
     launches = check_pooled(tensors, activation, **sliding)
-    assert "max_pool2d_forward_kernel" not in launches
-    assert launches.count("max_pool2d_backward_kernel") == launches.count("activation_backward_kernel") == 1
+    assert "max_pool_forward_kernel" not in launches
+    assert launches.count("max_pool_backward_kernel") == launches.count("activation_backward_kernel") == 1
 
 
 def whole_numbers(tensor: torch.Tensor, largest: int = 16) -> None:
@@ -410,7 +410,7 @@ def test_first_layer_computes_its_gradients_in_one_pass(
                 gradient_errors=4 * tolerance(dtype, x[:, 0].numel()) * (1 if pool == 1 or dtype.itemsize == 4 else 25),
             )
         assert launches.count("convolution_weight_gradient_runs_kernel") == 1
-        assert not {"activation_backward_kernel", "max_pool2d_backward_kernel"} & set(launches)
+        assert not {"activation_backward_kernel", "max_pool_backward_kernel"} & set(launches)
 
 
 def test_first_layer_on_the_cpu(device: str) -> None:

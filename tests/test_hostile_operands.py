@@ -121,6 +121,20 @@ CASES: dict[str, Callable[[], Case]] = {
     "MaxPool2d": lambda: module("MaxPool2d", image(), 3, 2, 1),
     "AvgPool2d": lambda: module("AvgPool2d", image(), 3, 2, 1),
     "AdaptiveAvgPool2d": lambda: module("AdaptiveAvgPool2d", image(), (3, 4)),
+    "AdaptiveMaxPool2d": lambda: module("AdaptiveMaxPool2d", image(), (3, 4)),
+    "LPPool2d": lambda: module("LPPool2d", image(), 2, 3, 2),
+    "MaxPool1d": lambda: module("MaxPool1d", torch.randn(2, 4, 6), 3, 2, 1),
+    "AvgPool3d": lambda: module("AvgPool3d", torch.randn(1, 2, 4, 4, 4), 2),
+    "fractional_max_pool2d": lambda: Case(
+        lambda input: ours.fractional_max_pool2d(input, 2, 3, _random_samples=torch.full((2, 4, 2), 0.3).to(input)),
+        lambda input: F.fractional_max_pool2d(input, 2, 3, _random_samples=torch.full((2, 4, 2), 0.3).to(input)),
+        {"input": image()},
+    ),
+    "max_unpool2d": lambda: Case(
+        lambda input: ours.max_unpool2d(input, torch.arange(36).view(6, 6).expand(input.size(0), 4, 6, 6), 2),
+        lambda input: F.max_unpool2d(input, torch.arange(36).view(6, 6).expand(input.size(0), 4, 6, 6), (2, 2)),
+        {"input": image()},
+    ),
     "cross_entropy-labels": lambda: Case(
         ours.cross_entropy,
         F.cross_entropy,

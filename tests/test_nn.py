@@ -34,9 +34,19 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "LazyInstanceNorm1d": ({}, (2, 3, 5)),
     "LazyInstanceNorm2d": ({}, (2, 3, 5, 6)),
     "LazyInstanceNorm3d": ({}, (2, 3, 4, 5, 6)),
-    "MaxPool2d": ({"kernel_size": 2}, (2, 3, 5, 6)),
-    "AvgPool2d": ({"kernel_size": 2}, (2, 3, 5, 6)),
-    "AdaptiveAvgPool2d": ({"output_size": 2}, (2, 3, 5, 6)),
+    **{f"MaxPool{axes}d": ({"kernel_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"AvgPool{axes}d": ({"kernel_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"LPPool{axes}d": ({"norm_type": 2, "kernel_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"AdaptiveAvgPool{axes}d": ({"output_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"AdaptiveMaxPool{axes}d": ({"output_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{f"MaxUnpool{axes}d": ({"kernel_size": 2}, (2, 3, 6, 5, 4)[: 2 + axes]) for axes in (1, 2, 3)},
+    **{
+        f"FractionalMaxPool{axes}d": (
+            {"kernel_size": 2, "output_size": 2, "_random_samples": torch.rand(2, 3, axes)},
+            (2, 3, 6, 5, 4)[: 2 + axes],
+        )
+        for axes in (2, 3)
+    },
     "RNN": ({"input_size": 5, "hidden_size": 6}, (3, 4, 5)),
     "LSTM": ({"input_size": 5, "hidden_size": 6, "proj_size": 2}, (3, 4, 5)),
     "GRU": ({"input_size": 5, "hidden_size": 6, "bidirectional": True}, (3, 4, 5)),
@@ -155,6 +165,8 @@ def test_copies_and_pickles(name: str) -> None:
     arguments = [torch.randint(0, 5, shape) if name.startswith("Embedding") else torch.randn(shape)]
     if name == "Bilinear":
         arguments.append(torch.randn(shape))
+    if name.startswith("MaxUnpool"):
+        arguments.append(torch.arange(arguments[0][0, 0].numel()).view(shape[2:]).expand(shape))
     if name.endswith("Loss"):
         arguments.append(torch.randn(shape).softmax(1))
     if name in ("BCELoss", "GaussianNLLLoss", "MarginRankingLoss"):

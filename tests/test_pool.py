@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from forced_tiles import forced_tiles
 from helpers import DTYPES, check_against_reference, counted_launches, non_contiguous, tolerance
 
+import tinynet.functional as ours
+from tinynet.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
-from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
 kernels = pytest.mark.kernels
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -68,7 +69,7 @@ OUTPUT_SIZES: list[Any] = [1, 4, (5, 7), (None, 3), (20, 15), (1, None)]
 @pytest.mark.parametrize("window", MAX_WINDOWS, ids=str)
 def test_max_pool2d(window: dict[str, Any], memory_format: torch.memory_format, device: str) -> None:
     launches = check(max_pool2d, F.max_pool2d, make(3, 5, 15, 13, device=device, memory_format=memory_format), **window)
-    assert launches == ["max_pool2d_forward_kernel", "max_pool2d_backward_kernel"]
+    assert launches == ["max_pool_forward_kernel", "max_pool_backward_kernel"]
 
 
 @kernels
@@ -76,7 +77,7 @@ def test_max_pool2d(window: dict[str, Any], memory_format: torch.memory_format, 
 @pytest.mark.parametrize("window", MEAN_WINDOWS, ids=str)
 def test_avg_pool2d(window: dict[str, Any], memory_format: torch.memory_format, device: str) -> None:
     launches = check(avg_pool2d, F.avg_pool2d, make(3, 5, 15, 13, device=device, memory_format=memory_format), **window)
-    assert launches == ["avg_pool2d_forward_kernel", "avg_pool2d_backward_kernel"]
+    assert launches == ["mean_pool_forward_kernel", "mean_pool_backward_kernel"]
 
 
 @kernels
@@ -85,7 +86,128 @@ def test_avg_pool2d(window: dict[str, Any], memory_format: torch.memory_format, 
 def test_adaptive_avg_pool2d(output_size: Any, memory_format: torch.memory_format, device: str) -> None:
     x = make(3, 5, 12, 9, device=device, memory_format=memory_format)
     launches = check(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size)
-    assert launches == ["avg_pool2d_forward_kernel", "avg_pool2d_backward_kernel"]
+    is_global = output_size == 1 and memory_format is torch.contiguous_format
+    forward = "row_mean_kernel" if is_global else "mean_pool_forward_kernel"
+    assert launches == [forward, "mean_pool_backward_kernel"]
+
+
+# By name in torch.nn.functional: arguments for one, two and three axes.
+FAMILIES: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
+    "max_pool": ((1, 2, 3), (3, 2, 1), {}),
+    "max_pool dilated": ((1, 3), (2, 1, 0, 2), {"ceil_mode": True}),
+    "avg_pool": ((1, 3), (3, 2, 1), {"count_include_pad": False}),
+    "avg_pool ceiled": ((1, 3), (2, 3, 1), {"ceil_mode": True}),
+    "adaptive_avg_pool": ((1, 3), (3,), {}),
+    "adaptive_avg_pool global": ((1, 3), (1,), {}),
+    "adaptive_max_pool": ((1, 2, 3), (3,), {}),
+    "adaptive_max_pool global": ((1, 2, 3), (1,), {}),
+    "lp_pool": ((1, 2, 3), (2, 2), {}),
+    "lp_pool ceiled": ((1, 2, 3), (3.5, 3, 2), {"ceil_mode": True}),
+    "lp_pool inf": ((1, 2), (math.inf, 3), {}),
+    "lp_pool -inf": ((1, 2), (-math.inf, 3), {}),
+    "fractional_max_pool": ((2, 3), (2, 4), {}),
+    "fractional_max_pool dense": ((2, 3), (2, 5), {}),
+}
+INPUTS = {1: (3, 5, 23), 2: (3, 5, 9, 10), 3: (2, 5, 7, 8, 9)}
+
+
+def family(name: str, axes: int, x: torch.Tensor) -> tuple[Any, Any]:
+    """Our function and PyTorch's, each of x alone."""
+    _, arguments, options = FAMILIES[name]
+    stem = name.split()[0]
+    if stem == "fractional_max_pool":
+        torch.manual_seed(axes)
+        samples = torch.rand(x.shape[0], x.shape[1], axes, device=x.device)
+        options = {**options, "_random_samples": samples}
+
+    def call(module: Any, t: torch.Tensor) -> torch.Tensor:
+        given = {key: value.to(t.dtype) if isinstance(value, torch.Tensor) else value for key, value in options.items()}
+        return getattr(module, f"{stem}{axes}d")(t, *arguments, **given)
+
+    return lambda t: call(ours, t), lambda t: call(F, t)
+
+
+@kernels
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("name", "axes"), [(name, axes) for name, (ranks, *_) in FAMILIES.items() for axes in ranks])
+def test_families(name: str, axes: int, channels_last: bool, device: str) -> None:
+    x = make(*INPUTS[axes], device=device).detach()
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if name.startswith("lp_pool"):
+        x = x.abs() + 0.1
+    function, reference = family(name, axes, x)
+    launches = check(function, reference, x.requires_grad_())
+    assert "inf" in name or len(launches) == 2
+    if not name.startswith("fractional"):
+        check(function, reference, x.detach()[0].requires_grad_())
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("name", ["max_pool", "avg_pool", "adaptive_max_pool", "lp_pool"])
+def test_three_axes_in_16_bit(name: str, dtype: torch.dtype, device: str) -> None:
+    x = make(*INPUTS[3], dtype=dtype, device=device).detach()
+    x = (x.abs() + 0.1 if name == "lp_pool" else x).requires_grad_()
+    check(*family(name, 3, x), x)
+
+
+@kernels
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_indices_and_unpooling(axes: int, channels_last: bool, device: str) -> None:
+    """PyTorch's indices of every family, and what unpooling does with them."""
+    x = make(*INPUTS[axes], device=device).detach()
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    torch.manual_seed(0)
+    samples = {"_random_samples": torch.rand(x.shape[0], x.shape[1], axes, device=device)}
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+        ("max_pool", (3, 2, 1), {}),
+        ("adaptive_max_pool", (3,), {}),
+        *([("fractional_max_pool", (2, 4), samples)] if axes > 1 else []),
+    ]
+    for name, arguments, options in calls:
+        function, theirs = (getattr(module, f"{name}{axes}d") for module in (ours, F))
+        y, index = function(x, *arguments, return_indices=True, **options)
+        expected, expected_index = theirs(x, *arguments, return_indices=True, **options)
+        assert torch.equal(y, expected) and torch.equal(index, expected_index), name
+    pooled, index = getattr(F, f"max_pool{axes}d")(x, 2, return_indices=True)
+    unpool, theirs = (getattr(module, f"max_unpool{axes}d") for module in (ours, F))
+    launches = check(
+        lambda t: unpool(t, index, 2, output_size=list(x.shape)),
+        lambda t: theirs(t, index, 2, output_size=list(x.shape)),
+        pooled.detach().requires_grad_(),
+    )
+    assert launches == ["unpool_forward_kernel", "unpool_backward_kernel"]
+
+
+@kernels
+def test_fractional_pooling_draws_the_samples_that_pytorch_draws(device: str) -> None:
+    x = make(*INPUTS[2], device=device).detach()
+    torch.manual_seed(5)
+    y = ours.fractional_max_pool2d(x, 2, output_ratio=(0.6, 0.5))
+    torch.manual_seed(5)
+    assert torch.equal(y, F.fractional_max_pool2d(x, 2, output_ratio=(0.6, 0.5)))
+
+
+@kernels
+def test_three_axes_in_small_tiles(device: str) -> None:
+    """As `test_small_tiles`, with fractional windows, norms and unpooling."""
+    x = make(2, 3, 6, 6, 6, device=device).detach() + 4
+    for channels_last in (False, True):
+        t = x.contiguous(memory_format=torch.channels_last_3d) if channels_last else x
+        with forced_tiles(pool_tile=(16, 4, 4), rows_and_columns=(2, 16, 4)):
+            for name in ("max_pool", "fractional_max_pool" if channels_last else "adaptive_max_pool", "lp_pool"):
+                check(*family(name, 3, t), t.requires_grad_())
+            y, index = F.max_pool3d(x, 2, return_indices=True)
+            check(
+                lambda a, index=index: ours.max_unpool3d(a, index, 2, output_size=list(x.shape)),
+                lambda a, index=index: F.max_unpool3d(a, index, (2, 2, 2), output_size=list(x.shape)),
+                y.requires_grad_(),
+            )
+    with forced_tiles(pool_tile=(16, 4, 4), rows_and_columns=(2, 16, 4)):
+        check(ours.adaptive_avg_pool3d, F.adaptive_avg_pool3d, x.requires_grad_(), 1)
 
 
 @kernels
@@ -154,9 +276,11 @@ def test_layout_and_strides(device: str) -> None:
         wide[:, 1:3].detach().requires_grad_(),
         make(1, 3, 8, 6, device=device).detach().expand(4, 3, 8, 6).requires_grad_(),
     ]
-    for ours, reference, given in zip((max_pool2d, avg_pool2d, adaptive_avg_pool2d), theirs, arguments, strict=True):
+    for function, reference, given in zip(
+        (max_pool2d, avg_pool2d, adaptive_avg_pool2d), theirs, arguments, strict=True
+    ):
         for x in inputs:
-            check(ours, reference, x, *given)
+            check(function, reference, x, *given)
 
 
 @kernels
@@ -206,13 +330,14 @@ def test_a_gradient_of_nan_stays_where_it_belongs(device: str) -> None:
 
 @kernels
 def test_argmax_takes_one_byte_where_it_fits(device: str) -> None:
-    from tinynet_kernels.pool import Axis, Window, max_pool2d_forward
+    from tinynet_kernels.pool.maximum import max_pool_forward
+    from tinynet_kernels.pool.spec import Axis, window_of
 
     x = make(1, 1, 12, 12, device=device).detach()
     for kernel, dtype in ((11, torch.int8), (12, torch.int32)):
-        window = Window(Axis(kernel, 1), Axis(kernel, 1))
+        window = window_of([Axis(kernel), Axis(kernel)])
         size = (13 - kernel, 13 - kernel)
-        _, argmax, _ = max_pool2d_forward(x, window, size, channels_last=False, want_argmax=True, want_index=False)
+        _, _, argmax = max_pool_forward(x, window, size, channels_last=False, want_argmax=True, want_index=False)
         assert argmax is not None and argmax.dtype is dtype
 
 
@@ -228,22 +353,30 @@ def test_nothing_is_saved_without_gradient(device: str) -> None:
 @kernels
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_registered_operators(channels_last: bool, device: str) -> None:
-    from tinynet.ops import pool
+    from tinynet.ops.max_pool import max_pool_operator
+    from tinynet.ops.max_unpool import max_unpool_operator
+    from tinynet.ops.pool import mean_pool_operator
 
+    check_operator = torch.library.opcheck
     memory_format = LAYOUTS[channels_last]
     x = make(2, 3, 6, 8, device=device, memory_format=memory_format)
-    window = ([3, 3], [2, 2], [1, 1])
-    check_operator = torch.library.opcheck
     sizes = ([6, 8], [3, 4], channels_last)
-    check_operator(pool.max_pool2d_operator.forward, (x, *window, [1, 1], *sizes, True, True))
-    check_operator(pool.max_pool2d_operator.forward, (x.detach(), *window, [1, 1], *sizes, False, False))
-    check_operator(pool.avg_pool2d_operator.forward, (x, *window, *sizes, True, 0, True))
-    check_operator(pool.adaptive_avg_pool2d_operator.forward, (x, [6, 8], [4, 3], channels_last, True))
+    window = [3, 3, 2, 2, 1, 1, 1, 1]
+    samples = torch.rand(2, 3, 2, device=device)
+    check_operator(max_pool_operator.forward, (x, None, window, *sizes, True, True))
+    check_operator(max_pool_operator.forward, (x.detach(), None, window, *sizes, False, False))
+    check_operator(max_pool_operator.forward, (x, None, [], *sizes, True, True))
+    check_operator(max_pool_operator.forward, (x, samples, [2, 2], *sizes, True, True))
+    check_operator(mean_pool_operator.forward, (x, window, *sizes, True, 0, 0.0, True))
+    check_operator(mean_pool_operator.forward, (x, [], *sizes, True, 0, 0.0, True))
+    check_operator(mean_pool_operator.forward, (x, [2, 2, 2, 2, 0, 0, 1, 1], *sizes, True, 0, 2.0, True))
     grads = [torch.randn(2, 3, 3, 4, device=device)]
     argmax = torch.zeros(2, 3, 3, 4, dtype=torch.int8, device=device).contiguous(memory_format=memory_format)
-    check_operator(pool.max_pool2d_operator.backward, (grads, [argmax], *window, [1, 1], *sizes, False, [True]))
-    check_operator(pool.avg_pool2d_operator.backward, (grads, [], *window, *sizes, False, 0, [True]))
-    check_operator(pool.adaptive_avg_pool2d_operator.backward, (grads, [], *sizes, [True]))
+    check_operator(max_pool_operator.backward, (grads, [argmax, None], window, *sizes, False, [True, False]))
+    check_operator(mean_pool_operator.backward, (grads, [None, None], window, *sizes, False, 0, 0.0, [True]))
+    index = torch.arange(12, device=device).view(3, 4).expand(2, 3, 3, 4)
+    small = make(2, 3, 3, 4, device=device, memory_format=memory_format)
+    check_operator(max_unpool_operator.forward, (small, index, [6, 8], channels_last, True))
 
 
 @kernels
@@ -270,7 +403,7 @@ def test_export(device: str) -> None:
     model = torch.nn.Sequential(MaxPool2d(2), AvgPool2d(2), AdaptiveAvgPool2d(2))
     x = make(2, 3, 16, 12, device=device).detach()
     exported = torch.export.export(model, (x,))
-    for name in ("tinynet.max_pool2d", "tinynet.avg_pool2d", "tinynet.adaptive_avg_pool2d"):
+    for name in ("tinynet.max_pool", "tinynet.mean_pool"):
         assert name in exported.graph_module.code
     torch.testing.assert_close(exported.module()(x), model(x))
 
@@ -329,6 +462,21 @@ IMAGE = torch.randn(2, 3, 8, 8)
         (lambda: max_pool2d(IMAGE, 9), ValueError, "larger than the padded input"),
         (lambda: max_pool2d(IMAGE, 5, dilation=2), ValueError, "larger than the padded input"),
         (lambda: avg_pool2d(IMAGE, 2, divisor_override=0), ValueError, "divisor_override"),
+        (lambda: ours.max_pool1d(IMAGE, 2), ValueError, r"\[N, C, L\]"),
+        (lambda: ours.avg_pool3d(IMAGE[0], 2), ValueError, r"\[N, C, D, H, W\]"),
+        (lambda: ours.max_pool3d(IMAGE[None], (1, 2)), ValueError, "one number or three"),
+        (lambda: ours.lp_pool2d(IMAGE, 0, 2), ValueError, "norm_type"),
+        (lambda: ours.fractional_max_pool2d(IMAGE, 2), ValueError, "one of output_size and output_ratio"),
+        (lambda: ours.fractional_max_pool2d(IMAGE, 3, 7), ValueError, "too many"),
+        (
+            lambda: ours.fractional_max_pool2d(IMAGE, 3, 2, _random_samples=torch.rand(2, 3, 3)),
+            ValueError,
+            "_random_samples must be",
+        ),
+        (lambda: ours.max_unpool2d(IMAGE, IMAGE.int(), 2), TypeError, "indices must be int64"),
+        (lambda: ours.max_unpool2d(IMAGE, IMAGE.long()[0], 2), ValueError, "input's shape"),
+        (lambda: ours.max_unpool2d(IMAGE, IMAGE.long() + 300, 2), ValueError, "indices must be in"),
+        (lambda: ours.max_unpool2d(IMAGE, IMAGE.long(), 2, output_size=[9, 9]), ValueError, "output_size must differ"),
         (lambda: adaptive_avg_pool2d(IMAGE, 0), ValueError, "output_size must be at least 1"),
         (lambda: adaptive_avg_pool2d(IMAGE, (1, 2, 3)), ValueError, "output_size must be one number or two"),
         (lambda: adaptive_avg_pool2d(IMAGE, 1.5), TypeError, "output_size must be an integer"),  # pyright: ignore

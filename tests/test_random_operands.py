@@ -35,7 +35,8 @@ from tinynet.ops.instance_norm import instance_norm
 from tinynet.ops.layer_norm import layer_norm, rms_norm
 from tinynet.ops.linear import linear
 from tinynet.ops.local_response_norm import local_response_norm
-from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from tinynet.ops.max_pool import max_pool2d
+from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d
 from tinynet.ops.prelu import prelu
 from tinynet.ops.rrelu import rrelu
 from tinynet.ops.softmax import log_softmax, softmax, softmin

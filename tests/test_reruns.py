@@ -56,8 +56,14 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] =
         lambda: pictures(5),
         "norm_parameter_gradients_kernel",
     ),
-    "max_pool2d": (lambda: nn.MaxPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "max_pool2d_backward_kernel"),
-    "avg_pool2d": (lambda: nn.AvgPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "avg_pool2d_backward_kernel"),
+    "max_pool2d": (lambda: nn.MaxPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "max_pool_backward_kernel"),
+    "avg_pool2d": (lambda: nn.AvgPool2d(3, 1, 1), lambda: torch.randn(2, 3, 20, 20), "mean_pool_backward_kernel"),
+    "adaptive_max_pool3d": (
+        lambda: nn.AdaptiveMaxPool3d(3),
+        lambda: torch.randn(2, 3, 5, 7, 8),
+        "max_pool_backward_kernel",
+    ),
+    "lp_pool2d": (lambda: nn.LPPool2d(2, 3, 1), lambda: torch.randn(2, 3, 20, 20), "mean_pool_backward_kernel"),
     "cross_entropy": (
         lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
         lambda: (torch.randn(70_000, 3), torch.randint(3, (70_000,))),

@@ -22,13 +22,15 @@ from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.embedding import embedding
 from tinynet.ops.linear import linear, linear_chain
-from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from tinynet.ops.max_pool import adaptive_max_pool2d, max_pool2d
+from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d
 from tinynet.ops.regression_loss import mse_loss
 from tinynet_kernels import activation as activation_kernels
 from tinynet_kernels import launch
 from tinynet_kernels import layout as layout_kernels
 from tinynet_kernels import linear as linear_kernels
-from tinynet_kernels import pool as pool_kernels
+from tinynet_kernels.pool import maximum as pool_kernels
+from tinynet_kernels.pool.spec import Axis, window_of
 from tinynet_kernels.tiles import current_target
 
 pytestmark = pytest.mark.kernels
@@ -86,6 +88,7 @@ POOLINGS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "max_dilated": (max_pool2d, F.max_pool2d, {"kernel_size": 2, "stride": 1, "dilation": 2}),
     "mean": (avg_pool2d, F.avg_pool2d, {"kernel_size": 3, "stride": 1}),
     "adaptive": (adaptive_avg_pool2d, F.adaptive_avg_pool2d, {"output_size": 2}),
+    "adaptive_max": (adaptive_max_pool2d, F.adaptive_max_pool2d, {"output_size": 2}),
     "global": (adaptive_avg_pool2d, F.adaptive_avg_pool2d, {"output_size": 1}),
 }
 
@@ -293,9 +296,9 @@ def test_who_takes_int64() -> None:
         return activation_kernels._backward_problem(rows, columns, columns, identity, True, target)
 
     def pool_problem(size: int) -> launch.Problem:
-        window = pool_kernels.Window(pool_kernels.Axis(2, 2), pool_kernels.Axis(2, 2))
+        window = window_of([Axis(2, 2), Axis(2, 2)])
         shape = (1, 1, size // 2, size // 2)
-        return pool_kernels._problem("max_backward", shape, (), window, (size, size), False, target)
+        return pool_kernels._problem(False, shape, (), window, (size, size), False, target)
 
     def transpose_problem(channels: int, pixels: int) -> launch.Problem:
         return layout_kernels._transpose_problem(4, channels, pixels, target)

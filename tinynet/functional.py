@@ -53,7 +53,30 @@ from tinynet.ops.layer_norm import layer_norm, rms_norm
 from tinynet.ops.likelihood_loss import gaussian_nll_loss, kl_div, poisson_nll_loss
 from tinynet.ops.linear import linear
 from tinynet.ops.local_response_norm import local_response_norm
-from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from tinynet.ops.lp_pool import lp_pool1d, lp_pool2d, lp_pool3d
+from tinynet.ops.max_pool import (
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    fractional_max_pool2d,
+    fractional_max_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+)
+from tinynet.ops.max_unpool import (
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
+from tinynet.ops.pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+)
 from tinynet.ops.prelu import prelu
 from tinynet.ops.regression_loss import huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from tinynet.ops.rrelu import rrelu
@@ -61,9 +84,16 @@ from tinynet.ops.softmax import log_softmax, softmax, softmin
 from tinynet.ops.upsample import interpolate, upsample
 
 __all__ = [
+    "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "alpha_dropout",
+    "avg_pool1d",
     "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "bilinear",
     "binary_cross_entropy",
@@ -81,6 +111,8 @@ __all__ = [
     "embedding_bag",
     "feature_alpha_dropout",
     "fold",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
     "gaussian_nll_loss",
     "gelu",
     "glu",
@@ -101,8 +133,16 @@ __all__ = [
     "local_response_norm",
     "log_softmax",
     "logsigmoid",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
     "margin_ranking_loss",
+    "max_pool1d",
     "max_pool2d",
+    "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "mish",
     "mse_loss",
     "multilabel_soft_margin_loss",

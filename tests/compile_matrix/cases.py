@@ -29,7 +29,6 @@ from tinynet_kernels import (
     local_response_norm,
     loss_functions,
     optimizer,
-    pool,
     prelu,
     recurrent,
     rrelu,
@@ -45,6 +44,10 @@ from tinynet_kernels.conv.spec import ConvolutionSpec
 from tinynet_kernels.layer_norm.backward import layer_norm_backward
 from tinynet_kernels.layer_norm.forward import layer_norm_forward
 from tinynet_kernels.loss_spec import Loss
+from tinynet_kernels.pool import maximum as pool_maximum
+from tinynet_kernels.pool import mean as pool_mean
+from tinynet_kernels.pool import unpool
+from tinynet_kernels.pool.spec import Axis, Mean, Window, window_of
 from tinynet_kernels.recurrent import GATES
 from tinynet_kernels.recurrent.layer import recurrent_backward, recurrent_forward
 
@@ -613,12 +616,14 @@ def _norm(row: Mapping[str, Any]) -> None:
 
 
 def pool_cases(target: Target) -> Iterator[Case]:
-    """Maxima and means, forward and backward, for windows that touch, overlap, dilate and divide the image."""
+    """Maxima, means and norms, forward and backward, for windows that touch, overlap, dilate and divide the image."""
     windows = {
-        "2x2": (pool.Axis(2, 2), 14),
-        "3x3 overlapping": (pool.Axis(3, 2, padding=1), 14),
-        "3x3 dilated": (pool.Axis(3, 1, dilation=2), 24),
-        "global": (pool.Axis(28, 28), 1),
+        "2x2": (Axis(2, 2), 14),
+        "3x3 overlapping": (Axis(3, 2, padding=1), 14),
+        "3x3 dilated": (Axis(3, 1, dilation=2), 24),
+        "adaptive": (Axis(6), 6),
+        "fractional": (Axis(2), 18),
+        "global": (Axis(28, 28), 1),
     }
     flags = {
         "window": tuple(windows),
@@ -626,36 +631,62 @@ def pool_cases(target: Target) -> Iterator[Case]:
         "channels": (64, 3),
         "channels_last": (True, False),
         "option": (True, False),
+        "axes": (2, 3, 1),
     }
     for row in pairwise(flags):
         axis, side = windows[row["window"]]
         aligned = row["channels_last"] and row["channels"] % 8 == 0
-        adaptive = row["window"] == "global"
-        if not adaptive:
-            yield Case(f"max {_flags(row)}", partial(_max_pool, pool.Window(axis, axis), side, row), aligned)
-        if axis.dilation == 1:
-            window = pool.Window(axis, axis, adaptive, row["option"], divisor_override=0 if row["option"] else 5)
-            yield Case(f"mean {_flags(row)}", partial(_mean_pool, window, side, row), aligned)
+        kinds = {"adaptive": row["window"] == "adaptive", "fractional": row["window"] == "fractional"}
+        window = window_of([axis] * row["axes"], **kinds)
+        if row["window"] != "global":
+            yield Case(f"max {_flags(row)}", partial(_max_pool, window, side, row), aligned)
+        if axis.dilation == 1 and not window.fractional:
+            norm = 2.5 if row["option"] and not window.adaptive else 0.0
+            mean = Mean(row["option"], 0 if row["option"] else 5, norm)
+            yield Case(f"mean {_flags(row)}", partial(_mean_pool, window, mean, side, row), aligned)
+        yield Case(f"unpool {_flags(row)}", partial(_unpool, side, row), aligned)
 
 
 def _pooled(side: int, row: Mapping[str, Any], dtype: torch.dtype) -> torch.Tensor:
-    memory_format = torch.channels_last if row["channels_last"] else torch.contiguous_format
-    return _empty(64, row["channels"], side, side, dtype=dtype).contiguous(memory_format=memory_format)
+    x = _empty(64, row["channels"], *[side] * row["axes"], dtype=dtype)
+    if not _pools_channels_last(row):
+        return x
+    return x.contiguous(memory_format=torch.channels_last if row["axes"] == 2 else torch.channels_last_3d)
 
 
-def _max_pool(window: pool.Window, side: int, row: Mapping[str, Any]) -> None:
-    x, channels_last = _pooled(28, row, row["dtype"]), row["channels_last"]
-    y, argmax, _ = pool.max_pool2d_forward(
-        x, window, (side, side), channels_last=channels_last, want_argmax=True, want_index=row["option"]
+def _pools_channels_last(row: Mapping[str, Any]) -> bool:
+    return bool(row["channels_last"] and row["axes"] > 1)
+
+
+def _max_pool(window: Window, side: int, row: Mapping[str, Any]) -> None:
+    x, channels_last = _pooled(28, row, row["dtype"]), _pools_channels_last(row)
+    samples = _empty(64, row["channels"], 3, dtype=torch.float32) if window.fractional else None
+    y, _, argmax = pool_maximum.max_pool_forward(
+        x,
+        window,
+        (side,) * row["axes"],
+        samples,
+        channels_last=channels_last,
+        want_argmax=True,
+        want_index=row["option"],
     )
     assert argmax is not None
-    pool.max_pool2d_backward(y, argmax, window, (28, 28), channels_last=channels_last)
+    size = (28,) * row["axes"]
+    pool_maximum.max_pool_backward(y, argmax, window, size, samples, channels_last=channels_last)
 
 
-def _mean_pool(window: pool.Window, side: int, row: Mapping[str, Any]) -> None:
-    x = _pooled(28, row, row["dtype"])
-    y = pool.avg_pool2d_forward(x, window, (side, side), channels_last=row["channels_last"])
-    pool.avg_pool2d_backward(y, window, (28, 28), channels_last=row["channels_last"])
+def _mean_pool(window: Window, mean: Mean, side: int, row: Mapping[str, Any]) -> None:
+    x, channels_last = _pooled(28, row, row["dtype"]), _pools_channels_last(row)
+    y = pool_mean.mean_pool_forward(x, window, (side,) * row["axes"], mean, channels_last=channels_last)
+    saved = (x, y) if mean.norm else (None, None)
+    pool_mean.mean_pool_backward(y, *saved, window, (28,) * row["axes"], mean, channels_last=channels_last)
+
+
+def _unpool(side: int, row: Mapping[str, Any]) -> None:
+    x, channels_last = _pooled(side, row, row["dtype"]), _pools_channels_last(row)
+    index = _pooled(side, row, torch.int64)
+    y = unpool.unpool_forward(x, index, (28,) * row["axes"], channels_last=channels_last)
+    unpool.unpool_backward(y, index, channels_last=channels_last)
 
 
 # ---- recurrent -------------------------------------------------------------------------------------------------------

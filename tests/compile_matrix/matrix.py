@@ -54,14 +54,14 @@ RELOADED = AllowedSpill(24, 3, "constants, reloaded in each iteration of a loop 
 
 # (kernel, target) -> the accepted spill; "*" stands for every target.
 SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
-    ("avg_pool2d_backward_kernel", "*"): PARKED,
+    ("mean_pool_backward_kernel", "*"): PARKED,
     ("convolution_input_gradient_kernel", "*"): PARKED,
     ("cross_entropy_forward_kernel", "*"): PARKED,
     ("activation_backward_kernel", "sm_100"): RELOADED,
     ("linear_weight_gradient_kernel", "sm_100"): RELOADED,
-    ("max_pool2d_backward_kernel", "sm_100"): RELOADED,
+    ("max_pool_backward_kernel", "sm_100"): RELOADED,
     ("activation_backward_kernel", "sm_120"): RELOADED,
-    ("avg_pool2d_forward_kernel", "sm_120"): PARKED._replace(bytes=32),
+    ("mean_pool_forward_kernel", "sm_120"): PARKED._replace(bytes=32),
     ("linear_forward_kernel", "sm_120"): PARKED,
     ("linear_input_gradient_kernel", "sm_120"): RELOADED,
     ("linear_weight_gradient_kernel", "sm_120"): RELOADED,

@@ -17,12 +17,12 @@ import tinynet
 from tinynet_engines.offline.report import Report
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.spec import ConvolutionSpec
-from tinynet_kernels.pool import Axis, Window
+from tinynet_kernels.pool.spec import Axis, Mean, window_of
 
 PACKAGE = "tinynet_kernels"
 BF16 = torch.bfloat16
 IDENTITY = Activation("identity")
-PADDED = Window(Axis(3, 2, padding=1), Axis(3, 2, padding=1))
+PADDED = window_of([Axis(3, 2, padding=1), Axis(3, 2, padding=1)])
 
 
 def mutation(place: str, line: str, changed: str, run: Callable[[Any], Any], user: str = "") -> Callable[[bool], Any]:
@@ -79,13 +79,13 @@ def convolution_with_padding(forward: Any) -> None:
     )
 
 
-def pooling_with_padding(pool: Any) -> None:
+def pooling_with_padding(maximum: Any) -> None:
     x = torch.randn(1, 3, 5, 5)
-    pool.max_pool2d_forward(x, PADDED, (3, 3), channels_last=False, want_argmax=True, want_index=False)
+    maximum.max_pool_forward(x, PADDED, (3, 3), channels_last=False, want_argmax=True, want_index=False)
 
 
-def overlapping_means_backward(pool: Any) -> None:
-    pool.avg_pool2d_backward(torch.randn(1, 3, 3, 3), PADDED, (5, 5), channels_last=False)
+def overlapping_means_backward(mean: Any) -> None:
+    mean.mean_pool_backward(torch.randn(1, 3, 3, 3), None, None, PADDED, (5, 5), Mean(), channels_last=False)
 
 
 def lookup(embedding: Any) -> None:

@@ -115,9 +115,10 @@ OURS = [
         "conv.window", "valid = tl.cast(bits & 1, tl.int1)", "valid = windows.in_tile",
         mutations.convolution_with_padding, user="conv.forward")),
     Fault("max-pooling: reads the padding", GUARD, {"out-of-bounds"}, mutation(
-        "pool", "mask=at.mask & inside, other=0.0", "mask=at.mask, other=0.0", mutations.pooling_with_padding)),
+        "pool.maximum", "mask=at.mask & inside, other=0.0", "mask=at.mask, other=0.0",
+        mutations.pooling_with_padding)),
     Fault("average pooling: no `other` for windows that don't exist", GUARD, {"poison"}, mutation(
-        "pool", "mask=at.mask & holds[:, None], other=0.0", "mask=at.mask & holds[:, None]",
+        "pool.mean", "mask=at.mask & holds, other=0.0", "mask=at.mask & holds",
         mutations.overlapping_means_backward)),
     Fault("embedding: no mask of columns", GUARD, {"out-of-bounds", "duplicate-store"}, mutation(
         "embedding", "token_mask[:, None] & (column < columns)[None, :]",

@@ -15,12 +15,14 @@ from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference, as_activation
 from tinynet.ops.arguments import as_integer, as_pair, autocast, autocast_dtype, cast_to, needs_gradient, route_floating
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
+from tinynet.ops.max_pool import max_pool2d
 from tinynet.ops.operator import Operator, Tensors
-from tinynet.ops.pool import max_pool2d
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization
+from tinynet_kernels.pool.spec import Axis, window_of
 
 IntOrPair = int | Sequence[int]  # one number, or (height, width)
+TWO_BY_TWO = window_of([Axis(2, 2), Axis(2, 2)])
 
 
 def conv2d_reference(
@@ -207,8 +209,7 @@ def conv2d_gradients(
 
 def _at_maxima(grad: Tensor, argmax: Tensor, size: tuple[int, int]) -> Tensor:
     """The gradient of each 2 x 2 window, channels_last, at the pixel of its maximum; [N, K, *size]."""
-    axis = kernels.pool.Axis(2, 2)
-    return kernels.pool.max_pool2d_backward(grad, argmax, kernels.pool.Window(axis, axis), size, channels_last=True)
+    return kernels.pool_maximum.max_pool_backward(grad, argmax, TWO_BY_TWO, size, channels_last=True)
 
 
 def _operator_forward(

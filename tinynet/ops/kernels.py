@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tinynet_kernels import linear as linear
     from tinynet_kernels import local_response_norm as local_response_norm
     from tinynet_kernels import optimizer as optimizer
-    from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu
     from tinynet_kernels import rrelu as rrelu
     from tinynet_kernels import softmax as softmax
@@ -39,6 +38,9 @@ _FOLDERS = {
     "conv_weight_gradient": "conv.weight_gradient",
     "layer_norm_backward": "layer_norm.backward",
     "layer_norm_forward": "layer_norm.forward",
+    "pool_maximum": "pool.maximum",
+    "pool_mean": "pool.mean",
+    "pool_unpool": "pool.unpool",
     "recurrent": "recurrent.layer",
 }
 

@@ -55,6 +55,7 @@ class Operator:
         flops: multiplications and additions in matrix products, of (wanted, *tensors and settings); `wanted` is None
             for the forward, and for the backward the saved tensors come first. None counts none.
         outputs: how many results are differentiable.
+        returned: how many results a call returns, those included; None for just these.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Operator:
         fake_backward: Callable[..., Tensors] | None = None,
         flops: Callable[..., int] | None = None,
         outputs: int = 1,
+        returned: int | None = None,
     ) -> None:
         name, signature = schema.split("(", 1)
         arguments, results = signature.split(") -> ")
@@ -76,7 +78,8 @@ class Operator:
         self.tensors = sum(kind.startswith("Tensor") for kind in kinds)
         self.single = not results.startswith("(")
         self.launch_forward, self.launch_backward = forward, backward
-        self.saves, self.reference, self.outputs = saves, reference, outputs
+        self.saves, self.reference = saves, reference
+        self.outputs, self.returned = outputs, returned or outputs
         self.settings = [setting_of(kind) for kind in kinds[self.tensors :]]
         schemas = [setting.schema for setting in self.settings]
         self.forward = self._define(
@@ -88,7 +91,7 @@ class Operator:
             self._count(name, flops)
 
     def __call__(self, route: Route, *arguments: Any) -> Any:
-        """The differentiable results of these arguments, in the schema's order: one tensor, or a tuple.
+        """The returned results of these arguments, in the schema's order: one tensor, or a tuple.
 
         Args:
             route: who computes.
@@ -99,14 +102,14 @@ class Operator:
         save = needs_gradient(*arguments[: self.tensors])
         if route is Route.OPERATOR:
             results = self.registered(*arguments, save)
-            return results if self.single else self.differentiable(results)
+            return results if self.single else self.visible(results)
         if save:
             return _KernelFunction.apply(self, *arguments)
-        return self.differentiable(self.launch_forward(*arguments, False))
+        return self.visible(self.launch_forward(*arguments, False))
 
-    def differentiable(self, results: Sequence[Any]) -> Any:
-        """Those of all results that are differentiable: one tensor, or a tuple."""
-        return results[0] if self.outputs == 1 else tuple(results[: self.outputs])
+    def visible(self, results: Sequence[Any]) -> Any:
+        """Those of all results that a call returns: one tensor, or a tuple."""
+        return results[0] if self.returned == 1 else tuple(results[: self.returned])
 
     def registered(self, *arguments: Any) -> Any:
         """All results of the operator that PyTorch knows; the last argument is `save`."""
@@ -183,7 +186,7 @@ class Operator:
 def _in_pytorch(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
     operator = ctx.operator
     wanted = ctx.needs_input_grad[1 : 1 + operator.tensors]
-    return None, *operator.in_pytorch(ctx.given, ctx.settings, wanted, grads)
+    return None, *operator.in_pytorch(ctx.given, ctx.settings, wanted, grads[: operator.outputs])
 
 
 class _KernelFunction(torch.autograd.Function):
@@ -197,14 +200,17 @@ class _KernelFunction(torch.autograd.Function):
         ctx.given = hold(*arguments[: operator.tensors])
         if operator.outputs > 1:
             ctx.set_materialize_grads(False)  # None for an output that was not used
-        return operator.differentiable(results)
+        if operator.returned > operator.outputs:
+            extra = results[operator.outputs : operator.returned]
+            ctx.mark_non_differentiable(*[result for result in extra if result is not None])
+        return operator.visible(results)
 
     @staticmethod
     @through_kernels(_in_pytorch)
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         operator, settings = ctx.operator, ctx.settings
         wanted = ctx.needs_input_grad[1 : 1 + operator.tensors]
-        gradients = operator.launch_backward(grads, ctx.saved_tensors, *settings, wanted)
+        gradients = operator.launch_backward(grads[: operator.outputs], ctx.saved_tensors, *settings, wanted)
         return None, *gradients, *[None] * len(settings)
 
 

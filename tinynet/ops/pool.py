@@ -1,8 +1,8 @@
-"""Pooling of images: maximum and mean of windows, and the adaptive mean."""
+"""Means and p-norms of the windows of an image of one, two or three axes, and what all pooling shares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,311 +11,258 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import Route, route_of
+from tinynet.dispatch import Route
 from tinynet.ops import kernels
-from tinynet.ops.arguments import Pair, as_integer, as_pair, check_floating, needs_gradient
-from tinynet.ops.autograd import gradients_of, through_kernels
-from tinynet.ops.operator import Operator, Tensors
+from tinynet.ops.arguments import as_integer, route_floating
+from tinynet.ops.operator import Operator
+from tinynet_kernels.pool.spec import Axis, Mean, Window, window_of
+
+Lengths = tuple[int, ...]  # along the axes of an image
+IntOrLengths = int | Sequence[int]
+AXES = ("", "L", "H, W", "D, H, W")  # by rank
+COUNTS = ("", "one number", "one number or two", "one number or three")
 
 
-def max_pool2d_reference(
-    input: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
-) -> tuple[Tensor, Tensor]:
-    """The maxima and their indices in plain PyTorch; see `max_pool2d`."""
-    return F.max_pool2d(input, kernel, stride, padding, dilation, ceil_mode, return_indices=True)  # pyright: ignore
+def in_pytorch(name: str, rank: int) -> Any:
+    """torch.nn.functional's function for images of so many axes."""
+    return getattr(F, f"{name}{rank}d")
 
 
-def avg_pool2d_reference(
+def as_lengths(operator: str, name: str, value: Any, rank: int, least: int) -> Lengths:
+    """One number per axis, of one number or of a sequence of one or `rank`.
+
+    Raises:
+        TypeError: a value that is not an integer.
+        ValueError: another number of them, or one below `least`.
+    """
+    values = list(map(as_integer, value if isinstance(value, Sequence) else [value]))
+    if None in values:
+        raise TypeError(f"{operator}: {name} must be an integer or {rank} of them, got {value!r}")
+    if len(values) not in (1, rank):
+        raise ValueError(f"{operator}: {name} must be {COUNTS[rank]}, got {value!r}")
+    if min(values) < least:
+        raise ValueError(f"{operator}: {name} must be at least {least}, got {value!r}")
+    return tuple(values) if len(values) == rank else (values[0],) * rank
+
+
+def checked_route(operator: str, rank: int, input: Tensor) -> Route:
+    """Who computes, once `input` is checked.
+
+    Raises:
+        ValueError: a wrong rank, or an axis without elements.
+        TypeError: an input that is not floating point.
+    """
+    route = route_floating(operator, None, ("input",), input)
+    if input.dim() not in (rank + 1, rank + 2):
+        axes = AXES[rank]
+        raise ValueError(f"{operator}: input must be [N, C, {axes}] or [C, {axes}], got shape {tuple(input.shape)}")
+    if 0 in input.shape[-rank - 1 :]:
+        raise ValueError(f"{operator}: only the batch of input may be empty, got shape {tuple(input.shape)}")
+    return route
+
+
+def strided_window(
+    operator: str, rank: int, kernel_size: Any, stride: Any, padding: Any = 0, dilation: Any = 1
+) -> tuple[Lengths, Lengths, Lengths, Lengths]:
+    """(kernel, stride, padding, dilation) along each axis.
+
+    Raises:
+        ValueError, TypeError: as `as_lengths`; and a padding over half of the kernel.
+    """
+    kernel = as_lengths(operator, "kernel_size", kernel_size, rank, least=1)
+    absent = stride is None or (isinstance(stride, Sequence) and not stride)
+    step = kernel if absent else as_lengths(operator, "stride", stride, rank, least=1)
+    border = as_lengths(operator, "padding", padding, rank, least=0)
+    for taps, edge in zip(kernel, border, strict=True):
+        if 2 * edge > taps:
+            raise ValueError(f"{operator}: padding must be at most half of kernel_size ({taps}), got {edge}")
+    return kernel, step, border, as_lengths(operator, "dilation", dilation, rank, least=1)
+
+
+def pooled_size(operator: str, input: Tensor, window: Sequence[Lengths], ceil_mode: bool) -> Lengths:
+    """The output's axes by PyTorch's rule: the last window starts inside the image or its leading padding.
+
+    Raises:
+        ValueError: a window larger than the padded image.
+    """
+    sizes = []
+    for size, kernel, stride, padding, dilation in zip(input.shape[-len(window[0]) :], *window, strict=True):
+        reach = (kernel - 1) * dilation + 1
+        free = size + 2 * padding - reach
+        windows = (free + (stride - 1 if ceil_mode else 0)) // stride + 1
+        if ceil_mode and (windows - 1) * stride >= size + padding:
+            windows -= 1
+        if windows < 1:
+            raise ValueError(
+                f"{operator}: a kernel_size that reaches {reach} is larger than the padded input, {size + 2 * padding}"
+            )
+        sizes.append(windows)
+    return tuple(sizes)
+
+
+def adaptive_size(operator: str, input: Tensor, rank: int, output_size: Any) -> Lengths:
+    """The output's axes of an adaptive pooling, None standing for the input's.
+
+    Raises:
+        ValueError, TypeError: as `as_lengths`.
+    """
+    sizes = output_size if isinstance(output_size, Sequence) else (output_size,) * rank
+    given = input.shape[-rank:]
+    filled = [length if size is None else size for size, length in zip(sizes, given, strict=False)]
+    if len(sizes) != rank:
+        raise ValueError(f"{operator}: output_size must be {COUNTS[rank]}, got {output_size!r}")
+    return as_lengths(operator, "output_size", filled, rank, least=1)
+
+
+def has_adjacent_channels(x: Tensor) -> bool:
+    """Whether neighboring channels of an image [N, C, ...] with two or three axes are neighbors in memory."""
+    return x.dim() > 3 and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def dense(x: Tensor, channels_last: bool) -> Tensor:
+    """x [N, C, ...] in that layout: itself, or a copy."""
+    if not channels_last:
+        return x.contiguous()
+    return kernels.layout.to_channels_last(x) if x.dim() == 4 else x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def fake(x: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """What an operator returns for its images: [N, C, *size]."""
+    formats = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    memory_format = formats if channels_last else torch.contiguous_format
+    shape = (x.shape[0], x.shape[1], *size)
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
+
+
+@lru_cache(maxsize=4096)
+def kernel_window(window: Lengths, size: Lengths, out_size: Lengths) -> Window:
+    """The kernels' window.
+
+    Args:
+        window: kernel, stride, padding and dilation one after the other, each along all axes; kernel alone for
+            fractional pooling, none for adaptive pooling.
+        size: of the image.
+        out_size: of the output. An adaptive window is a plain one where it divides the image.
+    """
+    rank = len(size)
+    if window:
+        axes = [Axis(*window[axis::rank]) for axis in range(rank)]
+        return window_of(axes, fractional=len(window) == rank)
+    if any(length % out for length, out in zip(size, out_size, strict=True)):
+        return window_of(
+            [Axis(-(-length // out) + 1) for length, out in zip(size, out_size, strict=True)], adaptive=True
+        )
+    return window_of([Axis(length // out, length // out) for length, out in zip(size, out_size, strict=True)])
+
+
+def by_axis(window: Sequence[int], size: Sequence[int]) -> list[Lengths]:
+    """The kernel, stride, padding and dilation of a strided `window` of images of `size`, each along all axes."""
+    return [tuple(window[start : start + len(size)]) for start in range(0, len(window), len(size))]
+
+
+def is_ceiled(window: Sequence[Lengths], size: Sequence[int], out_size: Sequence[int]) -> bool:
+    """Whether `ceil_mode` gave an output of `out_size`, which rounding down would not."""
+    axes = zip(size, out_size, *window, strict=True)
+    return any((length + 2 * p - (k - 1) * d - 1) // s + 1 != out for length, out, k, s, p, d in axes)
+
+
+def mean_pool_reference(
+    x: Tensor,
+    window: Sequence[int],
+    size: Lengths,
+    out_size: Lengths,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int,
+    norm: float,
+) -> Tensor:
+    """The operator `mean_pool` in plain PyTorch."""
+    rank = len(size)
+    if not window:
+        return in_pytorch("adaptive_avg_pool", rank)(x, out_size)
+    axes = kernel, stride, padding, _ = by_axis(window, size)
+    ceil_mode = is_ceiled(axes, size, out_size)
+    if norm:
+        return in_pytorch("lp_pool", rank)(x, norm, kernel[0] if rank == 1 else kernel, stride, ceil_mode)
+    divisor = () if rank == 1 else (divisor_override or None,)
+    return in_pytorch("avg_pool", rank)(x, kernel, stride, padding, ceil_mode, count_include_pad, *divisor)
+
+
+mean_pool_operator = Operator(
+    "mean_pool(Tensor x, SymInt[] window, SymInt[] size, SymInt[] out_size, bool channels_last, "
+    "bool count_include_pad, int divisor_override, float norm) -> Tensor",
+    forward=lambda x, window, size, out_size, channels_last, *mean: [
+        kernels.pool_mean.mean_pool_forward(
+            x, kernel_window(window, size, out_size), out_size, Mean(*mean[:3]), channels_last=channels_last
+        )
+    ],
+    fake=lambda x, window, size, out_size, channels_last, *_: [fake(x, out_size, channels_last)],
+    saves=lambda given, results: [given[0], results[0]] if given[-1] else [None, None],
+    backward=lambda grads, saved, window, size, out_size, channels_last, *mean: [
+        kernels.pool_mean.mean_pool_backward(
+            dense(grads[0], channels_last),
+            *saved,
+            kernel_window(window, size, out_size),
+            size,
+            Mean(*mean[:3]),
+            channels_last=channels_last,
+        )
+    ],
+    fake_backward=lambda grads, saved, window, size, out_size, channels_last, *_: [fake(grads[0], size, channels_last)],
+    reference=mean_pool_reference,
+)
+
+
+def mean_pool(route: Route, input: Tensor, window: Lengths, out_size: Lengths, *mean: Any) -> Tensor:
+    """The operator `mean_pool` of images with a batch or without; `mean` are the fields of `Mean`."""
+    if input.dim() == len(out_size) + 1:
+        return mean_pool(route, input.unsqueeze(0), window, out_size, *mean).squeeze(0)
+    return mean_pool_operator(route, input, window, input.shape[2:], out_size, has_adjacent_channels(input), *mean)
+
+
+def _avg_pool(
+    rank: int,
     input: Tensor,
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
     ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
-    """The means in plain PyTorch; see `avg_pool2d`."""
-    return F.avg_pool2d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    name = f"avg_pool{rank}d"
+    route = checked_route(name, rank, input)
+    window = strided_window(name, rank, kernel_size, stride, padding)
+    divisor = None if divisor_override is None else as_integer(divisor_override)
+    if divisor == 0 or (divisor is None and divisor_override is not None):
+        raise ValueError(f"{name}: divisor_override must be an integer other than 0, got {divisor_override!r}")
+    out_size = pooled_size(name, input, window, ceil_mode)
+    return mean_pool(route, input, sum(window, ()), out_size, bool(count_include_pad), divisor or 0, 0.0)
 
 
-def adaptive_avg_pool2d_reference(input: Tensor, output_size: Pair) -> Tensor:
-    """The adaptive means in plain PyTorch."""
-    return F.adaptive_avg_pool2d(input, output_size)
-
-
-def _max_in_pytorch(ctx: Any, grad: Tensor, _: Tensor | None) -> Sequence[Tensor | None]:
-    window, size, _ = ctx.geometry
-    return (_to_maxima(grad, ctx.saved_tensors[0], window, size),)
-
-
-def _to_maxima(grad: Tensor, argmax: Tensor, window: Sequence[Any], size: Sequence[int]) -> Tensor:
-    """The gradients of windows [N, C, OH, OW] added to the maxima in x [N, C, *size], in plain PyTorch."""
-    (_, columns), (stride_h, stride_w), (padding_h, padding_w), (dilation_h, dilation_w) = window
-    tap = argmax.long()
-    top = torch.arange(argmax.shape[2], device=tap.device)[:, None] * stride_h - padding_h
-    left = torch.arange(argmax.shape[3], device=tap.device) * stride_w - padding_w
-    pixel = (top + tap // columns * dilation_h) * size[1] + left + tap % columns * dilation_w
-    flat = grad.new_zeros((*argmax.shape[:2], size[0] * size[1])).scatter_add(
-        2, pixel.flatten(2), grad.reshape(*argmax.shape[:2], -1)
-    )
-    return flat.view(*argmax.shape[:2], *size)
-
-
-class MaxPool2dFunction(torch.autograd.Function):
-    """The maxima of x [N, C, H, W], and their indices where wanted, through the kernels."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        window: tuple[Pair, Pair, Pair, Pair],
-        out_size: Pair,
-        channels_last: bool,
-        want_index: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        y, argmax, index = _max_forward(x, window, out_size, channels_last, True, want_index)
-        ctx.save_for_backward(argmax)
-        ctx.geometry = window, x.shape[2:], channels_last
-        if index is not None:
-            ctx.mark_non_differentiable(index)
-        return y, index
-
-    @staticmethod
-    @through_kernels(_max_in_pytorch)
-    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        (argmax,) = ctx.saved_tensors
-        return _max_backward(grad, argmax, *ctx.geometry), None, None, None, None
-
-
-@lru_cache(maxsize=256)
-def _max_window(window: tuple[Pair, Pair, Pair, Pair]) -> Any:
-    """The kernels' window."""
-    rows, columns = map(kernels.pool.Axis, *window)
-    return kernels.pool.Window(rows, columns)
-
-
-def _max_forward(
-    x: Tensor, window: Any, out_size: Any, channels_last: bool, save: bool, want_index: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return kernels.pool.max_pool2d_forward(
-        x, _max_window(window), out_size, channels_last=channels_last, want_argmax=save, want_index=want_index
-    )
-
-
-def _max_backward(grad: Tensor, argmax: Tensor, window: Any, size: Any, channels_last: bool) -> Tensor:
-    grad = _dense(grad, channels_last)
-    return kernels.pool.max_pool2d_backward(grad, argmax, _max_window(window), size, channels_last=channels_last)
-
-
-def _avg_in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    window, _, _, *options = ctx.geometry
-    x = torch.zeros((), dtype=grad.dtype, device=grad.device).expand(ctx.shape)  # of no effect: means are linear
-    return gradients_of(lambda x: _avg_in_size(x, window, ctx.out_size, *options), (x,), (True,), (grad,))
-
-
-def _avg_in_size(
-    x: Tensor, window: Sequence[Any] | None, out_size: Sequence[int], count_include_pad: bool, divisor_override: int
-) -> Tensor:
-    """The means of x [N, C, H, W] in plain PyTorch; `window` None stands for adaptive ones."""
-    if window is None:
-        return adaptive_avg_pool2d_reference(x, (out_size[0], out_size[1]))
-    kernel, stride, padding = window
-    options = count_include_pad, divisor_override or None
-    return _of_size(out_size, lambda ceil: avg_pool2d_reference(x, kernel, stride, padding, ceil, *options))
-
-
-def _of_size(out_size: Sequence[int], pool: Callable[[bool], Tensor]) -> Tensor:
-    """`pool(ceil_mode)` with the mode that gives an output of `out_size`."""
-    y = pool(False)
-    return y if y.shape[-2:] == tuple(out_size) else pool(True)
-
-
-class AvgPool2dFunction(torch.autograd.Function):
-    """The means of windows of x [N, C, H, W] through the kernels; `window` None stands for adaptive ones."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        window: tuple[Pair, Pair, Pair] | None,
-        out_size: Pair,
-        channels_last: bool,
-        count_include_pad: bool,
-        divisor_override: int,
-    ) -> Tensor:
-        ctx.shape, ctx.out_size = x.shape, out_size
-        ctx.geometry = window, x.shape[2:], channels_last, count_include_pad, divisor_override
-        return _avg_forward(x, window, out_size, channels_last, count_include_pad, divisor_override)
-
-    @staticmethod
-    @through_kernels(_avg_in_pytorch)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _avg_backward(grad, *ctx.geometry), None, None, None, None, None
-
-
-@lru_cache(maxsize=256)
-def _mean_window(
-    window: tuple[Pair, Pair, Pair] | None, size: Any, out_size: Any, count_include_pad: bool, divisor_override: int
-) -> Any:
-    """The kernels' window; None stands for the adaptive one, a plain one where the outputs divide the image."""
-    axes = list(zip(size, out_size, strict=True))
-    adaptive = window is None and any(length % out for length, out in axes)
-    if window is not None:
-        rows, columns = map(kernels.pool.Axis, *window)
-    elif adaptive:
-        rows, columns = (kernels.pool.Axis(-(-length // out) + 1, 1) for length, out in axes)
-    else:
-        rows, columns = (kernels.pool.Axis(length // out, length // out) for length, out in axes)
-    return kernels.pool.Window(rows, columns, adaptive, count_include_pad, divisor_override)
-
-
-def _avg_forward(x: Tensor, window: Any, out_size: Any, channels_last: bool, *divisor: Any) -> Tensor:
-    window = _mean_window(window, x.shape[2:], out_size, *divisor)
-    return kernels.pool.avg_pool2d_forward(x, window, out_size, channels_last=channels_last)
-
-
-def _avg_backward(grad: Tensor, window: Any, size: Any, channels_last: bool, *divisor: Any) -> Tensor:
-    window = _mean_window(window, size, grad.shape[2:], *divisor)
-    return kernels.pool.avg_pool2d_backward(_dense(grad, channels_last), window, size, channels_last=channels_last)
-
-
-def _dense(grad: Tensor, channels_last: bool) -> Tensor:
-    return kernels.layout.to_channels_last(grad) if channels_last else grad.contiguous()
-
-
-def _has_adjacent_channels(x: Tensor) -> bool:
-    """Whether neighboring channels of x [N, C, H, W] are neighbors in memory."""
-    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
-
-
-def _fake(x: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
-    """What an operator returns for its images: [N, C, *size]."""
-    shape = (x.shape[0], x.shape[1], *size)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
-
-
-def _max_fake(x: Tensor, kernel: Pair, *rest: Any) -> Tensors:
-    *_, out_size, channels_last, want_index, save = rest
-    argmax_dtype = kernels.pool.argmax_dtype(kernel[0] * kernel[1])
-    return (
-        _fake(x, out_size, channels_last),
-        _fake(x, out_size, channels_last, argmax_dtype) if save else None,
-        _fake(x, out_size, channels_last, torch.int64) if want_index else None,
-    )
-
-
-max_pool2d_operator = Operator(
-    "max_pool2d(Tensor x, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] size, "
-    "SymInt[] out_size, bool channels_last, bool want_index) -> (Tensor, Tensor, Tensor)",
-    forward=lambda x, kernel, stride, padding, dilation, _, out_size, channels_last, want_index, save: _max_forward(
-        x, (kernel, stride, padding, dilation), out_size, channels_last, save, want_index
-    ),
-    fake=_max_fake,
-    saves=lambda given, results: [results[1]],
-    backward=lambda grads, saved, kernel, stride, padding, dilation, size, _, channels_last, *__: [
-        _max_backward(grads[0], saved[0], (kernel, stride, padding, dilation), size, channels_last)
-    ],
-    fake_backward=lambda grads, saved, *rest: [_fake(grads[0], rest[-5], rest[-3])],
-    reference=lambda x, kernel, stride, padding, dilation, _, out_size, *__: _of_size(
-        out_size, lambda ceil: max_pool2d_reference(x, kernel, stride, padding, dilation, ceil)[0]
-    ),
-)
-
-avg_pool2d_operator = Operator(
-    "avg_pool2d(Tensor x, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] size, SymInt[] out_size, "
-    "bool channels_last, bool count_include_pad, int divisor_override) -> Tensor",
-    forward=lambda x, kernel, stride, padding, _, *rest: [_avg_forward(x, (kernel, stride, padding), *rest[:-1])],
-    fake=lambda x, *rest: [_fake(x, rest[-5], rest[-4])],
-    saves=lambda given, results: [],
-    backward=lambda grads, saved, kernel, stride, padding, size, _, *rest: [
-        _avg_backward(grads[0], (kernel, stride, padding), size, *rest[:-1])
-    ],
-    fake_backward=lambda grads, saved, *rest: [_fake(grads[0], rest[-6], rest[-4])],
-    reference=lambda x, kernel, stride, padding, _, out_size, __, *options: _avg_in_size(
-        x, (kernel, stride, padding), out_size, *options
-    ),
-)
-
-adaptive_avg_pool2d_operator = Operator(
-    "adaptive_avg_pool2d(Tensor x, SymInt[] size, SymInt[] out_size, bool channels_last) -> Tensor",
-    forward=lambda x, size, out_size, channels_last, _: [_avg_forward(x, None, out_size, channels_last, True, 0)],
-    fake=lambda x, size, out_size, channels_last, _: [_fake(x, out_size, channels_last)],
-    saves=lambda given, results: [],
-    backward=lambda grads, saved, size, out_size, channels_last, _: [
-        _avg_backward(grads[0], None, size, channels_last, True, 0)
-    ],
-    fake_backward=lambda grads, saved, size, out_size, channels_last, _: [_fake(grads[0], size, channels_last)],
-    reference=lambda x, size, out_size, _: adaptive_avg_pool2d_reference(x, out_size),
-)
-
-
-def max_pool2d(
+def avg_pool1d(
     input: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    kernel_size: IntOrLengths,
+    stride: IntOrLengths | None = None,
+    padding: IntOrLengths = 0,
     ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """The maximum of each window.
+    count_include_pad: bool = True,
+) -> Tensor:
+    """The mean of each window of [N, C, L] or [C, L]; otherwise as `avg_pool2d`.
 
-    Args:
-        input: [N, C, H, W] or [C, H, W], float32, bfloat16, float16 (kernels) or float64 (reference); any strides.
-        kernel_size: taps of a window; this and the following are one number or (height, width).
-        stride: from one window to the next; None for kernel_size.
-        padding: rows and columns of -infinity on each side, at most half of kernel_size.
-        dilation: from one tap to the next.
-        ceil_mode: whether a last window may reach over the padding.
-        return_indices: whether to return the pixel of each maximum too.
-
-    Returns:
-        [N, C, OH, OW] or [C, OH, OW], input's dtype, channels_last where input is. NaN is larger than every number,
-        and of equal taps the first is taken. With return_indices also the indices ih W + iw, int64.
-
-    Raises:
-        ValueError: a wrong rank, an output without elements, a kernel, stride or dilation below 1, a padding that is
-            negative or over half of kernel_size.
-        TypeError: an input that is not floating point, sizes that are no integers.
-
-    Source: torch.nn.functional.max_pool2d.
+    Source: torch.nn.functional.avg_pool1d.
     """
     if has_torch_function_unary(input):
-        arguments = kernel_size, stride, padding, dilation, ceil_mode, return_indices
-        return handle_torch_function(max_pool2d, (input,), input, *arguments)
-    check_floating("max_pool2d", input=input)
-    route = route_of("max_pool2d", ("input",), input)
-    _check_shape("max_pool2d", input)
-    kernel = as_pair("max_pool2d", "kernel_size", kernel_size, least=1)
-    step = kernel if stride is None else as_pair("max_pool2d", "stride", stride, least=1)
-    border = as_pair("max_pool2d", "padding", padding, least=0)
-    spread = as_pair("max_pool2d", "dilation", dilation, least=1)
-    window = (kernel, step, border, spread)
-    out_size = _output_size("max_pool2d", input, window, ceil_mode)
-    if route is Route.REFERENCE:
-        y, index = max_pool2d_reference(input, *window, ceil_mode)
-        return (y, index) if return_indices else y
-    x = input if input.dim() == 4 else input.unsqueeze(0)
-    channels_last = _has_adjacent_channels(x)
-    if route is Route.OPERATOR:
-        settings = *window, x.shape[2:], out_size, channels_last, return_indices
-        y, _, index = max_pool2d_operator.registered(x, *settings, needs_gradient(x))
-    elif needs_gradient(input):
-        y, index = MaxPool2dFunction.apply(x, window, out_size, channels_last, return_indices)  # pyright: ignore
-    else:
-        y, _, index = _max_forward(x, window, out_size, channels_last, False, return_indices)
-    y = y if input.dim() == 4 else y.squeeze(0)
-    if not return_indices or index is None:
-        return y
-    return y, index if input.dim() == 4 else index.squeeze(0)
+        arguments = kernel_size, stride, padding, ceil_mode, count_include_pad
+        return handle_torch_function(avg_pool1d, (input,), input, *arguments)
+    return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
 def avg_pool2d(
     input: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
+    kernel_size: IntOrLengths,
+    stride: IntOrLengths | None = None,
+    padding: IntOrLengths = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -324,9 +271,9 @@ def avg_pool2d(
 
     Args:
         input: [N, C, H, W] or [C, H, W], float32, bfloat16, float16 (kernels) or float64 (reference); any strides.
-        kernel_size: elements of a window; this and the following two are one number or (height, width).
+        kernel_size: elements of a window; this and the following two are one number or one per axis.
         stride: from one window to the next; None for kernel_size.
-        padding: rows and columns of zeros on each side, at most half of kernel_size.
+        padding: zeros on each side, at most half of kernel_size.
         ceil_mode: whether a last window may reach over the padding.
         count_include_pad: whether the padding counts in the divisor.
         divisor_override: what to divide by instead.
@@ -344,26 +291,42 @@ def avg_pool2d(
     if has_torch_function_unary(input):
         arguments = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         return handle_torch_function(avg_pool2d, (input,), input, *arguments)
-    check_floating("avg_pool2d", input=input)
-    route = route_of("avg_pool2d", ("input",), input)
-    _check_shape("avg_pool2d", input)
-    kernel = as_pair("avg_pool2d", "kernel_size", kernel_size, least=1)
-    step = kernel if stride is None else as_pair("avg_pool2d", "stride", stride, least=1)
-    border = as_pair("avg_pool2d", "padding", padding, least=0)
-    divisor = None if divisor_override is None else as_integer(divisor_override)
-    if divisor == 0 or (divisor is None and divisor_override is not None):
-        raise ValueError(f"avg_pool2d: divisor_override must be an integer other than 0, got {divisor_override!r}")
-    window = (kernel, step, border)
-    out_size = _output_size("avg_pool2d", input, (*window, (1, 1)), ceil_mode)
-    if route is Route.REFERENCE:
-        return avg_pool2d_reference(input, *window, ceil_mode, count_include_pad, divisor)
-    x = input if input.dim() == 4 else input.unsqueeze(0)
-    options = (out_size, _has_adjacent_channels(x), count_include_pad, divisor or 0)
-    if route is Route.OPERATOR:
-        y = avg_pool2d_operator(route, x, *window, x.shape[2:], *options)
-    else:
-        y = _avg_eager(x, window, *options)
-    return y if input.dim() == 4 else y.squeeze(0)
+    return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def avg_pool3d(
+    input: Tensor,
+    kernel_size: IntOrLengths,
+    stride: IntOrLengths | None = None,
+    padding: IntOrLengths = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window of [N, C, D, H, W] or [C, D, H, W]; otherwise as `avg_pool2d`.
+
+    Source: torch.nn.functional.avg_pool3d.
+    """
+    if has_torch_function_unary(input):
+        arguments = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        return handle_torch_function(avg_pool3d, (input,), input, *arguments)
+    return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
+    name = f"adaptive_avg_pool{rank}d"
+    route = checked_route(name, rank, input)
+    return mean_pool(route, input, (), adaptive_size(name, input, rank, output_size), True, 0, 0.0)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: IntOrLengths) -> Tensor:
+    """Means of windows that divide [N, C, L] or [C, L] into `output_size` parts; otherwise as `adaptive_avg_pool2d`.
+
+    Source: torch.nn.functional.adaptive_avg_pool1d.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(adaptive_avg_pool1d, (input,), input, output_size)
+    return _adaptive_avg_pool(1, input, output_size)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
@@ -384,52 +347,14 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
-    check_floating("adaptive_avg_pool2d", input=input)
-    route = route_of("adaptive_avg_pool2d", ("input",), input)
-    _check_shape("adaptive_avg_pool2d", input)
-    sizes = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
-    filled = [given if size is None else size for size, given in zip(sizes, input.shape[-2:], strict=False)]
-    if len(sizes) != 2:
-        raise ValueError(f"adaptive_avg_pool2d: output_size must be one number or two, got {output_size!r}")
-    out_size = as_pair("adaptive_avg_pool2d", "output_size", filled, least=1)
-    if route is Route.REFERENCE:
-        return adaptive_avg_pool2d_reference(input, out_size)
-    x = input if input.dim() == 4 else input.unsqueeze(0)
-    channels_last = _has_adjacent_channels(x)
-    if route is Route.OPERATOR:
-        y = adaptive_avg_pool2d_operator(route, x, x.shape[2:], out_size, channels_last)
-    else:
-        y = _avg_eager(x, None, out_size, channels_last, True, 0)
-    return y if input.dim() == 4 else y.squeeze(0)
+    return _adaptive_avg_pool(2, input, output_size)
 
 
-def _avg_eager(x: Tensor, *arguments: Any) -> Tensor:
-    if needs_gradient(x):
-        return AvgPool2dFunction.apply(x, *arguments)  # pyright: ignore[reportReturnType]
-    return _avg_forward(x, *arguments)
+def adaptive_avg_pool3d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
+    """Means of windows that divide [N, C, D, H, W] or [C, D, H, W]; otherwise as `adaptive_avg_pool2d`.
 
-
-def _check_shape(operator: str, input: Tensor) -> None:
-    if input.dim() not in (3, 4):
-        raise ValueError(f"{operator}: input must be [N, C, H, W] or [C, H, W], got shape {tuple(input.shape)}")
-    if 0 in input.shape[-3:]:
-        raise ValueError(f"{operator}: only the batch of input may be empty, got shape {tuple(input.shape)}")
-
-
-def _output_size(operator: str, input: Tensor, window: tuple[Pair, Pair, Pair, Pair], ceil_mode: bool) -> Pair:
-    """(OH, OW) by PyTorch's rule: the last window starts inside the image or its leading padding."""
-    sizes = []
-    for size, kernel, stride, padding, dilation in zip(input.shape[-2:], *window, strict=True):
-        reach = (kernel - 1) * dilation + 1
-        if 2 * padding > kernel:
-            raise ValueError(f"{operator}: padding must be at most half of kernel_size ({kernel}), got {padding}")
-        free = size + 2 * padding - reach
-        windows = (free + (stride - 1 if ceil_mode else 0)) // stride + 1
-        if ceil_mode and (windows - 1) * stride >= size + padding:
-            windows -= 1
-        if windows < 1:
-            raise ValueError(
-                f"{operator}: a kernel_size that reaches {reach} is larger than the padded input, {size + 2 * padding}"
-            )
-        sizes.append(windows)
-    return sizes[0], sizes[1]
+    Source: torch.nn.functional.adaptive_avg_pool3d.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(adaptive_avg_pool3d, (input,), input, output_size)
+    return _adaptive_avg_pool(3, input, output_size)

@@ -1,0 +1,334 @@
+"""The mean of each window of an image, and its p-norm, along up to three axes.
+
+    mean: y = sum over taps of x / divisor
+    norm: y = s^(1/p) with s = taps (sum over taps of x^p / divisor), as PyTorch's lp_pool defines it
+
+Backward: without atomics. One program computes a tile of dx and gathers, for each element, from the windows that may
+hold it:
+
+    mean: dx = sum over windows of dY / divisor
+    norm: dx = taps x^(p - 1) sum over windows of dY s^(1/p - 1) / divisor, where s^(1/p - 1) is computed from y
+
+y and dx are dense, channels_last or not; x has any strides. `window.py` explains windows and tiles. Means of whole
+dense images are sums of rows, which have a kernel of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from tinynet_kernels.constants import constexpr
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.offsets import widened
+from tinynet_kernels.pool.spec import Mean, Window, taps
+from tinynet_kernels.pool.window import (
+    Place,
+    dense_offset,
+    elements_of_program,
+    empty_images,
+    ends_of_taps,
+    first_taps,
+    is_inside,
+    last_windows,
+    loop_place,
+    pool_problem,
+    strided_offset,
+    windows_exist,
+)
+from tinynet_kernels.tiles import Target, ceil_div, current_target, rows_and_columns
+
+
+@triton.jit
+def power(x, P: constexpr):
+    """x^p in fp32: NaN for a negative x unless p is an integer."""
+    if P == 0.0:
+        return tl.full(x.shape, 1.0, tl.float32)
+    elif P == 1.0:
+        return x
+    elif P == 2.0:
+        return x * x
+    elif P == 3.0:
+        return x * x * x
+    elif P == 0.5:
+        return tl.sqrt(x)
+    else:
+        size = tl.exp2(P * tl.log2(tl.abs(x)))
+        if P % 2.0 == 0.0:
+            return size
+        elif P % 1.0 == 0.0:
+            return tl.where(x < 0.0, -size, size)
+        else:
+            return tl.where(x < 0.0, float("nan"), size)
+
+
+@triton.jit
+def counted(first, size, AXIS: constexpr, INCLUDE_PAD: constexpr):
+    """The elements along one axis that count in the divisor of the strided window that starts at `first`."""
+    padded_end = tl.minimum(first + AXIS.kernel, size + AXIS.padding)
+    if INCLUDE_PAD:
+        return padded_end - first
+    else:
+        return tl.minimum(padded_end, size) - tl.maximum(first, 0)
+
+
+@triton.jit
+def mean_divisor(first, end, D, H, W, WINDOW: constexpr, MEAN: constexpr):
+    """What the sum over windows from `first` to `end`, both a `Place`, is divided by, in fp32."""
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    if MEAN.divisor_override != 0:
+        return tl.full((1, 1), MEAN.divisor_override, tl.float32)
+    elif WINDOW.adaptive:
+        area = (end.row - first.row) * (end.column - first.column)
+        return ((end.depth - first.depth) * area).to(tl.float32)
+    else:
+        rows = counted(first.row, H, ROWS, MEAN.count_include_pad)
+        area = rows * counted(first.column, W, COLUMNS, MEAN.count_include_pad)
+        return (counted(first.depth, D, DEPTH, MEAN.count_include_pad) * area).to(tl.float32)
+
+
+@triton.jit
+def mean_pool_forward_kernel(
+    x_ptr,
+    y_ptr,
+    lines,
+    inner,
+    C,
+    D,
+    H,
+    W,
+    OD,
+    OH,
+    OW,
+    stride_xn,
+    stride_xc,
+    stride_xd,
+    stride_xh,
+    stride_xw,
+    WINDOW: constexpr,
+    TILE: constexpr,
+    MEAN: constexpr,
+):
+    """y = the sum over the window / divisor, or the norm."""
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    BLOCK_LINES: constexpr = TILE.block_lines
+    BLOCK_INNER: constexpr = TILE.block_inner
+    UNROLL: constexpr = TILE.unroll
+    P: constexpr = MEAN.norm
+    TAPS: constexpr = DEPTH.kernel * ROWS.kernel * COLUMNS.kernel
+    at = elements_of_program(lines, inner, C, OD, OH, OW, TILE)
+    window = Place(at.depth, at.row, at.column)
+    first = first_taps(at, window, None, C, D, H, W, OD, OH, OW, WINDOW)
+    end = ends_of_taps(window, D, H, W, OD, OH, OW, WINDOW.adaptive)
+    stride_xd = widened(stride_xd, TILE.wide)
+    stride_xh = widened(stride_xh, TILE.wide)
+    stride_xw = widened(stride_xw, TILE.wide)
+    x_offset = strided_offset(at, first, stride_xn, stride_xc, stride_xd, stride_xh, stride_xw)
+    total = tl.zeros((BLOCK_LINES, BLOCK_INNER), tl.float32)
+    for number in tl.range(0, TAPS, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
+        tap = loop_place(number, ROWS.kernel, COLUMNS.kernel)
+        tap_ptr = x_ptr + (tap.depth * stride_xd + tap.row * stride_xh + tap.column * stride_xw)
+        mask = at.mask if TILE.always_inside else at.mask & is_inside(tap, first, end)
+        x = tl.load(tap_ptr + x_offset, mask=mask, other=0.0).to(tl.float32)
+        total += x if P == 0.0 else power(x, P)
+    y = total / mean_divisor(first, end, D, H, W, WINDOW, MEAN)
+    if P != 0.0:
+        y = power(y * TAPS, 1.0 / P)
+    offset = dense_offset(at, window, C, OD, OH, OW, TILE)
+    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=at.mask)
+
+
+@triton.jit
+def mean_pool_backward_kernel(
+    grad_ptr,
+    x_ptr,
+    y_ptr,
+    dx_ptr,
+    stride_xn,
+    stride_xc,
+    stride_xd,
+    stride_xh,
+    stride_xw,
+    lines,
+    inner,
+    C,
+    D,
+    H,
+    W,
+    OD,
+    OH,
+    OW,
+    WINDOW: constexpr,
+    TILE: constexpr,
+    MEAN: constexpr,
+):
+    """dx = the sum of dY / divisor over the windows that hold x's element; for norms also of x [any strides] and y."""
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    BLOCK_LINES: constexpr = TILE.block_lines
+    BLOCK_INNER: constexpr = TILE.block_inner
+    UNROLL: constexpr = TILE.unroll
+    STEPS: constexpr = TILE.loop_depth * TILE.loop_rows * TILE.loop_columns
+    P: constexpr = MEAN.norm
+    at = elements_of_program(lines, inner, C, D, H, W, TILE)
+    last = last_windows(at, D, H, W, OD, OH, OW, WINDOW)
+    dx = tl.zeros((BLOCK_LINES, BLOCK_INNER), tl.float32)
+    for step in tl.range(0, STEPS, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
+        back = loop_place(step, TILE.loop_rows, TILE.loop_columns)
+        window = Place(last.depth - back.depth, last.row - back.row, last.column - back.column)
+        first = first_taps(at, window, None, C, D, H, W, OD, OH, OW, WINDOW)
+        end = ends_of_taps(window, D, H, W, OD, OH, OW, WINDOW.adaptive)
+        if WINDOW.adaptive:
+            holds = (at.depth < end.depth) & (at.row < end.row) & (at.column < end.column)
+        else:
+            in_rows = (at.depth - first.depth < DEPTH.kernel) & (at.row - first.row < ROWS.kernel)
+            holds = in_rows & (at.column - first.column < COLUMNS.kernel)
+        holds = holds & windows_exist(window, OD, OH, OW)
+        offset = dense_offset(at, window, C, OD, OH, OW, TILE)
+        grad = tl.load(grad_ptr + offset, mask=at.mask & holds, other=0.0).to(tl.float32)
+        if P != 0.0:
+            y = tl.load(y_ptr + offset, mask=at.mask & holds, other=1.0).to(tl.float32)
+            grad = tl.where((y == 0.0) & (P == 1.0), 0.0, grad * power(y, 1.0 - P))
+        dx += grad / tl.where(holds, mean_divisor(first, end, D, H, W, WINDOW, MEAN), 1.0)
+    place = Place(at.depth, at.row, at.column)
+    if P != 0.0:
+        x_offset = strided_offset(at, place, stride_xn, stride_xc, stride_xd, stride_xh, stride_xw)
+        x = tl.load(x_ptr + x_offset, mask=at.mask, other=0.0).to(tl.float32)
+        dx *= (DEPTH.kernel * ROWS.kernel * COLUMNS.kernel) * power(x, P - 1.0)
+    tl.store(dx_ptr + dense_offset(at, place, C, D, H, W, TILE), dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
+
+
+@triton.jit
+def row_mean_kernel(x_ptr, y_ptr, rows, columns, TILE: constexpr, DIVISOR: constexpr):
+    """y = the sum of each row of x [rows, columns] / divisor."""
+    BLOCK_ROWS: constexpr = TILE.block_rows
+    BLOCK_COLUMNS: constexpr = TILE.block_columns
+    start = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    row = tl.arange(0, BLOCK_ROWS)
+    in_rows = row < rows - start
+    column = tl.arange(0, BLOCK_COLUMNS)
+    x_ptr += start * columns
+    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    for first in range(0, columns, BLOCK_COLUMNS):
+        mask = in_rows[:, None] & (column < columns - first)[None, :]
+        offset = row[:, None].to(tl.int64) * columns + (first + column)[None, :]
+        total += tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    y = tl.sum(total, axis=1) / DIVISOR
+    tl.store(y_ptr + start + row, y.to(y_ptr.dtype.element_ty), mask=in_rows)
+
+
+class RowTile(NamedTuple):
+    """The tile of one program of `row_mean_kernel`."""
+
+    block_rows: int
+    block_columns: int
+
+
+@costs(mean_pool_forward_kernel)
+def mean_pool_forward_cost(y_ptr: torch.Tensor, WINDOW: Window, **others: Any) -> Cost:
+    """One addition per tap; x is read once, y is written."""
+    return Cost(y_ptr.numel() * taps(WINDOW), size_in_bytes(y_ptr, *others.values()))
+
+
+@costs(mean_pool_backward_kernel)
+def mean_pool_backward_cost(dx_ptr: torch.Tensor, TILE: Any, **others: Any) -> Cost:
+    """One addition per window that may hold an element; dY (and x and y) are read once, dx is written."""
+    windows = TILE.loop_depth * TILE.loop_rows * TILE.loop_columns
+    return Cost(dx_ptr.numel() * windows, size_in_bytes(dx_ptr, *others.values()))
+
+
+@costs(row_mean_kernel)
+def row_mean_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
+    """One addition per element; x is read once, y is written."""
+    return Cost(x_ptr.numel(), size_in_bytes(x_ptr, *others.values()))
+
+
+def mean_pool_forward(
+    x: torch.Tensor, window: Window, out_size: tuple[int, ...], mean: Mean, *, channels_last: bool
+) -> torch.Tensor:
+    """The means or norms y [N, C, *out_size].
+
+    Args:
+        x: [N, C, ...] with one to three further axes, any strides.
+        window: without dilation.
+        out_size: of those axes.
+        mean: what is computed.
+        channels_last: the layout of y.
+    """
+    y = empty_images(x, out_size, x.dtype, channels_last)
+    _forward_problem(x.shape, x.stride(), window, out_size, channels_last, current_target(), mean).launch(x, y)
+    return y
+
+
+def mean_pool_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor | None,
+    y: torch.Tensor | None,
+    window: Window,
+    size: tuple[int, ...],
+    mean: Mean,
+    *,
+    channels_last: bool,
+) -> torch.Tensor:
+    """dx [N, C, *size].
+
+    Args:
+        grad: dY [N, C, ...], dense in the forward's layout.
+        x, y: the forward's for a norm; None for a mean.
+        window: the forward's.
+        size: of x's axes.
+        mean: the forward's.
+        channels_last: the forward's.
+    """
+    dx = empty_images(grad, size, grad.dtype, channels_last)
+    stride = () if x is None else x.stride()
+    problem, strides = _backward_problem(grad.shape, stride, window, size, channels_last, current_target(), mean)
+    problem.launch(grad, x, y, dx, *strides)
+    return dx
+
+
+@lru_cache(maxsize=4096)
+def _forward_problem(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    window: Window,
+    out_size: tuple[int, ...],
+    channels_last: bool,
+    target: Target,
+    mean: Mean,
+) -> Problem:
+    area = math.prod(shape[2:])
+    whole = all(axis.kernel == size for axis, size in zip(reversed(window[:3]), reversed(shape[2:]), strict=False))
+    dense = stride[-1] == 1 and stride == torch.empty(shape, device="meta").stride()
+    if whole and dense and not channels_last and math.prod(out_size) == 1 and not window.adaptive and mean.norm == 0.0:
+        rows = shape[0] * shape[1]
+        block_rows, block_columns, num_warps = rows_and_columns(rows, area, target)
+        tile, divisor = RowTile(block_rows, block_columns), mean.divisor_override or area
+        grid = (ceil_div(rows, block_rows),)
+        return Problem(row_mean_kernel, grid, rows, area, TILE=tile, DIVISOR=divisor, num_warps=num_warps)
+    return pool_problem(mean_pool_forward_kernel, shape, stride, window, out_size, channels_last, target, MEAN=mean)
+
+
+@lru_cache(maxsize=4096)
+def _backward_problem(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    window: Window,
+    size: tuple[int, ...],
+    channels_last: bool,
+    target: Target,
+    mean: Mean,
+) -> tuple[Problem, tuple[int | None, ...]]:
+    """The launch, and the strides of x [N, C, D, H, W], None for a mean."""
+    problem = pool_problem(mean_pool_backward_kernel, shape, (), window, size, channels_last, target, MEAN=mean)
+    return problem, (*stride[:2], *[0] * (5 - len(stride)), *stride[2:]) if stride else (None,) * 5

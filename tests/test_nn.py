@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,6 +28,17 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "GRUCell": ({"input_size": 5, "hidden_size": 6}, (4, 5)),
     "CrossEntropyLoss": ({"label_smoothing": 0.1}, (4, 5)),
     "MSELoss": ({}, (4, 5)),
+    "NLLLoss": ({"ignore_index": 2}, (4, 5)),
+    "NLLLoss2d": ({}, (4, 5)),
+    "MultiMarginLoss": ({"p": 2}, (4, 5)),
+    "MultiLabelMarginLoss": ({}, (4, 5)),
+    "CosineSimilarity": ({}, (4, 5)),
+    "PairwiseDistance": ({"p": 1.0}, (4, 5)),
+    "CosineEmbeddingLoss": ({"margin": 0.1}, (4, 5)),
+    "TripletMarginLoss": ({"swap": True}, (4, 5)),
+    "TripletMarginWithDistanceLoss": ({"swap": True}, (4, 5)),
+    "CTCLoss": ({"zero_infinity": True}, (8, 4, 5)),
+    "LinearCrossEntropyLoss": ({"in_features": 5, "num_classes": 3, "bias": True}, (4, 5)),
     "Dropout": ({"p": 0.0}, (4, 5)),
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "GLU": ({}, (4, 6)),
@@ -39,6 +51,21 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
         ),
         ({}, (4, 5)),
     ),
+}
+if not hasattr(torch.nn, "LinearCrossEntropyLoss"):  # PyTorch before 2.13
+    del LAYERS["LinearCrossEntropyLoss"]
+# What a layer takes beside its input.
+MORE_ARGUMENTS: dict[str, Callable[[], list]] = {
+    **dict.fromkeys(("CrossEntropyLoss", "MSELoss"), lambda: [torch.randn(4, 5).softmax(1)]),
+    **dict.fromkeys(("NLLLoss", "NLLLoss2d", "MultiMarginLoss"), lambda: [torch.tensor([0, 1, 4, 3])]),
+    "MultiLabelMarginLoss": lambda: [torch.tensor([[0, 3, -1, 1, 1]] * 4)],
+    **dict.fromkeys(("CosineSimilarity", "PairwiseDistance"), lambda: [torch.randn(4, 5)]),
+    "CosineEmbeddingLoss": lambda: [torch.randn(4, 5), torch.tensor([1, -1, 1, -1])],
+    **dict.fromkeys(
+        ("TripletMarginLoss", "TripletMarginWithDistanceLoss"), lambda: [torch.randn(4, 5), torch.randn(4, 5)]
+    ),
+    "CTCLoss": lambda: [torch.randint(1, 5, (4, 3)), (8, 8, 8, 8), (3, 2, 1, 0)],
+    "LinearCrossEntropyLoss": lambda: [torch.tensor([0, 1, 2, 0])],
 }
 RE_EXPORTED = ("Flatten", "Identity", "Module", "ModuleDict", "ModuleList", "Parameter", "Unflatten")
 
@@ -94,8 +121,7 @@ def test_copies_and_pickles(name: str) -> None:
     ours, theirs = build(name)
     shape = LAYERS[name][1]
     arguments = [torch.randint(0, 5, shape) if name == "Embedding" else torch.randn(shape)]
-    if name in ("CrossEntropyLoss", "MSELoss"):
-        arguments.append(torch.randn(shape).softmax(1))
+    arguments += MORE_ARGUMENTS.get(name, lambda: [])()
     expected = theirs(*arguments)
     for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         torch.testing.assert_close(module(*arguments), expected)

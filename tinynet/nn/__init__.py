@@ -48,10 +48,22 @@ from tinynet.nn.activation import (
     Tanhshrink,
 )
 from tinynet.nn.conv import Conv2d
+from tinynet.nn.distance import CosineSimilarity, PairwiseDistance
 from tinynet.nn.dropout import Dropout
 from tinynet.nn.embedding import Embedding
 from tinynet.nn.linear import Linear
-from tinynet.nn.loss import CrossEntropyLoss, MSELoss
+from tinynet.nn.loss import (
+    CosineEmbeddingLoss,
+    CrossEntropyLoss,
+    CTCLoss,
+    MSELoss,
+    MultiLabelMarginLoss,
+    MultiMarginLoss,
+    NLLLoss,
+    NLLLoss2d,
+    TripletMarginLoss,
+    TripletMarginWithDistanceLoss,
+)
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from tinynet.nn.sequential import Sequential
@@ -68,7 +80,10 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "Buffer",
+    "CTCLoss",
     "Conv2d",
+    "CosineEmbeddingLoss",
+    "CosineSimilarity",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
@@ -89,7 +104,12 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiLabelMarginLoss",
+    "MultiMarginLoss",
+    "NLLLoss",
+    "NLLLoss2d",
     "PReLU",
+    "PairwiseDistance",
     "Parameter",
     "ParameterDict",
     "ParameterList",
@@ -104,11 +124,21 @@ __all__ = [
     "Softsign",
     "Tanh",
     "Tanhshrink",
+    "TripletMarginLoss",
+    "TripletMarginWithDistanceLoss",
     "Unflatten",
     "functional",
     "init",
     "utils",
 ]
+
+
+if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # since PyTorch 2.13
+    from torch.nn import LinearCrossEntropyOptions as LinearCrossEntropyOptions
+
+    from tinynet.nn.linear_cross_entropy import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+
+    __all__ += ["LinearCrossEntropyLoss", "LinearCrossEntropyOptions"]
 
 
 def _refuse_scripting(layer: Module) -> Module:

@@ -13,15 +13,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tinynet_kernels import activation as activation
     from tinynet_kernels import cross_entropy as cross_entropy
+    from tinynet_kernels import ctc_loss as ctc_loss
+    from tinynet_kernels import distance as distance
     from tinynet_kernels import dropout as dropout
     from tinynet_kernels import embedding as embedding
     from tinynet_kernels import glu as glu
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear
+    from tinynet_kernels import linear_cross_entropy as linear_cross_entropy
     from tinynet_kernels import mse_loss as mse_loss
+    from tinynet_kernels import multi_margin_loss as multi_margin_loss
+    from tinynet_kernels import multilabel_margin_loss as multilabel_margin_loss
+    from tinynet_kernels import nll_loss as nll_loss
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import pool as pool
     from tinynet_kernels import prelu as prelu
+    from tinynet_kernels import triplet_margin_loss as triplet_margin_loss
 
 
 # Columns that are folders: where their launchers are.

@@ -6,8 +6,11 @@ of class c at step t of T:
     alpha_ts = x_t,l'_s + logsumexp(alpha_t-1,s  alpha_t-1,s-1  alpha_t-1,s-2)     the last where l'_s-2 is not l'_s
     beta_ts  = x_t,l'_s + logsumexp(beta_t+1,s   beta_t+1,s+1   beta_t+1,s+2)      the last where l'_s+2 is not l'_s
     loss     = -logsumexp(alpha_T,2L  alpha_T,2L-1)
-    w_ts     = e^(alpha_ts + beta_ts + loss - x_t,l'_s)
+    w_ts     = e^v_ts / sum over r of e^v_tr     where v_ts = alpha_ts + beta_ts - x_t,l'_s: the sum is e^-loss
     dx_tc    = (e^(x_tc) - sum over s with l'_s = c of w_ts) dloss
+
+The largest alpha, and the largest beta, of a step is subtracted from all, which keeps them accurate over many steps: w
+does not change, and the loss adds what was subtracted.
 
 dx is PyTorch's: the gradient by what log_softmax took, for log-probabilities that it returned. A target that is too
 long to be aligned has a loss of inf and a gradient of NaN, or 0 and 0 with `zero_infinity`; a label out of range makes
@@ -82,6 +85,13 @@ def sequence_of_program(targets_ptr, steps_ptr, lengths_ptr, T, S, C, stride_tar
 
 
 @triton.jit
+def highest_of(values):
+    """The largest of a block; 0 if all are -inf, so that no difference is NaN."""
+    highest = tl.max(values, axis=0)
+    return tl.where(highest == NONE, 0.0, highest)
+
+
+@triton.jit
 def logsumexp(a, b, c):
     """log(e^a + e^b + e^c); -inf of three that are."""
     highest = tl.maximum(a, tl.maximum(b, c))
@@ -116,6 +126,7 @@ def ctc_loss_alpha_kernel(
     x_step = x_ptr + n * stride_xn + at.labels * stride_xc
     has_place = s < width
     readable = at.inside & at.valid
+    subtracted = tl.full((), 0.0, tl.float32)
     if at.steps > 0:
         x = tl.load(x_step, mask=readable & (s < 2), other=NONE).to(tl.float32)
         tl.store(row + s, x, mask=has_place)
@@ -127,13 +138,16 @@ def ctc_loss_alpha_kernel(
         one = tl.load(row + s - 1, mask=at.inside & (s >= 1), other=NONE)
         two = tl.load(row + s - 2, mask=at.jumps & (s >= 2), other=NONE)
         row += width
-        tl.store(row + s, logsumexp(same, one, two) + x, mask=has_place)
+        alpha = logsumexp(same, one, two) + x
+        highest = highest_of(alpha)
+        subtracted += highest
+        tl.store(row + s, alpha - highest, mask=has_place)
     tl.debug_barrier()
     loss = tl.where(at.last > 0, float("inf"), 0.0)
     if at.steps > 0:
         final = tl.load(row + at.last)  # in bounds: last <= 2 S
         before = tl.load(row + at.last - 1, mask=at.last > 0, other=NONE)
-        loss = -logsumexp(final, before, NONE)
+        loss = -subtracted - logsumexp(final, before, NONE)
     if SPEC.zero_infinity:
         loss = tl.where(loss == float("inf"), 0.0, loss)
     tl.store(loss_ptr + n, loss + tl.sum(tl.where(at.valid, 0.0, float("nan")), axis=0))
@@ -146,7 +160,6 @@ def ctc_loss_beta_kernel(
     steps_ptr,
     lengths_ptr,
     alpha_ptr,
-    loss_ptr,
     beta_ptr,
     w_ptr,
     T,
@@ -170,7 +183,6 @@ def ctc_loss_beta_kernel(
     jumps = (s % 2 == 1) & (s + 2 < at.last) & (later != at.labels)
     has_place = s < width
     readable = at.inside & at.valid
-    loss = tl.load(loss_ptr + n)  # in bounds: one per sequence
     rows = beta_ptr + n * 2 * width
     for back in range(at.steps):
         t = at.steps - 1 - back
@@ -185,10 +197,13 @@ def ctc_loss_beta_kernel(
             two = tl.load(row + s + 2, mask=jumps, other=NONE)
             beta = logsumexp(same, one, two)
         beta += x
+        beta -= highest_of(beta)
         tl.store(rows + back % 2 * width + s, beta, mask=has_place)
         place = (n * T + t) * width + s
         alpha = tl.load(alpha_ptr + place, mask=at.inside, other=NONE)
-        tl.store(w_ptr + place, tl.exp(alpha + beta + loss - x), mask=at.inside)
+        v = tl.where(x == NONE, NONE, alpha + beta - x)
+        probability = tl.exp(v - highest_of(v))
+        tl.store(w_ptr + place, probability / tl.sum(probability, axis=0), mask=at.inside)
 
 
 @triton.jit
@@ -308,7 +323,6 @@ def ctc_loss_backward(
         steps_ptr=steps,
         lengths_ptr=lengths,
         alpha_ptr=alpha,
-        loss_ptr=loss,
         beta_ptr=beta,
         w_ptr=w,
     )

@@ -228,7 +228,13 @@ def _forward_problem(
 
 
 def linear_forward(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation, *, save: bool
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: Activation,
+    *,
+    save: bool,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y = act(x W^T + b) and what the derivative of `activation` reads.
 
@@ -238,6 +244,7 @@ def linear_forward(
         bias: [N] or None.
         activation: fused into the epilogue.
         save: whether a backward will follow.
+        out: contiguous [M, N], receives y; None for a new tensor.
 
     Returns:
         y [M, N], and y itself, z [M, N] or None (identity, or nothing to save).
@@ -246,7 +253,7 @@ def linear_forward(
     N = weight.shape[0]
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    y = x.new_empty((M, N))
+    y = x.new_empty((M, N)) if out is None else out
     z = torch.empty_like(y) if save and activation.reads_input else None
     target, dtype = current_target(), x.dtype
     precision = matmul_precision(dtype, target)
@@ -269,6 +276,8 @@ def _input_gradient_problem(
     M, N, K = sizes
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_weight)
     tile = linear_tile(M, K, N, dtype, precision, aligned, activation.name, target, derivative=True)
+    if target.kind == "cpu" and M >= 256 and ceil_div(M, 256) * ceil_div(K, tile.block_n) >= target.processors:
+        tile = tile._replace(block_m=256)  # rows that share a tile of W, which a program first brings into order
     wide = is_wide_product(M, K, N, tile, stride_dz, stride_weight[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_weight)
     return Problem(
@@ -351,6 +360,8 @@ def _weight_gradient_problem(
     M, N, K = sizes
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_x)
     tile = linear_tile(N, K, M, dtype, precision, aligned, "identity", target)
+    if target.kind == "cpu" and accumulate and M >= 256:
+        tile = tile._replace(block_m=min(64, tile.block_m), block_k=256)  # a sum is read and written once per call
     wide = is_wide_product(N, K, M, tile, stride_dz[::-1], stride_x[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_x)
     tiles = ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n)

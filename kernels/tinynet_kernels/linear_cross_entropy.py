@@ -203,10 +203,11 @@ def linear_cross_entropy_losses(
     dtarget = x.new_empty((N, C, S)) if want_target else None
     sums, bias_sums = None, None
     sum_dtype = torch.float32 if options.fp32_sums else x.dtype
+    buffer = x.new_empty((min(N, options.chunk), C * S))
     for start in range(0, N, options.chunk):
         rows = slice(start, start + options.chunk)
-        logits, _ = linear_forward(x[rows], linear_weight, bias, IDENTITY, save=False)
         labels = target[rows]
+        logits, _ = linear_forward(x[rows], linear_weight, bias, IDENTITY, save=False, out=buffer[: labels.shape[0]])
         shape = labels.shape[0], C, S
         problem = _problem(shape, labels.stride(), target.is_floating_point(), options, current_target())
         problem.launch_named(

@@ -156,6 +156,10 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
+# PyTorch itself has no second derivatives of these.
+FIRST_DERIVATIVES = ("multi_margin", "multilabel_margin")
+
+
 def first_output(result: Any) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
@@ -172,7 +176,7 @@ def second_order(model: torch.nn.Module, x: Tensor, upstream: Tensor) -> list[Te
     return [dx, *filled]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in FIRST_DERIVATIVES])
 def test_second_derivatives(name: str) -> None:
     torch.manual_seed(0)
     case = CASES[name]()

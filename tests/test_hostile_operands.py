@@ -144,8 +144,8 @@ CASES: dict[str, Callable[[], Case]] = {
         {"log_probs": torch.randn(8, 2, 5).log_softmax(2), "targets": torch.randint(1, 5, (2, 3))},
     ),
     "linear_cross_entropy": lambda: Case(
-        ours.linear_cross_entropy,
-        cross_entropy_of_linear,
+        lambda **given: ours.linear_cross_entropy(**given) + given["input"].sum(),  # no gradient of input is 0
+        lambda **given: cross_entropy_of_linear(**given) + given["input"].sum(),
         {
             "input": torch.randn(4, 6),
             "linear_weight": torch.randn(5, 6),
@@ -365,6 +365,8 @@ def test_other_kinds_are_right_or_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_no_elements(name: str) -> None:
     """An empty batch: what PyTorch returns, or an error if PyTorch raises one."""
+    if name in ("multi_margin_loss", "multilabel_margin_loss"):
+        pytest.skip("PyTorch returns memory that it has not written")
     torch.manual_seed(3)
     case = CASES[name]()
     batch = {"RNN": 1, "LSTM": 1, "GRU": 1}.get(name, 0)

@@ -114,6 +114,16 @@ def test_labels_in_uint8_and_of_one_element(device: str) -> None:
         assert_close(multi_margin_loss(*given, reduction="none"), expected, 1e-6)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_empty_batches(reduction: str) -> None:
+    x, target = torch.empty(0, 3, requires_grad=True), torch.empty(0, dtype=torch.int64)
+    shape = (0,) if reduction == "none" else ()
+    losses = multi_margin_loss(x, target, reduction=reduction), multilabel_margin_loss(x, x.long(), reduction=reduction)
+    for loss in losses:
+        assert loss.shape == shape and loss.requires_grad and not loss.any()
+    assert nll_loss(x, target, reduction=reduction).shape == shape
+
+
 @kernels
 def test_registered_operators(device: str) -> None:
     x, target = scores(3, 5, device=device), labels(3, classes=5, device=device)

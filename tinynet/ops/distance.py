@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route, route_of
 from tinynet.ops import kernels
-from tinynet.ops.arguments import autocast_to_float32, cast_to, check_floating, checked_reduction
+from tinynet.ops.arguments import autocast_to_float32, cast_to, check_device, check_floating, checked_reduction
 from tinynet.ops.operator import Operator, Tensors, contiguous_like
 
 COSINE_LOSS_EPS = 1e-12  # PyTorch's, of `cosine_embedding_loss`
@@ -223,6 +223,7 @@ def cosine_embedding_loss(
     if not isinstance(target, Tensor):
         raise TypeError(f"cosine_embedding_loss: target must be a tensor, got {type(target).__name__}")
     names = "input1", "input2", "target"
+    check_device("cosine_embedding_loss", "target", target, "input1", input1)
     route, (input1, input2) = _promoted("cosine_embedding_loss", names, input1, input2, others=(target.detach(),))
     if target.dim() > 1 or input1.dim() != target.dim() + 1 or input2.dim() != target.dim() + 1:
         raise ValueError(

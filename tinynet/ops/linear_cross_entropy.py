@@ -46,7 +46,7 @@ def linear_cross_entropy_reference(
     Targets are labels [N, S] or probabilities [N, C, S]; `chunk` and `fp32_sums` are the kernels' alone.
     """
     S = target.shape[-1]
-    logits = F.linear(input, linear_weight, linear_bias).view(input.shape[0], -1, S)
+    logits = F.linear(input, linear_weight, linear_bias).view(input.shape[0], linear_weight.shape[0] // max(S, 1), S)
     return F.cross_entropy(
         logits, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
     )
@@ -192,11 +192,11 @@ def linear_cross_entropy(
     if not isinstance(target, Tensor):
         raise TypeError(f"linear_cross_entropy: target must be a tensor, got {type(target).__name__}")
     check_device("linear_cross_entropy", "target", target, "input", input)
+    route = route_of("linear_cross_entropy", (*names, "target"), *operands, target)
     index = _check(input, linear_weight, linear_bias, target, weight, ignore_index, label_smoothing)
     if dtype is not None:
         input, linear_weight, linear_bias, weight = autocast(input, linear_weight, linear_bias, weight)
         target = target.to(input.dtype) if target.is_floating_point() else target
-    route = route_of("linear_cross_entropy", (*names, "target"), input, linear_weight, linear_bias, weight, target)
     C, inner = linear_weight.shape[0], linear_weight.shape[1:-1]
     x = input if input.dim() == 2 else input.unsqueeze(0)
     matrix = linear_weight.reshape(-1, linear_weight.shape[-1])

@@ -25,7 +25,12 @@ def multi_margin_loss_reference(
     margin: float = 1.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """The multi-class margin loss in plain PyTorch, in float32 for 16-bit inputs; see `multi_margin_loss`."""
+    """The multi-class margin loss in plain PyTorch, in float32 for 16-bit inputs; see `multi_margin_loss`.
+
+    PyTorch leaves its result for an empty batch unset; here it is 0.
+    """
+    if not input.numel():
+        return input.sum(-1) if reduction == "none" else input.sum()
     if input.dtype is torch.float64:
         return F.multi_margin_loss(input, target, p, margin, weight, reduction=reduction)
     weight = None if weight is None else weight.float()
@@ -33,7 +38,12 @@ def multi_margin_loss_reference(
 
 
 def multilabel_margin_loss_reference(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """The multi-label margin loss in plain PyTorch, in float32 for 16-bit inputs; see `multilabel_margin_loss`."""
+    """The multi-label margin loss in plain PyTorch, in float32 for 16-bit inputs; see `multilabel_margin_loss`.
+
+    PyTorch leaves its result for an empty batch unset; here it is 0.
+    """
+    if not input.numel():
+        return input.sum(-1) if reduction == "none" else input.sum()
     wide = input if input.dtype is torch.float64 else input.float()
     return F.multilabel_margin_loss(wide, target, reduction=reduction).to(input.dtype)
 

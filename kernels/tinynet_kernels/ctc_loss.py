@@ -147,7 +147,7 @@ def ctc_loss_alpha_kernel(
     if at.steps > 0:
         final = tl.load(row + at.last)  # in bounds: last <= 2 S
         before = tl.load(row + at.last - 1, mask=at.last > 0, other=NONE)
-        loss = -subtracted - logsumexp(final, before, NONE)
+        loss = -subtracted - logsumexp(final, before, tl.full((), NONE, tl.float32))
     if SPEC.zero_infinity:
         loss = tl.where(loss == float("inf"), 0.0, loss)
     tl.store(loss_ptr + n, loss + tl.sum(tl.where(at.valid, 0.0, float("nan")), axis=0))
@@ -258,10 +258,12 @@ def ctc_loss_gradient_kernel(
         valid = counts & (label >= 0) & (label < C)
         w = tl.load(w_row + 2 * j + 1, mask=valid, other=0.0)
         dx = tl.load(dx_ptr + dx_row + label, mask=valid, other=0.0)
+        tl.debug_barrier()
         tl.store(dx_ptr + dx_row + label, dx - w * upstream, mask=valid)
     tl.debug_barrier()
     blanks += tl.load(w_row + 2 * length, mask=counts, other=0.0)
     dx = tl.load(dx_ptr + dx_row + SPEC.blank, mask=counts, other=0.0)
+    tl.debug_barrier()
     tl.store(dx_ptr + dx_row + SPEC.blank, dx - blanks * upstream, mask=counts)
 
 

@@ -74,6 +74,7 @@ def multilabel_margin_loss_forward_kernel(
             count = tl.sum(tl.where(z > 0, 1, 0), axis=0)
             if start > 0:
                 count += tl.load(saved_row + 1 + j)  # in bounds: j < C
+                tl.debug_barrier()  # before other threads' counts are overwritten
             tl.store(saved_row + 1 + j, count)
         tl.debug_barrier()  # the next block reads these counts
     tl.store(saved_row, labels)

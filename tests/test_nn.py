@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "PoissonNLLLoss": ({"full": True}, (4, 5)),
     "SmoothL1Loss": ({"beta": 0.5}, (4, 5)),
     "SoftMarginLoss": ({}, (4, 5)),
+    "NLLLoss": ({"ignore_index": 2}, (4, 5)),
+    "NLLLoss2d": ({}, (4, 5)),
+    "MultiMarginLoss": ({"p": 2}, (4, 5)),
+    "MultiLabelMarginLoss": ({}, (4, 5)),
+    "CosineSimilarity": ({}, (4, 5)),
+    "PairwiseDistance": ({"p": 1.0}, (4, 5)),
+    "CosineEmbeddingLoss": ({"margin": 0.1}, (4, 5)),
+    "TripletMarginLoss": ({"swap": True}, (4, 5)),
+    "TripletMarginWithDistanceLoss": ({"swap": True}, (4, 5)),
+    "CTCLoss": ({"zero_infinity": True}, (8, 4, 5)),
+    "LinearCrossEntropyLoss": ({"in_features": 5, "num_classes": 3, "bias": True}, (4, 5)),
     "Embedding": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "EmbeddingBag": ({"num_embeddings": 7, "embedding_dim": 3}, (4, 5)),
     "GLU": ({}, (4, 6)),
@@ -109,6 +121,26 @@ RE_EXPORTED = [
         for axes in (1, 2, 3)
     ),
 ]
+if not hasattr(torch.nn, "LinearCrossEntropyLoss"):  # PyTorch before 2.13
+    del LAYERS["LinearCrossEntropyLoss"]
+# What a layer takes beside its input.
+MORE_ARGUMENTS: dict[str, Callable[[], list]] = {
+    **dict.fromkeys(
+        [name for name in LAYERS if name.endswith("Loss")],
+        lambda: [torch.randn(4, 5).softmax(1)],
+    ),
+    **dict.fromkeys(("GaussianNLLLoss", "MarginRankingLoss"), lambda: [torch.rand(4, 5), torch.rand(4, 5)]),
+    "Bilinear": lambda: [torch.randn(4, 5)],
+    **dict.fromkeys(("NLLLoss", "NLLLoss2d", "MultiMarginLoss"), lambda: [torch.tensor([0, 1, 4, 3])]),
+    "MultiLabelMarginLoss": lambda: [torch.tensor([[0, 3, -1, 1, 1]] * 4)],
+    **dict.fromkeys(("CosineSimilarity", "PairwiseDistance"), lambda: [torch.randn(4, 5)]),
+    "CosineEmbeddingLoss": lambda: [torch.randn(4, 5), torch.tensor([1, -1, 1, -1])],
+    **dict.fromkeys(
+        ("TripletMarginLoss", "TripletMarginWithDistanceLoss"), lambda: [torch.randn(4, 5), torch.randn(4, 5)]
+    ),
+    "CTCLoss": lambda: [torch.randint(1, 5, (4, 3)), (8, 8, 8, 8), (3, 2, 1, 0)],
+    "LinearCrossEntropyLoss": lambda: [torch.tensor([0, 1, 2, 0])],
+}
 
 
 def compute_layers() -> list[str]:
@@ -163,14 +195,11 @@ def test_copies_and_pickles(name: str) -> None:
     ours, theirs = build(name)
     shape = LAYERS[name][1]
     arguments = [torch.randint(0, 5, shape) if name.startswith("Embedding") else torch.randn(shape)]
-    if name == "Bilinear":
-        arguments.append(torch.randn(shape))
+    if name in ("BCELoss", "GaussianNLLLoss"):
+        arguments = [torch.rand(shape)]
     if name.startswith("MaxUnpool"):
         arguments.append(torch.arange(arguments[0][0, 0].numel()).view(shape[2:]).expand(shape))
-    if name.endswith("Loss"):
-        arguments.append(torch.randn(shape).softmax(1))
-    if name in ("BCELoss", "GaussianNLLLoss", "MarginRankingLoss"):
-        arguments = [torch.rand(shape) for _ in range(2 if name == "BCELoss" else 3)]
+    arguments += MORE_ARGUMENTS.get(name, lambda: [])()
     expected = theirs(*arguments)
     if name.startswith("Lazy"):
         ours(*arguments)  # a parameter without a shape cannot be copied

@@ -26,6 +26,7 @@ from tinynet.ops.arguments import REDUCTIONS
 from tinynet.ops.batch_norm import batch_norm
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
+from tinynet.ops.distance import cosine_embedding_loss, cosine_similarity, pairwise_distance, triplet_margin_loss
 from tinynet.ops.dropout import alpha_scale, dropout, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.embedding_bag import MODES, embedding_bag
@@ -34,8 +35,11 @@ from tinynet.ops.group_norm import group_norm
 from tinynet.ops.instance_norm import instance_norm
 from tinynet.ops.layer_norm import layer_norm, rms_norm
 from tinynet.ops.linear import linear
+from tinynet.ops.linear_cross_entropy import linear_cross_entropy
 from tinynet.ops.local_response_norm import local_response_norm
+from tinynet.ops.margin_loss import multi_margin_loss, multilabel_margin_loss
 from tinynet.ops.max_pool import max_pool2d
+from tinynet.ops.nll_loss import nll_loss
 from tinynet.ops.pool import adaptive_avg_pool2d, avg_pool2d
 from tinynet.ops.prelu import prelu
 from tinynet.ops.rrelu import rrelu
@@ -86,6 +90,7 @@ def shapes(least: int, most: int, largest: int) -> st.SearchStrategy[list[int]]:
 
 
 dtypes = st.sampled_from(DTYPES)
+CONSTANT: dict[str, Any] = {"differentiable": False}
 
 
 @st.composite
@@ -508,6 +513,111 @@ ELEMENTWISE: dict[str, tuple[Callable[..., Tensor], list[Values], int]] = {
     "poisson": (lambda f, x, t, **o: f.poisson_nll_loss(x, t, full=True, **o), [normal, in_between], 2),
 }
 SAME_SHAPE = ("bce", "logits", "gaussian")  # of input and target
+
+
+@given(st.data())
+def test_nll_loss(device: str, data: st.DataObject) -> None:
+    draw, dtype, classes, rows = data.draw, data.draw(dtypes), data.draw(sizes(129)), data.draw(sizes(33))
+    inner = draw(st.lists(sizes(5), max_size=2))
+    options = {"reduction": draw(st.sampled_from(REDUCTIONS)), "ignore_index": draw(st.sampled_from([-100, 0]))}
+    total = rows * math.prod(inner)
+    check(
+        draw,
+        partial(nll_loss, **options),
+        partial(F.nll_loss, **options),
+        draw(tensors(device, [rows, classes, *inner], dtype)),
+        draw(tensors(device, [rows, *inner], torch.int64, partial(torch.randint, 0, classes), **CONSTANT)),
+        draw(tensors(device, [classes], dtype, positive, **CONSTANT)) if draw(st.booleans()) else None,
+        lengths=(1 if options["reduction"] == "none" else total,),
+        magnitude=1 / total if options["reduction"] == "mean" else 1.0,
+    )
+
+
+@given(st.data())
+def test_margin_losses(device: str, data: st.DataObject) -> None:
+    draw, dtype, classes, rows = data.draw, data.draw(dtypes), data.draw(sizes(129)), data.draw(sizes(33))
+    reduction = draw(st.sampled_from(REDUCTIONS))
+    x, weight = draw(tensors(device, [rows, classes], dtype)), None
+    if draw(st.booleans()):
+        several = partial(torch.randint, -1, classes)
+        target = draw(tensors(device, [rows, classes], torch.int64, several, **CONSTANT))
+        functions = multilabel_margin_loss, F.multilabel_margin_loss
+    else:
+        target = draw(tensors(device, [rows], torch.int64, partial(torch.randint, 0, classes), **CONSTANT))
+        weight = draw(tensors(device, [classes], dtype, positive, **CONSTANT)) if draw(st.booleans()) else None
+        p = draw(st.sampled_from([1, 2]))
+        functions = partial(multi_margin_loss, p=p), partial(F.multi_margin_loss, p=p)
+
+    def of(function: Any) -> Any:
+        return lambda x, target, *more: function(x, target, reduction=reduction, **dict(zip(["weight"], more)))  # noqa: B905
+
+    check(
+        draw,
+        of(functions[0]),
+        of(functions[1]),
+        x,
+        target,
+        *([] if weight is None else [weight]),
+        lengths=(16 if reduction == "none" else rows * 16, classes),
+        magnitude=1 / rows if reduction == "mean" else 1.0,
+    )
+
+
+@given(st.data())
+def test_distances(device: str, data: st.DataObject) -> None:
+    draw, dtype, shape = data.draw, data.draw(dtypes), data.draw(shapes(1, 4, 17))
+    shape = [max(size, 1) for size in shape]
+    others = [size if draw(st.integers(0, 5)) or not axis else 1 for axis, size in enumerate(shape)]
+    first, second = draw(tensors(device, shape, dtype)), draw(tensors(device, others, dtype))
+    if draw(st.booleans()):
+        options: dict[str, Any] = {"dim": draw(st.integers(-len(shape), len(shape) - 1)), "eps": 0.1}
+        functions: tuple[Any, Any] = cosine_similarity, F.cosine_similarity
+    else:
+        options = {"p": draw(st.sampled_from([1.0, 2.0, 3.0])), "eps": 0.1, "keepdim": draw(st.booleans())}
+        functions = pairwise_distance, F.pairwise_distance
+    repeats = math.prod(shape) // math.prod(others)
+    ours, theirs = (partial(function, **options) for function in functions)
+    check(draw, ours, theirs, first, second, lengths=(shape[-1], 64, 64 * repeats))
+
+
+@given(st.data())
+def test_losses_of_vectors(device: str, data: st.DataObject) -> None:
+    draw, dtype, rows, length = data.draw, data.draw(dtypes), data.draw(sizes(33)), data.draw(sizes(65))
+    reduction, make = draw(st.sampled_from(REDUCTIONS)), partial(tensors, device, [rows, length], dtype)
+    operands: list[Tensor] = [draw(make()), draw(make())]
+    if draw(st.booleans()):
+        signs = lambda shape, generator: 2 * torch.randint(2, shape, generator=generator) - 1  # noqa: E731
+        operands.append(draw(tensors(device, [rows], torch.int64, signs, **CONSTANT)))
+        functions, options = (cosine_embedding_loss, F.cosine_embedding_loss), {"margin": -1.5}
+    else:
+        operands.append(draw(make()))
+        functions, options = (
+            (triplet_margin_loss, F.triplet_margin_loss),
+            {"margin": 100.0, "swap": draw(st.booleans())},
+        )
+    ours, theirs = (partial(function, reduction=reduction, **options) for function in functions)
+    magnitude = 100.0 if "swap" in options else 1.0
+    lengths = (1 if reduction == "none" else rows, length, length, length)
+    check(draw, ours, theirs, *operands, lengths=lengths, magnitude=magnitude / (rows if reduction == "mean" else 1))
+
+
+@given(st.data())
+def test_linear_cross_entropy(device: str, data: st.DataObject) -> None:
+    draw, dtype, rows, K, classes = data.draw, data.draw(dtypes), *(data.draw(sizes(33)) for _ in range(3))
+    # In 16 bits the logits are rounded: small ones keep the error of their exponentials small.
+    small = lambda shape, generator: torch.randn(shape, generator=generator) / 4 / K**0.5  # noqa: E731
+    target = draw(tensors(device, [rows], torch.int64, partial(torch.randint, 0, classes), **CONSTANT))
+    options = {"reduction": "none", "label_smoothing": draw(st.sampled_from([0.0, 0.1]))}
+    check(
+        draw,
+        lambda x, weight, bias, target: linear_cross_entropy(x, weight, target, linear_bias=bias, **options),
+        lambda x, weight, bias, target: F.cross_entropy(F.linear(x, weight, bias), target, **options),
+        draw(tensors(device, [rows, K], dtype)),
+        draw(tensors(device, [classes, K], dtype, small)),
+        draw(tensors(device, [classes], dtype)) if draw(st.booleans()) else None,
+        target,
+        lengths=(4, classes, rows, rows),
+    )
 
 
 @given(st.data())

@@ -69,6 +69,36 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] =
         lambda: (torch.randn(70_000, 3), torch.randint(3, (70_000,))),
         "reduce_losses_kernel",
     ),
+    "nll_loss": (
+        nn.NLLLoss,
+        lambda: (torch.randn(70_000, 3), torch.randint(3, (70_000,))),
+        "reduce_losses_kernel",
+    ),
+    "multi_margin_loss": (
+        nn.MultiMarginLoss,
+        lambda: (torch.randn(9_000, 3), torch.randint(3, (9_000,))),
+        "reduce_losses_kernel",
+    ),
+    "multilabel_margin_loss": (
+        nn.MultiLabelMarginLoss,
+        lambda: (torch.randn(400, 7), torch.randint(-1, 7, (400, 7))),
+        "reduce_losses_kernel",
+    ),
+    "cosine_embedding_loss": (
+        nn.CosineEmbeddingLoss,
+        lambda: (torch.randn(9_000, 3), torch.randn(9_000, 3), 2 * torch.randint(2, (9_000,)) - 1),
+        "reduce_losses_kernel",
+    ),
+    "triplet_margin_loss": (
+        nn.TripletMarginLoss,
+        lambda: tuple(torch.randn(9_000, 3) for _ in range(3)),
+        "reduce_losses_kernel",
+    ),
+    "ctc_loss": (
+        lambda: nn.CTCLoss(zero_infinity=True),
+        lambda: (torch.randn(20, 4, 9).log_softmax(2), *(torch.randint(1, 5, size) for size in ((4, 5), (4,), (4,)))),
+        "ctc_loss_gradient_kernel",
+    ),
     "mse_loss": (nn.MSELoss, lambda: (torch.randn(70_001), torch.randn(70_001)), "reduce_losses_kernel"),
     "bce_with_logits": (
         lambda: nn.BCEWithLogitsLoss(pos_weight=torch.linspace(0.5, 2, 7)),

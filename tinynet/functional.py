@@ -42,6 +42,14 @@ from tinynet.ops.binary_loss import (
 )
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
+from tinynet.ops.ctc_loss import ctc_loss
+from tinynet.ops.distance import (
+    cosine_embedding_loss,
+    cosine_similarity,
+    pairwise_distance,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
+)
 from tinynet.ops.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from tinynet.ops.embedding import embedding
 from tinynet.ops.embedding_bag import embedding_bag
@@ -52,8 +60,10 @@ from tinynet.ops.instance_norm import instance_norm
 from tinynet.ops.layer_norm import layer_norm, rms_norm
 from tinynet.ops.likelihood_loss import gaussian_nll_loss, kl_div, poisson_nll_loss
 from tinynet.ops.linear import linear
+from tinynet.ops.linear_cross_entropy import linear_cross_entropy
 from tinynet.ops.local_response_norm import local_response_norm
 from tinynet.ops.lp_pool import lp_pool1d, lp_pool2d, lp_pool3d
+from tinynet.ops.margin_loss import multi_margin_loss, multilabel_margin_loss
 from tinynet.ops.max_pool import (
     adaptive_max_pool1d,
     adaptive_max_pool2d,
@@ -69,6 +79,7 @@ from tinynet.ops.max_unpool import (
     max_unpool2d,
     max_unpool3d,
 )
+from tinynet.ops.nll_loss import nll_loss
 from tinynet.ops.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -101,7 +112,10 @@ __all__ = [
     "celu",
     "channel_shuffle",
     "conv2d",
+    "cosine_embedding_loss",
+    "cosine_similarity",
     "cross_entropy",
+    "ctc_loss",
     "dropout",
     "dropout1d",
     "dropout2d",
@@ -130,6 +144,7 @@ __all__ = [
     "layer_norm",
     "leaky_relu",
     "linear",
+    "linear_cross_entropy",
     "local_response_norm",
     "log_softmax",
     "logsigmoid",
@@ -145,9 +160,13 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "mse_loss",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
     "multilabel_soft_margin_loss",
+    "nll_loss",
     "one_hot",
     "pad",
+    "pairwise_distance",
     "pixel_shuffle",
     "pixel_unshuffle",
     "poisson_nll_loss",
@@ -169,6 +188,8 @@ __all__ = [
     "tanh",
     "tanhshrink",
     "threshold",
+    "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
     "unfold",
     "upsample",
 ]

@@ -89,20 +89,27 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def rows_of_program(target_ptr, rows, S, ignore_index, stride_tn, stride_ts, SPEC: constexpr, TILE: constexpr):
-    """This program's `Rows` of `rows`.
+def split_rows(rows, S, WIDE: constexpr, BLOCK_ROWS: constexpr):
+    """(row, n, s, inside) of this program's rows n S + s of `rows`; see `Rows`.
 
     The long division is one per program: 64-bit ones of every row would cost more than the row's exponentials.
     """
-    BLOCK_ROWS: constexpr = TILE.block_rows
     first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
     inside = tl.arange(0, BLOCK_ROWS) < rows - first
     n = first // S
     s = first - n * S
-    s = (s if SPEC.wide else s.to(tl.int32)) + tl.arange(0, BLOCK_ROWS)
+    s = (s if WIDE else s.to(tl.int32)) + tl.arange(0, BLOCK_ROWS)
     n += s // S
     s = s % S
+    return row, n, s, inside
+
+
+@triton.jit
+def rows_of_program(target_ptr, rows, S, ignore_index, stride_tn, stride_ts, SPEC: constexpr, TILE: constexpr):
+    """This program's `Rows` of `rows`."""
+    BLOCK_ROWS: constexpr = TILE.block_rows
+    row, n, s, inside = split_rows(rows, S, SPEC.wide, BLOCK_ROWS)
     label = tl.zeros((BLOCK_ROWS,), tl.int64)
     counted = inside
     if not SPEC.probabilities:
@@ -146,18 +153,12 @@ def coefficients(at, counted, column, target_ptr, target_row, weight_ptr, C, str
 
 
 @triton.jit
-def cross_entropy_forward_kernel(
+def softmax_statistics(
     logits_ptr,
     target_ptr,
     weight_ptr,
-    loss_ptr,
-    divisor_ptr,
-    partial_ptr,
-    saved_ptr,
-    rows,
+    at,
     C,
-    S,
-    ignore_index,
     stride_xn,
     stride_xc,
     stride_xs,
@@ -167,18 +168,11 @@ def cross_entropy_forward_kernel(
     SPEC: constexpr,
     TILE: constexpr,
 ):
-    """The losses of block_rows rows, or their sum; `saved`, where given, receives m, log s and A, [3, rows].
-
-    Reduced, the sums of losses and of divisors go to `partial` [2, programs] or, without it, where there is one
-    program, the finished loss to `loss`; the mean has a `divisor` to store.
-    """
+    """(m, log s, A, loss, share in the mean's divisor) of the rows of `at`, [block_rows] each."""
     BLOCK_ROWS: constexpr = TILE.block_rows
     BLOCK_CLASSES: constexpr = TILE.block_classes
     # Whether a row's only coefficient is its label's.
     ONE_CLASS: constexpr = not SPEC.probabilities and SPEC.label_smoothing == 0
-    C = widened(C, SPEC.wide)
-    S = widened(S, SPEC.wide)
-    at = rows_of_program(target_ptr, rows, S, ignore_index, stride_tn, stride_ts, SPEC, TILE)
     logits_row = row_offset(at, stride_xn, stride_xs)
     target_row = row_offset(at, stride_tn, stride_ts)
     counted = at.counted
@@ -221,6 +215,54 @@ def cross_entropy_forward_kernel(
         coefficient_sum = tl.where(counted, coefficient_sum, uncounted)
         if weight_ptr is not None:
             divisor = tl.load(weight_ptr + at.label, mask=counted, other=0.0).to(tl.float32)
+    return maximum, log_sum, coefficient_sum, loss, divisor
+
+
+@triton.jit
+def cross_entropy_forward_kernel(
+    logits_ptr,
+    target_ptr,
+    weight_ptr,
+    loss_ptr,
+    divisor_ptr,
+    partial_ptr,
+    saved_ptr,
+    rows,
+    C,
+    S,
+    ignore_index,
+    stride_xn,
+    stride_xc,
+    stride_xs,
+    stride_tn,
+    stride_tc,
+    stride_ts,
+    SPEC: constexpr,
+    TILE: constexpr,
+):
+    """The losses of block_rows rows, or their sum; `saved`, where given, receives m, log s and A, [3, rows].
+
+    Reduced, the sums of losses and of divisors go to `partial` [2, programs] or, without it, where there is one
+    program, the finished loss to `loss`; the mean has a `divisor` to store.
+    """
+    C = widened(C, SPEC.wide)
+    S = widened(S, SPEC.wide)
+    at = rows_of_program(target_ptr, rows, S, ignore_index, stride_tn, stride_ts, SPEC, TILE)
+    maximum, log_sum, coefficient_sum, loss, divisor = softmax_statistics(
+        logits_ptr,
+        target_ptr,
+        weight_ptr,
+        at,
+        C,
+        stride_xn,
+        stride_xc,
+        stride_xs,
+        stride_tn,
+        stride_tc,
+        stride_ts,
+        SPEC,
+        TILE,
+    )
     if saved_ptr is not None:
         tl.store(saved_ptr + at.row, maximum, mask=at.inside)
         tl.store(saved_ptr + rows + at.row, log_sum, mask=at.inside)
@@ -427,7 +469,7 @@ def _problem(
     dtarget_stride: tuple[int, ...] | None,
     target: Target,
 ) -> Problem:
-    N, C, S = _three_dimensions(shape, 1)
+    N, C, S = three_dimensions(shape, 1)
     rows = N * S
     tile = cross_entropy_tile(rows, C, stride[1] == 1, target)
     wide = exceed_int32(((C + tile.block_classes, 1),), ((S + tile.block_rows, 1),))
@@ -442,15 +484,15 @@ def _problem(
         C,
         S,
         ignore_index,
-        *_three_dimensions(stride, 0),
-        *_three_dimensions(target_stride, 0),
+        *three_dimensions(stride, 0),
+        *three_dimensions(target_stride, 0),
         SPEC=CrossEntropy(probabilities, label_smoothing, reduced, wide, *orders),
         TILE=tile,
         num_warps=tile.num_warps,
     )
 
 
-def _three_dimensions(numbers: tuple[int, ...], absent: int) -> tuple[int, ...]:
+def three_dimensions(numbers: tuple[int, ...], absent: int) -> tuple[int, ...]:
     """Sizes or strides of [N, C, S], with `absent` for the dimensions a tensor does not have."""
     return (*numbers, *(absent,) * (3 - len(numbers)))
 
@@ -459,5 +501,5 @@ def _order(stride: tuple[int, ...] | None) -> Order | None:
     """The order of a dense tensor's axes; an axis of one element may stand anywhere."""
     if stride is None:
         return None
-    n, c, s = _three_dimensions(stride, 0)
+    n, c, s = three_dimensions(stride, 0)
     return Order(n >= c, n >= s, c >= s)

@@ -149,9 +149,10 @@ def linear_weight_gradient_kernel(
     stride_xk,
     rows_per_split,
     PRODUCT: constexpr,
+    ACCUMULATE: constexpr,
     TILE: constexpr,
 ):
-    """dW[split] = dZ^T x over the split's rows, fp32 or the weight's dtype; [SPLIT, N, K].
+    """dW[split] = dZ^T x over the split's rows, fp32 or the weight's dtype, [SPLIT, N, K]; or dW += for ACCUMULATE.
 
     One [block_m, block_n] tile of one split of dW per program; the loop walks `rows_per_split` of the M rows.
     """
@@ -170,7 +171,11 @@ def linear_weight_gradient_kernel(
     column = tl.arange(0, TILE.block_n)
     mask = (row < N - row_start)[:, None] & (column < K - column_start)[None, :]
     base = (split.to(tl.int64) * N + row_start) * K + column_start
-    tl.store(dw_ptr + base + row[:, None] * K + column[None, :], dw.to(dw_ptr.dtype.element_ty), mask=mask)
+    offset = row[:, None] * K + column[None, :]
+    if ACCUMULATE:
+        dw += tl.load(dw_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+        tl.debug_barrier()
+    tl.store(dw_ptr + base + offset, dw.to(dw_ptr.dtype.element_ty), mask=mask)
 
 
 @costs(linear_forward_kernel)
@@ -223,7 +228,13 @@ def _forward_problem(
 
 
 def linear_forward(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation, *, save: bool
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: Activation,
+    *,
+    save: bool,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y = act(x W^T + b) and what the derivative of `activation` reads.
 
@@ -233,6 +244,7 @@ def linear_forward(
         bias: [N] or None.
         activation: fused into the epilogue.
         save: whether a backward will follow.
+        out: contiguous [M, N], receives y; None for a new tensor.
 
     Returns:
         y [M, N], and y itself, z [M, N] or None (identity, or nothing to save).
@@ -241,7 +253,7 @@ def linear_forward(
     N = weight.shape[0]
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    y = x.new_empty((M, N))
+    y = x.new_empty((M, N)) if out is None else out
     z = torch.empty_like(y) if save and activation.reads_input else None
     target, dtype = current_target(), x.dtype
     precision = matmul_precision(dtype, target)
@@ -264,6 +276,8 @@ def _input_gradient_problem(
     M, N, K = sizes
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_weight)
     tile = linear_tile(M, K, N, dtype, precision, aligned, activation.name, target, derivative=True)
+    if target.kind == "cpu" and M >= 256 and ceil_div(M, 256) * ceil_div(K, tile.block_n) >= target.processors:
+        tile = tile._replace(block_m=256)  # rows that share a tile of W, which a program first brings into order
     wide = is_wide_product(M, K, N, tile, stride_dz, stride_weight[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_weight)
     return Problem(
@@ -335,35 +349,58 @@ def _input_gradient_problem_of(
 
 @lru_cache(maxsize=4096)
 def _weight_gradient_problem(
-    sizes: Sizes, stride_dz: Strides, stride_x: Strides, dtype: torch.dtype, precision: str, target: Target
+    sizes: Sizes,
+    stride_dz: Strides,
+    stride_x: Strides,
+    dtype: torch.dtype,
+    precision: str,
+    accumulate: bool,
+    target: Target,
 ) -> Problem:
     M, N, K = sizes
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_x)
     tile = linear_tile(N, K, M, dtype, precision, aligned, "identity", target)
+    if target.kind == "cpu" and accumulate and M >= 256:
+        tile = tile._replace(block_m=min(64, tile.block_m), block_k=256)  # a sum is read and written once per call
     wide = is_wide_product(N, K, M, tile, stride_dz[::-1], stride_x[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_x)
     tiles = ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n)
     steps = ceil_div(M, tile.block_k)
-    rows_per_split = ceil_div(steps, split_count(tiles, steps, target)) * tile.block_k
+    splits = 1 if accumulate else split_count(tiles, steps, target)
+    rows_per_split = ceil_div(steps, splits) * tile.block_k
     return Problem(
         linear_weight_gradient_kernel,
         (tiles, ceil_div(M, rows_per_split)),
         *numbers,
         rows_per_split,
         PRODUCT=Product(precision, M % tile.block_k == 0, wide, GROUP, units),
+        ACCUMULATE=accumulate,
         TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
 
 
-def linear_weight_gradient(dz: torch.Tensor, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """dW [N, K] = dZ^T [N, M] x [M, K] in `dtype` (None: x's); the last dimension of dZ is contiguous."""
+def linear_weight_gradient(
+    dz: torch.Tensor, x: torch.Tensor, dtype: torch.dtype | None = None, add_to: torch.Tensor | None = None
+) -> torch.Tensor:
+    """dW [N, K] = dZ^T [N, M] x [M, K].
+
+    Args:
+        dz: [M, N], the last dimension contiguous.
+        x: [M, K], any strides.
+        dtype: of dW; None for x's.
+        add_to: a contiguous [N, K] to which dW is added, and which is returned; None for a new tensor.
+    """
     M, N = dz.shape
     K = x.shape[1]
     target = current_target()
     precision = matmul_precision(dz.dtype, target)
-    problem = _weight_gradient_problem((M, N, K), dz.stride(), x.stride(), dz.dtype, precision, target)
+    accumulate = add_to is not None
+    problem = _weight_gradient_problem((M, N, K), dz.stride(), x.stride(), dz.dtype, precision, accumulate, target)
+    if add_to is not None:
+        problem.launch(dz, x, add_to)
+        return add_to
     splits = problem.grid[1]
     if splits == 1:
         dw = x.new_empty((N, K), dtype=dtype)

@@ -17,7 +17,10 @@ import torch
 from tinynet_engines.offline.targets import Target
 from tinynet_kernels import (
     activation,
+    cosine_similarity,
     cross_entropy,
+    ctc_loss,
+    distance,
     dropout,
     elementwise_loss,
     embedding,
@@ -26,14 +29,19 @@ from tinynet_kernels import (
     group_norm,
     layout,
     linear,
+    linear_cross_entropy,
     local_response_norm,
     loss_functions,
+    multi_margin_loss,
+    multilabel_margin_loss,
+    nll_loss,
     optimizer,
     prelu,
     recurrent,
     rrelu,
     softmax,
     tiles,
+    triplet_margin_loss,
     upsample,
 )
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
@@ -345,6 +353,130 @@ def softmax_cases(target: Target) -> Iterator[Case]:
         aligned = row["shape"][2] % 8 == 0 or (row["shape"][2] == 1 and row["shape"][1] % 8 == 0)
         yield Case(f"forward {_flags(row)}", partial(softmax.softmax_forward, x, row["function"]), aligned)
         yield Case(f"backward {_flags(row)}", partial(softmax.softmax_backward, x, x, row["function"]), aligned)
+
+
+def label_loss_cases(target: Target) -> Iterator[Case]:
+    """Losses of rows with one label or several."""
+    flags = {
+        "shape": ((256, 10), (4096, 1000), (512, 50304)),
+        "dtype": DTYPES,
+        "weighted": (False, True),
+        "reduction": ("mean", "sum", "none"),
+        "p": (1, 2),
+    }
+    for row in pairwise(flags):
+        yield Case(f"nll {_flags(row)}", partial(_nll, row), aligned=False)
+        yield Case(f"multi_margin {_flags(row)}", partial(_multi_margin, row), aligned=False)
+        yield Case(f"multilabel_margin {_flags(row)}", partial(_multilabel_margin, row), aligned=False)
+
+
+def _nll(row: Mapping[str, Any]) -> None:
+    N, C = row["shape"]
+    x, target = _empty(N, C, dtype=row["dtype"]), _empty(N, dtype=torch.int64)
+    weight = _empty(C, dtype=row["dtype"]) if row["weighted"] else None
+    loss, divisor = nll_loss.nll_loss_forward(x, target, weight, -100, row["reduction"])
+    nll_loss.nll_loss_backward(torch.empty_like(loss), x, target, weight, divisor, -100, row["reduction"])
+
+
+def _multi_margin(row: Mapping[str, Any]) -> None:
+    N, C = row["shape"]
+    x, target = _empty(N, C, dtype=row["dtype"]), _empty(N, dtype=torch.int64)
+    weight = _empty(C, dtype=row["dtype"]) if row["weighted"] else None
+    options = row["p"], 1.0, row["reduction"]
+    loss, saved = multi_margin_loss.multi_margin_loss_forward(x, target, weight, *options, save=True)
+    assert saved is not None
+    multi_margin_loss.multi_margin_loss_backward(torch.empty_like(loss), x, target, weight, saved, *options)
+
+
+def _multilabel_margin(row: Mapping[str, Any]) -> None:
+    x, target = _empty(*row["shape"], dtype=row["dtype"]), _empty(*row["shape"], dtype=torch.int64)
+    loss, saved = multilabel_margin_loss.multilabel_margin_loss_forward(x, target, row["reduction"])
+    grad = torch.empty_like(loss)
+    multilabel_margin_loss.multilabel_margin_loss_backward(grad, x, target, saved, row["reduction"])
+
+
+def distance_cases(target: Target) -> Iterator[Case]:
+    """Similarities and distances along either axis, and the losses of them."""
+    flags = {
+        "shape": ((256, 10, 1), (4096, 1000, 1), (8, 64, 4096)),
+        "dtype": DTYPES,
+        "p": (2.0, 1.0, float("inf"), 3.0),
+        "reduction": ("mean", "sum", "none"),
+        "swap": (False, True),
+    }
+    for row in pairwise(flags):
+        yield Case(f"vectors {_flags(row)}", partial(_vectors, row), aligned=False)
+        yield Case(f"triplet {_flags(row)}", partial(_triplet, row), aligned=False)
+
+
+def _vectors(row: Mapping[str, Any]) -> None:
+    x = _empty(*row["shape"], dtype=row["dtype"])
+    labels, reduction = _empty(x.shape[0] * x.shape[2], dtype=torch.int64), row["reduction"]
+    wanted = {"want_dx1": True, "want_dx2": row["swap"]}
+    for target, options in ((None, (1e-8, 0.0, "none")), (labels, (1e-12, 0.1, reduction))):
+        y, saved = cosine_similarity.cosine_similarity_forward(x, x, target, *options, save=True)
+        assert saved is not None
+        cosine_similarity.cosine_similarity_backward(torch.empty_like(y), x, x, saved, options[2], **wanted)
+    y, saved = distance.pairwise_distance_forward(x, x, row["p"], 1e-6, save=True)
+    assert saved is not None
+    distance.pairwise_distance_backward(torch.empty_like(y), x, x, saved, row["p"], 1e-6, **wanted)
+
+
+def _triplet(row: Mapping[str, Any]) -> None:
+    x = _empty(row["shape"][0], row["shape"][1], dtype=row["dtype"])
+    options = 1.0, row["p"], 1e-6, row["swap"], row["reduction"]
+    loss, saved = triplet_margin_loss.triplet_margin_loss_forward(x, x, x, *options, save=True)
+    assert saved is not None
+    grad = torch.empty_like(loss)
+    triplet_margin_loss.triplet_margin_loss_backward(grad, x, x, x, saved, *options, (True, True, row["swap"]))
+
+
+def ctc_loss_cases(target: Target) -> Iterator[Case]:
+    """Short and long targets."""
+    flags = {"size": ((100, 16, 50, 20), (400, 8, 5000, 200)), "dtype": DTYPES, "zero_infinity": (False, True)}
+    for row in pairwise(flags):
+        yield Case(f"ctc {_flags(row)}", partial(_ctc, row), aligned=False)
+
+
+def _ctc(row: Mapping[str, Any]) -> None:
+    T, N, C, S = row["size"]
+    x, targets = _empty(T, N, C, dtype=row["dtype"]), _empty(N, S, dtype=torch.int64)
+    given = x, targets, _empty(N, dtype=torch.int64), _empty(N, dtype=torch.int64)
+    _, loss, alpha = ctc_loss.ctc_loss_forward(*given, 0, row["zero_infinity"])
+    ctc_loss.ctc_loss_backward(_empty(N, dtype=row["dtype"]), *given, loss, alpha, 0, row["zero_infinity"])
+
+
+def linear_cross_entropy_cases(target: Target) -> Iterator[Case]:
+    """The kernel between the products, and the product that adds to a weight's gradient."""
+    flags = {
+        "shape": ((512, 64, 1000, 1), (256, 64, 32000, 1), (64, 64, 21, 256)),
+        "dtype": DTYPES,
+        "probabilities": (False, True),
+        "weighted": (False, True),
+        "smoothing": (0.0, 0.1),
+        "reduction": ("mean", "none"),
+    }
+    for row in pairwise(flags):
+        yield Case(f"linear_cross_entropy {_flags(row)}", partial(_linear_cross_entropy, row), aligned=False)
+
+
+def _linear_cross_entropy(row: Mapping[str, Any]) -> None:
+    N, K, C, S = row["shape"]
+    x, linear_weight = _empty(N, K, dtype=row["dtype"]), _empty(C * S, K, dtype=row["dtype"])
+    probabilities = row["probabilities"]
+    labels = _empty(N, C, S, dtype=row["dtype"]) if probabilities else _empty(N, S, dtype=torch.int64)
+    weight = _empty(C, dtype=row["dtype"]) if row["weighted"] else None
+    options = linear_cross_entropy.Options(-100, row["reduction"], row["smoothing"], N // 2, True)
+    linear_cross_entropy.linear_cross_entropy_losses(
+        x,
+        linear_weight,
+        None,
+        labels,
+        weight,
+        _empty(1 if row["reduction"] == "mean" else N * S),
+        options,
+        wanted=(True, True, True, probabilities),
+    )
 
 
 def optimizer_cases(target: Target) -> Iterator[Case]:
@@ -748,6 +880,10 @@ COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
     "loss": loss_cases,
     "norm": norm_cases,
     "softmax": softmax_cases,
+    "label_loss": label_loss_cases,
+    "distance": distance_cases,
+    "ctc_loss": ctc_loss_cases,
+    "linear_cross_entropy": linear_cross_entropy_cases,
     "dropout": dropout_cases,
     "embedding": embedding_cases,
     "embedding_bag": embedding_bag_cases,

@@ -81,6 +81,7 @@ from tinynet.nn.batch_norm import (
     LazyBatchNorm3d,
 )
 from tinynet.nn.conv import Conv2d, LazyConv2d
+from tinynet.nn.distance import CosineSimilarity, PairwiseDistance
 from tinynet.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from tinynet.nn.elementwise_loss import (
     BCELoss,
@@ -110,7 +111,17 @@ from tinynet.nn.instance_norm import (
 from tinynet.nn.layer_norm import LayerNorm, RMSNorm
 from tinynet.nn.linear import Bilinear, LazyLinear, Linear
 from tinynet.nn.local_response_norm import LocalResponseNorm
-from tinynet.nn.loss import CrossEntropyLoss
+from tinynet.nn.loss import (
+    CosineEmbeddingLoss,
+    CrossEntropyLoss,
+    CTCLoss,
+    MultiLabelMarginLoss,
+    MultiMarginLoss,
+    NLLLoss,
+    NLLLoss2d,
+    TripletMarginLoss,
+    TripletMarginWithDistanceLoss,
+)
 from tinynet.nn.pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -164,6 +175,7 @@ __all__ = [
     "BatchNorm3d",
     "Bilinear",
     "Buffer",
+    "CTCLoss",
     "ChannelShuffle",
     "CircularPad1d",
     "CircularPad2d",
@@ -172,6 +184,8 @@ __all__ = [
     "ConstantPad2d",
     "ConstantPad3d",
     "Conv2d",
+    "CosineEmbeddingLoss",
+    "CosineSimilarity",
     "CrossEntropyLoss",
     "Dropout",
     "Dropout1d",
@@ -229,8 +243,13 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiLabelMarginLoss",
     "MultiLabelSoftMarginLoss",
+    "MultiMarginLoss",
+    "NLLLoss",
+    "NLLLoss2d",
     "PReLU",
+    "PairwiseDistance",
     "Parameter",
     "ParameterDict",
     "ParameterList",
@@ -264,6 +283,8 @@ __all__ = [
     "Tanh",
     "Tanhshrink",
     "Threshold",
+    "TripletMarginLoss",
+    "TripletMarginWithDistanceLoss",
     "Unflatten",
     "Unfold",
     "Upsample",
@@ -276,6 +297,14 @@ __all__ = [
     "init",
     "utils",
 ]
+
+
+if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # since PyTorch 2.13
+    from torch.nn import LinearCrossEntropyOptions as LinearCrossEntropyOptions
+
+    from tinynet.nn.linear_cross_entropy import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+
+    __all__ += ["LinearCrossEntropyLoss", "LinearCrossEntropyOptions"]
 
 
 def _refuse_scripting(layer: Module) -> Module:

@@ -20,6 +20,7 @@ from tinynet.ops.arguments import (
     check_floating,
     checked_reduction,
 )
+from tinynet.ops.labels import as_rows, check_labels
 from tinynet.ops.operator import Operator, Tensors, like_saved
 
 
@@ -51,14 +52,9 @@ def _forward(
     options = ignore_index, reduction, label_smoothing
     results = kernels.cross_entropy.cross_entropy_forward(logits, target, weight, *options, save=save)
     loss = results[0]
-    if loss.is_cpu and not target.is_floating_point() and _has_nan(loss):
-        _check_labels(target, logits.shape[1], ignore_index)
+    if not target.is_floating_point():
+        check_labels("cross_entropy", loss, target, logits.shape[1], ignore_index)
     return results
-
-
-def _has_nan(loss: Tensor) -> bool:
-    """Whether any loss is NaN, as for a label out of range."""
-    return bool(loss.isnan().any()) if loss.dim() else math.isnan(loss.item())
 
 
 def _backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> Tensors:
@@ -77,13 +73,6 @@ def _backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> Tens
         want_dtarget=wanted[1],
     )
     return *gradients, None
-
-
-def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    out_of_range = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if out_of_range.any():
-        label = int(target[out_of_range][0])
-        raise IndexError(f"cross_entropy: target {label} is out of bounds: expected 0 to {classes - 1} or ignore_index")
 
 
 def _fake(
@@ -165,20 +154,12 @@ def cross_entropy(
     options = (as_integer(ignore_index), reduction, float(label_smoothing))
     if route is Route.REFERENCE:
         return cross_entropy_reference(input, target, weight, *options)
-    logits = _as_rows(input, classes=True)
-    rows = _as_rows(target, classes=target.is_floating_point())
+    logits = as_rows(input, classes=True)
+    rows = as_rows(target, classes=target.is_floating_point())
     loss: Tensor = cross_entropy_operator(route, logits, rows, weight, *options)
     if reduction != "none" or input.dim() == 2:
         return loss
     return loss.view(() if input.dim() == 1 else (input.shape[0], *input.shape[2:]))
-
-
-def _as_rows(tensor: Tensor, classes: bool) -> Tensor:
-    """[N, C] as it is, [1, C] from [C], [N, C, S] from [N, C, d1, ...]; the same without the class axis."""
-    lead = 2 if classes else 1
-    if tensor.dim() == lead:
-        return tensor
-    return tensor.unsqueeze(0) if tensor.dim() < lead else tensor.flatten(lead)
 
 
 def _check_cross_entropy(

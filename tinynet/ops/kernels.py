@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tinynet_kernels import activation as activation
     from tinynet_kernels import cross_entropy as cross_entropy
+    from tinynet_kernels import ctc_loss as ctc_loss
+    from tinynet_kernels import distance as distance
     from tinynet_kernels import dropout as dropout
     from tinynet_kernels import elementwise_loss as elementwise_loss
     from tinynet_kernels import embedding as embedding
@@ -21,11 +23,16 @@ if TYPE_CHECKING:
     from tinynet_kernels import group_norm as group_norm
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear
+    from tinynet_kernels import linear_cross_entropy as linear_cross_entropy
     from tinynet_kernels import local_response_norm as local_response_norm
+    from tinynet_kernels import multi_margin_loss as multi_margin_loss
+    from tinynet_kernels import multilabel_margin_loss as multilabel_margin_loss
+    from tinynet_kernels import nll_loss as nll_loss
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import prelu as prelu
     from tinynet_kernels import rrelu as rrelu
     from tinynet_kernels import softmax as softmax
+    from tinynet_kernels import triplet_margin_loss as triplet_margin_loss
     from tinynet_kernels import upsample as upsample
 
 

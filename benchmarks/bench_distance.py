@@ -1,0 +1,28 @@
+"""Losses of two or three vectors, forward + backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.case import OURS, Case, Setting, allowed_error, forward_and_backward
+from tinynet import functional as ours
+
+TITLE = "losses of vectors"
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    rows, length = 4096, 1000
+    vectors = [setting.random(rows, length, grad=True) for _ in range(3)]
+    sign = 2 * torch.randint(0, 2, (rows,), device=setting.device) - 1
+    for name, tensors in {"cosine_embedding_loss": (*vectors[:2], sign), "triplet_margin_loss": (*vectors,)}.items():
+        leaves = [tensor for tensor in tensors if tensor.requires_grad]
+        contenders = {
+            OURS: forward_and_backward(getattr(ours, name), tensors, leaves),
+            "eager": forward_and_backward(getattr(F, name), tensors, leaves),
+        }
+        moved = 2 * len(leaves) * rows * length * setting.dtype.itemsize
+        error, work = allowed_error(setting.dtype, length), 6 * rows * length * len(leaves)
+        yield Case(f"{name}, forward + backward", f"{rows}x{length}", work, moved, contenders, error, rows)

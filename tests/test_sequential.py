@@ -340,3 +340,27 @@ def test_a_norm_of_other_channels_is_refused(device: str) -> None:
             model.train(training)(torch.randn(2, 3, 4, 4, device=device))
     with pytest.raises(ValueError, match="expected 4D input"):
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))(torch.randn(3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (lambda: nn.LayerNorm(12), (3, 5, 12)),
+        (lambda: nn.RMSNorm(12), (3, 5, 12)),
+        (lambda: nn.GroupNorm(3, 12), (3, 12, 5)),
+        (lambda: nn.BatchNorm1d(12), (6, 12)),
+        (lambda: nn.BatchNorm3d(4), (3, 4, 2, 3, 5)),
+    ],
+    ids=["LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm1d", "BatchNorm3d"],
+)
+def test_norms_compute_the_activation_after_them(norm: Any, shape: tuple[int, ...], device: str) -> None:
+    torch.manual_seed(4)
+    model = nn.Sequential(norm(), nn.GELU(), nn.Tanh()).to(device)
+    x = torch.randn(shape, device=device, requires_grad=True)
+    with counted_launches() as launches:
+        y = model(x)
+    assert launches.count("activation_kernel") + launches.count("activation_forward_kernel") == 1  # tanh
+    expected_y = one_by_one(model, x)
+    assert_close(y, expected_y, tolerance(torch.float32, 64), "output")
+    for found, expected in zip(gradients(y, model, x), gradients(expected_y, model, x), strict=True):
+        assert_close(found, expected, 20 * tolerance(torch.float32, 64), "gradient")

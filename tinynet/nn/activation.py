@@ -204,5 +204,6 @@ FUNCTIONS: dict[type[torch.nn.Module], Callable[[Any], Activation]] = {
     Hardswish: lambda module: as_activation("hardswish"),
     Hardsigmoid: lambda module: as_activation("hardsigmoid"),
     Hardtanh: lambda module: Activation("hardtanh", min_val=module.min_val, max_val=module.max_val),
+    Threshold: lambda module: Activation("threshold", threshold=module.threshold, value=module.value),
     Softplus: lambda module: Activation("softplus", beta=module.beta, threshold=module.threshold),
 }

@@ -49,7 +49,11 @@ class GroupNorm(torch.nn.GroupNorm):
         self.activation = as_activation(activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation)
+        return self.normalize(input, self.activation)
+
+    def normalize(self, input: Tensor, activation: Activation) -> Tensor:
+        """Like `forward`, with the activation as an argument."""
+        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps, activation=activation)
 
     def extra_repr(self) -> str:
         return with_activation(super().extra_repr(), self.activation)

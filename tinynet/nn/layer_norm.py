@@ -51,7 +51,11 @@ class LayerNorm(torch.nn.LayerNorm):
         self.activation = as_activation(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Any:
-        options = {"activation": self.activation, "residual": residual}
+        return self.normalize(input, self.activation, residual)
+
+    def normalize(self, input: Tensor, activation: Activation, residual: Tensor | None = None) -> Any:
+        """Like `forward`, with the activation as an argument."""
+        options = {"activation": activation, "residual": residual}
         return ops.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps, **options)
 
     def extra_repr(self) -> str:
@@ -89,7 +93,11 @@ class RMSNorm(torch.nn.RMSNorm):
         self.activation = as_activation(activation)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        options = {"activation": self.activation, "residual": residual}
+        return self.normalize(x, self.activation, residual)
+
+    def normalize(self, x: Tensor, activation: Activation, residual: Tensor | None = None) -> Any:
+        """Like `forward`, with the activation as an argument."""
+        options = {"activation": activation, "residual": residual}
         return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps, **options)
 
     def extra_repr(self) -> str:

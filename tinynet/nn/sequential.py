@@ -12,13 +12,15 @@ from tinynet.dispatch import is_plain_eager
 from tinynet.nn.activation import FUNCTIONS
 from tinynet.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from tinynet.nn.conv import Conv2d
+from tinynet.nn.group_norm import GroupNorm
+from tinynet.nn.layer_norm import LayerNorm, RMSNorm
 from tinynet.nn.linear import Linear
 from tinynet.nn.pool import MaxPool2d
 from tinynet.ops.arguments import needs_gradient
 from tinynet.ops.linear import linear_chain
 
 # Normalizations, which can apply an activation too.
-_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, RMSNorm)
 # What a call of a layer runs, unless it was replaced after this import.
 _CALL = torch.nn.Module.__call__
 _FORWARDS: dict[type[torch.nn.Module], Any] = {

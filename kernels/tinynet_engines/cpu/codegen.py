@@ -7,6 +7,7 @@ the inner loops are placed outside them; the C compiler vectorizes the innermost
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ class Assignment(NamedTuple):
     ends: dict[int, str]
 
 
+_CHAINS = 4  # totals of one reduction over a long last axis
 # combining operation of a reduction -> (identity by kind of element, OpenMP reduction)
 _REDUCTIONS = {
     "arith.addf": ("0", "+"),
@@ -777,10 +779,16 @@ class KernelWriter(DotWriter):
         index = [ZERO] * len(shape)
         for level, dimension in enumerate(order):
             index[dimension] = Index(self.name("i"), level)
-        inner = index[-1] = Index(self.name("i"), len(order))
+        inner = Index(self.name("i"), len(order))
         nest = Nest(len(order) + 1)
-        value = self.element(source, tuple(index), nest)
-        total, kind = self.name("r"), compute_type(element)
+        # A vector of totals waits for each of its sums; several do not wait for each other.
+        chains = _CHAINS if shape[-1] >= 32 * _CHAINS else 1
+        steps = shape[-1] // chains
+        totals, kind = [self.name("r") for _ in range(chains)], compute_type(element)
+        updates = []
+        for chain, total in enumerate(totals):
+            index[-1] = Index(f"({inner.text} + {chain * steps})", inner.level) if chain else inner
+            updates.append(f"{total} = {combined(total, self.element(source, tuple(index), nest))};")
         self._declare_variable(result, "r")
         target = self.forms[result]
         self.lines += ["{", *nest.levels[0]]
@@ -789,13 +797,14 @@ class KernelWriter(DotWriter):
             self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
             self.lines += nest.levels[level + 1]
         self.lines += [
-            f"{kind} {total} = {identity};",
-            f"#pragma omp simd reduction({operator}:{total})",
-            f"for (int32_t {inner.text} = 0; {inner.text} < {shape[-1]}; {inner.text}++) {{",
+            f"{kind} {', '.join(f'{total} = {identity}' for total in totals)};",
+            f"#pragma omp simd reduction({operator}:{', '.join(totals)})",
+            f"for (int32_t {inner.text} = 0; {inner.text} < {steps}; {inner.text}++) {{",
             *nest.levels[-1],
-            f"{total} = {combined(total, value)};",
+            *updates,
             "}",
         ]
+        total = functools.reduce(combined, totals)
         self._store_result(target, tuple(index[:-1]), shape[:-1], rounded(element, total))
         self.lines.append("}" * (len(order) + 1))
 

@@ -292,7 +292,7 @@ def pool_problem(
         loop_depth=loop[0],
         loop_rows=loop[1],
         loop_columns=loop[2],
-        unroll=_unrolled(steps, target),
+        unroll=1 if window.fractional else _unrolled(steps, target),  # each has places of its own, in registers
     )
     grid = (ceil_div(lines, block_lines) * ceil_div(inner, block_inner),)
     numbers = (lines, inner, C, *size, *out_size, *strides)

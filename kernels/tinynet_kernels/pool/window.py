@@ -83,7 +83,7 @@ class Place(NamedTuple):
 
 @triton.jit
 def elements_of_program(lines, inner, C, D, H, W, TILE: constexpr):
-    """`Elements` of images of [D, H, W]; lines count in int32, which divides faster, or in int64 where wide."""
+    """`Elements` of images of [D, H, W]; indices are int32, which divides faster, or int64 where wide."""
     BLOCK_LINES: constexpr = TILE.block_lines
     BLOCK_INNER: constexpr = TILE.block_inner
     inner_blocks = tl.cdiv(inner, BLOCK_INNER)
@@ -92,7 +92,7 @@ def elements_of_program(lines, inner, C, D, H, W, TILE: constexpr):
     in_lines = tl.arange(0, BLOCK_LINES) < lines - start
     in_inner = tl.arange(0, BLOCK_INNER) < inner - first_inner
     mask = in_lines[:, None] & in_inner[None, :]
-    across = first_inner + tl.arange(0, BLOCK_INNER)[None, :]
+    across = widened(first_inner, TILE.wide) + tl.arange(0, BLOCK_INNER)[None, :]
     group_lines = widened(D, TILE.wide) * H
     if TILE.channels_last:
         group_lines = group_lines * W
@@ -292,7 +292,7 @@ def pool_problem(
         loop_depth=loop[0],
         loop_rows=loop[1],
         loop_columns=loop[2],
-        unroll=_unrolled(steps, target),
+        unroll=1 if window.fractional else _unrolled(steps, target),  # each has places of its own, in registers
     )
     grid = (ceil_div(lines, block_lines) * ceil_div(inner, block_inner),)
     numbers = (lines, inner, C, *size, *out_size, *strides)
@@ -308,7 +308,7 @@ def _merged(size: Any, out_size: Any, strides: Any, window: Window) -> tuple[Any
     if strides and not ((H == 1 or strides[3] == W * strides[4]) and (D == 1 or strides[2] == H * W * strides[4])):
         return size, out_size, strides, window
     area = D * H * W
-    return (1, 1, area), out_size, strides, Window(POINT, POINT, Axis(area))
+    return (1, 1, area), out_size, strides, Window(POINT, POINT, Axis(area, area))
 
 
 def _unrolled(steps: int, target: Target) -> int:

@@ -129,8 +129,8 @@ def norm_sums_kernel(
         if dx_ptr is not None:
             store_tile(dx_ptr, dz * affine.rstd * affine.weight, share, place, stride_yo, stride_ya, SPEC, TILE)
         if partial_ptr is not None:
-            dweight += tl.where(place.mask, dz * normalized, 0.0)
-            dbias += tl.where(place.mask, dz, 0.0)
+            dweight += dz * normalized  # masked lanes add 0, since dY is 0 there, or belong to a channel of NaN
+            dbias += dz
     if partial_ptr is not None:
         partial = partial_of(partial_ptr, share.part, channels, share, TILE)
         tl.store(partial, sum_of_positions(dweight, SPEC), mask=share.in_channels)

@@ -6,9 +6,9 @@
 
 Two launches. `norm_statistics_kernel` leaves (count, mean, sum of squared deviations) of each part of a channel:
 Welford's algorithm for each lane of a tile, then the lanes merged. `normalize_kernel` merges the parts of its channels
-in a fixed order and normalizes; the programs of the first part store the statistics. Given statistics take this launch
-alone. `walk` says what a program passes over. Whatever else leaves such parts, as a product's epilogue could, may take
-the place of the first launch.
+in a fixed order and normalizes; the programs of the first part store the statistics. It is the only launch for given
+statistics, and where one program has all of its channels, which it then reads twice. `walk` says what a program passes
+over. Whatever else leaves such parts, as a product's epilogue could, may take the place of the first launch.
 
 Source: Ioffe & Szegedy 2015; Ulyanov et al. 2016; Welford 1962; merging: Chan, Golub & LeVeque 1979.
 """
@@ -43,6 +43,26 @@ from tinynet_kernels.tiles import Target, current_target
 
 
 @triton.jit
+def statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC: constexpr, TILE: constexpr):
+    """(count, mean, sum of squared deviations) of the program's part; the first is a scalar."""
+    mean = zero_tile(SPEC, TILE)
+    squares = zero_tile(SPEC, TILE)
+    for step in range(share.steps):
+        place = place_of(share, step, outer, inner, SPEC, TILE)
+        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
+        deviation = tl.where(place.mask, x - mean, 0.0)
+        inverse = 1.0 / tl.cast(step + 1, tl.float32)
+        squares += deviation * deviation * (1.0 - inverse)
+        mean += deviation * inverse
+    lane_count = of_positions(steps_of_lanes(share, outer, inner, TILE), SPEC)
+    count = tl.sum(lane_count)
+    lane_count += zero_tile(SPEC, TILE)
+    part_mean = sum_of_positions(mean * lane_count, SPEC) / count  # pyright: ignore[reportOperatorIssue]
+    deviation = mean - of_channels(part_mean, SPEC)
+    return count, part_mean, sum_of_positions(squares + lane_count * deviation * deviation, SPEC)
+
+
+@triton.jit
 def norm_statistics_kernel(
     x_ptr,
     partial_ptr,
@@ -59,25 +79,11 @@ def norm_statistics_kernel(
 ):
     """partial [parts, 3, groups, channels]: count, mean and sum of squared deviations of each part."""
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
-    mean = zero_tile(SPEC, TILE)
-    squares = zero_tile(SPEC, TILE)
-    for step in range(share.steps):
-        place = place_of(share, step, outer, inner, SPEC, TILE)
-        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
-        deviation = tl.where(place.mask, x - mean, 0.0)
-        inverse = 1.0 / tl.cast(step + 1, tl.float32)
-        squares += deviation * deviation * (1.0 - inverse)
-        mean += deviation * inverse
-    lane_count = of_positions(steps_of_lanes(share, outer, inner, TILE), SPEC)
-    count = tl.sum(lane_count)
-    lane_count += zero_tile(SPEC, TILE)
-    part_mean = sum_of_positions(mean * lane_count, SPEC) / count  # pyright: ignore[reportOperatorIssue]
-    deviation = mean - of_channels(part_mean, SPEC)
-    part_squares = sum_of_positions(squares + lane_count * deviation * deviation, SPEC)
+    count, mean, squares = statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC, TILE)
     partial = partial_ptr + share.part.to(tl.int64) * 3 * share.statistics + share.statistic
-    tl.store(partial, tl.zeros_like(part_mean) + count, mask=share.in_channels)
-    tl.store(partial + share.statistics, part_mean, mask=share.in_channels)
-    tl.store(partial + 2 * share.statistics, part_squares, mask=share.in_channels)
+    tl.store(partial, tl.zeros_like(mean) + count, mask=share.in_channels)
+    tl.store(partial + share.statistics, mean, mask=share.in_channels)
+    tl.store(partial + 2 * share.statistics, squares, mask=share.in_channels)
 
 
 @triton.jit
@@ -100,6 +106,7 @@ def store_running(running_ptr, value, momentum, share):
     """running <- (1 - momentum) running + momentum value, for the program's channels."""
     running = tl.load(running_ptr + share.statistic, mask=share.in_channels, other=0.0).to(tl.float32)
     running = (1.0 - momentum) * running + momentum * value
+    tl.debug_barrier()  # threads may share an element
     tl.store(running_ptr + share.statistic, running.to(running_ptr.dtype.element_ty), mask=share.in_channels)
 
 
@@ -127,22 +134,28 @@ def normalize_kernel(
     stride_ya,
     SPEC: constexpr,
     ACTIVATION: constexpr,
+    GIVEN: constexpr,
     TILE: constexpr,
 ):
     """y = act((x - mean) / sqrt(variance + eps) w + b + residual).
 
-    Where there is `partial`, mean and variance are computed from it and stored, and the running statistics (of one
-    group), if any, are updated.
+    Unless mean and variance are `GIVEN`, they are computed, from `partial` or, where there is none because the program
+    has all of its channels, from x; they are stored, and the running statistics (of one group), if any, are updated.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
-    if partial_ptr is not None:
-        count, mean, variance = merged_statistics(partial_ptr, share.parts, share, TILE)
+    if not GIVEN:
+        if partial_ptr is not None:
+            count, mean, variance = merged_statistics(partial_ptr, share.parts, share, TILE)
+        else:
+            count, mean, squares = statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC, TILE)
+            variance = squares / count  # pyright: ignore[reportOperatorIssue]
         if share.part == 0:
             tl.store(mean_ptr + share.statistic, mean, mask=share.in_channels)
             tl.store(variance_ptr + share.statistic, variance, mask=share.in_channels)
             if running_mean_ptr is not None:
                 store_running(running_mean_ptr, mean, momentum, share)
-                store_running(running_variance_ptr, variance * (count / (count - 1.0)), momentum, share)
+                unbiased = variance * (count / (count - 1.0))  # pyright: ignore[reportOperatorIssue]
+                store_running(running_variance_ptr, unbiased, momentum, share)
     else:
         mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
         variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
@@ -173,11 +186,12 @@ def normalize_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
 
 
 class NormProblems(NamedTuple):
-    """The launches of a forward."""
+    """The launches of a forward; `normalize_given` is the one for given statistics."""
 
     walk: Walk
     statistics: Problem
     normalize: Problem
+    normalize_given: Problem
 
 
 @lru_cache(maxsize=4096)
@@ -186,8 +200,13 @@ def _problems(
 ) -> NormProblems:
     walk = walk_of(shape, stride, per_sample, target)
     grid = (walk.programs,)
-    normalize = Problem(normalize_kernel, grid, *walk.numbers, ACTIVATION=activation.compiled, **walk.constants)
-    return NormProblems(walk, Problem(norm_statistics_kernel, grid, *walk.numbers, **walk.constants), normalize)
+    constants = {"ACTIVATION": activation.compiled, **walk.constants}
+    return NormProblems(
+        walk,
+        Problem(norm_statistics_kernel, grid, *walk.numbers, **walk.constants),
+        Problem(normalize_kernel, grid, *walk.numbers, GIVEN=False, **constants),
+        Problem(normalize_kernel, grid, *walk.numbers, GIVEN=True, **constants),
+    )
 
 
 def norm_forward(
@@ -222,14 +241,17 @@ def norm_forward(
         y: x's shape, without gaps in x's order; mean and (biased) variance, fp32 [C] or [N, C] `per_sample`, or None
         where they were given.
     """
-    walk, statistics, normalize = _problems(x.shape, x.stride(), per_sample, activation, current_target())
+    problems = _problems(x.shape, x.stride(), per_sample, activation, current_target())
+    walk, normalize = problems.walk, problems.normalize_given
     y = x.new_empty_strided(x.shape, walk.stride)
     partial = None
     given = mean is not None
     if not given:
+        normalize = problems.normalize
         count = walk.groups * x.shape[1]
-        partial = x.new_empty((walk.parts, 3, count), dtype=torch.float32)
-        statistics.launch(x, partial)
+        if walk.parts > 1:
+            partial = x.new_empty((walk.parts, 3, count), dtype=torch.float32)
+            problems.statistics.launch(x, partial)
         shape = (walk.groups, x.shape[1]) if per_sample else (count,)
         mean, variance = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
     normalize.launch_named(

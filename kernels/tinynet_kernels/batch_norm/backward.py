@@ -6,7 +6,8 @@
 Two launches. `norm_sums_kernel` leaves the sums over each part of a channel; for given statistics it stores dX too.
 `norm_input_gradient_kernel` adds the parts of its channels in a fixed order and stores dX; the programs of the first
 part store dw and db. `norm_parameter_gradients_kernel` does where there are several groups, or no need for that launch.
-z is computed from x again; where there is a residual, y or the residual was saved, whichever act' needs.
+Where one program has all of its channels, the second launch computes the sums too, unless the residual's gradient is
+wanted. z is computed from x again; where there is a residual, y or the residual was saved, whichever act' needs.
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ def norm_sums_kernel(
         if dx_ptr is not None:
             store_tile(dx_ptr, dz * affine.rstd * affine.weight, share, place, stride_yo, stride_ya, SPEC, TILE)
         if partial_ptr is not None:
-            dweight += tl.where(place.mask, dz * normalized, 0.0)
-            dbias += tl.where(place.mask, dz, 0.0)
+            dweight += dz * normalized  # masked lanes add 0, since dY is 0 there, or belong to a channel of NaN
+            dbias += dz
     if partial_ptr is not None:
         partial = partial_of(partial_ptr, share.part, channels, share, TILE)
         tl.store(partial, sum_of_positions(dweight, SPEC), mask=share.in_channels)
@@ -172,14 +173,34 @@ def norm_input_gradient_kernel(
     READS_OUTPUT: constexpr,
     TILE: constexpr,
 ):
-    """dX = w rstd (dZ - db / n - xhat dw / n), and dw and db of one group where they are given."""
+    """dX = w rstd (dZ - db / n - xhat dw / n), and dw and db of one group where they are given.
+
+    dw and db are sums over `partial` or, where there is none because the program has all of its channels, over dZ.
+    """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     affine = affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC, TILE)
-    part = tl.arange(0, TILE.block_parts)[:, None]
-    partial = partial_of(partial_ptr, part, channels, share, TILE)
-    mask = (part < share.parts) & share.in_channels[None, :]
-    dweight = tl.sum(tl.load(partial, mask=mask, other=0.0), axis=0)
-    dbias = tl.sum(tl.load(partial + channels, mask=mask, other=0.0), axis=0)
+    if partial_ptr is not None:
+        part = tl.arange(0, TILE.block_parts)[:, None]
+        partial = partial_of(partial_ptr, part, channels, share, TILE)
+        mask = (part < share.parts) & share.in_channels[None, :]
+        dweight = tl.sum(tl.load(partial, mask=mask, other=0.0), axis=0)
+        dbias = tl.sum(tl.load(partial + channels, mask=mask, other=0.0), axis=0)
+    else:
+        total_dweight = zero_tile(SPEC, TILE)
+        total_dbias = zero_tile(SPEC, TILE)
+        for step in range(share.steps):
+            place = place_of(share, step, outer, inner, SPEC, TILE)
+            grad = load_tile(grad_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
+            x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
+            saved = None
+            if saved_ptr is not None:
+                saved = load_tile(saved_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
+            normalized = (x - affine.mean) * affine.rstd
+            dz = through_activation(grad, normalized, affine, saved, ACTIVATION, READS_OUTPUT)
+            total_dweight += dz * normalized  # masked lanes add 0, as in `norm_sums_kernel`
+            total_dbias += dz
+        dweight = sum_of_positions(total_dweight, SPEC)
+        dbias = sum_of_positions(total_dbias, SPEC)
     if share.part == 0:
         if dweight_ptr is not None:
             tl.store(dweight_ptr + share.statistic, dweight.to(dweight_ptr.dtype.element_ty), mask=share.in_channels)
@@ -307,7 +328,10 @@ def norm_backward(
     dx = x.new_empty_strided(x.shape, walk.stride) if wanted.x else None
     dz = x.new_empty_strided(x.shape, walk.stride) if wanted.residual else None
     partial = None
-    if wanted.weight or wanted.bias or (wanted.x and not given):
+    # One launch where one program has all of its channels, and stores all that is wanted.
+    stores_all = walk.groups == 1 or not (wanted.weight or wanted.bias)
+    alone = walk.parts == 1 and stores_all and dx is not None and dz is None and not given
+    if not alone and (wanted.weight or wanted.bias or (wanted.x and not given)):
         partial = x.new_empty((walk.parts * walk.groups, 2, channels), dtype=torch.float32)
     if grad.stride() != walk.stride:
         grad = x.new_empty_strided(x.shape, walk.stride).copy_(grad)
@@ -315,7 +339,8 @@ def norm_backward(
         saved = in_order(saved, grad)
     operands: dict[str, Any] = {"grad_ptr": grad, "x_ptr": x, "saved_ptr": saved, "weight_ptr": weight}
     operands |= {"bias_ptr": bias, "mean_ptr": mean, "variance_ptr": variance, "partial_ptr": partial}
-    sums.launch_named(**operands, dz_ptr=dz, dx_ptr=dx if given else None, eps=eps)
+    if not alone:
+        sums.launch_named(**operands, dz_ptr=dz, dx_ptr=dx if given else None, eps=eps)
     parameter: Any = bias if weight is None else weight
     dweight = torch.empty_like(parameter) if wanted.weight else None
     dbias = torch.empty_like(parameter) if wanted.bias else None

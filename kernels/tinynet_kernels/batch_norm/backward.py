@@ -82,7 +82,7 @@ def through_activation(grad, normalized, affine, saved, ACTIVATION: constexpr, R
         return grad * activation_derivative(z, ACTIVATION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def norm_sums_kernel(
     grad_ptr,
     x_ptr,
@@ -146,7 +146,7 @@ def partial_of(partial_ptr, part, channels, share, TILE: constexpr):
     return partial_ptr + row * channels + share.first_channel + tl.arange(0, TILE.block_channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def norm_input_gradient_kernel(
     grad_ptr,
     x_ptr,
@@ -223,7 +223,7 @@ def norm_input_gradient_kernel(
         store_tile(dx_ptr, dx, share, place, stride_yo, stride_ya, SPEC, TILE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "channels"])
 def norm_parameter_gradients_kernel(partial_ptr, dweight_ptr, dbias_ptr, parts, channels, BLOCK: constexpr):
     """dw and db, each left out where it is None: the sums of `partial` [parts, 2, channels], in order."""
     start = tl.program_id(0) * BLOCK

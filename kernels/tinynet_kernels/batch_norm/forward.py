@@ -64,7 +64,7 @@ def statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC: c
     return count, part_mean, sum_of_positions(squares + lane_count * deviation * deviation, SPEC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def norm_statistics_kernel(
     x_ptr,
     partial_ptr,
@@ -127,7 +127,7 @@ def store_statistics(
         store_running(running_variance_ptr, squares / (count - 1.0), momentum, statistic, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "channels"])
 def merge_statistics_kernel(
     partial_ptr,
     mean_ptr,
@@ -167,7 +167,7 @@ def merge_statistics_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def normalize_kernel(
     x_ptr,
     residual_ptr,

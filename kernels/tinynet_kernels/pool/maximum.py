@@ -32,6 +32,10 @@ from tinynet_kernels.pool.window import (
     is_inside,
     last_windows,
     loop_place,
+    nearest_taps,
+    number_of_tap,
+    offset_of_tap,
+    place_of_tap,
     pool_problem,
     strided_offset,
     windows_exist,
@@ -79,20 +83,22 @@ def max_pool_forward_kernel(
     stride_xw = widened(stride_xw, TILE.wide)
     x_offset = strided_offset(at, first, stride_xn, stride_xc, stride_xd, stride_xh, stride_xw)
     y = tl.full((BLOCK_LINES, BLOCK_INNER), float("-inf"), tl.float32)
-    argmax = tl.full((BLOCK_LINES, BLOCK_INNER), 0 if TILE.always_inside else -1, tl.int32)
+    argmax = tl.zeros((BLOCK_LINES, BLOCK_INNER), tl.int32)
+    if not TILE.always_inside:
+        argmax += number_of_tap(nearest_taps(Place(0, 0, 0), first, end, WINDOW), WINDOW)
     for number in tl.range(0, DEPTH.kernel * ROWS.kernel * COLUMNS.kernel, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
         k = loop_place(number, ROWS.kernel, COLUMNS.kernel)
-        tap = Place(k.depth * DEPTH.dilation, k.row * ROWS.dilation, k.column * COLUMNS.dilation)
-        tap_ptr = x_ptr + (tap.depth * stride_xd + tap.row * stride_xh + tap.column * stride_xw)
-        if TILE.always_inside:
-            x = tl.load(tap_ptr + x_offset, mask=at.mask, other=0.0).to(tl.float32)
-            is_largest = (x > y) | (x != x)
-        else:
-            inside = is_inside(tap, first, end)
-            x = tl.load(tap_ptr + x_offset, mask=at.mask & inside, other=0.0).to(tl.float32)
-            is_largest = inside & ((x > y) | (x != x) | (argmax < 0))
+        tap = k if TILE.always_inside else nearest_taps(k, first, end, WINDOW)
+        from_first = offset_of_tap(tap, stride_xd, stride_xh, stride_xw, WINDOW)
+        mask = at.mask
+        if (
+            not TILE.always_inside and DEPTH.dilation * ROWS.dilation * COLUMNS.dilation > 1
+        ):  # taps may enclose the image
+            mask = mask & is_inside(place_of_tap(tap, WINDOW), first, end)
+        x = tl.load(x_ptr + (x_offset + from_first), mask=mask, other=float("-inf")).to(tl.float32)
+        is_largest = (x > y) | (x != x)
         y = tl.where(is_largest, x, y)
-        argmax = tl.where(is_largest, number, argmax)
+        argmax = tl.where(is_largest, number_of_tap(tap, WINDOW), argmax)
     offset = dense_offset(at, window, C, OD, OH, OW, TILE)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=at.mask)
     if argmax_ptr is not None:

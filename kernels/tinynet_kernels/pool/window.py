@@ -194,6 +194,60 @@ def is_inside(tap, first, end):
 
 
 @triton.jit
+def place_of_tap(k, WINDOW: constexpr):
+    """How many elements after a window's first tap its tap k (both a `Place`) is."""
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    return Place(k.depth * DEPTH.dilation, k.row * ROWS.dilation, k.column * COLUMNS.dilation)
+
+
+@triton.jit
+def offset_of_tap(k, stride_d, stride_h, stride_w, WINDOW: constexpr):
+    """The same in memory."""
+    place = place_of_tap(k, WINDOW)
+    return place.depth * stride_d + place.row * stride_h + place.column * stride_w
+
+
+@triton.jit
+def number_of_tap(k, WINDOW: constexpr):
+    """The number in its window of tap k (a `Place`)."""
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    return (k.depth * ROWS.kernel + k.row) * COLUMNS.kernel + k.column
+
+
+@triton.jit
+def nearest_tap(k, first, end, AXIS: constexpr):
+    """The tap nearest to tap k, along one axis, that lies in the image and before `end`."""
+    if AXIS.kernel == 1:
+        return k
+    else:
+        last = tl.minimum(k, (end - 1 - first) // AXIS.dilation)
+        if AXIS.padding == 0:
+            return last
+        else:
+            return tl.maximum(last, (AXIS.dilation - 1 - first) // AXIS.dilation)
+
+
+@triton.jit
+def nearest_taps(k, first, end, WINDOW: constexpr):
+    """`nearest_tap` along the three axes, all a `Place`.
+
+    A tap outside the image is replaced by one in it, which changes no maximum and, as taps stay in order, no argmax,
+    and needs no mask.
+    """
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    return Place(
+        nearest_tap(k.depth, first.depth, end.depth, DEPTH),
+        nearest_tap(k.row, first.row, end.row, ROWS),
+        nearest_tap(k.column, first.column, end.column, COLUMNS),
+    )
+
+
+@triton.jit
 def last_window(i, size, out_size, AXIS: constexpr, WINDOW: constexpr):
     """The last window along one axis that may hold element i."""
     if WINDOW.adaptive:
@@ -292,7 +346,7 @@ def pool_problem(
         loop_depth=loop[0],
         loop_rows=loop[1],
         loop_columns=loop[2],
-        unroll=1 if window.fractional else _unrolled(steps, target),  # each has places of its own, in registers
+        unroll=1 if window.fractional else _unrolled(steps, channels_last, target),  # each has places of its own
     )
     grid = (ceil_div(lines, block_lines) * ceil_div(inner, block_inner),)
     numbers = (lines, inner, C, *size, *out_size, *strides)
@@ -311,9 +365,9 @@ def _merged(size: Any, out_size: Any, strides: Any, window: Window) -> tuple[Any
     return (1, 1, area), out_size, strides, Window(POINT, POINT, Axis(area, area))
 
 
-def _unrolled(steps: int, target: Target) -> int:
+def _unrolled(steps: int, channels_last: bool, target: Target) -> int:
     """How many steps of a loop are unrolled: on a chip their loads are under way at once."""
-    if target.kind == "cpu" and steps > 4:
+    if target.kind == "cpu" and steps > (32 if channels_last else 4):
         return 1  # else the engine writes a loop of its own for each step
     return steps if steps <= 16 else 8
 

@@ -69,7 +69,10 @@ OUTPUT_SIZES: list[Any] = [1, 4, (5, 7), (None, 3), (20, 15), (1, None)]
 @pytest.mark.parametrize("window", MAX_WINDOWS, ids=str)
 def test_max_pool2d(window: dict[str, Any], memory_format: torch.memory_format, device: str) -> None:
     launches = check(max_pool2d, F.max_pool2d, make(3, 5, 15, 13, device=device, memory_format=memory_format), **window)
-    assert launches == ["max_pool_forward_kernel", "max_pool_backward_kernel"]
+    assert launches in [
+        ["max_pool_forward_kernel", "max_pool_backward_kernel"],
+        ["max_pool_forward_kernel", "max_pool_rows_backward_kernel"],
+    ]
 
 
 @kernels

@@ -311,6 +311,7 @@ def pool_problem(
     result_size: tuple[int, ...],
     channels_last: bool,
     target: Target,
+    columns: int | None = None,
     **constants: Any,
 ) -> Problem:
     """All of a launch but its tensors.
@@ -323,6 +324,7 @@ def pool_problem(
         result_size: (D, H, W) of y or dx, or the last of these.
         channels_last: the layout of the dense tensors.
         target: where it runs.
+        columns: the length of the tiles' inner axis where it is neither channels nor columns.
         constants: further constants of the kernel.
     """
     N, C, *operand_size = shape
@@ -330,9 +332,10 @@ def pool_problem(
     operand_size, result_size = (*absent, *operand_size), (*absent, *result_size)
     strides = (*stride[:2], *[0] * len(absent), *stride[2:]) if stride else ()
     size, out_size = (operand_size, result_size) if stride else (result_size, operand_size)
-    size, out_size, strides, window = _merged(size, out_size, strides, window)
+    if columns is None:
+        size, out_size, strides, window = _merged(size, out_size, strides, window)
     D, H, W = out_size if stride else size
-    lines, inner = (N * D * H * W, C) if channels_last else (N * C * D * H, W)
+    lines, inner = (N * D * H * W, C) if channels_last else (N * C * D * H, columns or W)
     block_lines, block_inner, num_warps = pool_tile(lines, inner, channels_last, target)
     axes = list(zip(window[:3], size, out_size, strict=True))
     loop = [each[0].kernel for each in axes] if stride else [_windows_of_element(*each, window) for each in axes]
@@ -367,7 +370,7 @@ def _merged(size: Any, out_size: Any, strides: Any, window: Window) -> tuple[Any
 
 def _unrolled(steps: int, channels_last: bool, target: Target) -> int:
     """How many steps of a loop are unrolled: on a chip their loads are under way at once."""
-    if target.kind == "cpu" and steps > (32 if channels_last else 4):
+    if target.kind == "cpu" and steps > (9 if channels_last else 4):
         return 1  # else the engine writes a loop of its own for each step
     return steps if steps <= 16 else 8
 

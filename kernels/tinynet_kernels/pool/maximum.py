@@ -20,6 +20,7 @@ import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.layout import to_channels_last, to_contiguous
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.pool.spec import Window, taps
 from tinynet_kernels.pool.window import (
@@ -278,6 +279,13 @@ def max_pool_forward(
     Returns:
         y [N, C, *out_size]; indices into the flattened axes, int64, or None; argmax, int8 or int32, or None.
     """
+    if not channels_last and _is_faster_in_channels_last(x.shape, window, current_target()):
+        x = to_channels_last(x)
+        y, index, argmax = max_pool_forward(
+            x, window, out_size, channels_last=True, want_argmax=want_argmax, want_index=want_index
+        )
+        index = index.contiguous() if index is not None else None
+        return y.contiguous(), index, argmax.contiguous() if argmax is not None else None
     y = empty_images(x, out_size, x.dtype, channels_last)
     argmax = empty_images(x, out_size, argmax_dtype(window), channels_last) if want_argmax else None
     index = empty_images(x, out_size, torch.int64, channels_last) if want_index else None
@@ -305,8 +313,11 @@ def max_pool_backward(
         samples: the forward's.
         channels_last: the forward's.
     """
-    dx = empty_images(grad, size, grad.dtype, channels_last)
     target = current_target()
+    if not channels_last and _is_faster_in_channels_last((*grad.shape[:2], *size), window, target):
+        grad, argmax = (each.contiguous(memory_format=torch.channels_last) for each in (grad, argmax))
+        return to_contiguous(max_pool_backward(grad, argmax, window, size, channels_last=True))
+    dx = empty_images(grad, size, grad.dtype, channels_last)
     problem = None if channels_last else _rows_problem(grad.shape, window, size, target)
     if problem is not None:
         problem.launch(grad, argmax, dx)
@@ -320,6 +331,15 @@ def argmax_dtype(window: Window) -> torch.dtype:
     return torch.int8 if taps(window) < 127 else torch.int32
 
 
+def _is_faster_in_channels_last(shape: tuple[int, ...], window: Window, target: Target) -> bool:
+    """Whether a contiguous image of `shape` is better transposed: large windows, which few results have.
+
+    The inner loop then runs over channels rather than over the few windows of a row; measured on the CPU.
+    """
+    large = len(shape) == 4 and shape[1] >= 16 and taps(window) >= 64 and not window.fractional
+    return large and target.kind == "cpu"
+
+
 @lru_cache(maxsize=4096)
 def _problem(
     forward: bool,
@@ -331,7 +351,8 @@ def _problem(
     target: Target,
 ) -> Problem:
     kernel = max_pool_forward_kernel if forward else max_pool_backward_kernel
-    return pool_problem(kernel, shape, stride, window, result_size, channels_last, target)
+    most_on_cpu = 9 if forward and channels_last else 4  # the forward's loads of whole channels need no mask
+    return pool_problem(kernel, shape, stride, window, result_size, channels_last, target, most_on_cpu=most_on_cpu)
 
 
 @lru_cache(maxsize=4096)

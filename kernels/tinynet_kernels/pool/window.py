@@ -312,6 +312,7 @@ def pool_problem(
     channels_last: bool,
     target: Target,
     columns: int | None = None,
+    most_on_cpu: int = 4,
     **constants: Any,
 ) -> Problem:
     """All of a launch but its tensors.
@@ -325,6 +326,7 @@ def pool_problem(
         channels_last: the layout of the dense tensors.
         target: where it runs.
         columns: the length of the tiles' inner axis where it is neither channels nor columns.
+        most_on_cpu: the most steps that are unrolled on the CPU.
         constants: further constants of the kernel.
     """
     N, C, *operand_size = shape
@@ -349,7 +351,7 @@ def pool_problem(
         loop_depth=loop[0],
         loop_rows=loop[1],
         loop_columns=loop[2],
-        unroll=1 if window.fractional else _unrolled(steps, channels_last, target),  # each has places of its own
+        unroll=1 if window.fractional else _unrolled(steps, most_on_cpu, target),  # each has places of its own
     )
     grid = (ceil_div(lines, block_lines) * ceil_div(inner, block_inner),)
     numbers = (lines, inner, C, *size, *out_size, *strides)
@@ -368,10 +370,10 @@ def _merged(size: Any, out_size: Any, strides: Any, window: Window) -> tuple[Any
     return (1, 1, area), out_size, strides, Window(POINT, POINT, Axis(area, area))
 
 
-def _unrolled(steps: int, channels_last: bool, target: Target) -> int:
+def _unrolled(steps: int, most_on_cpu: int, target: Target) -> int:
     """How many steps of a loop are unrolled: on a chip their loads are under way at once."""
-    if target.kind == "cpu" and steps > (9 if channels_last else 4):
-        return 1  # else the engine writes a loop of its own for each step
+    if target.kind == "cpu" and steps > most_on_cpu:
+        return 1  # masked loads of more steps in one loop are not vectorized
     return steps if steps <= 16 else 8
 
 

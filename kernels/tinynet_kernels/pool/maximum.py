@@ -351,7 +351,8 @@ def _problem(
     target: Target,
 ) -> Problem:
     kernel = max_pool_forward_kernel if forward else max_pool_backward_kernel
-    most_on_cpu = 9 if forward and channels_last else 4  # the forward's loads of whole channels need no mask
+    unmasked = 9 if channels_last else 4  # loads of whole channels run along memory
+    most_on_cpu = unmasked if forward else 1
     return pool_problem(kernel, shape, stride, window, result_size, channels_last, target, most_on_cpu=most_on_cpu)
 
 

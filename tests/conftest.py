@@ -7,17 +7,20 @@ kernel is decorated, so it is set here before any test module is imported.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-FIXED_EXAMPLES = 4
+FIXED_EXAMPLES = 3
+MANY_CASES = 10  # of one test, of which `--share` leaves some out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=["auto", "cpu", "interpreter", "cuda"], default="auto")
     parser.addoption("--guard", action="store_true", help="run every kernel under tinynet.guard (interpreter only)")
     parser.addoption("--examples", type=int, help="random examples per property; without it a few fixed ones")
+    parser.addoption("--share", type=int, default=1, metavar="N", help="one of N cases of each test that has many")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,6 +32,21 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--guard needs --engine interpreter")
     set_examples(config.getoption("--examples"))
     config.addinivalue_line("markers", "kernels: needs an engine that runs the kernels")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out cases for `--share`: most of the time goes into compiling, and cases are alike."""
+    share = config.getoption("--share")
+    cases = Counter(item.nodeid.partition("[")[0] for item in items)
+    seen: Counter[str] = Counter()
+    selected, left_out = [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        has_turn = cases[test] <= MANY_CASES or seen[test] % share == 0
+        seen[test] += 1
+        (selected if has_turn else left_out).append(item)
+    items[:] = selected
+    config.hook.pytest_deselected(items=left_out)
 
 
 def set_examples(number: int | None) -> None:

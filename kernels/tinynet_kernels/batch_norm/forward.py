@@ -32,6 +32,7 @@ from tinynet_kernels.batch_norm.walk import (
     of_channels,
     of_positions,
     place_of,
+    sets_of,
     share_of_program,
     steps_of_lanes,
     store_tile,
@@ -91,9 +92,17 @@ def merged(counts, means, squares):
 
 
 @triton.jit
+def merged_with(count, mean, squares, more, more_mean, more_squares):
+    """(count, mean, sum of squared deviations) of two parts together."""
+    deviation = more_mean - mean
+    weight = more / tl.maximum(count + more, 1.0)
+    return count + more, mean + deviation * weight, squares + more_squares + deviation * deviation * count * weight
+
+
+@triton.jit
 def load_parts(partial_ptr, part, statistic, statistics, mask):
     """Counts, means and sums of squared deviations, of `partial` [parts, 3, statistics]."""
-    partial = partial_ptr + (part.to(tl.int64)[:, None] * 3 * statistics + statistic[None, :])
+    partial = partial_ptr + (part.to(tl.int64) * 3 * statistics + statistic)
     counts = tl.load(partial, mask=mask, other=0.0)
     means = tl.load(partial + statistics, mask=mask, other=0.0)
     return counts, means, tl.load(partial + 2 * statistics, mask=mask, other=0.0)
@@ -145,18 +154,31 @@ def merge_statistics_kernel(
     squares = tl.zeros((BLOCK_CHANNELS,), tl.float32)
     for start in range(0, parts, TILE.block_parts):
         mask = (part < parts - start)[:, None] & in_channels[None, :]
-        counts, means, part_squares = load_parts(partial_ptr, start + part, channel, channels, mask)
-        more, more_mean, more_squares = merged(counts, means, part_squares)
-        deviation = more_mean - mean
-        weight = more / tl.maximum(count + more, 1.0)
-        mean += deviation * weight
-        squares += more_squares + deviation * deviation * count * weight
-        count += more
+        parts_at_once = load_parts(partial_ptr, (start + part)[:, None], channel[None, :], channels, mask)
+        count, mean, squares = merged_with(count, mean, squares, *merged(*parts_at_once))
     store_statistics(
         *(count, mean, squares, mean_ptr, variance_ptr, running_mean_ptr, running_variance_ptr, momentum),
         channel,
         in_channels,
     )
+
+
+@triton.jit
+def statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPEC: constexpr, TILE: constexpr):
+    """mean and variance of the program's channels, which share them with others; the first part stores them."""
+    sets = sets_of(share, channels, SPEC, TILE)
+    count = tl.zeros((TILE.block_sets,), tl.float32)
+    mean = tl.zeros((TILE.block_sets,), tl.float32)
+    squares = tl.zeros((TILE.block_sets,), tl.float32)
+    for part in range(share.parts):
+        members = load_parts(partial_ptr, part, sets.statistic, share.statistics, sets.mask)
+        count, mean, squares = merged_with(count, mean, squares, *merged(*members))
+    variance = squares / tl.maximum(count, 1.0)
+    if share.part == 0:
+        place = (share.group * channels + sets.channel) // SPEC.members
+        tl.store(mean_ptr + place, mean, mask=sets.owned)
+        tl.store(variance_ptr + place, variance, mask=sets.owned)
+    return tl.gather(mean, sets.set_of, axis=0), tl.gather(variance, sets.set_of, axis=0)
 
 
 @triton.jit
@@ -191,10 +213,14 @@ def normalize_kernel(
     group), if any, are updated.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
-    if partial_ptr is not None:
+    if partial_ptr is not None and SPEC.members > 1:
+        mean, variance = statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPEC, TILE)
+    elif partial_ptr is not None:
         part = tl.arange(0, TILE.block_parts)
         mask = (part < share.parts)[:, None] & share.in_channels[None, :]
-        counts, means, squares = load_parts(partial_ptr, part, share.statistic, share.statistics, mask)
+        counts, means, squares = load_parts(
+            partial_ptr, part[:, None], share.statistic[None, :], share.statistics, mask
+        )
         count, mean, squares = merged(counts, means, squares)
         variance = squares / tl.maximum(count, 1.0)
         if share.part == 0:
@@ -248,9 +274,14 @@ class NormProblems(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _problems(
-    shape: tuple[int, ...], stride: tuple[int, ...], per_sample: bool, activation: Activation, target: Target
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    per_sample: bool,
+    activation: Activation,
+    target: Target,
+    members: int,
 ) -> NormProblems:
-    walk = walk_of(shape, stride, per_sample, target)
+    walk = walk_of(shape, stride, per_sample, target, members)
     grid = (walk.programs,)
     normalize = Problem(normalize_kernel, grid, *walk.numbers, ACTIVATION=activation.compiled, **walk.constants)
     return NormProblems(walk, Problem(norm_statistics_kernel, grid, *walk.numbers, **walk.constants), normalize)
@@ -284,6 +315,7 @@ def norm_forward(
     activation: Activation,
     *,
     per_sample: bool,
+    members: int = 1,
     partial: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """y = act((x - mean) / sqrt(variance + eps) weight + bias + residual), and the statistics where they are x's.
@@ -298,18 +330,19 @@ def norm_forward(
         eps: added to the variance.
         activation: applied last.
         per_sample: whether each sample has statistics of its own. It then has no running statistics here.
+        members: how many neighboring channels of a sample share statistics; more than 1 `per_sample` only.
         partial: count, mean and sum of squared deviations of parts of x, fp32 [parts, 3, C], where they are known.
 
     Returns:
-        y: x's shape, without gaps in x's order; mean and (biased) variance, fp32 [C] or [N, C] `per_sample`, or None
-        where they were given.
+        y: x's shape, without gaps in x's order; mean and (biased) variance, fp32 [C] or [N, C / members] `per_sample`,
+        or None where they were given.
     """
-    walk, statistics, normalize = _problems(x.shape, x.stride(), per_sample, activation, current_target())
+    walk, statistics, normalize = _problems(x.shape, x.stride(), per_sample, activation, current_target(), members)
     y = x.new_empty_strided(x.shape, walk.stride)
     given = mean is not None
     if not given:
         channels = x.shape[1]
-        shape = (walk.groups, channels) if per_sample else (channels,)
+        shape = (walk.groups, channels // members) if per_sample else (channels,)
         mean, variance = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
         if partial is None:
             partial = x.new_empty((walk.parts, 3, walk.groups * channels), dtype=torch.float32)

@@ -102,7 +102,7 @@ def merged_with(count, mean, squares, more, more_mean, more_squares):
 @triton.jit
 def load_parts(partial_ptr, part, statistic, statistics, mask):
     """Counts, means and sums of squared deviations, of `partial` [parts, 3, statistics]."""
-    partial = partial_ptr + (part.to(tl.int64) * 3 * statistics + statistic)
+    partial = partial_ptr + (tl.cast(part, tl.int64) * 3 * statistics + statistic)
     counts = tl.load(partial, mask=mask, other=0.0)
     means = tl.load(partial + statistics, mask=mask, other=0.0)
     return counts, means, tl.load(partial + 2 * statistics, mask=mask, other=0.0)

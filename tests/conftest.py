@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-FIXED_EXAMPLES = 6
+FIXED_EXAMPLES = 4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

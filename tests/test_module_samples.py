@@ -66,8 +66,14 @@ def build(name: str, sample: Any, training: bool) -> tuple[torch.nn.Module, torc
     return ours, theirs.double()
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        pytest.param(name, training, id=f"{name}-{'training' if training else 'evaluation'}")
+        for name, info in OURS.items()
+        for training in ((True, False) if info.train_and_eval_differ else (True,))
+    ],
+)
 def test_samples(name: str, training: bool, device: str) -> None:
     launched = 0
     for sample in samples(name, training):

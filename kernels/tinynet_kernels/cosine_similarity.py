@@ -300,5 +300,6 @@ def _problem(
 
 
 def vectors_tile(rows: int, D: int, contiguous: bool, target: Target) -> CrossEntropyTile:
-    """A tile of rows and elements: as that of a softmax, which reads its operand once too."""
-    return cross_entropy_tile(rows, D, contiguous, target)
+    """A tile as that of a softmax, which reads its operand once too; a quarter where registers hold several sums."""
+    tile = cross_entropy_tile(rows, D, contiguous, target)
+    return tile if target.kind in ("cpu", "interpreter") else tile._replace(block_rows=max(1, tile.block_rows // 4))

@@ -103,7 +103,7 @@ def evaluate(input_ptr, target_ptr, other_ptr, columns, at, LOSS: constexpr, FUN
     return FUNCTION(x, target, other, LOSS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "divisor"])
 def elementwise_loss_forward_kernel(
     input_ptr,
     target_ptr,
@@ -146,7 +146,7 @@ def elementwise_loss_forward_kernel(
                 tl.store(partial_ptr + tl.program_id(0), total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "divisor"])
 def elementwise_loss_backward_kernel(
     grad_ptr,
     input_ptr,

@@ -178,4 +178,5 @@ def _problem(backward: bool, rows: int, C: int, stride: int, reduction: str, tar
 
 def multilabel_block(C: int, target: Target) -> int:
     """Classes of one step: few enough that those of a GPU's thread stay in registers."""
-    return min(1 << 16 if target.kind == "interpreter" else 1024, max(16, power_of_2_at_least(C)))
+    most = {"interpreter": 1 << 16, "cpu": 1024}.get(target.kind, 512)
+    return min(most, max(16, power_of_2_at_least(C)))

@@ -26,8 +26,8 @@ from tinynet.ops.operator import Operator, Tensors, like_saved
 def nll_loss_reference(
     input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"
 ) -> Tensor:
-    """The negative log likelihood in plain PyTorch; see `nll_loss`."""
-    return F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
+    """The negative log likelihood in plain PyTorch, whose backward takes no input of odd strides; see `nll_loss`."""
+    return F.nll_loss(input.contiguous(), target, weight, ignore_index=ignore_index, reduction=reduction)
 
 
 def _forward(

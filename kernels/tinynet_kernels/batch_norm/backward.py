@@ -6,7 +6,9 @@
 Two launches. `norm_sums_kernel` leaves the sums over each part of a channel; for given statistics it stores dX too.
 `norm_input_gradient_kernel` adds the parts of its channels in a fixed order and stores dX; the programs of the first
 part store dw and db. `norm_parameter_gradients_kernel` does where there are several groups, or no need for that launch.
-z is computed from x again; where there is a residual, y or the residual was saved, whichever act' needs.
+Where one program has all of its channels, the second launch computes the sums too, unless the residual's gradient is
+wanted or channels share statistics. z is computed from x again; where there is a residual, y or the residual was saved,
+whichever act' needs.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ def through_activation(grad, normalized, affine, saved, ACTIVATION: constexpr, R
         return grad * activation_derivative(z, ACTIVATION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def norm_sums_kernel(
     grad_ptr,
     x_ptr,
@@ -131,8 +133,8 @@ def norm_sums_kernel(
         if dx_ptr is not None:
             store_tile(dx_ptr, dz * affine.rstd * affine.weight, share, place, stride_yo, stride_ya, SPEC, TILE)
         if partial_ptr is not None:
-            dweight += tl.where(place.mask, dz * normalized, 0.0)
-            dbias += tl.where(place.mask, dz, 0.0)
+            dweight += dz * normalized  # masked lanes add 0, since dY is 0 there, or belong to a channel of NaN
+            dbias += dz
     if partial_ptr is not None:
         partial = partial_of(partial_ptr, share.part, channels, share, TILE)
         tl.store(partial, sum_of_positions(dweight, SPEC), mask=share.in_channels)
@@ -163,7 +165,7 @@ def sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC: constexpr, TILE
     return tl.gather(dnormalized, sets.set_of, axis=0), tl.gather(dshift, sets.set_of, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def norm_input_gradient_kernel(
     grad_ptr,
     x_ptr,
@@ -192,27 +194,44 @@ def norm_input_gradient_kernel(
 ):
     """dX = w rstd (dZ - db / n - xhat dw / n), and dw and db of one group where they are given.
 
+    dw and db are sums over `partial` or, where there is none because the program has all of its channels, over dZ.
     Where channels share statistics, dX = rstd (w dZ - sum of w db / n - xhat sum of w dw / n), summed over them.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     affine = affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC, TILE)
-    count = (outer * inner * SPEC.members).to(tl.float32)
     if SPEC.members > 1:
         dweight, dbias = sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC, TILE)
-    else:
+    elif partial_ptr is not None:
         part = tl.arange(0, TILE.block_parts)[:, None]
         partial = partial_of(partial_ptr, part, channels, share, TILE)
         mask = (part < share.parts) & share.in_channels[None, :]
         dweight = tl.sum(tl.load(partial, mask=mask, other=0.0), axis=0)
         dbias = tl.sum(tl.load(partial + channels, mask=mask, other=0.0), axis=0)
-        if share.part == 0:
-            if dweight_ptr is not None:
-                dweight_place = dweight_ptr + share.statistic
-                tl.store(dweight_place, dweight.to(dweight_ptr.dtype.element_ty), mask=share.in_channels)
-            if dbias_ptr is not None:
-                tl.store(dbias_ptr + share.statistic, dbias.to(dbias_ptr.dtype.element_ty), mask=share.in_channels)
+    else:
+        total_dweight = zero_tile(SPEC, TILE)
+        total_dbias = zero_tile(SPEC, TILE)
+        for step in range(share.steps):
+            place = place_of(share, step, outer, inner, SPEC, TILE)
+            grad = load_tile(grad_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
+            x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
+            saved = None
+            if saved_ptr is not None:
+                saved = load_tile(saved_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
+            normalized = (x - affine.mean) * affine.rstd
+            dz = through_activation(grad, normalized, affine, saved, ACTIVATION, READS_OUTPUT)
+            total_dweight += dz * normalized  # masked lanes add 0, as in `norm_sums_kernel`
+            total_dbias += dz
+        dweight = sum_of_positions(total_dweight, SPEC)
+        dbias = sum_of_positions(total_dbias, SPEC)
+    if share.part == 0:
+        if dweight_ptr is not None:
+            tl.store(dweight_ptr + share.statistic, dweight.to(dweight_ptr.dtype.element_ty), mask=share.in_channels)
+        if dbias_ptr is not None:
+            tl.store(dbias_ptr + share.statistic, dbias.to(dbias_ptr.dtype.element_ty), mask=share.in_channels)
+    count = (outer * inner).to(tl.float32) * SPEC.members
     mean_dweight = of_channels(dweight / count, SPEC)
     mean_dbias = of_channels(dbias / count, SPEC)
+    scale = affine.rstd * affine.weight
     for step in range(share.steps):
         place = place_of(share, step, outer, inner, SPEC, TILE)
         grad = load_tile(grad_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
@@ -225,11 +244,11 @@ def norm_input_gradient_kernel(
         if SPEC.members > 1:
             dx = (dz * affine.weight - mean_dbias - normalized * mean_dweight) * affine.rstd
         else:
-            dx = (dz - mean_dbias - normalized * mean_dweight) * (affine.rstd * affine.weight)
+            dx = (dz - mean_dbias - normalized * mean_dweight) * scale
         store_tile(dx_ptr, dx, share, place, stride_yo, stride_ya, SPEC, TILE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "channels"])
 def norm_parameter_gradients_kernel(partial_ptr, dweight_ptr, dbias_ptr, parts, channels, BLOCK: constexpr):
     """dw and db, each left out where it is None: the sums of `partial` [parts, 2, channels], in order."""
     start = tl.program_id(0) * BLOCK
@@ -340,7 +359,10 @@ def norm_backward(
     dx = x.new_empty_strided(x.shape, walk.stride) if wanted.x else None
     dz = x.new_empty_strided(x.shape, walk.stride) if wanted.residual else None
     partial = None
-    if wanted.weight or wanted.bias or (wanted.x and not given):
+    # One launch where one program has all of its channels, and stores all that is wanted.
+    stores_all = walk.groups == 1 or not (wanted.weight or wanted.bias)
+    alone = walk.parts == 1 and members == 1 and stores_all and dx is not None and dz is None and not given
+    if not alone and (wanted.weight or wanted.bias or (wanted.x and not given)):
         partial = x.new_empty((walk.parts * walk.groups, 2, channels), dtype=torch.float32)
     if grad.stride() != walk.stride:
         grad = x.new_empty_strided(x.shape, walk.stride).copy_(grad)
@@ -348,13 +370,13 @@ def norm_backward(
         saved = in_order(saved, grad)
     operands: dict[str, Any] = {"grad_ptr": grad, "x_ptr": x, "saved_ptr": saved, "weight_ptr": weight}
     operands |= {"bias_ptr": bias, "mean_ptr": mean, "variance_ptr": variance, "partial_ptr": partial}
-    sums.launch_named(**operands, dz_ptr=dz, dx_ptr=dx if given else None, eps=eps)
+    if not alone:
+        sums.launch_named(**operands, dz_ptr=dz, dx_ptr=dx if given else None, eps=eps)
     parameter: Any = bias if weight is None else weight
     dweight = torch.empty_like(parameter) if wanted.weight else None
     dbias = torch.empty_like(parameter) if wanted.bias else None
-    adds = (
-        walk.groups == 1 and members == 1 and dx is not None and not given
-    )  # the second launch adds what the weight's gradient adds
+    # The second launch adds what the weight's gradient adds.
+    adds = walk.groups == 1 and members == 1 and dx is not None and not given
     if dx is not None and not given:
         if dz is not None:
             operands |= {"grad_ptr": dz, "saved_ptr": None}

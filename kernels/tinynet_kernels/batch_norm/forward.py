@@ -6,8 +6,9 @@
 
 Two launches. `norm_statistics_kernel` leaves (count, mean, sum of squared deviations) of each part of a channel:
 Welford's algorithm for each lane of a tile, then the lanes merged. `normalize_kernel` merges the parts of its channels
-in a fixed order and normalizes; the programs of the first part store the statistics. Given statistics take this launch
-alone. `walk` says what a program passes over. Where a convolution's epilogue left such parts (`conv.forward.Results`),
+in a fixed order and normalizes; the programs of the first part store the statistics. It is the only launch for given
+statistics, and where one program has all of its channels, which it then reads twice, and which share statistics with no
+others. `walk` says what a program passes over. Where a convolution's epilogue left such parts (`conv.forward.Results`),
 `merge_statistics_kernel` takes the place of the first launch: there are too many for each program to merge them.
 
 Source: Ioffe & Szegedy 2015; Ulyanov et al. 2016; Welford 1962; merging: Chan, Golub & LeVeque 1979.
@@ -45,6 +46,26 @@ from tinynet_kernels.tiles import Target, ceil_div, current_target, power_of_2_a
 
 
 @triton.jit
+def statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC: constexpr, TILE: constexpr):
+    """(count, mean, sum of squared deviations) of the program's part; the first is a scalar."""
+    mean = zero_tile(SPEC, TILE)
+    squares = zero_tile(SPEC, TILE)
+    for step in range(share.steps):
+        place = place_of(share, step, outer, inner, SPEC, TILE)
+        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
+        deviation = tl.where(place.mask, x - mean, 0.0)
+        inverse = 1.0 / tl.cast(step + 1, tl.float32)
+        squares += deviation * deviation * (1.0 - inverse)
+        mean += deviation * inverse
+    lane_count = of_positions(steps_of_lanes(share, outer, inner, TILE), SPEC)
+    count = tl.sum(lane_count)
+    lane_count += zero_tile(SPEC, TILE)
+    part_mean = sum_of_positions(mean * lane_count, SPEC) / count  # pyright: ignore[reportOperatorIssue]
+    deviation = mean - of_channels(part_mean, SPEC)
+    return count, part_mean, sum_of_positions(squares + lane_count * deviation * deviation, SPEC)
+
+
+@triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def norm_statistics_kernel(
     x_ptr,
     partial_ptr,
@@ -61,25 +82,11 @@ def norm_statistics_kernel(
 ):
     """partial [parts, 3, groups, channels]: count, mean and sum of squared deviations of each part."""
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
-    mean = zero_tile(SPEC, TILE)
-    squares = zero_tile(SPEC, TILE)
-    for step in range(share.steps):
-        place = place_of(share, step, outer, inner, SPEC, TILE)
-        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
-        deviation = tl.where(place.mask, x - mean, 0.0)
-        inverse = 1.0 / tl.cast(step + 1, tl.float32)
-        squares += deviation * deviation * (1.0 - inverse)
-        mean += deviation * inverse
-    lane_count = of_positions(steps_of_lanes(share, outer, inner, TILE), SPEC)
-    count = tl.sum(lane_count)
-    lane_count += zero_tile(SPEC, TILE)
-    part_mean = sum_of_positions(mean * lane_count, SPEC) / count  # pyright: ignore[reportOperatorIssue]
-    deviation = mean - of_channels(part_mean, SPEC)
-    part_squares = sum_of_positions(squares + lane_count * deviation * deviation, SPEC)
+    count, mean, squares = statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC, TILE)
     partial = partial_ptr + share.part.to(tl.int64) * 3 * share.statistics + share.statistic
-    tl.store(partial, tl.zeros_like(part_mean) + count, mask=share.in_channels)
-    tl.store(partial + share.statistics, part_mean, mask=share.in_channels)
-    tl.store(partial + 2 * share.statistics, part_squares, mask=share.in_channels)
+    tl.store(partial, tl.zeros_like(mean) + count, mask=share.in_channels)
+    tl.store(partial + share.statistics, mean, mask=share.in_channels)
+    tl.store(partial + 2 * share.statistics, squares, mask=share.in_channels)
 
 
 @triton.jit
@@ -113,6 +120,7 @@ def store_running(running_ptr, value, momentum, channel, mask):
     """running <- (1 - momentum) running + momentum value, for some channels."""
     running = tl.load(running_ptr + channel, mask=mask, other=0.0).to(tl.float32)
     running = (1.0 - momentum) * running + momentum * value
+    tl.debug_barrier()  # threads may share an element
     tl.store(running_ptr + channel, running.to(running_ptr.dtype.element_ty), mask=mask)
 
 
@@ -128,7 +136,7 @@ def store_statistics(
         store_running(running_variance_ptr, squares / (count - 1.0), momentum, statistic, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "channels"])
 def merge_statistics_kernel(
     partial_ptr,
     mean_ptr,
@@ -181,7 +189,7 @@ def statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPE
     return tl.gather(mean, sets.set_of, axis=0), tl.gather(variance, sets.set_of, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def normalize_kernel(
     x_ptr,
     residual_ptr,
@@ -205,23 +213,29 @@ def normalize_kernel(
     stride_ya,
     SPEC: constexpr,
     ACTIVATION: constexpr,
+    GIVEN: constexpr,
     TILE: constexpr,
 ):
     """y = act((x - mean) / sqrt(variance + eps) w + b + residual).
 
-    Where there is `partial`, mean and variance are computed from it and stored, and the running statistics (of one
-    group), if any, are updated.
+    Unless mean and variance are `GIVEN`, they are computed, from `partial` or, where there is none because the program
+    has all of its channels, from x; they are stored, and the running statistics (of one group), if any, are updated.
+    Channels that share statistics always have `partial`, and no running statistics.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
-    if partial_ptr is not None and SPEC.members > 1:
+    if GIVEN:
+        mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
+        variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
+    elif SPEC.members > 1:
         mean, variance = statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPEC, TILE)
-    elif partial_ptr is not None:
-        part = tl.arange(0, TILE.block_parts)
-        mask = (part < share.parts)[:, None] & share.in_channels[None, :]
-        counts, means, squares = load_parts(
-            partial_ptr, part[:, None], share.statistic[None, :], share.statistics, mask
-        )
-        count, mean, squares = merged(counts, means, squares)
+    else:
+        if partial_ptr is not None:
+            part = tl.arange(0, TILE.block_parts)[:, None]
+            mask = (part < share.parts) & share.in_channels[None, :]
+            parts = load_parts(partial_ptr, part, share.statistic[None, :], share.statistics, mask)
+            count, mean, squares = merged(*parts)
+        else:
+            count, mean, squares = statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC, TILE)
         variance = squares / tl.maximum(count, 1.0)
         if share.part == 0:
             store_statistics(
@@ -229,9 +243,6 @@ def normalize_kernel(
                 share.statistic,
                 share.in_channels,
             )
-    else:
-        mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
-        variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
     channel = share.first_channel + tl.arange(0, TILE.block_channels)
     scale = load_channels(weight_ptr, channel, share.in_channels, 1.0) / tl.sqrt(variance + eps)
     shift = load_channels(bias_ptr, channel, share.in_channels, 0.0)
@@ -265,11 +276,12 @@ def normalize_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
 
 
 class NormProblems(NamedTuple):
-    """The launches of a forward."""
+    """The launches of a forward; `normalize_given` is the one for given statistics."""
 
     walk: Walk
     statistics: Problem
     normalize: Problem
+    normalize_given: Problem
 
 
 @lru_cache(maxsize=4096)
@@ -283,8 +295,13 @@ def _problems(
 ) -> NormProblems:
     walk = walk_of(shape, stride, per_sample, target, members)
     grid = (walk.programs,)
-    normalize = Problem(normalize_kernel, grid, *walk.numbers, ACTIVATION=activation.compiled, **walk.constants)
-    return NormProblems(walk, Problem(norm_statistics_kernel, grid, *walk.numbers, **walk.constants), normalize)
+    constants = {"ACTIVATION": activation.compiled, **walk.constants}
+    return NormProblems(
+        walk,
+        Problem(norm_statistics_kernel, grid, *walk.numbers, **walk.constants),
+        Problem(normalize_kernel, grid, *walk.numbers, GIVEN=False, **constants),
+        Problem(normalize_kernel, grid, *walk.numbers, GIVEN=True, **constants),
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -337,20 +354,23 @@ def norm_forward(
         y: x's shape, without gaps in x's order; mean and (biased) variance, fp32 [C] or [N, C / members] `per_sample`,
         or None where they were given.
     """
-    walk, statistics, normalize = _problems(x.shape, x.stride(), per_sample, activation, current_target(), members)
+    problems = _problems(x.shape, x.stride(), per_sample, activation, current_target(), members)
+    walk, normalize = problems.walk, problems.normalize_given
     y = x.new_empty_strided(x.shape, walk.stride)
     given = mean is not None
     if not given:
         channels = x.shape[1]
         shape = (walk.groups, channels // members) if per_sample else (channels,)
         mean, variance = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
-        if partial is None:
-            partial = x.new_empty((walk.parts, 3, walk.groups * channels), dtype=torch.float32)
-            statistics.launch(x, partial)
-        else:
+        if partial is not None:
             merge = _merge_problem(partial.shape[0], channels, current_target())
             merge.launch(partial, mean, variance, running_mean, running_variance, momentum)
             partial = running_mean = running_variance = None
+        else:
+            normalize = problems.normalize
+            if walk.parts > 1 or members > 1:
+                partial = x.new_empty((walk.parts, 3, walk.groups * channels), dtype=torch.float32)
+                problems.statistics.launch(x, partial)
     normalize.launch_named(
         x_ptr=x,
         residual_ptr=None if residual is None else in_order(residual, y),

@@ -85,13 +85,13 @@ def layer_norm_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
 
 @lru_cache(maxsize=4096)
 def layer_norm_tile(rows: int, columns: int, target: Target) -> LayerNormTile:
-    """Whole rows where a program has registers for them, else a part of one row.
+    """Whole rows where a program has registers for them, else a part of one row; on a CPU parts of four rows.
 
     Args:
         rows, columns: of the matrix.
         target: where it runs.
     """
-    longest, elements = {"interpreter": (1 << 12, 1 << 14), "cpu": (512, 512)}.get(target.kind, (8192, 1024))
+    longest, elements = {"interpreter": (1 << 12, 1 << 14), "cpu": (256, 1024)}.get(target.kind, (8192, 1024))
     block_columns = min(power_of_2_at_least(columns), longest)
     block_rows = min(max(1, elements // block_columns), power_of_2_at_least(rows))
     return LayerNormTile(block_rows, block_columns, columns <= longest, 1)
@@ -106,7 +106,7 @@ def warps_of(tile: LayerNormTile) -> int:
 def backward_tile(rows: int, columns: int, target: Target) -> LayerNormTile:
     """The forward's tile, on a CPU of whole rows, with so many tiles per program that few partial sums are left."""
     tile = layer_norm_tile(rows, columns, target)
-    if target.kind == "cpu" and 512 < columns <= 4096:
+    if target.kind == "cpu" and 256 < columns <= 4096:
         tile = LayerNormTile(1, power_of_2_at_least(columns), True, 1)
     programs = {"interpreter": 2, "cpu": 8 * target.processors}.get(target.kind, 2 * target.processors)
     return tile._replace(tiles=ceil_div(rows, tile.block_rows * programs))

@@ -12,7 +12,7 @@ y, argmax and dx are dense, channels_last or not; x has any strides. `window.py`
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,6 +20,7 @@ import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.layout import to_channels_last, to_contiguous
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.pool.spec import Window, taps
 from tinynet_kernels.pool.window import (
@@ -32,11 +33,15 @@ from tinynet_kernels.pool.window import (
     is_inside,
     last_windows,
     loop_place,
+    nearest_taps,
+    number_of_tap,
+    offset_of_tap,
+    place_of_tap,
     pool_problem,
     strided_offset,
     windows_exist,
 )
-from tinynet_kernels.tiles import Target, current_target
+from tinynet_kernels.tiles import Target, ceil_div, current_target
 
 
 @triton.jit
@@ -79,20 +84,20 @@ def max_pool_forward_kernel(
     stride_xw = widened(stride_xw, TILE.wide)
     x_offset = strided_offset(at, first, stride_xn, stride_xc, stride_xd, stride_xh, stride_xw)
     y = tl.full((BLOCK_LINES, BLOCK_INNER), float("-inf"), tl.float32)
-    argmax = tl.full((BLOCK_LINES, BLOCK_INNER), 0 if TILE.always_inside else -1, tl.int32)
+    argmax = tl.zeros((BLOCK_LINES, BLOCK_INNER), tl.int32)
+    if not TILE.always_inside:
+        argmax += number_of_tap(nearest_taps(Place(0, 0, 0), first, end, WINDOW), WINDOW)
     for number in tl.range(0, DEPTH.kernel * ROWS.kernel * COLUMNS.kernel, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
         k = loop_place(number, ROWS.kernel, COLUMNS.kernel)
-        tap = Place(k.depth * DEPTH.dilation, k.row * ROWS.dilation, k.column * COLUMNS.dilation)
-        tap_ptr = x_ptr + (tap.depth * stride_xd + tap.row * stride_xh + tap.column * stride_xw)
-        if TILE.always_inside:
-            x = tl.load(tap_ptr + x_offset, mask=at.mask, other=0.0).to(tl.float32)
-            is_largest = (x > y) | (x != x)
-        else:
-            inside = is_inside(tap, first, end)
-            x = tl.load(tap_ptr + x_offset, mask=at.mask & inside, other=0.0).to(tl.float32)
-            is_largest = inside & ((x > y) | (x != x) | (argmax < 0))
+        tap = k if TILE.always_inside else nearest_taps(k, first, end, WINDOW)
+        from_first = offset_of_tap(tap, stride_xd, stride_xh, stride_xw, WINDOW)
+        mask = at.mask
+        if not TILE.always_inside and DEPTH.dilation * ROWS.dilation * COLUMNS.dilation > 1:
+            mask = mask & is_inside(place_of_tap(tap, WINDOW), first, end)
+        x = tl.load(x_ptr + (x_offset + from_first), mask=mask, other=float("-inf")).to(tl.float32)
+        is_largest = (x > y) | (x != x)
         y = tl.where(is_largest, x, y)
-        argmax = tl.where(is_largest, number, argmax)
+        argmax = tl.where(is_largest, number_of_tap(tap, WINDOW), argmax)
     offset = dense_offset(at, window, C, OD, OH, OW, TILE)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=at.mask)
     if argmax_ptr is not None:
@@ -156,6 +161,87 @@ def max_pool_backward_kernel(
     tl.store(dx_ptr + offset, dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
 
 
+@triton.jit
+def max_pool_rows_backward_kernel(
+    grad_ptr,
+    argmax_ptr,
+    dx_ptr,
+    lines,
+    inner,
+    C,
+    D,
+    H,
+    W,
+    OD,
+    OH,
+    OW,
+    WINDOW: constexpr,
+    TILE: constexpr,
+    SPLIT: constexpr,
+):
+    """The same of contiguous rows, where windows are two columns apart.
+
+    The inner axis of the tile is q = 0 ... ceil(W / 2) - 1, for the columns 2 q and 2 q + 1. Windows q + d hold them
+    as taps padding - 2 d and the one after, so that loads run along memory.
+    """
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    at = elements_of_program(lines, inner, C, D, H, W, TILE)
+    last = last_windows(at, D, H, W, OD, OH, OW, WINDOW)
+    dx = tl.zeros((TILE.block_lines, TILE.block_inner), tl.float32)
+    dx_after = tl.zeros((TILE.block_lines, TILE.block_inner), tl.float32)
+    for step in tl.static_range(TILE.loop_depth * TILE.loop_rows):  # pyright: ignore[reportGeneralTypeIssues]
+        back = loop_place(step, TILE.loop_rows, 1)
+        window = Place(last.depth - back.depth, last.row - back.row, at.column * 0)
+        first = first_taps(at, window, None, C, D, H, W, OD, OH, OW, WINDOW)
+        kd = (at.depth - first.depth) // DEPTH.dilation
+        kh = (at.row - first.row) // ROWS.dilation
+        is_depth = (kd < DEPTH.kernel) & (kd * DEPTH.dilation == at.depth - first.depth)
+        is_row = (kh < ROWS.kernel) & (kh * ROWS.dilation == at.row - first.row)
+        holds = is_depth & is_row & windows_exist(window, OD, OH, OW)
+        number = tl.where(holds, (kd * ROWS.kernel + kh) * COLUMNS.kernel, -COLUMNS.kernel - 1)  # no tap's number
+        depth = tl.minimum(tl.maximum(window.depth, 0), OD - 1)
+        row = tl.minimum(tl.maximum(window.row, 0), OH - 1)
+        for d in tl.static_range(SPLIT.first, SPLIT.end):  # pyright: ignore[reportGeneralTypeIssues]
+            column = at.column + d
+            mask = at.mask
+            if d < 0:
+                mask = mask & (column >= 0)
+            if d + SPLIT.excess > 0:
+                mask = mask & (column < OW)
+            offset = dense_offset(at, Place(depth, row, column), C, OD, OH, OW, TILE)
+            argmax = tl.load(argmax_ptr + offset, mask=mask, other=-1).to(tl.int32) - number
+            grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+            kw = COLUMNS.padding - 2 * d
+            if kw >= 0 and kw < COLUMNS.kernel:
+                dx += tl.where(argmax == kw, grad, 0.0)
+            if kw + 1 >= 0 and kw + 1 < COLUMNS.kernel:
+                dx_after += tl.where(argmax == kw + 1, grad, 0.0)
+    place = Place(at.depth, at.row, at.column * 2)
+    dx_ptr += dense_offset(at, place, C, D, H, W, TILE)
+    tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
+    mask = at.mask
+    if SPLIT.odd:
+        mask = mask & (at.column < W // 2)
+    tl.store(dx_ptr + 1, dx_after.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+class RowSplit(NamedTuple):
+    """How `max_pool_rows_backward_kernel` finds the windows of columns 2 q and 2 q + 1.
+
+    Attributes:
+        first, end: of d, where windows q + d may hold them.
+        excess: of the tile's inner axis over the windows of a row.
+        odd: whether the last column has none after it.
+    """
+
+    first: int
+    end: int
+    excess: int
+    odd: bool
+
+
 @costs(max_pool_forward_kernel)
 def max_pool_forward_cost(y_ptr: torch.Tensor, WINDOW: Window, **others: Any) -> Cost:
     """One comparison per tap; x is read once, the results are written."""
@@ -163,6 +249,7 @@ def max_pool_forward_cost(y_ptr: torch.Tensor, WINDOW: Window, **others: Any) ->
 
 
 @costs(max_pool_backward_kernel)
+@costs(max_pool_rows_backward_kernel)
 def max_pool_backward_cost(grad_ptr: torch.Tensor, **others: Any) -> Cost:
     """One addition per window; dY and argmax are read once, dx is written."""
     return Cost(grad_ptr.numel(), size_in_bytes(grad_ptr, *others.values()))
@@ -192,6 +279,13 @@ def max_pool_forward(
     Returns:
         y [N, C, *out_size]; indices into the flattened axes, int64, or None; argmax, int8 or int32, or None.
     """
+    if not channels_last and _is_faster_in_channels_last(x.shape, window, current_target()):
+        x = to_channels_last(x)
+        y, index, argmax = max_pool_forward(
+            x, window, out_size, channels_last=True, want_argmax=want_argmax, want_index=want_index
+        )
+        index = index.contiguous() if index is not None else None
+        return y.contiguous(), index, argmax.contiguous() if argmax is not None else None
     y = empty_images(x, out_size, x.dtype, channels_last)
     argmax = empty_images(x, out_size, argmax_dtype(window), channels_last) if want_argmax else None
     index = empty_images(x, out_size, torch.int64, channels_last) if want_index else None
@@ -219,15 +313,31 @@ def max_pool_backward(
         samples: the forward's.
         channels_last: the forward's.
     """
+    target = current_target()
+    if not channels_last and _is_faster_in_channels_last((*grad.shape[:2], *size), window, target):
+        grad, argmax = (each.contiguous(memory_format=torch.channels_last) for each in (grad, argmax))
+        return to_contiguous(max_pool_backward(grad, argmax, window, size, channels_last=True))
     dx = empty_images(grad, size, grad.dtype, channels_last)
-    problem = _problem(False, grad.shape, (), window, size, channels_last, current_target())
-    problem.launch(grad, argmax, samples, dx)
+    problem = None if channels_last else _rows_problem(grad.shape, window, size, target)
+    if problem is not None:
+        problem.launch(grad, argmax, dx)
+    else:
+        _problem(False, grad.shape, (), window, size, channels_last, target).launch(grad, argmax, samples, dx)
     return dx
 
 
 def argmax_dtype(window: Window) -> torch.dtype:
     """What the number of one of a window's taps is stored in."""
     return torch.int8 if taps(window) < 127 else torch.int32
+
+
+def _is_faster_in_channels_last(shape: tuple[int, ...], window: Window, target: Target) -> bool:
+    """Whether a contiguous image of `shape` is better transposed: large windows, which few results have.
+
+    The inner loop then runs over channels rather than over the few windows of a row; measured on the CPU.
+    """
+    large = len(shape) == 4 and shape[1] >= 16 and taps(window) >= 64 and not window.fractional
+    return large and target.kind == "cpu"
 
 
 @lru_cache(maxsize=4096)
@@ -241,4 +351,22 @@ def _problem(
     target: Target,
 ) -> Problem:
     kernel = max_pool_forward_kernel if forward else max_pool_backward_kernel
-    return pool_problem(kernel, shape, stride, window, result_size, channels_last, target)
+    unmasked = 9 if channels_last else 4  # loads of whole channels run along memory
+    most_on_cpu = unmasked if forward else 1
+    return pool_problem(kernel, shape, stride, window, result_size, channels_last, target, most_on_cpu=most_on_cpu)
+
+
+@lru_cache(maxsize=4096)
+def _rows_problem(shape: tuple[int, ...], window: Window, size: tuple[int, ...], target: Target) -> Problem | None:
+    """The launch of `max_pool_rows_backward_kernel`, or None where the other kernel is as fast or the only one."""
+    axis = window.columns
+    if target.kind != "cpu" or window.adaptive or window.fractional or axis.stride != 2 or axis.dilation > 1:
+        return None
+    first, end = (axis.padding - axis.kernel) // 2 + 1, (1 + axis.padding) // 2 + 1
+    columns = ceil_div(size[-1], 2)
+    split = RowSplit(first, end, columns - shape[-1], size[-1] % 2 == 1)
+    problem = pool_problem(
+        max_pool_rows_backward_kernel, shape, (), window, size, False, target, columns=columns, SPLIT=split
+    )
+    tile = problem.constants["TILE"]
+    return problem if tile.loop_depth * tile.loop_rows * (end - first) <= 8 else None

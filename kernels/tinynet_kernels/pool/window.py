@@ -194,6 +194,60 @@ def is_inside(tap, first, end):
 
 
 @triton.jit
+def place_of_tap(k, WINDOW: constexpr):
+    """How many elements after a window's first tap its tap k (both a `Place`) is."""
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    return Place(k.depth * DEPTH.dilation, k.row * ROWS.dilation, k.column * COLUMNS.dilation)
+
+
+@triton.jit
+def offset_of_tap(k, stride_d, stride_h, stride_w, WINDOW: constexpr):
+    """The same in memory."""
+    place = place_of_tap(k, WINDOW)
+    return place.depth * stride_d + place.row * stride_h + place.column * stride_w
+
+
+@triton.jit
+def number_of_tap(k, WINDOW: constexpr):
+    """The number in its window of tap k (a `Place`)."""
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    return (k.depth * ROWS.kernel + k.row) * COLUMNS.kernel + k.column
+
+
+@triton.jit
+def nearest_tap(k, first, end, AXIS: constexpr):
+    """The tap nearest to tap k, along one axis, that lies in the image and before `end`."""
+    if AXIS.kernel == 1:
+        return k
+    else:
+        last = tl.minimum(k, (end - 1 - first) // AXIS.dilation)
+        if AXIS.padding == 0:
+            return last
+        else:
+            return tl.maximum(last, (AXIS.dilation - 1 - first) // AXIS.dilation)
+
+
+@triton.jit
+def nearest_taps(k, first, end, WINDOW: constexpr):
+    """`nearest_tap` along the three axes, all a `Place`.
+
+    A tap outside the image is replaced by one in it, which changes no maximum and, as taps stay in order, no argmax,
+    and needs no mask.
+    """
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    return Place(
+        nearest_tap(k.depth, first.depth, end.depth, DEPTH),
+        nearest_tap(k.row, first.row, end.row, ROWS),
+        nearest_tap(k.column, first.column, end.column, COLUMNS),
+    )
+
+
+@triton.jit
 def last_window(i, size, out_size, AXIS: constexpr, WINDOW: constexpr):
     """The last window along one axis that may hold element i."""
     if WINDOW.adaptive:
@@ -257,6 +311,8 @@ def pool_problem(
     result_size: tuple[int, ...],
     channels_last: bool,
     target: Target,
+    columns: int | None = None,
+    most_on_cpu: int = 4,
     **constants: Any,
 ) -> Problem:
     """All of a launch but its tensors.
@@ -269,6 +325,8 @@ def pool_problem(
         result_size: (D, H, W) of y or dx, or the last of these.
         channels_last: the layout of the dense tensors.
         target: where it runs.
+        columns: the length of the tiles' inner axis where it is neither channels nor columns.
+        most_on_cpu: the most steps that are unrolled on the CPU.
         constants: further constants of the kernel.
     """
     N, C, *operand_size = shape
@@ -276,9 +334,10 @@ def pool_problem(
     operand_size, result_size = (*absent, *operand_size), (*absent, *result_size)
     strides = (*stride[:2], *[0] * len(absent), *stride[2:]) if stride else ()
     size, out_size = (operand_size, result_size) if stride else (result_size, operand_size)
-    size, out_size, strides, window = _merged(size, out_size, strides, window)
+    if columns is None:
+        size, out_size, strides, window = _merged(size, out_size, strides, window)
     D, H, W = out_size if stride else size
-    lines, inner = (N * D * H * W, C) if channels_last else (N * C * D * H, W)
+    lines, inner = (N * D * H * W, C) if channels_last else (N * C * D * H, columns or W)
     block_lines, block_inner, num_warps = pool_tile(lines, inner, channels_last, target)
     axes = list(zip(window[:3], size, out_size, strict=True))
     loop = [each[0].kernel for each in axes] if stride else [_windows_of_element(*each, window) for each in axes]
@@ -292,7 +351,7 @@ def pool_problem(
         loop_depth=loop[0],
         loop_rows=loop[1],
         loop_columns=loop[2],
-        unroll=1 if window.fractional else _unrolled(steps, target),  # each has places of its own, in registers
+        unroll=1 if window.fractional else _unrolled(steps, most_on_cpu, target),  # each has places of its own
     )
     grid = (ceil_div(lines, block_lines) * ceil_div(inner, block_inner),)
     numbers = (lines, inner, C, *size, *out_size, *strides)
@@ -311,10 +370,10 @@ def _merged(size: Any, out_size: Any, strides: Any, window: Window) -> tuple[Any
     return (1, 1, area), out_size, strides, Window(POINT, POINT, Axis(area, area))
 
 
-def _unrolled(steps: int, target: Target) -> int:
+def _unrolled(steps: int, most_on_cpu: int, target: Target) -> int:
     """How many steps of a loop are unrolled: on a chip their loads are under way at once."""
-    if target.kind == "cpu" and steps > 4:
-        return 1  # else the engine writes a loop of its own for each step
+    if target.kind == "cpu" and steps > most_on_cpu:
+        return 1  # masked loads of more steps in one loop are not vectorized
     return steps if steps <= 16 else 8
 
 

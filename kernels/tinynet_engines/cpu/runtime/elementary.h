@@ -33,23 +33,21 @@ INLINE float exp_polynomial(float r) {
 
 INLINE float tn_expf(float x) {
   float clamped = x > 89.0f ? 89.0f : x;
-  int zero = x < -104.0f;  // the multiplications below would underflow, which takes a hundred cycles
-  clamped = zero ? 0.0f : clamped;
+  clamped = x < -104.0f ? 0.0f : clamped;  // no denormal: a processor takes a hundred times as long for those
   float sum = clamped * 1.44269504088896341f + ROUNDER, n = sum - ROUNDER;
   float r = clamped - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
-  float power = scale_by_power(exp_polynomial(r) * r * r + r + 1.0f, sum);  // NaN if x is
-  return zero ? 0.0f : power;
+  float result = scale_by_power(exp_polynomial(r) * r * r + r + 1.0f, sum);
+  return x < -104.0f ? 0.0f : result;  // NaN if x is
 }
 
 INLINE float tn_exp2f(float x) {
   float clamped = x > 129.0f ? 129.0f : x;
-  int zero = x < -151.0f;  // as in tn_expf
-  clamped = zero ? 0.0f : clamped;
+  clamped = x < -151.0f ? 0.0f : clamped;
   float sum = clamped + ROUNDER, n = sum - ROUNDER;
   float r = (clamped - n) * 0.693147180559945309f;
-  float power = scale_by_power(exp_polynomial(r) * r * r + r + 1.0f, sum);  // NaN if x is
-  return zero ? 0.0f : power;
+  float result = scale_by_power(exp_polynomial(r) * r * r + r + 1.0f, sum);
+  return x < -151.0f ? 0.0f : result;  // NaN if x is
 }
 
 // x = m 2^e with sqrt(1/2) <= m < sqrt(2); returns log(m) and the exponent

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from tinynet import nn
 from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.channels import as_channels
 from tinynet.ops.group_norm import group_norm, group_norm_operator
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.channel_tiles import ChannelTile
+from tinynet_kernels.group_norm import takes_rows
 
 pytestmark = pytest.mark.kernels
 
+GROUPS = ["group_norm_forward_kernel", "group_norm_backward_kernel"]
+ROWS = ["norm_statistics_kernel", "normalize_kernel", "norm_sums_kernel", "norm_input_gradient_kernel"]
 SHAPES = [((3, 6, 4, 5), 3), ((2, 6, 33), 2), ((4, 20), 2), ((2, 10, 3, 3, 3), 1), ((3, 5, 20), 5)]
 ACTIVATIONS = [None, "relu", "gelu", "sigmoid", Activation("leaky_relu", negative_slope=0.2)]
 
@@ -55,7 +59,10 @@ def test_forward_and_gradients(shape: tuple[int, ...], groups: int, dtype: torch
     x, weight, bias = operands(shape, dtype, device)
     for each in orders(x):
         launches = check_against_reference(of(groups), of(groups, ours=False), each, weight, bias, **errors(dtype, x))
-        assert launches[:2] == ["group_norm_forward_kernel", "group_norm_backward_kernel"] and len(launches) <= 4
+        rows = takes_rows(as_channels(each), groups)
+        expected = GROUPS if not rows else ROWS if groups < shape[1] else ROWS[1:]  # one channel needs no merging
+        assert launches[: len(expected)] == expected
+        assert len(launches) <= (5 if rows else 4)
         if len(shape) == 4:
             assert group_norm(each, groups).stride() == F.group_norm(each, groups).stride()
 
@@ -66,11 +73,27 @@ def test_small_tiles(pixel_axis: int, activation: Any, device: str) -> None:
     torch.manual_seed(0)
     x, weight, bias = operands((2, 10, 7, 5), torch.float32, device)
     each = orders(x)[1 - pixel_axis]
-    with forced_tiles(channel_tile=ChannelTile(2, 16, pixel_axis)):
+    with forced_tiles(channel_tile=ChannelTile(2, 16, pixel_axis), takes_rows=False):
         functions = of(2, activation), of(2, activation, ours=False)
         check_against_reference(*functions, each, weight, bias, **errors(torch.float32, x))
         if activation != "gelu":
             return
+        for present in ((None, bias.detach()), (weight, None), (None, None)):
+            check_against_reference(*functions, each, *present, **errors(torch.float32, x))
+
+
+@pytest.mark.parametrize("groups", [5, 2, 1])
+@pytest.mark.parametrize("tile", [(4, 4, 3, 4), (16, 4, 2, 4), (2, 16, 1, 4)])
+def test_small_tiles_of_rows(tile: tuple[int, ...], groups: int, device: str) -> None:
+    """Groups that end within a tile, or take several tiles; parts that begin within an image."""
+    torch.manual_seed(0)
+    x, weight, bias = operands((2, 10, 7, 5), torch.float32, device)
+    each = orders(x)[1]
+    with forced_tiles(norm_tile=tile):
+        functions = of(groups, "silu"), of(groups, "silu", ours=False)
+        launches = check_against_reference(*functions, each, weight, bias, **errors(torch.float32, x))
+        assert launches == [*ROWS, "norm_parameter_gradients_kernel"]
+        functions = of(groups), of(groups, ours=False)
         for present in ((None, bias.detach()), (weight, None), (None, None)):
             check_against_reference(*functions, each, *present, **errors(torch.float32, x))
 
@@ -105,12 +128,12 @@ def test_modules_registered_operators_and_compile(device: str) -> None:
     norm = nn.GroupNorm(2, 4, activation="relu", device=device)
     rows, settings = x.detach().flatten(2), (2, 1e-5, "relu")
     torch.library.opcheck(group_norm_operator.forward, (rows.requires_grad_(), norm.weight, norm.bias, *settings, True))
-    saved = [rows.detach(), norm.weight.detach(), norm.bias.detach(), *torch.ones(2, 4, device=device)]
+    saved = [rows.detach(), norm.weight.detach(), norm.bias.detach(), *torch.ones(2, 2, 2, device=device)]
     torch.library.opcheck(group_norm_operator.backward, ([rows.detach().clone()], saved, *settings, [True] * 3))
     with counted_launches() as launches:
         y = torch.compile(norm, fullgraph=True, backend="aot_eager")(x)
         y.sum().backward()
-    assert launches[:2] == ["group_norm_forward_kernel", "group_norm_backward_kernel"]
+    assert launches[:2] == GROUPS
     torch.testing.assert_close(y, F.relu(F.group_norm(x, 2)))
     assert repr(norm) == repr(torch.nn.GroupNorm(2, 4))[:-1] + ", activation=relu)"
 

@@ -8,8 +8,11 @@
 
 Tiling: one program per image and group, which walks the group twice, in tiles of channels and pixels: for the
 statistics, merged over tiles (Chan et al. 1979), and for y. The backward walks it twice too; its first walk leaves each
-image's sums for dw and db in fp32, which `sum_partials` adds in a fixed order. Saved are mean and rstd in fp32; z is
-recomputed.
+image's sums for dw and db in fp32, which `sum_partials` adds in a fixed order. Saved are mean and variance in fp32; z
+is recomputed.
+
+In channels_last memory a group may be a narrow strip of each pixel's channels. The kernels of instance normalization
+(`batch_norm`) then walk rows of channels, and combine the statistics and sums of a group's channels in a fixed order.
 
 Source: Wu and He 2018.
 """
@@ -25,6 +28,8 @@ import triton.language as tl
 
 from tinynet_kernels.activation import activate, activation_derivative
 from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
+from tinynet_kernels.batch_norm.forward import norm_forward
 from tinynet_kernels.channel_tiles import (
     channel_tile,
     is_channels_last,
@@ -39,6 +44,9 @@ from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import Target, current_target
+
+WIDEST_STRIP = 64  # the channels of a group
+FEWEST_PIXELS = 16
 
 
 class GroupNormSpec(NamedTuple):
@@ -79,7 +87,7 @@ def group_norm_forward_kernel(
     bias_ptr,
     y_ptr,
     mean_ptr,
-    rstd_ptr,
+    variance_ptr,
     eps,
     groups,
     channels,
@@ -112,10 +120,11 @@ def group_norm_forward_kernel(
             squares += sum_all(deviation * deviation) + difference * difference * (share * seen)
             mean += difference * share
             seen += count
-    rstd = 1.0 / tl.sqrt(squares / seen + eps)
-    if rstd_ptr is not None:
+    variance = squares / seen
+    if variance_ptr is not None:
         tl.store(mean_ptr + program + tl.arange(0, 1), mean)
-        tl.store(rstd_ptr + program + tl.arange(0, 1), rstd)
+        tl.store(variance_ptr + program + tl.arange(0, 1), variance)
+    rstd = 1.0 / tl.sqrt(variance + eps)
     for channel_start in range(0, channels, TILE.block_channels):
         for pixel_start in range(0, pixels, TILE.block_pixels):
             at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
@@ -154,10 +163,11 @@ def group_norm_backward_kernel(
     weight_ptr,
     bias_ptr,
     mean_ptr,
-    rstd_ptr,
+    variance_ptr,
     dx_ptr,
     weight_partial_ptr,
     bias_partial_ptr,
+    eps,
     groups,
     channels,
     pixels,
@@ -177,7 +187,7 @@ def group_norm_backward_kernel(
     pixels = widened(pixels, WIDE)
     image = (program // groups).to(tl.int64) * groups * channels * pixels + first.to(tl.int64) * stride_c
     mean = tl.load(mean_ptr + program)  # in bounds: one for each program
-    rstd = tl.load(rstd_ptr + program)  # in bounds: as mean
+    rstd = 1.0 / tl.sqrt(tl.load(variance_ptr + program) + eps)  # in bounds: as mean
     mean_g = tl.zeros((1,), tl.float32)
     mean_gn = tl.zeros((1,), tl.float32)
     for channel_start in range(0, channels, TILE.block_channels):
@@ -258,7 +268,7 @@ def group_norm_forward(
     *,
     save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """(y, mean, rstd): y with x's strides, mean and rstd [N groups] in fp32 where `save`, else None.
+    """(y, mean, variance): y with x's strides; the others [N, groups] in fp32 where `save`, else None.
 
     Args:
         x: [N, C, S], contiguous, or channels_last: a transposed contiguous [N, S, C]; not empty.
@@ -268,12 +278,19 @@ def group_norm_forward(
         activation: applied after the affine part.
         save: whether a backward will follow.
     """
+    if takes_rows(x, groups):
+        y, mean, variance = norm_forward(
+            *(x, weight, bias, None, None, None, None, None, 0.0, eps, activation),
+            per_sample=True,
+            members=x.shape[1] // groups,
+        )
+        return (y, mean, variance) if save else (y, None, None)
     y = torch.empty_like(x)
-    mean, rstd = (x.new_empty(x.shape[0] * groups, dtype=torch.float32) if save else None for _ in range(2))
+    mean, variance = (x.new_empty((x.shape[0], groups), dtype=torch.float32) if save else None for _ in range(2))
     _problem(
         group_norm_forward_kernel, x.shape, groups, is_channels_last(x), activation, current_target()
-    ).launch_named(x_ptr=x, weight_ptr=weight, bias_ptr=bias, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, eps=eps)
-    return y, mean, rstd
+    ).launch_named(x_ptr=x, weight_ptr=weight, bias_ptr=bias, y_ptr=y, mean_ptr=mean, variance_ptr=variance, eps=eps)
+    return y, mean, variance
 
 
 def group_norm_backward(
@@ -282,8 +299,9 @@ def group_norm_backward(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     mean: torch.Tensor,
-    rstd: torch.Tensor,
+    variance: torch.Tensor,
     groups: int,
+    eps: float,
     activation: Activation,
     *,
     want_x: bool,
@@ -291,6 +309,15 @@ def group_norm_backward(
     want_bias: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """(dx, dw, db), each None where not wanted; `grad` has the strides of x, which are as in the forward."""
+    if takes_rows(x, groups):
+        gradients = norm_backward(
+            *(grad, x, weight, bias, None, mean, variance, eps, activation),
+            NormGradients(want_x, want_weight, want_bias, False),
+            per_sample=True,
+            given=False,
+            members=x.shape[1] // groups,
+        )
+        return gradients[:3]
     dx = torch.empty_like(x) if want_x else None
     partials = [
         x.new_empty((x.shape[0], x.shape[1]), dtype=torch.float32) if want else None
@@ -304,16 +331,22 @@ def group_norm_backward(
         weight_ptr=weight,
         bias_ptr=bias,
         mean_ptr=mean,
-        rstd_ptr=rstd,
+        variance_ptr=variance,
         dx_ptr=dx,
         weight_partial_ptr=partials[0],
         bias_partial_ptr=partials[1],
+        eps=eps,
     )
     dw, db = (
         None if partial is None or like is None else sum_partials(partial, like.dtype)
         for partial, like in zip(partials, (weight, bias), strict=True)
     )
     return dx, dw, db
+
+
+def takes_rows(x: torch.Tensor, groups: int) -> bool:
+    """Whether to walk whole rows of channels: where a group is a narrow strip of each, and not one of few pixels."""
+    return is_channels_last(x) and x.shape[1] // groups <= WIDEST_STRIP and x.shape[2] >= FEWEST_PIXELS
 
 
 @lru_cache(maxsize=4096)

@@ -328,10 +328,10 @@ def _images(row: Mapping[str, Any]) -> torch.Tensor:
 
 def _group_norm(row: Mapping[str, Any]) -> None:
     x, weight, function = _images(row), _empty(row["shape"][1], dtype=row["dtype"]), Activation(row["activation"])
-    y, mean, rstd = group_norm.group_norm_forward(x, weight, weight, 32, 1e-5, function, save=True)
-    assert mean is not None and rstd is not None
+    y, mean, variance = group_norm.group_norm_forward(x, weight, weight, 32, 1e-5, function, save=True)
+    assert mean is not None and variance is not None
     wants = {"want_x": True, "want_weight": True, "want_bias": True}
-    group_norm.group_norm_backward(y, x, weight, weight, mean, rstd, 32, function, **wants)
+    group_norm.group_norm_backward(y, x, weight, weight, mean, variance, 32, 1e-5, function, **wants)
 
 
 def _local_response_norm(row: Mapping[str, Any]) -> None:

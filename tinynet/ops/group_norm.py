@@ -31,15 +31,17 @@ def group_norm_reference(
 
 def _backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> Tensors:
     """(dx, dw, db), each None where not wanted."""
-    groups, _, activation, wanted = rest
+    groups, eps, activation, wanted = rest
     wants = dict(zip(("want_x", "want_weight", "want_bias"), wanted, strict=True))
-    x, weight, bias, mean, rstd = saved
+    x, weight, bias, mean, variance = saved
     grad = in_order_of(grads[0], x)
-    return kernels.group_norm.group_norm_backward(grad, x, weight, bias, mean, rstd, groups, activation, **wants)
+    return kernels.group_norm.group_norm_backward(
+        grad, x, weight, bias, mean, variance, groups, eps, activation, **wants
+    )
 
 
 def _fake(x: Tensor, weight: Any, bias: Any, groups: int, eps: float, activation: Activation, save: bool) -> Tensors:
-    statistics = [x.new_empty(x.shape[0] * groups, dtype=torch.float32) if save else None for _ in range(2)]
+    statistics = [x.new_empty((x.shape[0], groups), dtype=torch.float32) if save else None for _ in range(2)]
     return [torch.empty_like(x), *statistics]
 
 

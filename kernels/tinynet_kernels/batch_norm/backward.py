@@ -7,7 +7,8 @@ Two launches. `norm_sums_kernel` leaves the sums over each part of a channel; fo
 `norm_input_gradient_kernel` adds the parts of its channels in a fixed order and stores dX; the programs of the first
 part store dw and db. `norm_parameter_gradients_kernel` does where there are several groups, or no need for that launch.
 Where one program has all of its channels, the second launch computes the sums too, unless the residual's gradient is
-wanted. z is computed from x again; where there is a residual, y or the residual was saved, whichever act' needs.
+wanted or channels share statistics. z is computed from x again; where there is a residual, y or the residual was saved,
+whichever act' needs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tinynet_kernels.batch_norm.walk import (
     load_tile,
     of_channels,
     place_of,
+    sets_of,
     share_of_program,
     store_tile,
     sum_of_positions,
@@ -51,8 +53,9 @@ class Affine(NamedTuple):
 def affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC: constexpr, TILE: constexpr):
     """The `Affine` of the program's channels."""
     channel = share.first_channel + tl.arange(0, TILE.block_channels)
-    mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
-    variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
+    statistic = share.statistic // SPEC.members
+    mean = load_channels(mean_ptr, statistic, share.in_channels, 0.0)
+    variance = load_channels(variance_ptr, statistic, share.in_channels, 0.0)
     weight = load_channels(weight_ptr, channel, share.in_channels, 1.0)
     bias = load_channels(bias_ptr, channel, share.in_channels, 0.0)
     return Affine(
@@ -146,6 +149,22 @@ def partial_of(partial_ptr, part, channels, share, TILE: constexpr):
     return partial_ptr + row * channels + share.first_channel + tl.arange(0, TILE.block_channels)
 
 
+@triton.jit
+def sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC: constexpr, TILE: constexpr):
+    """Sums of w dZ xhat and of w dZ over the channels that share statistics, for each of the program's channels."""
+    sets = sets_of(share, channels, SPEC, TILE)
+    dnormalized = tl.zeros((TILE.block_sets,), tl.float32)
+    dshift = tl.zeros((TILE.block_sets,), tl.float32)
+    channel = sets.statistic - share.group * channels
+    weight = load_channels(weight_ptr, channel, sets.mask, 1.0)
+    for part in range(share.parts):
+        row = (part * (share.statistics // channels) + share.group).to(tl.int64) * 2
+        partial = partial_ptr + (row * channels + channel)
+        dnormalized += tl.sum(weight * tl.load(partial, mask=sets.mask, other=0.0), axis=0)
+        dshift += tl.sum(weight * tl.load(partial + channels, mask=sets.mask, other=0.0), axis=0)
+    return tl.gather(dnormalized, sets.set_of, axis=0), tl.gather(dshift, sets.set_of, axis=0)
+
+
 @triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def norm_input_gradient_kernel(
     grad_ptr,
@@ -176,10 +195,13 @@ def norm_input_gradient_kernel(
     """dX = w rstd (dZ - db / n - xhat dw / n), and dw and db of one group where they are given.
 
     dw and db are sums over `partial` or, where there is none because the program has all of its channels, over dZ.
+    Where channels share statistics, dX = rstd (w dZ - sum of w db / n - xhat sum of w dw / n), summed over them.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     affine = affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC, TILE)
-    if partial_ptr is not None:
+    if SPEC.members > 1:
+        dweight, dbias = sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC, TILE)
+    elif partial_ptr is not None:
         part = tl.arange(0, TILE.block_parts)[:, None]
         partial = partial_of(partial_ptr, part, channels, share, TILE)
         mask = (part < share.parts) & share.in_channels[None, :]
@@ -206,7 +228,7 @@ def norm_input_gradient_kernel(
             tl.store(dweight_ptr + share.statistic, dweight.to(dweight_ptr.dtype.element_ty), mask=share.in_channels)
         if dbias_ptr is not None:
             tl.store(dbias_ptr + share.statistic, dbias.to(dbias_ptr.dtype.element_ty), mask=share.in_channels)
-    count = (outer * inner).to(tl.float32)
+    count = (outer * inner).to(tl.float32) * SPEC.members
     mean_dweight = of_channels(dweight / count, SPEC)
     mean_dbias = of_channels(dbias / count, SPEC)
     scale = affine.rstd * affine.weight
@@ -219,7 +241,10 @@ def norm_input_gradient_kernel(
             saved = load_tile(saved_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
         normalized = (x - affine.mean) * affine.rstd
         dz = through_activation(grad, normalized, affine, saved, ACTIVATION, READS_OUTPUT)
-        dx = (dz - mean_dbias - normalized * mean_dweight) * scale
+        if SPEC.members > 1:
+            dx = (dz * affine.weight - mean_dbias - normalized * mean_dweight) * affine.rstd
+        else:
+            dx = (dz - mean_dbias - normalized * mean_dweight) * scale
         store_tile(dx_ptr, dx, share, place, stride_yo, stride_ya, SPEC, TILE)
 
 
@@ -265,9 +290,14 @@ class BackwardProblems(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _problems(
-    shape: tuple[int, ...], stride: tuple[int, ...], per_sample: bool, activation: Activation, target: Target
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    per_sample: bool,
+    activation: Activation,
+    target: Target,
+    members: int,
 ) -> BackwardProblems:
-    walk = walk_of(shape, stride, per_sample, target)
+    walk = walk_of(shape, stride, per_sample, target, members)
     constants = {
         "ACTIVATION": activation.compiled,
         "READS_OUTPUT": activation.reads_output,
@@ -310,12 +340,13 @@ def norm_backward(
     *,
     per_sample: bool,
     given: bool,
+    members: int = 1,
 ) -> NormGradients:
     """The wanted gradients, each None where not wanted.
 
     Args:
         grad: dY, x's shape, any strides.
-        x, weight, mean, variance, eps, activation, per_sample: the forward's, or what it returned.
+        x, weight, mean, variance, eps, activation, per_sample, members: the forward's, or what it returned.
         bias: the forward's; where z isn't needed, and there is a weight, it may be None.
         saved: with a residual and an activation that is not the identity: y where `activation.reads_output`, else the
             residual; else None.
@@ -323,14 +354,14 @@ def norm_backward(
         given: whether the statistics were given to the forward.
     """
     target = current_target()
-    walk, sums, input_gradient = _problems(x.shape, x.stride(), per_sample, activation, target)
+    walk, sums, input_gradient = _problems(x.shape, x.stride(), per_sample, activation, target, members)
     channels = x.shape[1]
     dx = x.new_empty_strided(x.shape, walk.stride) if wanted.x else None
     dz = x.new_empty_strided(x.shape, walk.stride) if wanted.residual else None
     partial = None
     # One launch where one program has all of its channels, and stores all that is wanted.
     stores_all = walk.groups == 1 or not (wanted.weight or wanted.bias)
-    alone = walk.parts == 1 and stores_all and dx is not None and dz is None and not given
+    alone = walk.parts == 1 and members == 1 and stores_all and dx is not None and dz is None and not given
     if not alone and (wanted.weight or wanted.bias or (wanted.x and not given)):
         partial = x.new_empty((walk.parts * walk.groups, 2, channels), dtype=torch.float32)
     if grad.stride() != walk.stride:
@@ -344,11 +375,12 @@ def norm_backward(
     parameter: Any = bias if weight is None else weight
     dweight = torch.empty_like(parameter) if wanted.weight else None
     dbias = torch.empty_like(parameter) if wanted.bias else None
-    adds = walk.groups == 1 and dx is not None and not given  # the second launch adds what the weight's gradient adds
+    # The second launch adds what the weight's gradient adds.
+    adds = walk.groups == 1 and members == 1 and dx is not None and not given
     if dx is not None and not given:
         if dz is not None:
             operands |= {"grad_ptr": dz, "saved_ptr": None}
-            input_gradient = _problems(x.shape, x.stride(), per_sample, IDENTITY, target).input_gradient
+            input_gradient = _problems(x.shape, x.stride(), per_sample, IDENTITY, target, members).input_gradient
         operands |= {"dx_ptr": dx, "dweight_ptr": dweight if adds else None, "dbias_ptr": dbias if adds else None}
         input_gradient.launch_named(**operands, eps=eps)
     if not adds and (dweight is not None or dbias is not None):

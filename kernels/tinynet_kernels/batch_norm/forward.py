@@ -7,9 +7,9 @@
 Two launches. `norm_statistics_kernel` leaves (count, mean, sum of squared deviations) of each part of a channel:
 Welford's algorithm for each lane of a tile, then the lanes merged. `normalize_kernel` merges the parts of its channels
 in a fixed order and normalizes; the programs of the first part store the statistics. It is the only launch for given
-statistics, and where one program has all of its channels, which it then reads twice. `walk` says what a program passes
-over. Where a convolution's epilogue left such parts (`conv.forward.Results`), `merge_statistics_kernel` takes the place
-of the first launch: there are too many for each program to merge them.
+statistics, and where one program has all of its channels, which it then reads twice, and which share statistics with no
+others. `walk` says what a program passes over. Where a convolution's epilogue left such parts (`conv.forward.Results`),
+`merge_statistics_kernel` takes the place of the first launch: there are too many for each program to merge them.
 
 Source: Ioffe & Szegedy 2015; Ulyanov et al. 2016; Welford 1962; merging: Chan, Golub & LeVeque 1979.
 """
@@ -33,6 +33,7 @@ from tinynet_kernels.batch_norm.walk import (
     of_channels,
     of_positions,
     place_of,
+    sets_of,
     share_of_program,
     steps_of_lanes,
     store_tile,
@@ -98,9 +99,17 @@ def merged(counts, means, squares):
 
 
 @triton.jit
+def merged_with(count, mean, squares, more, more_mean, more_squares):
+    """(count, mean, sum of squared deviations) of two parts together."""
+    deviation = more_mean - mean
+    weight = more / tl.maximum(count + more, 1.0)
+    return count + more, mean + deviation * weight, squares + more_squares + deviation * deviation * count * weight
+
+
+@triton.jit
 def load_parts(partial_ptr, part, statistic, statistics, mask):
     """Counts, means and sums of squared deviations, of `partial` [parts, 3, statistics]."""
-    partial = partial_ptr + (part.to(tl.int64)[:, None] * 3 * statistics + statistic[None, :])
+    partial = partial_ptr + (tl.cast(part, tl.int64) * 3 * statistics + statistic)
     counts = tl.load(partial, mask=mask, other=0.0)
     means = tl.load(partial + statistics, mask=mask, other=0.0)
     return counts, means, tl.load(partial + 2 * statistics, mask=mask, other=0.0)
@@ -153,18 +162,31 @@ def merge_statistics_kernel(
     squares = tl.zeros((BLOCK_CHANNELS,), tl.float32)
     for start in range(0, parts, TILE.block_parts):
         mask = (part < parts - start)[:, None] & in_channels[None, :]
-        counts, means, part_squares = load_parts(partial_ptr, start + part, channel, channels, mask)
-        more, more_mean, more_squares = merged(counts, means, part_squares)
-        deviation = more_mean - mean
-        weight = more / tl.maximum(count + more, 1.0)
-        mean += deviation * weight
-        squares += more_squares + deviation * deviation * count * weight
-        count += more
+        parts_at_once = load_parts(partial_ptr, (start + part)[:, None], channel[None, :], channels, mask)
+        count, mean, squares = merged_with(count, mean, squares, *merged(*parts_at_once))
     store_statistics(
         *(count, mean, squares, mean_ptr, variance_ptr, running_mean_ptr, running_variance_ptr, momentum),
         channel,
         in_channels,
     )
+
+
+@triton.jit
+def statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPEC: constexpr, TILE: constexpr):
+    """mean and variance of the program's channels, which share them with others; the first part stores them."""
+    sets = sets_of(share, channels, SPEC, TILE)
+    count = tl.zeros((TILE.block_sets,), tl.float32)
+    mean = tl.zeros((TILE.block_sets,), tl.float32)
+    squares = tl.zeros((TILE.block_sets,), tl.float32)
+    for part in range(share.parts):
+        members = load_parts(partial_ptr, part, sets.statistic, share.statistics, sets.mask)
+        count, mean, squares = merged_with(count, mean, squares, *merged(*members))
+    variance = squares / tl.maximum(count, 1.0)
+    if share.part == 0:
+        place = (share.group * channels + sets.channel) // SPEC.members
+        tl.store(mean_ptr + place, mean, mask=sets.owned)
+        tl.store(variance_ptr + place, variance, mask=sets.owned)
+    return tl.gather(mean, sets.set_of, axis=0), tl.gather(variance, sets.set_of, axis=0)
 
 
 @triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
@@ -198,14 +220,20 @@ def normalize_kernel(
 
     Unless mean and variance are `GIVEN`, they are computed, from `partial` or, where there is none because the program
     has all of its channels, from x; they are stored, and the running statistics (of one group), if any, are updated.
+    Channels that share statistics always have `partial`, and no running statistics.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
-    if not GIVEN:
+    if GIVEN:
+        mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
+        variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
+    elif SPEC.members > 1:
+        mean, variance = statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPEC, TILE)
+    else:
         if partial_ptr is not None:
-            part = tl.arange(0, TILE.block_parts)
-            mask = (part < share.parts)[:, None] & share.in_channels[None, :]
-            counts, means, squares = load_parts(partial_ptr, part, share.statistic, share.statistics, mask)
-            count, mean, squares = merged(counts, means, squares)
+            part = tl.arange(0, TILE.block_parts)[:, None]
+            mask = (part < share.parts) & share.in_channels[None, :]
+            parts = load_parts(partial_ptr, part, share.statistic[None, :], share.statistics, mask)
+            count, mean, squares = merged(*parts)
         else:
             count, mean, squares = statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC, TILE)
         variance = squares / tl.maximum(count, 1.0)
@@ -215,9 +243,6 @@ def normalize_kernel(
                 share.statistic,
                 share.in_channels,
             )
-    else:
-        mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
-        variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
     channel = share.first_channel + tl.arange(0, TILE.block_channels)
     scale = load_channels(weight_ptr, channel, share.in_channels, 1.0) / tl.sqrt(variance + eps)
     shift = load_channels(bias_ptr, channel, share.in_channels, 0.0)
@@ -261,9 +286,14 @@ class NormProblems(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _problems(
-    shape: tuple[int, ...], stride: tuple[int, ...], per_sample: bool, activation: Activation, target: Target
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    per_sample: bool,
+    activation: Activation,
+    target: Target,
+    members: int,
 ) -> NormProblems:
-    walk = walk_of(shape, stride, per_sample, target)
+    walk = walk_of(shape, stride, per_sample, target, members)
     grid = (walk.programs,)
     constants = {"ACTIVATION": activation.compiled, **walk.constants}
     return NormProblems(
@@ -302,6 +332,7 @@ def norm_forward(
     activation: Activation,
     *,
     per_sample: bool,
+    members: int = 1,
     partial: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """y = act((x - mean) / sqrt(variance + eps) weight + bias + residual), and the statistics where they are x's.
@@ -316,19 +347,20 @@ def norm_forward(
         eps: added to the variance.
         activation: applied last.
         per_sample: whether each sample has statistics of its own. It then has no running statistics here.
+        members: how many neighboring channels of a sample share statistics; more than 1 `per_sample` only.
         partial: count, mean and sum of squared deviations of parts of x, fp32 [parts, 3, C], where they are known.
 
     Returns:
-        y: x's shape, without gaps in x's order; mean and (biased) variance, fp32 [C] or [N, C] `per_sample`, or None
-        where they were given.
+        y: x's shape, without gaps in x's order; mean and (biased) variance, fp32 [C] or [N, C / members] `per_sample`,
+        or None where they were given.
     """
-    problems = _problems(x.shape, x.stride(), per_sample, activation, current_target())
+    problems = _problems(x.shape, x.stride(), per_sample, activation, current_target(), members)
     walk, normalize = problems.walk, problems.normalize_given
     y = x.new_empty_strided(x.shape, walk.stride)
     given = mean is not None
     if not given:
         channels = x.shape[1]
-        shape = (walk.groups, channels) if per_sample else (channels,)
+        shape = (walk.groups, channels // members) if per_sample else (channels,)
         mean, variance = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
         if partial is not None:
             merge = _merge_problem(partial.shape[0], channels, current_target())
@@ -336,7 +368,7 @@ def norm_forward(
             partial = running_mean = running_variance = None
         else:
             normalize = problems.normalize
-            if walk.parts > 1:
+            if walk.parts > 1 or members > 1:
                 partial = x.new_empty((walk.parts, 3, walk.groups * channels), dtype=torch.float32)
                 problems.statistics.launch(x, partial)
     normalize.launch_named(

@@ -35,7 +35,7 @@ class Walk(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def norm_tile(groups: int, channels: int, axes: Axes, target: Target) -> tuple[int, int, int, int]:
+def norm_tile(groups: int, channels: int, axes: Axes, target: Target, members: int) -> tuple[int, int, int, int]:
     """(BLOCK_CHANNELS, BLOCK_INNER, most parts, num_warps): long in the contiguous direction, 1,024 elements on a chip.
 
     Few channels are walked in parts, so that all processors have work; each part is a partial result to be merged.
@@ -44,11 +44,12 @@ def norm_tile(groups: int, channels: int, axes: Axes, target: Target) -> tuple[i
         groups, channels: one set of statistics each.
         axes: of the operand.
         target: where it runs.
+        members: how many channels share statistics. Each program merges the parts of all of them, so parts are fewer.
     """
     elements = 1 << 16 if target.kind == "interpreter" else 1024
     if axes.channels_inner:
         # On a GPU the smallest stretch of channels that memory serves at full speed, so that parts are few.
-        most = 32 if target.kind in ("cuda", "hip") else 256
+        most = 32 if target.kind in ("cuda", "hip") else 512 if channels <= 512 else 256
         block_channels = min(most, power_of_2_at_least(channels))
         block_inner = min(elements // block_channels, power_of_2_at_least(axes.inner))
     else:
@@ -56,20 +57,22 @@ def norm_tile(groups: int, channels: int, axes: Axes, target: Target) -> tuple[i
         block_channels = min(elements // block_inner, power_of_2_at_least(channels))
     tiles = groups * ceil_div(channels, block_channels)
     steps = axes.outer * ceil_div(axes.inner, block_inner)
-    programs = 2 if target.kind == "interpreter" else 8 * target.processors
+    programs = 2 if target.kind == "interpreter" else (8 if members == 1 else 2) * target.processors
     parts = min(steps, MOST_PARTS, ceil_div(programs, tiles))
     return block_channels, block_inner, parts, 4
 
 
 @lru_cache(maxsize=4096)
-def walk_of(shape: tuple[int, ...], stride: tuple[int, ...], per_sample: bool, target: Target) -> Walk:
-    """The `Walk` over a tensor [N, C, ...] that has axes (see `axes_of`)."""
+def walk_of(
+    shape: tuple[int, ...], stride: tuple[int, ...], per_sample: bool, target: Target, members: int = 1
+) -> Walk:
+    """The `Walk` over a tensor [N, C, ...] that has axes (see `axes_of`); `members` channels share statistics."""
     axes = axes_of(shape, stride, per_sample=per_sample)
     assert axes is not None, f"no walk over {shape} with strides {stride}"
     groups, channels = shape[0] if per_sample else 1, shape[1]
     length = math.prod(shape[2:])
     dense = (length * channels, channels if axes.channels_inner else length)
-    block_channels, block_inner, most_parts, num_warps = norm_tile(groups, channels, axes, target)
+    block_channels, block_inner, most_parts, num_warps = norm_tile(groups, channels, axes, target, members)
     tiles = groups * ceil_div(channels, block_channels)
     steps = axes.outer * ceil_div(axes.inner, block_inner)
     steps_per_part = ceil_div(steps, most_parts)
@@ -80,9 +83,17 @@ def walk_of(shape: tuple[int, ...], stride: tuple[int, ...], per_sample: bool, t
     wide = exceed_int32(*reach, ((axes.inner + block_inner, 1),), ((steps, 1),))
     numbers = (axes.outer, channels, axes.inner, steps_per_part, axes.stride_outer, axes.stride_across, *dense)
     constants = {
-        "SPEC": WalkSpec(axes.channels_inner, wide),
-        "TILE": NormTile(block_channels, block_inner, power_of_2_at_least(parts)),
+        "SPEC": WalkSpec(axes.channels_inner, wide, members),
+        "TILE": NormTile(block_channels, block_inner, power_of_2_at_least(parts), *_sets_in(block_channels, members)),
         "num_warps": num_warps,
     }
     stride = dense_strides(shape, channels_inner=axes.channels_inner)
     return Walk(tiles * parts, parts, groups, stride, numbers, constants)
+
+
+def _sets_in(block_channels: int, members: int) -> tuple[int, int]:
+    """(BLOCK_SETS, BLOCK_MEMBERS): how many sets of `members` channels have channels in a tile, at most."""
+    if members == 1:
+        return 1, 1
+    sets = block_channels // members if block_channels % members == 0 else (block_channels - 1) // members + 2
+    return power_of_2_at_least(sets), power_of_2_at_least(members)

@@ -4,6 +4,7 @@ x is seen as [groups, outer, C, inner]. A channel's statistics are over outer an
 
     batch norm     contiguous: groups 1, outer N, inner L = H W        channels_last: groups 1, outer 1, inner N H W
     instance norm  groups N, outer 1, inner L
+    group norm     as instance norm; `members` neighboring channels then share the statistics of their elements
 
 A tile is [block_inner, block_channels] where neighboring channels are neighbors in memory (`channels_inner`), else
 [block_channels, block_inner]. Tiles of the same channels are numbered as steps, and a program walks `steps_per_part`
@@ -24,18 +25,25 @@ from tinynet_kernels.offsets import widened
 
 
 class WalkSpec(NamedTuple):
-    """Whether neighboring channels are neighbors in memory, and whether offsets in a tile are int64."""
+    """Whether neighboring channels are neighbors in memory, whether offsets in a tile are int64, and how many channels
+    share statistics: 1, or more for group normalization."""
 
     channels_inner: bool
     wide: bool
+    members: int = 1
 
 
 class NormTile(NamedTuple):
-    """The tile of one step, and the partial results that are merged at once."""
+    """The tile of one step, and the partial results that are merged at once.
+
+    block_sets and block_members: of the sets of channels that share statistics, those of the tile's channels.
+    """
 
     block_channels: int
     block_inner: int
     block_parts: int
+    block_sets: int = 1
+    block_members: int = 1
 
 
 class Share(NamedTuple):
@@ -54,6 +62,24 @@ class Share(NamedTuple):
     statistics: Any
     first_step: Any
     steps: Any
+
+
+class Sets(NamedTuple):
+    """The sets of channels that share statistics and of which a program has channels.
+
+    Attributes:
+        channel: [block_sets], the first channel of each.
+        statistic: [block_members, block_sets], the place of each of their channels among all statistics of channels.
+        mask: which of these exist.
+        set_of: [block_channels], the index in [block_sets] of each of the program's channels.
+        owned: [block_sets]: those whose first channel is the program's.
+    """
+
+    channel: Any
+    statistic: Any
+    mask: Any
+    set_of: Any
+    owned: Any
 
 
 class Place(NamedTuple):
@@ -87,6 +113,19 @@ def share_of_program(outer, channels, inner, steps_per_part, TILE: constexpr):
         first_step,
         tl.minimum(steps_per_part, steps - first_step).to(tl.int32),
     )
+
+
+@triton.jit
+def sets_of(share, channels, SPEC: constexpr, TILE: constexpr):
+    """The `Sets` of this program."""
+    first_set = share.first_channel // SPEC.members
+    channel = (first_set + tl.arange(0, TILE.block_sets)) * SPEC.members
+    member = tl.arange(0, TILE.block_members)[:, None]
+    statistic = share.group * channels + channel[None, :] + member
+    mask = (member < SPEC.members) & (channel < channels)[None, :]
+    set_of = (share.first_channel + tl.arange(0, TILE.block_channels)) // SPEC.members - first_set
+    end = tl.minimum(share.first_channel + TILE.block_channels, channels)
+    return Sets(channel, statistic, mask, set_of, (channel >= share.first_channel) & (channel < end))
 
 
 @triton.jit

@@ -123,6 +123,8 @@ RE_EXPORTED = [
 ]
 if not hasattr(torch.nn, "LinearCrossEntropyLoss"):  # PyTorch before 2.13
     del LAYERS["LinearCrossEntropyLoss"]
+else:
+    RE_EXPORTED.append("LinearCrossEntropyOptions")
 # What a layer takes beside its input.
 MORE_ARGUMENTS: dict[str, Callable[[], list]] = {
     **dict.fromkeys(

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-FIXED_EXAMPLES = 3
-MANY_CASES = 10  # of one test, of which `--share` leaves some out
+FIXED_EXAMPLES = 2
+MANY_CASES = 6  # of one test, of which `--share` leaves some out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

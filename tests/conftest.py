@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out cases for `--share`: most of the time goes into compiling, and cases are alike."""
-    share = config.getoption("--share")
+    share = int(config.getoption("--share") or 1)
     cases = Counter(item.nodeid.partition("[")[0] for item in items)
     seen: Counter[str] = Counter()
     selected, left_out = [], []

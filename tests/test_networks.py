@@ -5,6 +5,8 @@ Deep networks of few channels magnify rounding: an error is allowed that PyTorch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,8 +36,12 @@ def build(name: str, device: str) -> tuple[torch.nn.Module, torch.nn.Module, tor
     return models[0], models[1], models[2].double()
 
 
-def assert_as_good(ours: Tensor, theirs: Tensor, exact: Tensor, least: float, what: str) -> None:
-    """Our error is at most three times PyTorch's, or `least` of the largest value (or of 0.001, if all should be 0)."""
+def assert_as_good(tensors: Sequence[Tensor], least: float, what: str) -> None:
+    """Of ours, PyTorch's and the exact tensor: our error is at most three times PyTorch's, or `least` of the largest.
+
+    Where all should be 0, the largest counts as 0.001.
+    """
+    ours, theirs, exact = tensors
     error, their_error = ((x.double() - exact).abs().max().item() for x in (ours, theirs))
     scale = max(exact.abs().max().item(), 1e-3)
     assert error <= max(3 * their_error, least * scale), f"{what}: {error:.2e}, PyTorch's {their_error:.2e}"
@@ -53,7 +59,7 @@ def test_outputs_and_gradients(name: str, device: str) -> None:
     assert len(launches) > 20
     for output in outputs[1:]:
         F.cross_entropy(output, labels).backward()
-    assert_as_good(*outputs, 1e-4, "logits")
+    assert_as_good(outputs, 1e-4, "logits")
     results = [[x, *model.parameters()] for x, model in zip(inputs, models, strict=True)]
     names = ["images", *(key for key, _ in models[0].named_parameters())]
     largest = max(x.grad.abs().max().item() for x in results[2] if x.grad is not None)
@@ -62,12 +68,12 @@ def test_outputs_and_gradients(name: str, device: str) -> None:
         assert len(gradients) == 3, key
         # Some gradients are sums that cancel almost entirely, as of a weight that a normalization follows.
         least = max(1e-3, 1e-5 * largest / max(gradients[2].abs().max().item(), 1e-30))
-        assert_as_good(*gradients, least, f"gradient of {key}")
+        assert_as_good(gradients, least, f"gradient of {key}")
     for key, *buffers in zip(dict(models[0].named_buffers()), *(model.buffers() for model in models), strict=True):
-        assert_as_good(*buffers, 1e-4, key)
+        assert_as_good(buffers, 1e-4, key)
     with torch.no_grad():  # statistics are no longer the initial ones
         evaluated = [model.eval()(x) for model, x in zip(models, inputs, strict=True)]
-    assert_as_good(*evaluated, 1e-4, "logits in evaluation")
+    assert_as_good(evaluated, 1e-4, "logits in evaluation")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -89,5 +95,5 @@ def test_training_follows_pytorchs(name: str, device: str) -> None:
             optimizer.step()
             values.append(loss.item())
         losses.append(torch.tensor(values, dtype=torch.float64))
-    assert_as_good(*losses, 1e-3, "losses")
+    assert_as_good(losses, 1e-3, "losses")
     assert losses[0][-1] < losses[0][0]

@@ -115,7 +115,7 @@ OURS = [
         "conv.window", "valid = tl.cast(bits & 1, tl.int1)", "valid = windows.in_tile",
         mutations.convolution_with_padding, user="conv.forward")),
     Fault("max-pooling: reads the padding", GUARD, {"out-of-bounds"}, mutation(
-        "pool.maximum", "mask=at.mask & inside, other=0.0", "mask=at.mask, other=0.0",
+        "pool.maximum", "tap = k if TILE.always_inside else nearest_taps(k, first, end, WINDOW)", "tap = k",
         mutations.pooling_with_padding)),
     Fault("average pooling: no `other` for windows that don't exist", GUARD, {"poison"}, mutation(
         "pool.mean", "mask=at.mask & holds, other=0.0", "mask=at.mask & holds",

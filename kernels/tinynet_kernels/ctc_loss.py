@@ -74,7 +74,7 @@ def sequence_of_program(targets_ptr, steps_ptr, lengths_ptr, T, S, C, stride_tar
     """This program's `Sequence`; lengths past their tensors are cut."""
     n = tl.program_id(0).to(tl.int64)
     steps = tl.minimum(tl.load(steps_ptr + n), T).to(tl.int32)  # in bounds: one per sequence, here and below
-    length = tl.minimum(tl.load(lengths_ptr + n), S).to(tl.int32)
+    length = tl.minimum(tl.load(lengths_ptr + n), S).to(tl.int32)  # in bounds: as above
     s = tl.arange(0, TILE.block_positions)
     inside = s < 2 * length + 1
     is_label = inside & (s % 2 == 1)
@@ -230,9 +230,9 @@ def ctc_loss_gradient_kernel(
     n = tl.program_id(0).to(tl.int64)
     N = tl.num_programs(0)
     steps = tl.minimum(tl.load(steps_ptr + n), T).to(tl.int32)  # in bounds: one per sequence, here and below
-    length = tl.minimum(tl.load(lengths_ptr + n), S).to(tl.int32)
-    loss = tl.load(loss_ptr + n)
-    upstream = tl.load(grad_ptr + n).to(tl.float32)
+    length = tl.minimum(tl.load(lengths_ptr + n), S).to(tl.int32)  # in bounds: one per sequence
+    loss = tl.load(loss_ptr + n)  # in bounds: one per sequence
+    upstream = tl.load(grad_ptr + n).to(tl.float32)  # in bounds: one per sequence
     is_infinite = loss == float("inf")
     t = tl.program_id(1) * TILE.block_steps + tl.arange(0, TILE.block_steps)
     exists = t < T

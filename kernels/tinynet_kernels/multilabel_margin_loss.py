@@ -104,12 +104,12 @@ def multilabel_margin_loss_backward_kernel(
     exceeded = tl.zeros((SPEC.block_classes,), tl.float32)
     own = tl.zeros((SPEC.block_classes,), tl.float32)
     is_label = tl.zeros((SPEC.block_classes,), tl.int32)
-    for j in range(tl.load(saved_row)):  # in bounds: this and all below, j < T <= C and 0 <= y_j < C
-        label = tl.load(target_row + j)
-        z = 1.0 - tl.load(x_row + label).to(tl.float32) + x
+    for j in range(tl.load(saved_row)):  # in bounds: T, of one row
+        label = tl.load(target_row + j)  # in bounds: j < T <= C
+        z = 1.0 - tl.load(x_row + label).to(tl.float32) + x  # in bounds: 0 <= y_j < C, else T is 0
         exceeded += tl.where(z > 0, 1.0, 0.0)
         here = column == label.to(tl.int32)
-        own += tl.where(here, tl.load(saved_row + 1 + j).to(tl.float32), 0.0)
+        own += tl.where(here, tl.load(saved_row + 1 + j).to(tl.float32), 0.0)  # in bounds: j < C
         is_label = is_label | here.to(tl.int32)
     if SPEC.reduction == "none":
         upstream = tl.load(grad_ptr + row).to(tl.float32)  # in bounds: one element per row

@@ -41,11 +41,12 @@ from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block
 
 
 class Affine(NamedTuple):
-    """A normalization's parameters for a program's channels, to be broadcast over a tile."""
+    """What a normalization applies to a program's channels, to be broadcast over a tile; `scale` is rstd weight."""
 
     mean: Any
     rstd: Any
     weight: Any
+    scale: Any
     bias: Any
 
 
@@ -55,34 +56,50 @@ def affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC: co
     channel = share.first_channel + tl.arange(0, TILE.block_channels)
     statistic = share.statistic // SPEC.members
     mean = load_channels(mean_ptr, statistic, share.in_channels, 0.0)
-    variance = load_channels(variance_ptr, statistic, share.in_channels, 0.0)
+    deviation = tl.sqrt(load_channels(variance_ptr, statistic, share.in_channels, 0.0) + eps)
     weight = load_channels(weight_ptr, channel, share.in_channels, 1.0)
     bias = load_channels(bias_ptr, channel, share.in_channels, 0.0)
     return Affine(
         of_channels(mean, SPEC),
-        of_channels(1.0 / tl.sqrt(variance + eps), SPEC),
+        of_channels(1.0 / deviation, SPEC),
         of_channels(weight, SPEC),
+        of_channels(weight / deviation, SPEC),
         of_channels(bias, SPEC),
     )
 
 
 @triton.jit
-def through_activation(grad, normalized, affine, saved, ACTIVATION: constexpr, READS_OUTPUT: constexpr):
-    """dZ of tiles of dY and xhat.
+def load_gradients(
+    grad_ptr,
+    x_ptr,
+    saved_ptr,
+    affine,
+    share,
+    place,
+    strides,
+    SPEC: constexpr,
+    ACTIVATION: constexpr,
+    READS_OUTPUT: constexpr,
+    TILE: constexpr,
+):
+    """xhat and dZ of a tile; `strides` are the kernel's last four numbers.
 
-    saved is None without a residual, else y where the derivative `READS_OUTPUT`, and the residual where it doesn't.
+    `saved` is None without a residual, else y where the derivative `READS_OUTPUT`, and the residual where it doesn't.
+    z is computed as in `normalize_kernel`, so that a step of the activation falls on the same side.
     """
-    if ACTIVATION.name == "identity":
-        return grad
-    elif saved is not None and READS_OUTPUT:
-        return grad * activation_derivative(saved, ACTIVATION)
-    else:
-        z = normalized * affine.weight + affine.bias
-        if saved is not None:
-            z += saved
-        if READS_OUTPUT:
-            z = activate(z, ACTIVATION)
-        return grad * activation_derivative(z, ACTIVATION)
+    dz = load_tile(grad_ptr, share, place, strides[2], strides[3], SPEC, TILE)
+    deviation = load_tile(x_ptr, share, place, strides[0], strides[1], SPEC, TILE) - affine.mean
+    if ACTIVATION.name != "identity":
+        if saved_ptr is not None and READS_OUTPUT:
+            source = load_tile(saved_ptr, share, place, strides[2], strides[3], SPEC, TILE)
+        else:
+            source = deviation * affine.scale + affine.bias
+            if saved_ptr is not None:
+                source += load_tile(saved_ptr, share, place, strides[2], strides[3], SPEC, TILE)
+            if READS_OUTPUT:
+                source = activate(source, ACTIVATION)
+        dz *= activation_derivative(source, ACTIVATION)
+    return deviation * affine.rstd, dz
 
 
 @triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
@@ -117,21 +134,18 @@ def norm_sums_kernel(
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     affine = affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC, TILE)
+    strides = stride_xo, stride_xa, stride_yo, stride_ya
     dweight = zero_tile(SPEC, TILE)
     dbias = zero_tile(SPEC, TILE)
     for step in range(share.steps):
         place = place_of(share, step, outer, inner, SPEC, TILE)
-        grad = load_tile(grad_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
-        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
-        saved = None
-        if saved_ptr is not None:
-            saved = load_tile(saved_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
-        normalized = (x - affine.mean) * affine.rstd
-        dz = through_activation(grad, normalized, affine, saved, ACTIVATION, READS_OUTPUT)
+        normalized, dz = load_gradients(
+            grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, READS_OUTPUT, TILE
+        )
         if dz_ptr is not None:
             store_tile(dz_ptr, dz, share, place, stride_yo, stride_ya, SPEC, TILE)
         if dx_ptr is not None:
-            store_tile(dx_ptr, dz * affine.rstd * affine.weight, share, place, stride_yo, stride_ya, SPEC, TILE)
+            store_tile(dx_ptr, dz * affine.scale, share, place, stride_yo, stride_ya, SPEC, TILE)
         if partial_ptr is not None:
             dweight += dz * normalized  # masked lanes add 0, since dY is 0 there, or belong to a channel of NaN
             dbias += dz
@@ -199,6 +213,7 @@ def norm_input_gradient_kernel(
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     affine = affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC, TILE)
+    strides = stride_xo, stride_xa, stride_yo, stride_ya
     if SPEC.members > 1:
         dweight, dbias = sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC, TILE)
     elif partial_ptr is not None:
@@ -212,13 +227,9 @@ def norm_input_gradient_kernel(
         total_dbias = zero_tile(SPEC, TILE)
         for step in range(share.steps):
             place = place_of(share, step, outer, inner, SPEC, TILE)
-            grad = load_tile(grad_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
-            x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
-            saved = None
-            if saved_ptr is not None:
-                saved = load_tile(saved_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
-            normalized = (x - affine.mean) * affine.rstd
-            dz = through_activation(grad, normalized, affine, saved, ACTIVATION, READS_OUTPUT)
+            normalized, dz = load_gradients(
+                grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, READS_OUTPUT, TILE
+            )
             total_dweight += dz * normalized  # masked lanes add 0, as in `norm_sums_kernel`
             total_dbias += dz
         dweight = sum_of_positions(total_dweight, SPEC)
@@ -231,20 +242,15 @@ def norm_input_gradient_kernel(
     count = (outer * inner).to(tl.float32) * SPEC.members
     mean_dweight = of_channels(dweight / count, SPEC)
     mean_dbias = of_channels(dbias / count, SPEC)
-    scale = affine.rstd * affine.weight
     for step in range(share.steps):
         place = place_of(share, step, outer, inner, SPEC, TILE)
-        grad = load_tile(grad_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
-        x = load_tile(x_ptr, share, place, stride_xo, stride_xa, SPEC, TILE)
-        saved = None
-        if saved_ptr is not None:
-            saved = load_tile(saved_ptr, share, place, stride_yo, stride_ya, SPEC, TILE)
-        normalized = (x - affine.mean) * affine.rstd
-        dz = through_activation(grad, normalized, affine, saved, ACTIVATION, READS_OUTPUT)
+        normalized, dz = load_gradients(
+            grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, READS_OUTPUT, TILE
+        )
         if SPEC.members > 1:
             dx = (dz * affine.weight - mean_dbias - normalized * mean_dweight) * affine.rstd
         else:
-            dx = (dz - mean_dbias - normalized * mean_dweight) * scale
+            dx = (dz - mean_dbias - normalized * mean_dweight) * affine.scale
         store_tile(dx_ptr, dx, share, place, stride_yo, stride_ya, SPEC, TILE)
 
 

@@ -14,49 +14,36 @@ from torch import Tensor
 from tinynet.ops import lp_pool, max_pool, max_unpool, pool
 
 
+def _of_maximum(layer: Any) -> tuple[Any, ...]:
+    """The arguments of `max_pool1d` and its like after the input."""
+    window = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    return *window, layer.ceil_mode, layer.return_indices
+
+
+def _of_mean(layer: Any) -> tuple[Any, ...]:
+    """The arguments of `avg_pool1d` and its like after the input, up to the divisor."""
+    return layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad
+
+
 class MaxPool1d(torch.nn.MaxPool1d):
     """The maximum of each window of [N, C, L] or [C, L]."""
 
     def forward(self, input: Tensor) -> Any:
-        return max_pool.max_pool1d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            self.return_indices,
-        )
+        return max_pool.max_pool1d(input, *_of_maximum(self))
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
     """The maximum of each window of [N, C, H, W] or [C, H, W]."""
 
     def forward(self, input: Tensor) -> Any:
-        return max_pool.max_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            self.return_indices,
-        )
+        return max_pool.max_pool2d(input, *_of_maximum(self))
 
 
 class MaxPool3d(torch.nn.MaxPool3d):
     """The maximum of each window of [N, C, D, H, W] or [C, D, H, W]."""
 
     def forward(self, input: Tensor) -> Any:
-        return max_pool.max_pool3d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            self.return_indices,
-        )
+        return max_pool.max_pool3d(input, *_of_maximum(self))
 
 
 class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
@@ -125,44 +112,21 @@ class AvgPool1d(torch.nn.AvgPool1d):
     """The mean of each window of [N, C, L] or [C, L]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return pool.avg_pool1d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
-            self.count_include_pad,
-        )
+        return pool.avg_pool1d(input, *_of_mean(self))
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
     """The mean of each window of [N, C, H, W] or [C, H, W]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return pool.avg_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
-            self.count_include_pad,
-            self.divisor_override,
-        )
+        return pool.avg_pool2d(input, *_of_mean(self), self.divisor_override)
 
 
 class AvgPool3d(torch.nn.AvgPool3d):
     """The mean of each window of [N, C, D, H, W] or [C, D, H, W]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return pool.avg_pool3d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
-            self.count_include_pad,
-            self.divisor_override,
-        )
+        return pool.avg_pool3d(input, *_of_mean(self), self.divisor_override)
 
 
 class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):

@@ -87,7 +87,7 @@ def _call_convolution_and_norm(convolution: Conv2d, others: Sequence[Any], x: An
     if constants is None:
         y, partial = convolution.convolve(x, convolution.activation, want_statistics=True)
         return norm.normalize(y, activation, partial=partial), 1 + count
-    if needs_gradient(x, *convolution.parameters(), *norm.parameters()):
+    if needs_gradient(x, convolution.weight, convolution.bias, norm.weight, norm.bias):
         return norm.normalize(convolution(x), activation), 1 + count
     return convolution.convolve(x, activation, norm=constants)[0], 1 + count
 

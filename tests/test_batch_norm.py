@@ -256,7 +256,8 @@ def test_running_statistics(momentum: float | None, dtype: torch.dtype, device: 
         for name in ("running_mean", "running_var"):
             assert getattr(layer, name).dtype is dtype
             assert_close(getattr(layer, name), getattr(twin, name), 4 * tolerance(dtype, 100), name)
-    layer.eval(), twin.eval()
+    layer.eval()
+    twin.eval()
     state = copy.deepcopy(layer.state_dict())
     x = make(4, 5, 3, 6, device=device, dtype=dtype)
     assert_close(layer(x), twin(x.double()), 8 * tolerance(dtype, 100))
@@ -307,7 +308,8 @@ def test_frozen_and_untracked_layers(device: str) -> None:
         x = make(5, 4, 3, device=device).detach()
         for _ in range(2):
             torch.testing.assert_close(layer(x), twin(x))
-            layer.eval(), twin.eval()
+            layer.eval()
+            twin.eval()
     layer = nn.BatchNorm2d(4).to(device).eval().requires_grad_(False)
     x = make(2, 4, 3, 3, device=device)
     with counted_launches() as launches:

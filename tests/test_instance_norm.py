@@ -104,7 +104,8 @@ def test_modules_with_running_statistics(dimensions: int, device: str) -> None:
     for key in ("running_mean", "running_var"):
         assert_close(getattr(layer, key), getattr(twin, key), 1e-5, key)
     assert_close(layer(x[0]), twin(x[0].double()).relu(), 1e-5)
-    layer.eval(), twin.eval()
+    layer.eval()
+    twin.eval()
     state = copy.deepcopy(layer.state_dict())
     with counted_launches() as launches:
         assert_close(layer(x), twin(x.double()).relu(), 1e-5)

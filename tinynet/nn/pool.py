@@ -20,7 +20,7 @@ def _of_maximum(layer: Any) -> tuple[Any, ...]:
     return *window, layer.ceil_mode, layer.return_indices
 
 
-def _of_mean(layer: Any) -> tuple[Any, ...]:
+def _of_mean(layer: Any) -> tuple[Any, Any, Any, bool, bool]:
     """The arguments of `avg_pool1d` and its like after the input, up to the divisor."""
     return layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad
 

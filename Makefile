@@ -23,8 +23,8 @@ train: $(SET_UP) ## train the image classifier on handwritten digits; ARGS='--mo
 # One process per engine: Triton decides at import whether to interpret kernels.
 # Two processes share two cores better when waiting threads sleep instead of spinning.
 THREADS := 2
-# `make test` runs every fourth case of a test that has many; SHARE=1 runs all of them.
-SHARE := 4
+# `make test` runs every eighth case of a test that has many; SHARE=1 runs all of them.
+SHARE := 8
 PYTEST := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2 --share $(SHARE)
 INTERPRETED := activation glu prelu linear conv pool loss dropout embedding optimizer sequential reruns wide_strides
 

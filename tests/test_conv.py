@@ -15,7 +15,9 @@ from helpers import DTYPES, assert_close, check_against_reference, counted_launc
 
 from tinynet.nn.conv import Conv2d
 from tinynet.ops.activation import as_activation
-from tinynet.ops.conv import conv2d, conv2d_reference, convolution_spec
+from tinynet.ops.conv import conv2d
+from tinynet.ops.convolution_operator import convolution_operator, convolution_reference
+from tinynet.ops.convolution_spec import convolution_spec
 from tinynet.ops.max_pool import max_pool2d
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.tiles import ConvolutionWeightTile, convolution_weight_tile
@@ -69,11 +71,11 @@ def check(tensors: Any, activation: str | Activation | None = None, **sliding: A
     x, weight, bias = tensors
     function = as_activation(activation)
     arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
-    spec = convolution_spec(x, weight, bias, **arguments)
+    spec = convolution_spec("conv2d", x, weight, bias, **arguments)
     window = weight[0].numel()
     return check_against_reference(
         lambda x, weight, bias: conv2d(x, weight, bias, **arguments, activation=activation),
-        lambda x, weight, bias: conv2d_reference(x, weight, bias, spec, function),
+        lambda x, weight, bias: convolution_reference(x, weight, bias, spec, function),
         x,
         weight,
         bias,
@@ -84,10 +86,12 @@ def check(tensors: Any, activation: str | Activation | None = None, **sliding: A
 
 def check_pooled(tensors: Any, activation: str, **sliding: Any) -> list[str]:
     arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
-    spec = convolution_spec(*tensors, **arguments)
+    spec = convolution_spec("conv2d", *tensors, **arguments)
 
     def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.max_pool2d(conv2d_reference(x, weight, bias, spec, as_activation(activation)), 2)
+        return torch.nn.functional.max_pool2d(
+            convolution_reference(x, weight, bias, spec, as_activation(activation)), 2
+        )
 
     window = tensors[1][0].numel()
     return check_against_reference(
@@ -389,10 +393,10 @@ def test_first_layer_computes_its_gradients_in_one_pass(
     function = as_activation(activation)
     for dtype in (torch.float32, torch.bfloat16):
         x, weight, bias = make(shape, channels_out, kernel_size, arguments["groups"], dtype, device)
-        spec = convolution_spec(x, weight, bias, **arguments)
+        spec = convolution_spec("conv2d", x, weight, bias, **arguments)
 
         def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, spec: Any = spec) -> torch.Tensor:
-            y = conv2d_reference(x, weight, bias, spec, function)
+            y = convolution_reference(x, weight, bias, spec, function)
             return torch.nn.functional.max_pool2d(y, 2) if pool == 2 else y
 
         with forced_tiles(
@@ -550,8 +554,10 @@ def test_autocast_rounds_no_gradient_of_a_float32_tensor(case: str, device: str)
     y.backward(gradient)
     with torch.no_grad():
         copies = [t.bfloat16().double().requires_grad_() for t in (x, weight, bias)]
-    spec = convolution_spec(x, weight, bias, **{"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding})
-    conv2d_reference(copies[0], copies[1], copies[2], spec, as_activation(None)).backward(gradient.double())
+    spec = convolution_spec(
+        "conv2d", x, weight, bias, **{"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}
+    )
+    convolution_reference(copies[0], copies[1], copies[2], spec, as_activation(None)).backward(gradient.double())
     for tensor, exact in zip((x, weight, bias), copies, strict=True):
         assert tensor.grad.dtype is torch.float32
         assert_close(tensor.grad, exact.grad, 1e-5, "gradient")
@@ -563,21 +569,17 @@ SPEC = [1, 1, 1, 1, 1, 1, 1, 1, 1]  # padding 1, all else one
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
 def test_registered_operator(activation: str, channels_last: bool, device: str) -> None:
-    from tinynet.ops.conv import conv2d_operator
-
     tensors = make((1, 3, 4, 5), 2, device=device, channels_last=channels_last)
-    torch.library.opcheck(conv2d_operator.forward, (*tensors, SPEC, activation, True))
+    torch.library.opcheck(convolution_operator.forward, (*tensors, SPEC, activation, True))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_registered_backward_operator(channels_last: bool, device: str) -> None:
-    from tinynet.ops.conv import conv2d_operator
-
     x, weight, _ = make((1, 3, 4, 5), 1, device=device, channels_last=channels_last, grad=False)
     y = torch.randn(1, 1, 4, 5, device=device)
     for wanted in ([True, True, True], [False, True, False]):
         arguments = ([torch.randn_like(y)], [x, weight, y], SPEC, "relu", wanted)
-        torch.library.opcheck(conv2d_operator.backward, arguments)
+        torch.library.opcheck(convolution_operator.backward, arguments)
 
 
 def test_compiled_fullgraph(device: str) -> None:
@@ -601,7 +603,7 @@ def test_exported_with_a_dynamic_batch(device: str) -> None:
     batch = torch.export.Dim("batch", min=2, max=64)
     with convolution_precision("tf32"):  # torch.export fails where convolutions and recurrent layers differ
         program = torch.export.export(layer, (x[:2],), dynamic_shapes=({0: batch},))
-    assert any("tinynet.conv2d" in str(node.target) for node in program.graph.nodes)
+    assert any("tinynet.convolution" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(x), layer(x))
 
 

@@ -313,7 +313,7 @@ def test_linear(device: str, data: st.DataObject) -> None:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def exact_products() -> Iterator[None]:
     """PyTorch's default for fp32 convolutions is tf32, whose rounding would hide errors."""
     backend: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]

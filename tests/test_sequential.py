@@ -292,8 +292,8 @@ def test_convolutions_leave_statistics_for_the_norm_in_training(norm: dict, dtyp
         expected_y = one_by_one(separate, x)
         assert_close(y, expected_y, error, "output")
         for found, expected in zip(actual, gradients(expected_y, separate, x), strict=True):
-            # A bias before a normalization has gradient 0 but for rounding.
-            assert_close(found.double() + 1, expected.double() + 1, 3 * error, "gradient")
+            # A bias before a normalization has gradient 0 but for the rounding of a sum over all pixels.
+            assert_close(found.double() + 1, expected.double() + 1, 10 * error, "gradient")
         for found, expected in zip(model.buffers(), separate.buffers(), strict=True):
             assert_close(found, expected, error, "buffer")
 

@@ -40,7 +40,8 @@ from tinynet.ops.binary_loss import (
     multilabel_soft_margin_loss,
     soft_margin_loss,
 )
-from tinynet.ops.conv import conv2d
+from tinynet.ops.conv import conv1d, conv2d, conv3d
+from tinynet.ops.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.ctc_loss import ctc_loss
 from tinynet.ops.distance import (
@@ -111,7 +112,12 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "celu",
     "channel_shuffle",
+    "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cosine_embedding_loss",
     "cosine_similarity",
     "cross_entropy",

@@ -1,6 +1,6 @@
-"""Memory order of images: NCHW to channels_last and back, each a batched matrix transposition.
+"""Memory order of images of one to three axes: NCHW to channels_last and back, each a batched matrix transposition.
 
-    channels_last: [N, C, H W] -> [N, H W, C]        contiguous: [N, H W, C] -> [N, C, H W]
+    channels_last: [N, C, pixels] -> [N, pixels, C]        contiguous: [N, pixels, C] -> [N, C, pixels]
 
 Convolution kernels work on channels_last, where the values that one tap multiplies are adjacent; a weight
 [K, C, R, S] becomes [K, R, S, C] by the same kernel. One program moves a [block_batch, block_rows, block_columns] tile;
@@ -9,6 +9,7 @@ the compiler turns it in shared memory so that loads and stores both run along m
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -87,47 +88,73 @@ def transpose(source: torch.Tensor, target: torch.Tensor, batch: int, rows: int,
     _transpose_problem(batch, rows, columns, current_target()).launch(source, target)
 
 
+_CHANNELS_BEHIND = {rank: (0, *range(2, rank), 1) for rank in (3, 4, 5)}  # [N, C, *sizes] as [N, *sizes, C]
+_CHANNELS_BEFORE = {rank: (0, rank - 1, *range(1, rank - 1)) for rank in (3, 4, 5)}  # and back
+
+
+def channels_behind(x: torch.Tensor) -> torch.Tensor:
+    """x [N, C, *sizes] viewed as [N, *sizes, C]."""
+    return x.permute(_CHANNELS_BEHIND[x.dim()])
+
+
+def channels_before(x: torch.Tensor) -> torch.Tensor:
+    """x [N, *sizes, C] viewed as [N, C, *sizes]."""
+    return x.permute(_CHANNELS_BEFORE[x.dim()])
+
+
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether x [N, C, H, W] came in channels_last; for one channel or one pixel the strides decide."""
-    return x.is_contiguous(memory_format=torch.channels_last) and x.stride(1) == 1 and x.stride(3) == x.shape[1]
+    """Whether x [N, C, *sizes] came in channels_last; for one channel or one pixel the strides decide.
+
+    Of signals [N, C, L] PyTorch knows no such order, and results for them are contiguous.
+    """
+    return x.dim() > 3 and x.stride(1) == 1 and x.stride(-1) == x.shape[1] and _lies_in_channels_last(x)
+
+
+def _lies_in_channels_last(x: torch.Tensor) -> bool:
+    """Whether the memory of x [N, C, *sizes] is [N, *sizes, C]."""
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return channels_behind(x).is_contiguous()
 
 
 def to_channels_last(x: torch.Tensor) -> torch.Tensor:
-    """x [N, C, H, W] itself where its memory is [N, H, W, C], else a copy that is; not empty."""
-    if x.is_contiguous(memory_format=torch.channels_last):
+    """x [N, C, *sizes] itself where its memory is [N, *sizes, C], else a copy that is; not empty."""
+    if _lies_in_channels_last(x):
         return x
+    y = empty_channels_last(x, x.shape)
     if not x.is_contiguous():
-        return x.contiguous(memory_format=torch.channels_last)
-    N, C, H, W = x.shape
-    y = torch.empty_like(x, memory_format=torch.channels_last)
-    transpose(x, y, N, C, H * W)
+        return y.copy_(x)
+    N, C = x.shape[:2]
+    transpose(x, y, N, C, math.prod(x.shape[2:]))
     return y
 
 
 def to_contiguous(x: torch.Tensor) -> torch.Tensor:
-    """A channels_last x [N, C, H, W] as [N, C, H, W] in memory: a view where both orders are one, else a copy."""
-    N, C, H, W = x.shape
-    if C == 1 or H * W == 1:
-        return x.permute(0, 2, 3, 1).reshape(N, C, H, W)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    transpose(x, y, N, H * W, C)
+    """A channels_last x as [N, C, *sizes] in memory: a view where both orders are one, else a copy."""
+    N, C = x.shape[:2]
+    pixels = math.prod(x.shape[2:])
+    if C == 1 or pixels == 1:
+        return channels_behind(x).reshape(x.shape)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    transpose(x, y, N, pixels, C)
     return y
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
-    """A channels_last x [N, C, H, W] viewed as the matrix [N H W, C]."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    """A channels_last x [N, C, *sizes] viewed as the matrix [pixels, C]."""
+    return channels_behind(x).reshape(-1, x.shape[1])
 
 
 def as_images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Contiguous rows [N H W, K] viewed as a channels_last [N, K, H, W], with N, H and W of `like`."""
-    N, _, H, W = like.shape
-    return rows.view(N, H, W, -1).permute(0, 3, 1, 2)
+    """Contiguous rows [pixels, K] viewed as a channels_last [N, K, *sizes], with N and sizes of `like`."""
+    N, _, *sizes = like.shape
+    return channels_before(rows.view(N, *sizes, -1))
 
 
-def empty_channels_last(
-    like: torch.Tensor, N: int, C: int, H: int, W: int, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """An uninitialized channels_last [N, C, H, W] in `dtype` (None: that of `like`), on the device of `like`."""
+def empty_channels_last(like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An uninitialized channels_last [N, C, *sizes] in `dtype` (None: that of `like`), on the device of `like`."""
     dtype = like.dtype if dtype is None else dtype
-    return torch.empty((N, C, H, W), dtype=dtype, device=like.device, memory_format=torch.channels_last)
+    if len(shape) == 4:
+        return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+    N, C, *sizes = shape
+    return channels_before(torch.empty((N, *sizes, C), dtype=dtype, device=like.device))

@@ -1,4 +1,4 @@
-"""Convolution layers."""
+"""Convolution layers of one, two and three spatial axes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,57 @@ from tinynet.ops import conv as ops
 from tinynet.ops.activation import as_activation
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.spec import Normalization
+
+
+def _padded(layer: Any, input: Tensor) -> tuple[Tensor, tuple[Any, Any, Any, Any]]:
+    """The input, padded as the layer's padding mode says, and what is left for the convolution to do."""
+    if layer.padding_mode == "zeros":
+        return input, (layer.stride, layer.padding, layer.dilation, layer.groups)
+    padded = F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+    return padded, (layer.stride, 0, layer.dilation, layer.groups)
+
+
+class Conv1d(torch.nn.Conv1d):
+    """y = act(x * W + b), x [N, C, L] or [C, L], in one kernel.
+
+    Arguments, parameters, initialization and state_dict are the same as in torch.nn.Conv1d.
+
+    Args:
+        in_channels, out_channels, groups, bias, padding_mode, device, dtype, activation: as in `Conv2d`.
+        kernel_size, stride, padding, dilation: as in `Conv2d`, one number or a tuple of one.
+
+    Raises:
+        ValueError, TypeError: as `tinynet.functional.conv1d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: int | tuple[int] | str = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation | None = None,
+    ) -> None:
+        mode: Any = padding_mode
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, mode, device, dtype
+        )
+        self.activation = as_activation(activation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        input, window = _padded(self, input)
+        return ops.conv1d(input, self.weight, self.bias, *window, self.activation)
+
+    def extra_repr(self) -> str:
+        return with_activation(super().extra_repr(), self.activation)
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -88,20 +139,67 @@ class Conv2d(torch.nn.Conv2d):
         want_statistics: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Like `forward`, with what a following layer adds as arguments; see `tinynet.ops.conv.convolution`."""
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        window = self.stride, padding, self.dilation, self.groups
+        input, window = _padded(self, input)
         if has_torch_function_unary(input):
             return ops.conv2d(input, self.weight, self.bias, *window, activation, pool), None
         return ops.convolution(
-            input, self.weight, self.bias, *window, activation, pool, norm=norm, want_statistics=want_statistics
+            "conv2d",
+            input,
+            self.weight,
+            self.bias,
+            *window,
+            activation,
+            pool,
+            norm=norm,
+            want_statistics=want_statistics,
         )
 
     def extra_repr(self) -> str:
         text = with_activation(super().extra_repr(), self.activation)
         return text if self.pool == 1 else f"{text}, pool={self.pool}"
+
+
+class Conv3d(torch.nn.Conv3d):
+    """y = act(x * W + b), x [N, C, D, H, W] or [C, D, H, W], in one kernel.
+
+    Arguments, parameters, initialization and state_dict are the same as in torch.nn.Conv3d.
+
+    Args:
+        in_channels, out_channels, groups, bias, padding_mode, device, dtype, activation: as in `Conv2d`.
+        kernel_size, stride, padding, dilation: as in `Conv2d`, one number or (depth, height, width).
+
+    Raises:
+        ValueError, TypeError: as `tinynet.functional.conv3d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] | str = 0,
+        dilation: int | tuple[int, int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation | None = None,
+    ) -> None:
+        mode: Any = padding_mode
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, mode, device, dtype
+        )
+        self.activation = as_activation(activation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        input, window = _padded(self, input)
+        return ops.conv3d(input, self.weight, self.bias, *window, self.activation)
+
+    def extra_repr(self) -> str:
+        return with_activation(super().extra_repr(), self.activation)
 
 
 def checked_pool(pool: int) -> int:
@@ -113,6 +211,16 @@ def checked_pool(pool: int) -> int:
     if pool not in (1, 2):
         raise ValueError(f"Conv2d: pool must be 1 or 2, got {pool!r}")
     return int(pool)
+
+
+class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    """A `Conv1d` whose in_channels is that of its first input; see `LazyConv2d`."""
+
+    cls_to_become = Conv1d  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, *args: Any, activation: str | Activation | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation = as_activation(activation)
 
 
 class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
@@ -129,3 +237,13 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # pyright: ignore[reportIncompat
     def __init__(self, *args: Any, activation: str | Activation | None = None, pool: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation, self.pool = as_activation(activation), checked_pool(pool)
+
+
+class LazyConv3d(torch.nn.LazyConv3d, Conv3d):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    """A `Conv3d` whose in_channels is that of its first input; see `LazyConv2d`."""
+
+    cls_to_become = Conv3d  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, *args: Any, activation: str | Activation | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation = as_activation(activation)

@@ -203,18 +203,30 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def as_sizes(operator: str, name: str, value: Any, least: int, axes: int) -> tuple[int, ...]:
+    """One number for each spatial axis, of one number, or of a sequence of one or as many.
+
+    Raises:
+        TypeError: a value that is not an integer.
+        ValueError: another count, or one below `least`.
+    """
+    values = list(map(as_integer, value if isinstance(value, Sequence) else [value]))
+    if None in values:
+        kind = ("an integer", "an integer or a pair of integers", "an integer or three integers")[axes - 1]
+        raise TypeError(f"{operator}: {name} must be {kind}, got {value!r}")
+    if len(values) not in (1, axes):
+        count = ("one number", "one number or two", "one number or three")[axes - 1]
+        raise ValueError(f"{operator}: {name} must be {count}, got {value!r}")
+    if min(values) < least:
+        raise ValueError(f"{operator}: {name} must be at least {least}, got {value!r}")
+    return tuple(values) if len(values) == axes else (values[0],) * axes
+
+
 def as_pair(operator: str, name: str, value: Any, least: int) -> Pair:
     """(height, width) of one number, or of a sequence of one or two.
 
     Raises:
-        TypeError: a value that is not an integer.
-        ValueError: more than two, or one below `least`.
+        TypeError, ValueError: as `as_sizes`.
     """
-    values = list(map(as_integer, value if isinstance(value, Sequence) else [value]))
-    if None in values:
-        raise TypeError(f"{operator}: {name} must be an integer or a pair of integers, got {value!r}")
-    if len(values) not in (1, 2):
-        raise ValueError(f"{operator}: {name} must be one number or two, got {value!r}")
-    if min(values) < least:
-        raise ValueError(f"{operator}: {name} must be at least {least}, got {value!r}")
-    return values[0], values[-1]
+    height, width = as_sizes(operator, name, value, least, 2)
+    return height, width

@@ -1,14 +1,14 @@
 """Convolutions whose groups hold one input channel: no matrix product, taps one after another.
 
-    y[n, k, p, q] = sum over r, s of x[n, k // multiplier, p stride + r dilation - padding, q ...] W[k, r, s]
+    y[n, k, o, p, q] = sum over t, r, s of x[n, k // multiplier, o stride + t dilation - padding, ...] W[k, t, r, s]
 
 with `multiplier` = K / C output channels to each input channel: depthwise convolutions, and the forward of a first
-layer on gray images (C = 1, where all output channels read one input value). Each output is R S multiply-adds, bound
-by memory. A program computes a tile of [block_pixels, block_channels]; weights lie as [R, S, K] so that channels are
+layer on gray images (C = 1, where all output channels read one input value). Each output is T R S multiply-adds, bound
+by memory. A program computes a tile of [block_pixels, block_channels]; weights lie as [T, R, S, K] so that channels are
 neighbors. Backward of depthwise convolutions, from dZ:
 
     dX    the same walk over taps, from the input's side: a tap counts where it hits an output pixel exactly
-    dW    one program per tap and share of the pixels; fp32 partial sums [SPLIT, K, R S], added in a fixed order
+    dW    one program per tap and share of the pixels; fp32 partial sums [SPLIT, K, T R S], added in a fixed order
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, ConvolutionWindow, Pair, Shape
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, ConvolutionWindow, Shape, Sizes
 from tinynet_kernels.conv.tiles import BoxTile, PixelTile, depthwise_box
 from tinynet_kernels.conv.window import (
     box_position,
+    elements_before,
     inside,
     is_wide_convolution,
     next_box,
+    offset_in,
     pixel_position,
     store_activated,
     windows_of,
     with_bias,
 )
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import empty_channels_last, transpose
+from tinynet_kernels.layout import transpose
 from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register, rows_and_columns, split_count
@@ -56,9 +58,11 @@ def single_channel_forward_kernel(
     argmax_ptr,
     partial_ptr,
     pixels,
+    D,
     H,
     W,
     C,
+    Z,
     P,
     Q,
     K,
@@ -75,6 +79,7 @@ def single_channel_forward_kernel(
     UNROLL: constexpr = TILE.unroll
     BLOCK_PIXELS: constexpr = TILE.block_pixels
     BLOCK_CHANNELS: constexpr = TILE.block_channels
+    H = widened(H, WINDOW.wide)
     W = widened(W, WINDOW.wide)
     P = widened(P, WINDOW.wide)
     K = widened(K, WINDOW.wide)
@@ -82,20 +87,24 @@ def single_channel_forward_kernel(
     column_start = tl.program_id(1) * BLOCK_CHANNELS
     column = column_start + tl.arange(0, BLOCK_CHANNELS)
     in_columns = column < K
-    windows = windows_of(x_ptr, 0, pixel_start, pixels, H, W, C, P, Q, WINDOW, BLOCK_PIXELS)
+    windows = windows_of(x_ptr, 0, pixel_start, pixels, D, H, W, C, Z, P, Q, WINDOW, BLOCK_PIXELS)
 
     z = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
-    for r in tl.range(0, R, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
-        in_rows = windows.in_tile & inside(windows.h + r * WINDOW.dilation_h, H)
+    for line in tl.range(0, WINDOW.T * R, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
+        in_rows = windows.in_tile & inside(windows.h + line % R * WINDOW.dilation_h, H)
+        line_offset = line % R * WINDOW.dilation_h * W
+        if WINDOW.volume:
+            in_rows = in_rows & inside(windows.d + line // R * WINDOW.dilation_d, D)
+            line_offset += line // R * WINDOW.dilation_d * H * W
         for s in tl.static_range(S):  # pyright: ignore
             valid = in_rows & inside(windows.w + s * WINDOW.dilation_w, W)
-            tap_offset = windows.offset + (r * WINDOW.dilation_h * W + s * WINDOW.dilation_w) * C
+            tap_offset = windows.offset + (line_offset + s * WINDOW.dilation_w) * C
             if WINDOW.one_channel:
                 x = tl.load(windows.base + tap_offset, mask=valid, other=0.0)[:, None]
             else:
                 offset = tap_offset[:, None] + (column // WINDOW.multiplier)[None, :]
                 x = tl.load(windows.base + offset, mask=valid[:, None] & in_columns[None, :], other=0.0)
-            weight = tl.load(weight_ptr + (r * S + s) * K + column, mask=in_columns, other=0.0)
+            weight = tl.load(weight_ptr + (line * S + s) * K + column, mask=in_columns, other=0.0)
             z += x.to(tl.float32) * weight.to(tl.float32)[None, :]
 
     columns_left = K - column_start
@@ -107,12 +116,13 @@ def single_channel_forward_kernel(
 
 @triton.jit
 def depthwise_input_gradient_kernel(
-    dz_ptr, weight_ptr, dx_ptr, pixels, H, W, C, P, Q, K, WINDOW: constexpr, TILE: constexpr
+    dz_ptr, weight_ptr, dx_ptr, pixels, D, H, W, C, Z, P, Q, K, WINDOW: constexpr, TILE: constexpr
 ):
-    """dX[n, c, h, w] = sum of dZ[n, k, p, q] W[k, r, s] over the (k, r, s) that read (c, h, w) at a pixel (p, q).
+    """dX[n, c, d, h, w] = sum of dZ[n, k, o, p, q] W[k, t, r, s] over the (k, t, r, s) that read (c, d, h, w).
 
-    One [block_pixels, block_channels] tile of dX per program; `pixels` are N H W.
+    One [block_pixels, block_channels] tile of dX per program; `pixels` are N D H W.
     """
+    R: constexpr = WINDOW.R
     S: constexpr = WINDOW.S
     MULTIPLIER: constexpr = WINDOW.multiplier
     BLOCK_PIXELS: constexpr = TILE.block_pixels
@@ -125,23 +135,34 @@ def depthwise_input_gradient_kernel(
     in_pixels = pixel < pixels
     in_channels = channel < C
     image, h, w = pixel_position(pixel, H, W)
-    first_image = pixel_start // (H * W)
+    image_pixels = H * W
+    d = tl.zeros_like(image)
+    if WINDOW.volume:
+        d = image % D
+        image = image // D
+        image_pixels *= D
+    first_image = pixel_start // image_pixels
     image -= first_image
-    dz_base = dz_ptr + first_image.to(tl.int64) * P * Q * K
+    dz_base = dz_ptr + elements_before(first_image, Z, P, Q, K, WINDOW)
 
     dx = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
-    for tap_row in range(WINDOW.R * MULTIPLIER):
-        r = tap_row // MULTIPLIER
-        column = channel * MULTIPLIER + tap_row - r * MULTIPLIER
-        row = h + WINDOW.padding_h - r * WINDOW.dilation_h  # p stride_h of the output pixel that reads here by tap r
+    for line_of_taps in range(WINDOW.T * R * MULTIPLIER):
+        line = line_of_taps // MULTIPLIER
+        column = channel * MULTIPLIER + line_of_taps % MULTIPLIER
+        row = h + WINDOW.padding_h - line % R * WINDOW.dilation_h  # p stride_h of the output pixel that reads here
         in_rows = in_pixels & (row % WINDOW.stride_h == 0) & inside(row, P * WINDOW.stride_h)
+        plane = d
+        if WINDOW.volume:
+            plane = d + WINDOW.padding_d - line // R * WINDOW.dilation_d
+            in_rows = in_rows & (plane % WINDOW.stride_d == 0) & inside(plane, Z * WINDOW.stride_d)
         for s in tl.static_range(S):  # pyright: ignore
             along = w + WINDOW.padding_w - s * WINDOW.dilation_w
             valid = in_rows & (along % WINDOW.stride_w == 0) & inside(along, Q * WINDOW.stride_w)
-            offset = ((image * P + row // WINDOW.stride_h) * Q + along // WINDOW.stride_w) * K
+            o, p, q = plane // WINDOW.stride_d, row // WINDOW.stride_h, along // WINDOW.stride_w
+            offset = offset_in(image, o, p, q, Z, P, Q, WINDOW) * K
             mask = valid[:, None] & in_channels[None, :]
             dz = tl.load(dz_base + (offset[:, None] + column[None, :]), mask=mask, other=0.0)
-            weight = tl.load(weight_ptr + (r * S + s) * K + column, mask=in_channels, other=0.0)
+            weight = tl.load(weight_ptr + (line * S + s) * K + column, mask=in_channels, other=0.0)
             dx += dz.to(tl.float32) * weight.to(tl.float32)[None, :]
 
     offset = tl.arange(0, BLOCK_PIXELS)[:, None] * C + channel[None, :]
@@ -151,12 +172,12 @@ def depthwise_input_gradient_kernel(
 
 @triton.jit
 def depthwise_weight_gradient_kernel(
-    x_ptr, dz_ptr, dw_ptr, N, H, W, C, P, Q, K, boxes, boxes_per_split, WINDOW: constexpr, TILE: constexpr
+    x_ptr, dz_ptr, dw_ptr, N, D, H, W, C, Z, P, Q, K, boxes, boxes_per_split, WINDOW: constexpr, TILE: constexpr
 ):
-    """dW[split, k, r, s] = sum of x[n, k // multiplier, ...] dZ[n, k, p, q] over the split's boxes of pixels, fp32.
+    """dW[split, k, t, r, s] = sum of x[n, k // multiplier, ...] dZ[n, k, o, p, q] over the split's boxes, fp32.
 
     One tap and block_channels output channels per program. A step is a box of images, rows and columns: in-box offsets
-    are hoisted, only the box's corner moves.
+    are hoisted, only the box's corner moves. The N Z planes of volumes are taken one by one.
     """
     H = widened(H, WINDOW.wide)
     P = widened(P, WINDOW.wide)
@@ -165,7 +186,8 @@ def depthwise_weight_gradient_kernel(
     in_columns = column < K
     tap = tl.program_id(1)
     split = tl.program_id(2)
-    tap_h = tap // WINDOW.S * WINDOW.dilation_h - WINDOW.padding_h
+    tap_d = tap // (WINDOW.R * WINDOW.S) * WINDOW.dilation_d - WINDOW.padding_d
+    tap_h = tap // WINDOW.S % WINDOW.R * WINDOW.dilation_h - WINDOW.padding_h
     tap_w = tap % WINDOW.S * WINDOW.dilation_w - WINDOW.padding_w
 
     BLOCK_PIXELS: constexpr = TILE.box_n * TILE.box_p * TILE.box_q
@@ -183,49 +205,61 @@ def depthwise_weight_gradient_kernel(
         h = p * WINDOW.stride_h + tap_h
         w = q * WINDOW.stride_w + tap_w
         valid = in_box & inside(h + row * WINDOW.stride_h, H) & inside(w + along * WINDOW.stride_w, W)
+        plane = n
+        if WINDOW.volume:
+            d = n % Z * WINDOW.stride_d + tap_d
+            plane = n // Z * D + d
+            valid = valid & inside(d, D)
         mask = valid[:, None] & in_columns[None, :]
         dz = tl.load(dz_ptr + ((n.to(tl.int64) * P + p) * Q + q) * K + dz_offset, mask=mask, other=0.0)
-        x = tl.load(x_ptr + ((n.to(tl.int64) * H + h) * W + w) * C + x_offset, mask=mask, other=0.0)
+        x = tl.load(x_ptr + ((plane.to(tl.int64) * H + h) * W + w) * C + x_offset, mask=mask, other=0.0)
         total += x.to(tl.float32) * dz.to(tl.float32)
         n, p, q = next_box(n, p, q, P, Q, TILE)
-    dw = dw_ptr + split.to(tl.int64) * K * WINDOW.R * WINDOW.S + tap
-    tl.store(dw + column * (WINDOW.R * WINDOW.S), tl.sum(total, axis=0), mask=in_columns)
+    TAPS: constexpr = WINDOW.T * WINDOW.R * WINDOW.S
+    dw = dw_ptr + split.to(tl.int64) * K * TAPS + tap
+    tl.store(dw + column * TAPS, tl.sum(total, axis=0), mask=in_columns)
 
 
 @costs(depthwise_input_gradient_kernel)
 @costs(depthwise_weight_gradient_kernel)
 def depthwise_gradient_cost(dz_ptr: torch.Tensor, WINDOW: ConvolutionWindow, **others: Any) -> Cost:
-    """2 N P Q K R S operations; dZ and W or x read, dX or every split of dW written."""
-    return Cost(2 * dz_ptr.numel() * WINDOW.R * WINDOW.S, size_in_bytes(dz_ptr, *others.values()))
+    """2 N Z P Q K T R S operations; dZ and W or x read, dX or every split of dW written."""
+    return Cost(2 * dz_ptr.numel() * WINDOW.T * WINDOW.R * WINDOW.S, size_in_bytes(dz_ptr, *others.values()))
 
 
 def taps_first(weight: torch.Tensor) -> torch.Tensor:
-    """W [K, 1, R, S] as [R S, K]."""
-    K, _, R, S = weight.shape
-    packed = torch.empty((R * S, K), dtype=weight.dtype, device=weight.device)
-    transpose(weight, packed, 1, K, R * S)
+    """W [K, 1, *kernel size] as [taps, K]."""
+    K = weight.shape[0]
+    taps = weight.numel() // K
+    packed = torch.empty((taps, K), dtype=weight.dtype, device=weight.device)
+    transpose(weight, packed, 1, K, taps)
     return packed
 
 
 def single_channel_problem(
-    shape: ConvolutionShape, spec: ConvolutionSpec, activation: Activation, pool: bool, epsilon: float, target: Target
+    shape: ConvolutionShape,
+    spec: ConvolutionSpec,
+    kernel_size: Sizes,
+    activation: Activation,
+    pool: bool,
+    epsilon: float,
+    target: Target,
 ) -> Problem:
-    """The launch of `forward.convolution_forward` for W [K, 1, R, S], which it is given as `taps_first`."""
+    """The launch of `forward.convolution_forward` for W [K, 1, *kernel size], which it is given as `taps_first`."""
     C, K, pixels = shape.C, shape.K, shape.pixels(pool)
     block_pixels, block_channels, num_warps = rows_and_columns(pixels, K, target)
     block_pixels = max(block_pixels, 4)  # of one window
     # A GPU's registers would not hold all taps of some tiles.
     unrolls = target.kind == "cpu" and C == 1 and shape.taps <= 9
     result = (block_pixels, K), (block_channels, 1)
-    wide = is_wide_convolution(pixels, pixels // shape.N, block_pixels, C * shape.H * shape.W, result)
+    wide = is_wide_convolution(pixels, pixels // shape.N, block_pixels, shape.image_elements, result)
     options = {"multiplier": K // C, "one_channel": C == 1, "epsilon": epsilon}
-    window = spec.compiled((shape.R, shape.S), wide=wide, pool=pool, **options)
     return Problem(
         single_channel_forward_kernel,
         (ceil_div(pixels, block_pixels), ceil_div(K, block_channels)),
         pixels,
         *shape.sides,
-        WINDOW=window,
+        WINDOW=spec.compiled(kernel_size, wide=wide, pool=pool, **options),
         ACTIVATION=activation.compiled,
         TILE=PixelTile(block_pixels, block_channels, shape.R if unrolls else 1),
         num_warps=num_warps,
@@ -233,67 +267,66 @@ def single_channel_problem(
     )
 
 
-@lru_cache(maxsize=4096)
-def _input_gradient_problem(
-    dz_shape: Shape, kernel_size: Pair, spec: ConvolutionSpec, size: Pair, target: Target
-) -> Problem:
-    N, K, P, Q = dz_shape
-    H, W = size
-    C = spec.groups
-    block_pixels, block_channels, num_warps = rows_and_columns(N * H * W, C, target)
-    result = (block_pixels, C), (block_channels, 1)
-    wide = is_wide_convolution(N * H * W, H * W, block_pixels, K * P * Q, result)
-    return Problem(
-        depthwise_input_gradient_kernel,
-        (ceil_div(N * H * W, block_pixels), ceil_div(C, block_channels)),
-        *(N * H * W, H, W, C, P, Q, K),
-        WINDOW=spec.compiled(kernel_size, wide=wide, multiplier=K // C),
-        TILE=PixelTile(block_pixels, block_channels),
-        num_warps=num_warps,
-    )
-
-
 def depthwise_input_gradient(
-    dz: torch.Tensor, weight: torch.Tensor, spec: ConvolutionSpec, size: Pair, dtype: torch.dtype | None = None
+    dz: torch.Tensor, weight: torch.Tensor, dx: torch.Tensor, spec: ConvolutionSpec
 ) -> torch.Tensor:
-    """dX [N, C, H, W] of dZ [N, K, P, Q] and W [K, 1, R, S]; see `input_gradient.convolution_input_gradient`."""
-    dx = empty_channels_last(dz, dz.shape[0], spec.groups, *size, dtype)
-    problem = _input_gradient_problem(dz.shape, weight.shape[2:], spec, size, current_target())
+    """dX of dZ and W [K, 1, *kernel size], written into `dx`; see `input_gradient.convolution_input_gradient`."""
+    problem = _input_gradient_problem(dz.shape, dx.shape, weight.shape[2:], spec, current_target())
     problem.launch(dz, taps_first(weight), dx)
     return dx
 
 
 @lru_cache(maxsize=4096)
+def _input_gradient_problem(
+    dz_shape: Shape, dx_shape: Shape, kernel_size: Sizes, spec: ConvolutionSpec, target: Target
+) -> Problem:
+    shape, spec, kernel_size = ConvolutionShape.of(dx_shape, dz_shape, kernel_size, spec)
+    image_pixels = shape.D * shape.H * shape.W
+    pixels = shape.N * image_pixels
+    block_pixels, block_channels, num_warps = rows_and_columns(pixels, shape.C, target)
+    result = (block_pixels, shape.C), (block_channels, 1)
+    wide = is_wide_convolution(pixels, image_pixels, block_pixels, shape.image_elements, result)
+    return Problem(
+        depthwise_input_gradient_kernel,
+        (ceil_div(pixels, block_pixels), ceil_div(shape.C, block_channels)),
+        pixels,
+        *shape.sides,
+        WINDOW=spec.compiled(kernel_size, wide=wide, multiplier=shape.K // shape.C),
+        TILE=PixelTile(block_pixels, block_channels),
+        num_warps=num_warps,
+    )
+
+
+def depthwise_weight_gradient(
+    dz: torch.Tensor, x: torch.Tensor, spec: ConvolutionSpec, kernel_size: Sizes, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """dW [K, 1, *kernel size] in `dtype` (None: x's); see `weight_gradient.convolution_weight_gradient`."""
+    problem, splits = _weight_gradient_problem(dz.shape, x.shape, spec, tuple(kernel_size), current_target())
+    dw = torch.empty((splits, dz.shape[1], 1, *kernel_size), dtype=torch.float32, device=x.device)
+    problem.launch(x, dz, dw)
+    return sum_partials(dw, x.dtype if dtype is None else dtype)
+
+
+@lru_cache(maxsize=4096)
 def _weight_gradient_problem(
-    dz_shape: Shape, x_shape: Shape, spec: ConvolutionSpec, kernel_size: Pair, target: Target
+    dz_shape: Shape, x_shape: Shape, spec: ConvolutionSpec, kernel_size: Sizes, target: Target
 ) -> tuple[Problem, int]:
     """The launch, and its splits."""
-    N, K, P, Q = dz_shape
-    _, C, H, W = x_shape
-    taps = kernel_size[0] * kernel_size[1]
-    _, block_channels, num_warps = rows_and_columns(N * P * Q, K, target)
-    box_n, box_p, box_q = box = depthwise_box((N, P, Q), target)
-    boxes = ceil_div(N, box_n) * ceil_div(P, box_p) * ceil_div(Q, box_q)
+    shape, spec, kernel_size = ConvolutionShape.of(x_shape, dz_shape, kernel_size, spec)
+    planes, K = shape.N * shape.Z, shape.K
+    _, block_channels, num_warps = rows_and_columns(planes * shape.P * shape.Q, K, target)
+    box_n, box_p, box_q = box = depthwise_box((shape.N if len(kernel_size) == 2 else 1, shape.P, shape.Q), target)
+    boxes = ceil_div(planes, box_n) * ceil_div(shape.P, box_p) * ceil_div(shape.Q, box_q)
     channel_tiles = ceil_div(K, block_channels)
-    boxes_per_split = ceil_div(boxes, split_count(channel_tiles * taps, boxes, target))
+    boxes_per_split = ceil_div(boxes, split_count(channel_tiles * shape.taps, boxes, target))
     splits = ceil_div(boxes, boxes_per_split)
-    wide = exceed_int32(((box_n + 1, max(C * H * W, K * P * Q)),), (((boxes + boxes_per_split) * math.prod(box), 1),))
+    wide = exceed_int32(((box_n + 1, shape.image_elements),), (((boxes + boxes_per_split) * math.prod(box), 1),))
     problem = Problem(
         depthwise_weight_gradient_kernel,
-        (channel_tiles, taps, splits),
-        *(N, H, W, C, P, Q, K, boxes, boxes_per_split),
-        WINDOW=spec.compiled(kernel_size, wide=wide, multiplier=K // C),
+        (channel_tiles, shape.taps, splits),
+        *(planes, *shape.sides, boxes, boxes_per_split),
+        WINDOW=spec.compiled(kernel_size, wide=wide, multiplier=K // shape.C),
         TILE=BoxTile(*box, block_channels),
         num_warps=num_warps,
     )
     return problem, splits
-
-
-def depthwise_weight_gradient(
-    dz: torch.Tensor, x: torch.Tensor, spec: ConvolutionSpec, kernel_size: Pair, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """dW [K, 1, R, S] in `dtype` (None: x's); see `weight_gradient.convolution_weight_gradient`."""
-    problem, splits = _weight_gradient_problem(dz.shape, x.shape, spec, kernel_size, current_target())
-    dw = torch.empty((splits, dz.shape[1], 1, *kernel_size), dtype=torch.float32, device=x.device)
-    problem.launch(x, dz, dw)
-    return sum_partials(dw, x.dtype if dtype is None else dtype)

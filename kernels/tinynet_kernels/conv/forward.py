@@ -1,18 +1,19 @@
-"""Two-dimensional convolution: y = act(x * W + b), x [N, C, H, W], W [K, C / groups, R, S], y [N, K, P, Q].
+"""Convolution: y = act(x * W + b), x [N, C, D, H, W], W [K, C / groups, T, R, S], y [N, K, Z, P, Q].
 
-    y[n, k, p, q] = sum over c, r, s of x[n, c, p stride + r dilation - padding, q ...] W[k, c, r, s]
+    y[n, k, o, p, q] = sum over c, t, r, s of x[n, c, o stride + t dilation - padding, p ..., q ...] W[k, c, t, r, s]
 
-Everything here is channels_last: x lies as [N, H, W, C], W as [K, R, S, C], y as [N, P, Q, K] (`layout.py`). Three
-kernels compute the forward, by the channels of one group; all end in the same epilogue of bias, activation and, where
-a normalization with constant statistics follows, that:
+of three spatial axes, or of the last two or one (`spec.py`). Everything here is channels_last: x lies as
+[N, D, H, W, C], W as [K, T, R, S, C], y as [N, Z, P, Q, K] (`layout.py`). Three kernels compute the forward, by the
+channels of one group; all end in the same epilogue of bias, activation and, where a normalization with constant
+statistics follows, that:
 
-    16 and more     an implicit matrix product [N P Q, C R S] x [C R S, K]: no im2col buffer is materialized. One step
-                    is one tap of block_k channels (`window.sum_over_taps`)
+    16 and more     an implicit matrix product [N Z P Q, C T R S] x [C T R S, K]: no im2col buffer is
+                    materialized. One step is one tap of block_k channels (`window.sum_over_taps`)
     2 to 15         the same product, but one step is block_k (tap, channel) pairs: a tap alone would be too thin
     1               no product: taps unrolled (`depthwise.py`)
 
-A 1 x 1 convolution with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
-`input_gradient.py` and `weight_gradient.py`. Source: the definition of torch.nn.functional.conv2d; implicit GEMM as in
+A convolution of one tap with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
+`input_gradient.py` and `weight_gradient.py`. Source: the definition of torch.nn.functional.conv3d; implicit GEMM as in
 cuDNN (Chetlur et al. 2014, arXiv:1410.0759).
 """
 
@@ -28,7 +29,7 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import single_channel_forward_kernel, single_channel_problem, taps_first
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Normalization, Pair, Shape
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Normalization, Shape
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
     convolution_few_channels_tile,
@@ -37,9 +38,11 @@ from tinynet_kernels.conv.tiles import (
 )
 from tinynet_kernels.conv.window import (
     Filters,
+    Taps,
     inside,
     is_wide_convolution,
     line_bits,
+    pixel_position,
     store_activated,
     sum_over_taps,
     windows_of,
@@ -67,12 +70,12 @@ def convolution_forward_kernel(
     argmax_ptr,
     partial_ptr,
     pixels,
+    D,
     H,
     W,
-    C,
+    Z,
     P,
     Q,
-    K,
     group_inputs,
     group_outputs,
     WINDOW: constexpr,
@@ -85,29 +88,31 @@ def convolution_forward_kernel(
     Where WINDOW.pool, `pixels` counts those that a 2 x 2 window holds, and y is the largest of each window.
     WINDOW.even says that block_k divides the group's input channels.
     """
-    R: constexpr = WINDOW.R
-    S: constexpr = WINDOW.S
     pixels = widened(pixels, WINDOW.wide)
+    H = widened(H, WINDOW.wide)
     W = widened(W, WINDOW.wide)
     P = widened(P, WINDOW.wide)
-    K = widened(K, WINDOW.wide)
     group_inputs = widened(group_inputs, WINDOW.wide)
+    C = group_inputs * tl.num_programs(1)
+    K = widened(group_outputs, WINDOW.wide) * tl.num_programs(1)
     pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
     group = tl.program_id(1)
     first_output = group * group_outputs
     out_channel = first_output.to(tl.int64) + column_start
     columns_left = group_outputs - column_start
     column = tl.arange(0, TILE.block_n) % columns_left  # past the end: copies, never stored
-    windows = windows_of(x_ptr, group * group_inputs, pixel_start, pixels, H, W, C, P, Q, WINDOW, TILE.block_m)
-    weights = R * S * group_inputs
+    windows = windows_of(x_ptr, group * group_inputs, pixel_start, pixels, D, H, W, C, Z, P, Q, WINDOW, TILE.block_m)
+    taps = Taps(WINDOW.T, WINDOW.R, WINDOW.S)
+    weights = WINDOW.T * WINDOW.R * WINDOW.S * group_inputs
     filters = Filters(
         weight_ptr + (first_output + column_start).to(tl.int64) * weights,
         tl.arange(0, TILE.block_k)[:, None] + column[None, :] * weights,
         next_tap=group_inputs,
         next_row=group_inputs,
+        next_plane=group_inputs,
         next_channels=TILE.block_k - weights + group_inputs,
     )
-    z = sum_over_taps(windows, filters, group_inputs, R, S, R, S, WINDOW.dilation_h, WINDOW.dilation_w, WINDOW, TILE)
+    z = sum_over_taps(windows, filters, taps, group_inputs, WINDOW, TILE)
     z = with_bias(z, bias_ptr, mean_ptr, variance_ptr, scale_ptr, shift_ptr, out_channel, columns_left, WINDOW)
     store_activated(
         z, y_ptr, z_ptr, argmax_ptr, partial_ptr, pixel_start, pixels, out_channel, columns_left, K, ACTIVATION, WINDOW
@@ -128,28 +133,31 @@ def convolution_few_channels_kernel(
     argmax_ptr,
     partial_ptr,
     pixels,
+    D,
     H,
     W,
-    C,
+    Z,
     P,
     Q,
-    K,
     group_outputs,
     WINDOW: constexpr,
     ACTIVATION: constexpr,
     TILE: constexpr,
 ):
     """As `convolution_forward_kernel`, with steps of block_k (tap, channel) pairs of WINDOW.group_inputs channels."""
+    T: constexpr = WINDOW.T
     R: constexpr = WINDOW.R
     S: constexpr = WINDOW.S
-    REDUCTION: constexpr = R * S * WINDOW.group_inputs
+    REDUCTION: constexpr = T * R * S * WINDOW.group_inputs
     BLOCK_PIXELS: constexpr = TILE.block_m
     BLOCK_K: constexpr = TILE.block_n
     BLOCK_REDUCTION: constexpr = TILE.block_k
     pixels = widened(pixels, WINDOW.wide)
+    H = widened(H, WINDOW.wide)
     W = widened(W, WINDOW.wide)
     P = widened(P, WINDOW.wide)
-    K = widened(K, WINDOW.wide)
+    C = widened(WINDOW.group_inputs * tl.num_programs(1), WINDOW.wide)
+    K = widened(group_outputs, WINDOW.wide) * tl.num_programs(1)
     pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
     group = tl.program_id(1)
     first_output = group * group_outputs
@@ -157,11 +165,13 @@ def convolution_few_channels_kernel(
     columns_left = group_outputs - column_start
     column = tl.arange(0, BLOCK_K) % columns_left  # past the end: copies, never stored
     first_input = group * WINDOW.group_inputs
-    windows = windows_of(x_ptr, first_input, pixel_start, pixels, H, W, C, P, Q, WINDOW, BLOCK_PIXELS)
-    BITMASK: constexpr = R <= 32 and S <= 32
+    windows = windows_of(x_ptr, first_input, pixel_start, pixels, D, H, W, C, Z, P, Q, WINDOW, BLOCK_PIXELS)
+    BITMASK: constexpr = T <= 32 and R <= 32 and S <= 32
     if BITMASK:
         row_bits = tl.where(windows.in_tile, line_bits(windows.h, H, R, WINDOW.dilation_h), 0)
         column_bits = line_bits(windows.w, W, S, WINDOW.dilation_w)
+        if WINDOW.volume:
+            plane_bits = line_bits(windows.d, D, T, WINDOW.dilation_d)
     weight_base = weight_ptr + (first_output + column_start).to(tl.int64) * REDUCTION
 
     z = tl.zeros((BLOCK_PIXELS, BLOCK_K), tl.float32)
@@ -169,14 +179,20 @@ def convolution_few_channels_kernel(
         pair = start + tl.arange(0, BLOCK_REDUCTION)
         in_reduction = pair < REDUCTION
         tap = pair // WINDOW.group_inputs
-        r = tap // S
-        s = tap % S
+        t, r, s = pixel_position(tap, R, S)
         if BITMASK:
-            valid = tl.cast((row_bits[:, None] >> r[None, :]) & (column_bits[:, None] >> s[None, :]) & 1, tl.int1)
+            bits = (row_bits[:, None] >> r[None, :]) & (column_bits[:, None] >> s[None, :])
+            if WINDOW.volume:
+                bits = bits & (plane_bits[:, None] >> t[None, :])
+            valid = tl.cast(bits & 1, tl.int1)
         else:
             valid = inside(windows.h[:, None] + (r * WINDOW.dilation_h)[None, :], H) & windows.in_tile[:, None]
             valid = valid & inside(windows.w[:, None] + (s * WINDOW.dilation_w)[None, :], W)
+            if WINDOW.volume:
+                valid = valid & inside(windows.d[:, None] + (t * WINDOW.dilation_d)[None, :], D)
         tap_offset = (r * WINDOW.dilation_h * W + s * WINDOW.dilation_w) * C + pair % WINDOW.group_inputs
+        if WINDOW.volume:
+            tap_offset += t * WINDOW.dilation_d * H * W * C
         x_offset = windows.offset[:, None] + tap_offset[None, :]
         a = tl.load(windows.base + x_offset, mask=valid & in_reduction[None, :], other=0.0)
         b = tl.load(weight_base + (column[None, :] * REDUCTION + pair[:, None]), mask=in_reduction[:, None], other=0.0)
@@ -192,7 +208,7 @@ class Results(NamedTuple):
     """What a forward returns, all channels_last.
 
     Attributes:
-        y: [N, K, P, Q], or [N, K, P // 2, Q // 2] where it is pooled.
+        y: [N, K, *sizes], or [N, K, P // 2, Q // 2] where it is pooled.
         saved: y itself, z in y's shape or None, as the derivative of the activation reads; None without `save`.
         argmax: with `pool` and `save` the largest tap of each window, as of `pool.max_pool2d_forward`.
         partial: count, mean and sum of squared deviations of each tile of pixels, fp32 [tiles, 3, K].
@@ -211,7 +227,7 @@ NO_NORMALIZATION = Normalization(None, None, None, None, 0.0)
 @costs(convolution_few_channels_kernel)
 @costs(single_channel_forward_kernel)
 def convolution_forward_cost(weight_ptr: torch.Tensor, pixels: int, **others: Any) -> Cost:
-    """2 N P Q K R S C / groups operations; x, W and b read, y (and z, and argmax) written."""
+    """2 N Z P Q K T R S C / groups operations; x, W and b read, y (and z, and argmax) written."""
     return Cost(2 * pixels * weight_ptr.numel(), size_in_bytes(weight_ptr, *others.values()))
 
 
@@ -230,30 +246,30 @@ def convolution_forward(
     """y = act(x * W + b), and what else is wanted.
 
     Args:
-        x: [N, C, H, W], channels_last.
-        weight: [K, C / groups, R, S], channels_last, x's dtype.
+        x: [N, C, *sizes], channels_last.
+        weight: [K, C / groups, *kernel size], channels_last, x's dtype.
         bias: [K] or None.
-        spec: stride, padding, dilation, groups.
+        spec: stride, padding, dilation, groups; of one to three spatial axes, as the tensors.
         activation: fused into the epilogue.
         save: whether a backward will follow.
-        pool: whether y is the largest of each 2 x 2 window, [N, K, P // 2, Q // 2]; P and Q are at least 2.
+        pool: whether y is the largest of each 2 x 2 window, [N, K, P // 2, Q // 2]; of two axes, both at least 2.
         norm: applied to x * W + b before the activation; None without.
         want_statistics: whether to compute those of y, which is then not pooled.
     """
-    K, group_inputs, R, S = weight.shape
+    K, group_inputs = weight.shape[:2]
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    if spec.is_pointwise((R, S)) and not pool and norm is None and not want_statistics:
+    if spec.is_pointwise(weight.shape[2:]) and not pool and norm is None and not want_statistics:
         y, saved = linear_forward(as_rows(x), weight.view(K, -1), bias, activation, save=save)
         return Results(as_images(y, x), None if saved is None else as_images(saved, x), None, None)
     target = current_target()
     dtype = x.dtype
     precision = convolution_precision(dtype, target)
     mean, variance, scale, shift, epsilon = norm or NO_NORMALIZATION
-    problem, size, tiles = _forward_problem(
+    problem, shape, tiles = _forward_problem(
         x.shape, weight.shape, dtype, precision, spec, activation, pool, epsilon, target
     )
-    y = empty_channels_last(x, x.shape[0], K, *size)
+    y = empty_channels_last(x, shape)
     z = torch.empty_like(y) if save and activation.reads_input else None
     argmax = torch.empty_like(y, dtype=torch.int8) if pool and save else None
     partial = y.new_empty((tiles, 3, K), dtype=torch.float32) if want_statistics else None
@@ -284,16 +300,18 @@ def _forward_problem(
     pool: bool,
     epsilon: float,
     target: Target,
-) -> tuple[Problem, Pair, int]:
-    """The forward's launch, (height, width) of its results, and how many tiles of pixels it has."""
-    K, group_inputs, R, S = weight_shape
-    shape = ConvolutionShape.of(x_shape, K, (R, S), spec)
-    size = (shape.P // 2, shape.Q // 2) if pool else (shape.P, shape.Q)
+) -> tuple[Problem, Shape, int]:
+    """The forward's launch, the shape of its results, and how many tiles of pixels it has."""
+    N, _, *size = x_shape
+    K, group_inputs, *kernel_size = weight_shape
+    output = N, K, *spec.output_size(tuple(size), tuple(kernel_size))
+    shape, spec, kernel_size = ConvolutionShape.of(x_shape, output, tuple(kernel_size), spec)
+    result = (N, K, shape.P // 2, shape.Q // 2) if pool else output
     if group_inputs == 1:
-        problem = single_channel_problem(shape, spec, activation, pool, epsilon, target)
-        return problem, size, problem.grid[0]
+        problem = single_channel_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
+        return problem, result, problem.grid[0]
     pixels, columns = shape.pixels(pool), shape.group_outputs
-    window = spec.compiled((R, S), pool=pool, precision=precision, epsilon=epsilon)
+    window = spec.compiled(kernel_size, pool=pool, precision=precision, epsilon=epsilon)
     if group_inputs < FEW_CHANNELS:
         kernel, groups = convolution_few_channels_kernel, (columns,)
         tile = convolution_few_channels_tile(pixels, columns, shape.taps * group_inputs, dtype, target)
@@ -307,7 +325,7 @@ def _forward_problem(
         pixels,
         pixels // shape.N,
         tile.block_m,
-        shape.C * shape.H * shape.W,
+        shape.image_elements,
         ((tile.block_m, K), (tile.block_n, 1)),
         ((tile.block_n, shape.taps * group_inputs), (tile.block_k, 1)),
     )
@@ -316,7 +334,7 @@ def _forward_problem(
         kernel,
         (tiles * ceil_div(columns, tile.block_n), spec.groups),
         pixels,
-        *shape.sides,
+        *(shape.D, shape.H, shape.W, shape.Z, shape.P, shape.Q),
         *groups,
         WINDOW=window._replace(wide=wide),
         ACTIVATION=activation.compiled,
@@ -325,4 +343,4 @@ def _forward_problem(
         num_stages=tile.num_stages,
         **(every_register(tile.block_m, precision, target) if pool else {}),
     )
-    return problem, size, tiles
+    return problem, result, tiles

@@ -1,4 +1,8 @@
-"""What a two-dimensional convolution is: how its windows slide, its sizes, and what kernels are compiled for.
+"""What a convolution is: how its windows slide, its sizes, and what kernels are compiled for.
+
+A convolution has one, two or three spatial axes: (width,), (height, width) or (depth, height, width). Kernels know two
+kinds: *planes* [H, W], and *volumes* [D, H, W]. A signal is a plane of one row; a volume whose windows neither cover
+nor skip planes is a batch of planes (`ConvolutionShape.of`).
 
 No Triton here.
 """
@@ -9,24 +13,26 @@ import math
 from typing import Any, NamedTuple
 
 Pair = tuple[int, int]  # (height, width)
-Shape = tuple[int, int, int, int]  # of images or a weight
+Sizes = tuple[int, ...]  # one number for each spatial axis
+Shape = tuple[int, ...]  # of images or a weight
 
 
 class ConvolutionSpec(NamedTuple):
-    """Stride, padding, dilation and groups; pairs are (height, width).
+    """Stride, padding, dilation and groups; one number for each spatial axis.
 
     Attributes:
         stride: pixels between neighboring windows.
-        padding: zeros at the (top, left); where P and Q end says how many are at the bottom and right.
-        padding_end: zeros at the (bottom, right). They differ from `padding` for "same" and an even kernel.
+        padding: zeros before the first pixel of each axis.
+        padding_end: zeros after the last. They differ from `padding` for "same" and an even kernel; below zero, as many
+            pixels are left out (a transposed convolution's output padding).
         dilation: pixels between neighboring taps of a window.
         groups: number of independent convolutions that the channels are divided among.
     """
 
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    padding_end: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    stride: Sizes = (1, 1)
+    padding: Sizes = (0, 0)
+    padding_end: Sizes = (0, 0)
+    dilation: Sizes = (1, 1)
     groups: int = 1
 
     @property
@@ -37,42 +43,84 @@ class ConvolutionSpec(NamedTuple):
     @staticmethod
     def from_values(values: list[int]) -> ConvolutionSpec:
         """The inverse of `values`."""
-        a, b, c, d, e, f, g, h, groups = values
-        return ConvolutionSpec((a, b), (c, d), (e, f), (g, h), groups)
+        axes = len(values) // 4
+        return ConvolutionSpec(*(tuple(values[i * axes : (i + 1) * axes]) for i in range(4)), groups=values[-1])
 
-    def window(self, kernel_size: Pair) -> Pair:
-        """(height, width) of the image that one output pixel reads, for a kernel of (R, S) taps."""
-        return self.dilation[0] * (kernel_size[0] - 1) + 1, self.dilation[1] * (kernel_size[1] - 1) + 1
+    def window(self, kernel_size: Sizes) -> Sizes:
+        """The size of the image that one output pixel reads, for a kernel of so many taps."""
+        return tuple(step * (taps - 1) + 1 for step, taps in zip(self.dilation, kernel_size, strict=True))
 
-    def padded_size(self, size: Pair) -> Pair:
-        """(height, width) of an image with its padding."""
-        return size[0] + self.padding[0] + self.padding_end[0], size[1] + self.padding[1] + self.padding_end[1]
+    def padded_size(self, size: Sizes) -> Sizes:
+        """The size of an image with its padding."""
+        return tuple(map(sum, zip(size, self.padding, self.padding_end, strict=True)))
 
-    def output_size(self, size: Pair, kernel_size: Pair) -> Pair:
-        """(P, Q) for an image of (H, W) and a kernel of (R, S)."""
-        padded, window = self.padded_size(size), self.window(kernel_size)
-        return (padded[0] - window[0]) // self.stride[0] + 1, (padded[1] - window[1]) // self.stride[1] + 1
+    def output_size(self, size: Sizes, kernel_size: Sizes) -> Sizes:
+        """The size of the result for an image and a kernel of these sizes."""
+        axes = zip(self.padded_size(size), self.window(kernel_size), self.stride, strict=True)
+        return tuple((padded - window) // stride + 1 for padded, window, stride in axes)
 
-    def is_pointwise(self, kernel_size: Pair) -> bool:
+    def is_pointwise(self, kernel_size: Sizes) -> bool:
         """Whether each output pixel is a linear layer of one input pixel: a plain matrix product."""
-        return kernel_size == (1, 1) and self == ConvolutionSpec(dilation=self.dilation)
+        return max(kernel_size) == 1 and max(self.stride) == 1 and not self.is_padded and self.groups == 1
 
-    def compiled(self, kernel_size: Pair, **others: Any) -> ConvolutionWindow:
-        """What kernels are compiled for, for a kernel of (R, S); `others` are further fields."""
-        (stride_h, stride_w), (dilation_h, dilation_w) = self.stride, self.dilation
-        steps = stride_h // math.gcd(stride_h, dilation_h), stride_w // math.gcd(stride_w, dilation_w)
-        return ConvolutionWindow(*kernel_size, *self.stride, *self.padding, *self.dilation, *steps, **others)
+    @property
+    def is_padded(self) -> bool:
+        """Whether the result depends on zeros around the image, or leaves pixels of it out."""
+        return any(self.padding) or any(self.padding_end)
+
+    def slides_over_planes(self, kernel_size: Sizes) -> bool:
+        """Whether a window of three axes sees one plane, and there is one window to each."""
+        depths = kernel_size[0], self.stride[0], self.padding[0], self.padding_end[0]
+        return depths == (1, 1, 0, 0)
+
+    def without_depth(self) -> ConvolutionSpec:
+        """The spec of the last two axes."""
+        stride, padding, end, dilation = (sizes[1:] for sizes in self[:4])
+        return ConvolutionSpec(stride, padding, end, dilation, self.groups)
+
+    def with_rows(self) -> ConvolutionSpec:
+        """A signal's spec for the same signal as an image of one row."""
+        (stride,), (padding,), (end,), (dilation,) = self[:4]
+        return ConvolutionSpec((1, stride), (0, padding), (0, end), (1, dilation), self.groups)
+
+    def compiled(self, kernel_size: Sizes, **others: Any) -> ConvolutionWindow:
+        """What kernels for planes or volumes are compiled for; `others` are further fields."""
+        volume = len(kernel_size) == 3
+        T, R, S = kernel_size if volume else (1, *kernel_size)
+        padding = self.padding if volume else (0, *self.padding)
+        stride, dilation = ((s if volume else (1, *s)) for s in (self.stride, self.dilation))
+        tap_step = (s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True))
+        numbers = T, R, S, *stride, *padding, *dilation, *tap_step
+        return ConvolutionWindow(*numbers, walk=Walk(T, R, S, *dilation), volume=volume, **others)
+
+
+class Walk(NamedTuple):
+    """The walk of a window's taps over an image.
+
+    Attributes:
+        planes, rows, columns: the most taps along each axis.
+        step_d, step_h, step_w: pixels of the image from a tap to that behind, below and beside it.
+    """
+
+    planes: int
+    rows: int
+    columns: int
+    step_d: int
+    step_h: int
+    step_w: int
 
 
 class ConvolutionWindow(NamedTuple):
     """What a convolution's kernels are compiled for, beside activation and tile.
 
     Attributes:
-        R, S: taps along the height and the width, as are all pairs that follow.
-        stride_h, stride_w: pixels between neighboring windows.
-        padding_h, padding_w: zeros at the top and at the left.
-        dilation_h, dilation_w: pixels between neighboring taps.
-        tap_step_h, tap_step_w: taps between those that reach one input pixel from neighboring windows.
+        T, R, S: taps along the depth, the height and the width, as are all triples that follow.
+        stride_d, stride_h, stride_w: pixels between neighboring windows.
+        padding_d, padding_h, padding_w: zeros before the first pixel.
+        dilation_d, dilation_h, dilation_w: pixels between neighboring taps.
+        tap_step_d, tap_step_h, tap_step_w: taps between those that reach one input pixel from neighboring windows.
+        walk: of the taps over the image that is read.
+        volume: whether images have a depth; planes have T = 1, and kernels don't look at their D and Z.
         wide: whether sizes are taken as int64.
         pool: whether output pixels come in windows of 2 x 2, and the largest of each is the result.
         even: whether the tile's depth divides the reduction, which then needs no mask.
@@ -84,16 +132,23 @@ class ConvolutionWindow(NamedTuple):
         epsilon: of the normalization in the epilogue, if there is one.
     """
 
+    T: int
     R: int
     S: int
+    stride_d: int
     stride_h: int
     stride_w: int
+    padding_d: int
     padding_h: int
     padding_w: int
+    dilation_d: int
     dilation_h: int
     dilation_w: int
+    tap_step_d: int
     tap_step_h: int
     tap_step_w: int
+    walk: Walk
+    volume: bool
     wide: bool = False
     pool: bool = False
     even: bool = False
@@ -104,36 +159,45 @@ class ConvolutionWindow(NamedTuple):
     one_channel: bool = False
     epsilon: float = 0.0
 
+    def of_gradient(self) -> ConvolutionWindow:
+        """The same with the walk of the taps that reach one input pixel: forward over them, backward over dZ."""
+        taps, strides, dilations, tap_steps = self[:3], self[3:6], self[9:12], self[12:15]
+        counts = (-(-count // step) for count, step in zip(taps, tap_steps, strict=True))
+        steps = (-(t * d // s) for t, d, s in zip(tap_steps, dilations, strides, strict=True))
+        return self._replace(walk=Walk(*counts, *steps))
+
 
 class ConvolutionShape(NamedTuple):
-    """The sizes of x [N, C, H, W], W [K, C / groups, R, S] and y [N, K, P, Q]."""
+    """The sizes of x [N, C, D, H, W], W [K, C / groups, T, R, S] and y [N, K, Z, P, Q]; of planes D = T = Z = 1."""
 
     N: int
+    D: int
     H: int
     W: int
     C: int
+    Z: int
     P: int
     Q: int
     K: int
+    T: int
     R: int
     S: int
     groups: int
 
-    @staticmethod
-    def of(x: tuple[int, ...], K: int, kernel_size: Pair, spec: ConvolutionSpec) -> ConvolutionShape:
-        """The sizes for images of shape `x`, K output channels and a kernel of (R, S)."""
-        N, C, H, W = x
-        return ConvolutionShape(N, H, W, C, *spec.output_size((H, W), kernel_size), K, *kernel_size, spec.groups)
-
     @property
     def sides(self) -> tuple[int, ...]:
-        """H, W, C, P, Q and K, as kernels take them."""
-        return self[1:7]
+        """D, H, W, C, Z, P, Q and K, as kernels take them."""
+        return self[1:9]
 
     @property
     def taps(self) -> int:
-        """R S."""
-        return self.R * self.S
+        """T R S."""
+        return self.T * self.R * self.S
+
+    @property
+    def image_elements(self) -> int:
+        """Values of the larger of an image and its result."""
+        return max(self.C * self.D * self.H * self.W, self.K * self.Z * self.P * self.Q)
 
     @property
     def group_inputs(self) -> int:
@@ -147,7 +211,30 @@ class ConvolutionShape(NamedTuple):
 
     def pixels(self, pool: bool) -> int:
         """How many output pixels are computed: all, or those that 2 x 2 windows hold."""
-        return self.N * ((self.P // 2) * (self.Q // 2) * 4 if pool else self.P * self.Q)
+        return self.N * ((self.P // 2) * (self.Q // 2) * 4 if pool else self.Z * self.P * self.Q)
+
+    @staticmethod
+    def of(
+        x: Shape, y: Shape, kernel_size: Sizes, spec: ConvolutionSpec
+    ) -> tuple[ConvolutionShape, ConvolutionSpec, Sizes]:
+        """The sizes for images and results of these shapes, with spec and kernel size, as planes where that is one.
+
+        Args:
+            x: [N, C, *sizes].
+            y: [N, K, *sizes].
+            kernel_size: of as many spatial axes.
+            spec: of as many spatial axes.
+        """
+        (N, C, *before), (_, K, *after) = x, y
+        if len(before) == 1:
+            before, after, kernel_size, spec = [1, *before], [1, *after], (1, *kernel_size), spec.with_rows()
+        if len(before) == 3 and spec.slides_over_planes(kernel_size):
+            N, before, after = N * before[0], before[1:], after[1:]
+            kernel_size, spec = kernel_size[1:], spec.without_depth()
+        D, H, W, Z, P, Q, T, R, S = (
+            size for sizes in (before, after, kernel_size) for size in ([1, *sizes] if len(sizes) == 2 else sizes)
+        )
+        return ConvolutionShape(N, D, H, W, C, Z, P, Q, K, T, R, S, spec.groups), spec, kernel_size
 
 
 class Normalization(NamedTuple):

@@ -142,12 +142,13 @@ def convolution_few_channels_tile(
 
 @lru_cache(maxsize=4096)
 def convolution_weight_tile(
-    shape: ConvolutionShape, dtype: torch.dtype, precision: str, target: Target
+    shape: ConvolutionShape, volume: bool, dtype: torch.dtype, precision: str, target: Target
 ) -> ConvolutionWeightTile:
     """The tile for a convolution's weight gradient, a product over all output pixels.
 
     Args:
         shape: of the convolution.
+        volume: whether images have a depth, whose planes a step takes one by one.
         dtype: of the operands.
         precision: of their products; see `convolution_precision`.
         target: where it runs.
@@ -164,7 +165,7 @@ def convolution_weight_tile(
         warps = 8 if rows == 128 and width == 128 else 4
         tile = fit_stages(GemmTile(rows, width, 32 if dtype is torch.float32 else 64, warps, 3), dtype, target)
     consecutive = target.kind == "cpu"
-    box = (1, 1, tile.block_k) if consecutive else _box(tile.block_k, (shape.N, shape.P, shape.Q))
+    box = (1, 1, tile.block_k) if consecutive else _box(tile.block_k, (1 if volume else shape.N, shape.P, shape.Q))
     width, taps_per_tile = tile.block_n, 1
     if consecutive and dtype is not torch.float32 and not flat and channels_in % width == 0 and width >= 32:
         # dZ in halves is packed before each product, x too: many taps share the packed dZ.

@@ -1,11 +1,12 @@
-"""Weight gradient of a two-dimensional convolution, from dZ = dY act' (`activation.activation_backward`).
+"""Weight gradient of a convolution, from dZ = dY act' (`activation.activation_backward`).
 
-    dW[k, c, r, s] = sum over n, p, q of dZ[n, k, p, q] x[n, c, p stride + r dilation - padding, q ...]
+    dW[k, c, t, r, s] = sum over n, o, p, q of dZ[n, k, o, p, q] x[n, c, o stride + t dilation - padding, p ..., q ...]
 
 A matrix product whose reduction runs over all pixels, split over programs into an fp32 workspace that is added in a
 fixed order. Two kernels, by what one step of the reduction is:
 
-    boxes   (images, rows, columns) of pixels: only the box's corner moves, and nothing is divided in the loop
+    boxes   (images, rows, columns) of pixels: only the box's corner moves, and of planes nothing is divided in the
+            loop; the planes of volumes are taken one by one
     runs    consecutive pixels of memory: on a CPU, where a division costs little beside a product and distant pixels
             cost cache. Where x has few channels, these read dY and compute dZ and its sums, the bias gradient, too.
 
@@ -25,17 +26,17 @@ from tinynet_kernels.activation import activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import depthwise_weight_gradient
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Pair, Shape
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
     convolution_precision,
     convolution_weight_splits,
     convolution_weight_tile,
 )
-from tinynet_kernels.conv.window import box_position, inside, next_box, output_position, pixel_position
+from tinynet_kernels.conv.window import box_position, inside, next_box, offset_in, output_position, pixel_position
 from tinynet_kernels.gemm import GROUP, grouped_tile
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import as_rows
+from tinynet_kernels.layout import as_rows, channels_before
 from tinynet_kernels.linear import linear_weight_gradient
 from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.reduction import sum_partials
@@ -48,7 +49,7 @@ class WeightTile(NamedTuple):
     Attributes:
         row_start: the first of its rows.
         is_first: whether no tile of the same rows comes before it.
-        tap: of each of its columns, or of all; (tap_h, tap_w) pixels below and beside the first.
+        tap: of each of its columns, or of all; (tap_d, tap_h, tap_w) pixels behind, below and beside the first.
         channel: of each of its columns, within the group.
         columns_left: how many columns there are from its first to the last.
     """
@@ -56,6 +57,7 @@ class WeightTile(NamedTuple):
     row_start: Any
     is_first: Any
     tap: Any
+    tap_d: Any
     tap_h: Any
     tap_w: Any
     channel: Any
@@ -69,7 +71,7 @@ def weight_tile_of(program, group_inputs, group_outputs, WINDOW: constexpr, TILE
     Columns are the channels of one tap or, where the tile is flat, (tap, channel) pairs: few channels fill a tile
     together. With several taps per tile they are that many taps' channels, a part of them that divides group_inputs.
     """
-    TAPS: constexpr = WINDOW.R * WINDOW.S
+    TAPS: constexpr = WINDOW.T * WINDOW.R * WINDOW.S
     CHANNELS: constexpr = TILE.block_columns // TILE.taps
     TAP_TILES: constexpr = (TAPS + TILE.taps - 1) // TILE.taps
     column = tl.arange(0, TILE.block_columns)
@@ -94,9 +96,11 @@ def weight_tile_of(program, group_inputs, group_outputs, WINDOW: constexpr, TILE
         column_start = column_tile // TAPS * TILE.block_columns
         columns_left = group_inputs - column_start
         channel = column_start + column % columns_left
-    tap_h = tap // WINDOW.S * WINDOW.dilation_h
-    tap_w = tap % WINDOW.S * WINDOW.dilation_w
-    return WeightTile(row_tile * TILE.block_rows, column_tile == 0, tap, tap_h, tap_w, channel, columns_left)
+    t, r, s = pixel_position(tap, WINDOW.R, WINDOW.S)
+    tap_d = t * WINDOW.dilation_d
+    tap_h = r * WINDOW.dilation_h
+    tap_w = s * WINDOW.dilation_w
+    return WeightTile(row_tile * TILE.block_rows, column_tile == 0, tap, tap_d, tap_h, tap_w, channel, columns_left)
 
 
 @triton.jit
@@ -111,12 +115,27 @@ def store_weights(dw, dw_ptr, channel, tile, stride_channel, stride_tap, weights
 
 
 @triton.jit
-def in_image(h, w, H, W, tile, TILE: constexpr):
-    """Whether the taps of a tile lie in the image for windows that begin at (h, w): [PIXELS, COLUMNS or 1]."""
+def in_image(d, h, w, D, H, W, tile, WINDOW: constexpr, TILE: constexpr):
+    """Whether the taps of a tile lie in the image for windows that begin at (d, h, w): [PIXELS, COLUMNS or 1]."""
     if TILE.flat or TILE.taps > 1:
-        return inside(h[:, None] + tile.tap_h[None, :], H) & inside(w[:, None] + tile.tap_w[None, :], W)
+        valid = inside(h[:, None] + tile.tap_h[None, :], H) & inside(w[:, None] + tile.tap_w[None, :], W)
+        if WINDOW.volume:
+            valid = valid & inside(tl.expand_dims(d, 1) + tile.tap_d[None, :], D)
+        return valid
     else:
-        return (inside(h + tile.tap_h, H) & inside(w + tile.tap_w, W))[:, None]
+        valid = inside(h + tile.tap_h, H) & inside(w + tile.tap_w, W)
+        if WINDOW.volume:
+            valid = valid & inside(d + tile.tap_d, D)
+        return valid[:, None]
+
+
+@triton.jit
+def offset_of_taps(tile, H, W, C, WINDOW: constexpr):
+    """The elements of x from a window's first tap to each column's of a tile."""
+    pixels = tile.tap_h * W + tile.tap_w
+    if WINDOW.volume:
+        pixels += tile.tap_d * H * W
+    return pixels * C + tile.channel
 
 
 @triton.jit
@@ -125,9 +144,11 @@ def convolution_weight_gradient_boxes_kernel(
     dz_ptr,
     dw_ptr,
     N,
+    D,
     H,
     W,
     C,
+    Z,
     P,
     Q,
     K,
@@ -166,16 +187,22 @@ def convolution_weight_gradient_boxes_kernel(
     image, row, along = pixel_position(tl.arange(0, BLOCK_PIXELS), TILE.box_p, TILE.box_q)
     dz_offset = k[:, None] + (((image * P + row) * Q + along) * K)[None, :]
     x_offset = (((image * H + row * WINDOW.stride_h) * W + along * WINDOW.stride_w) * C)[:, None]
-    x_offset += ((tile.tap_h * W + tile.tap_w) * C + tile.channel)[None, :]
+    x_offset += offset_of_taps(tile, H, W, C, WINDOW)[None, :]
     first_box = split * boxes_per_split
     n, p, q = box_position(first_box, P, Q, TILE)
     dw = tl.zeros((ROWS, COLUMNS), tl.float32)
     for _ in range(first_box, min(first_box + boxes_per_split, boxes)):
         h = p * WINDOW.stride_h - WINDOW.padding_h
         w = q * WINDOW.stride_w - WINDOW.padding_w
-        valid = in_image(h + row * WINDOW.stride_h, w + along * WINDOW.stride_w, H, W, tile, TILE)
+        d = 0
+        plane = n.to(tl.int64)
+        if WINDOW.volume:
+            d = n % Z * WINDOW.stride_d - WINDOW.padding_d
+            plane = (n // Z).to(tl.int64) * D + d
+            d = tl.zeros_like(row) + d
+        valid = in_image(d, h + row * WINDOW.stride_h, w + along * WINDOW.stride_w, D, H, W, tile, WINDOW, TILE)
         dz_base = dz_group + ((n.to(tl.int64) * P + p) * Q + q) * K
-        x_base = x_group + ((n.to(tl.int64) * H + h) * W + w) * C
+        x_base = x_group + ((plane * H + h) * W + w) * C
         if WINDOW.even:
             a = tl.load(dz_base + dz_offset)  # in bounds: k < group_outputs, every box lies in the output
         else:
@@ -187,7 +214,7 @@ def convolution_weight_gradient_boxes_kernel(
         n, p, q = next_box(n, p, q, P, Q, TILE)
 
     channel = split.to(tl.int64) * K + group * group_outputs
-    weights = WINDOW.R * WINDOW.S * group_inputs
+    weights = WINDOW.T * WINDOW.R * WINDOW.S * group_inputs
     store_weights(dw, dw_ptr, channel, tile, stride_dw_channel, stride_dw_tap, weights, group_outputs)
 
 
@@ -213,9 +240,11 @@ def convolution_weight_gradient_runs_kernel(
     dw_ptr,
     db_ptr,
     pixels,
+    D,
     H,
     W,
     C,
+    Z,
     P,
     Q,
     K,
@@ -257,18 +286,21 @@ def convolution_weight_gradient_runs_kernel(
     COLUMNS: constexpr = TILE.block_columns
     TAPS: constexpr = 4 if WINDOW.pool else 1
     pixel = tl.arange(0, BLOCK_PIXELS)
-    x_offset = ((tile.tap_h - WINDOW.padding_h) * W + tile.tap_w - WINDOW.padding_w) * C + tile.channel
+    x_offset = offset_of_taps(tile, H, W, C, WINDOW)
+    x_offset -= offset_in(0, WINDOW.padding_d, WINDOW.padding_h, WINDOW.padding_w, D, H, W, WINDOW) * C
     dw = tl.zeros((ROWS, COLUMNS), tl.float32)
     transposed = tl.zeros((COLUMNS, ROWS), tl.float32)  # the longer side of flat tiles in vectors
     db = tl.zeros((ROWS,), tl.float32)
     first_pixel = split * pixels_per_split
     for start in range(first_pixel, min(first_pixel + pixels_per_split, pixels), BLOCK_PIXELS):
-        image, p, q = output_position(start + pixel, P, Q, WINDOW.pool)
+        image, o, p, q = output_position(start + pixel, Z, P, Q, WINDOW)
+        d = o * WINDOW.stride_d - WINDOW.padding_d
         h = p * WINDOW.stride_h - WINDOW.padding_h
         w = q * WINDOW.stride_w - WINDOW.padding_w
         in_output = pixel < pixels - start
-        valid = in_output[:, None] & in_image(h, w, H, W, tile, TILE)
-        pixel_in_x = (image.to(tl.int64) * H + p * WINDOW.stride_h) * W + q * WINDOW.stride_w
+        valid = in_output[:, None] & in_image(d, h, w, D, H, W, tile, WINDOW, TILE)
+        first = o * WINDOW.stride_d, p * WINDOW.stride_h, q * WINDOW.stride_w
+        pixel_in_x = offset_in(image.to(tl.int64), first[0], first[1], first[2], D, H, W, WINDOW)
         b = tl.load(x_group + (pixel_in_x * C)[:, None] + x_offset[None, :], mask=valid, other=0.0)
         base = tl.cast(start // TAPS, tl.int64) * K + first_channel
         if TILE.flat:
@@ -288,15 +320,18 @@ def convolution_weight_gradient_runs_kernel(
         tl.store(db_ptr + channel + tile.row_start + row, db, mask=tile.is_first & in_rows)
     if TILE.flat:
         dw = tl.trans(transposed)
-    weights = WINDOW.R * WINDOW.S * group_inputs
+    weights = WINDOW.T * WINDOW.R * WINDOW.S * group_inputs
     store_weights(dw, dw_ptr, channel, tile, stride_dw_channel, stride_dw_tap, weights, group_outputs)
 
 
 @costs(convolution_weight_gradient_boxes_kernel)
 @costs(convolution_weight_gradient_runs_kernel)
-def convolution_weight_gradient_cost(x_ptr: torch.Tensor, dw_ptr: torch.Tensor, P: int, Q: int, **others: Any) -> Cost:
-    """2 N P Q K R S C / groups operations; x, dZ and its sources read, every split of dW and db written."""
-    flops = 2 * x_ptr.shape[0] * P * Q * dw_ptr[0].numel()
+def convolution_weight_gradient_cost(
+    x_ptr: torch.Tensor, dw_ptr: torch.Tensor, D: int, H: int, W: int, Z: int, P: int, Q: int, **others: Any
+) -> Cost:
+    """2 N Z P Q K T R S C / groups operations; x, dZ and its sources read, every split of dW and db written."""
+    images = x_ptr.numel() // (x_ptr.shape[1] * D * H * W)
+    flops = 2 * images * Z * P * Q * dw_ptr[0].numel()
     return Cost(flops, size_in_bytes(x_ptr, dw_ptr, *others.values()))
 
 
@@ -310,27 +345,27 @@ def takes_output_gradient(x: torch.Tensor, spec: ConvolutionSpec) -> bool:
 @lru_cache(maxsize=4096)
 def _weight_gradient_problem(
     x_shape: Shape,
-    K: int,
+    dy_shape: Shape,
     pool: bool,
     dtype: torch.dtype,
     precision: str,
     spec: ConvolutionSpec,
-    kernel_size: Pair,
+    kernel_size: Sizes,
     activation: Activation,
     channels_last: bool,
     target: Target,
-) -> tuple[Problem, tuple[int, ...]]:
-    """The launch, and the shape of its partial sums."""
-    shape = ConvolutionShape.of(x_shape, K, kernel_size, spec)
-    N, H, W, C, P, Q, *_ = shape
+) -> tuple[Problem, int]:
+    """The launch, and its splits."""
+    output = (*dy_shape[:2], *spec.output_size(x_shape[2:], kernel_size)) if pool else dy_shape
+    shape, spec, kernel_size = ConvolutionShape.of(x_shape, output, kernel_size, spec)
     group_inputs, group_outputs, taps = shape.group_inputs, shape.group_outputs, shape.taps
-    pixels = shape.pixels(pool)
-    tile = convolution_weight_tile(shape, dtype, precision, target)
+    planes, pixels = shape.N * shape.Z, shape.pixels(pool)
+    tile = convolution_weight_tile(shape, len(kernel_size) == 3, dtype, precision, target)
     box_pixels = tile.box_n * tile.box_p * tile.box_q
     if tile.consecutive:
         boxes = ceil_div(pixels, box_pixels)
     else:
-        boxes = ceil_div(N, tile.box_n) * ceil_div(P, tile.box_p) * ceil_div(Q, tile.box_q)
+        boxes = ceil_div(planes, tile.box_n) * ceil_div(shape.P, tile.box_p) * ceil_div(shape.Q, tile.box_q)
     if tile.flat:
         column_tiles = ceil_div(taps * group_inputs, tile.block_columns)
     else:
@@ -340,31 +375,28 @@ def _weight_gradient_problem(
     boxes_per_split = ceil_div(boxes, convolution_weight_splits(tiles * spec.groups, boxes, box_bytes, target))
     splits = ceil_div(boxes, boxes_per_split)
     wide = exceed_int32(
-        ((tile.box_n + 1, max(C * H * W, K * P * Q)),),
-        ((box_pixels, K), (tile.block_rows, 1)),
+        ((tile.box_n + 1, shape.image_elements),),
+        ((box_pixels, shape.K), (tile.block_rows, 1)),
         ((tile.block_rows, taps * group_inputs), (taps * group_inputs, 1)),
         (((boxes + boxes_per_split) * box_pixels, 1),),
     )
-    even = not tile.consecutive and N % tile.box_n == P % tile.box_p == Q % tile.box_q == 0
+    even = not tile.consecutive and planes % tile.box_n == shape.P % tile.box_p == shape.Q % tile.box_q == 0
     window = spec.compiled(kernel_size, wide=wide, pool=pool, even=even, precision=precision, group=GROUP)
     numbers = *shape.sides, group_inputs, group_outputs, *((1, group_inputs) if channels_last else (taps, 1))
     grid = tiles, splits, spec.groups
     options = {"WINDOW": window, "TILE": tile, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
     if tile.consecutive:
         kernel, run = convolution_weight_gradient_runs_kernel, boxes_per_split * box_pixels
-        problem = Problem(kernel, grid, pixels, *numbers, run, ACTIVATION=activation.compiled, **options)
-    else:
-        kernel = convolution_weight_gradient_boxes_kernel
-        problem = Problem(kernel, grid, N, *numbers, boxes, boxes_per_split, **options)
-    weight_shape = (*kernel_size, group_inputs) if channels_last else (group_inputs, *kernel_size)
-    return problem, (splits, K, *weight_shape)
+        return Problem(kernel, grid, pixels, *numbers, run, ACTIVATION=activation.compiled, **options), splits
+    kernel = convolution_weight_gradient_boxes_kernel
+    return Problem(kernel, grid, planes, *numbers, boxes, boxes_per_split, **options), splits
 
 
 def convolution_weight_gradient(
     dy: torch.Tensor,
     x: torch.Tensor,
     spec: ConvolutionSpec,
-    kernel_size: Pair,
+    kernel_size: Sizes,
     *,
     channels_last: bool,
     dtype: torch.dtype | None = None,
@@ -373,13 +405,13 @@ def convolution_weight_gradient(
     activation: Activation | None = None,
     want_bias: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """dW [K, C / groups, R, S] in `dtype` (None: x's), from dZ or, where `takes_output_gradient`, dY.
+    """dW [K, C / groups, *kernel size] in `dtype` (None: x's), from dZ or, where `takes_output_gradient`, dY.
 
     Args:
-        dy: dZ or, with `activation`, dY [N, K, P, Q], channels_last; with `argmax` dY of [N, K, P // 2, Q // 2].
-        x: [N, C, H, W], channels_last.
-        spec: stride, padding, dilation, groups.
-        kernel_size: (R, S).
+        dy: dZ or, with `activation`, dY [N, K, *sizes], channels_last; with `argmax` dY of [N, K, P // 2, Q // 2].
+        x: [N, C, *sizes], channels_last.
+        spec: stride, padding, dilation, groups; of one to three spatial axes, as the tensors.
+        kernel_size: of as many axes.
         channels_last: whether dW is; contiguous otherwise.
         saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for dZ.
         argmax: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
@@ -392,29 +424,37 @@ def convolution_weight_gradient(
     K, C = dy.shape[1], x.shape[1]
     if activation is None and spec.is_pointwise(kernel_size):
         dw = linear_weight_gradient(as_rows(dy), as_rows(x), dtype)
-        return dw.view(K, 1, 1, C).permute(0, 3, 1, 2) if channels_last else dw.view(K, C, 1, 1), None
+        return _in_order(dw, (K, *kernel_size, C), channels_last), None
     if activation is None and C == spec.groups > 1:
         dw = depthwise_weight_gradient(dy, x, spec, kernel_size, dtype)
-        return dw.view(K, *kernel_size, 1).permute(0, 3, 1, 2) if channels_last else dw, None
+        return _in_order(dw, (K, *kernel_size, 1), channels_last), None
     target = current_target()
-    problem, shape = _weight_gradient_problem(
+    problem, splits = _weight_gradient_problem(
         x.shape,
-        K,
+        dy.shape,
         argmax is not None,
         x.dtype,
         convolution_precision(x.dtype, target),
         spec,
-        kernel_size,
+        tuple(kernel_size),
         IDENTITY if activation is None else activation,
         channels_last,
         target,
     )
     dtype = x.dtype if dtype is None else dtype
-    dw = torch.empty(shape, dtype=dtype if shape[0] == 1 else torch.float32, device=x.device)
-    db = torch.empty(shape[:2], dtype=torch.float32, device=x.device) if want_bias else None
+    group_inputs = C // spec.groups
+    shape = (K, *kernel_size, group_inputs) if channels_last else (K, group_inputs, *kernel_size)
+    dw = torch.empty((splits, *shape), dtype=dtype if splits == 1 else torch.float32, device=x.device)
+    db = torch.empty((splits, K), dtype=torch.float32, device=x.device) if want_bias else None
     if problem.kernel is convolution_weight_gradient_runs_kernel:
         problem.launch(x, dy, saved, argmax, dw, db)
     else:
         problem.launch(x, dy, dw)
-    summed = dw[0] if shape[0] == 1 else sum_partials(dw, dtype)
-    return summed.permute(0, 3, 1, 2) if channels_last else summed, None if db is None else sum_partials(db)
+    summed = dw[0] if splits == 1 else sum_partials(dw, dtype)
+    return channels_before(summed) if channels_last else summed, None if db is None else sum_partials(db)
+
+
+def _in_order(dw: torch.Tensor, shape: Shape, channels_last: bool) -> torch.Tensor:
+    """dW, of which taps or channels are one, as a view [K, C, *kernel size] that is channels_last or contiguous."""
+    K, *kernel_size, C = shape
+    return channels_before(dw.view(shape)) if channels_last else dw.view(K, C, *kernel_size)

@@ -1,6 +1,8 @@
 """What convolution kernels share: positions of output pixels, which taps meet the image, boxes, and the epilogue.
 
-P and Q are the output's rows and columns; a box is a tile of output pixels with a size along each of N, P and Q.
+Z, P and Q are the output's planes, rows and columns. Images of planes have no depth: D and Z are not read, and what
+depends on them is not compiled, unless WINDOW.volume. A box is a tile of output pixels with a size along each of N (of
+volumes N Z), P and Q.
 """
 
 from __future__ import annotations
@@ -20,20 +22,30 @@ class Windows(NamedTuple):
 
     Attributes:
         in_tile: which pixels there are.
-        h, w: row and column of each window's first tap; outside of the image in its padding.
+        d, h, w: plane, row and column of each window's first tap; outside of the image in its padding.
         base: pointer to the image of the first window.
         offset: of each window's first tap from there.
-        height, width, depth: rows, columns and channels of an image.
+        D, H, W, C: planes, rows, columns and channels of an image.
     """
 
     in_tile: Any
+    d: Any
     h: Any
     w: Any
     base: Any
     offset: Any
-    height: Any
-    width: Any
-    depth: Any
+    D: Any
+    H: Any
+    W: Any
+    C: Any
+
+
+class Taps(NamedTuple):
+    """How many planes, rows and columns of taps a program walks over, within a kernel; see `spec.Walk`."""
+
+    planes: Any
+    rows: Any
+    columns: Any
 
 
 class Filters(NamedTuple):
@@ -42,14 +54,15 @@ class Filters(NamedTuple):
     Attributes:
         base: pointer to the first tap of the first channel.
         offset: of [channels, columns] from there.
-        next_tap, next_row, next_channels: from a tap to the next, to the first of the next row of taps, and from the
-            last tap to the first of the next channels.
+        next_tap, next_row, next_plane, next_channels: from a tap to the next, from the last of a row to the first of
+            the next, from the last of a plane to the first of the next, and from the last to the next channels' first.
     """
 
     base: Any
     offset: Any
     next_tap: Any
     next_row: Any
+    next_plane: Any
     next_channels: Any
 
 
@@ -61,31 +74,68 @@ def pixel_position(pixel, P, Q):
 
 
 @triton.jit
-def output_position(pixel, P, Q, POOL: constexpr):
-    """(image, row, column) of output pixels: in memory order or, for POOL, the four of each 2 x 2 window in turn."""
-    if POOL:
+def output_position(pixel, Z, P, Q, WINDOW: constexpr):
+    """(image, plane, row, column) of output pixels in memory order or, to pool, the four of each 2 x 2 window in turn.
+
+    Of planes the second is 0.
+    """
+    if WINDOW.pool:
         tap = pixel % 4
         image, p, q = pixel_position(pixel // 4, P // 2, Q // 2)
-        return image, 2 * p + tap // 2, 2 * q + tap % 2
+        return image, tl.zeros_like(p), 2 * p + tap // 2, 2 * q + tap % 2
     else:
-        return pixel_position(pixel, P, Q)
+        image, p, q = pixel_position(pixel, P, Q)
+        if WINDOW.volume:
+            return image // Z, image % Z, p, q
+        else:
+            return image, tl.zeros_like(p), p, q
 
 
 @triton.jit
-def windows_of(x_ptr, channel, pixel_start, pixels, H, W, C, P, Q, WINDOW: constexpr, BLOCK_PIXELS: constexpr):
+def pixels_of_image(Z, P, Q, WINDOW: constexpr):
+    """How many output pixels an image has: those that 2 x 2 windows hold, to pool."""
+    if WINDOW.pool:
+        return 4 * (P // 2) * (Q // 2)
+    elif WINDOW.volume:
+        return Z * P * Q
+    else:
+        return P * Q
+
+
+@triton.jit
+def offset_in(image, d, h, w, D, H, W, WINDOW: constexpr):
+    """How many pixels lie before (image, plane, row, column)."""
+    if WINDOW.volume:
+        return ((image * D + d) * H + h) * W + w
+    else:
+        return (image * H + h) * W + w
+
+
+@triton.jit
+def elements_before(image, D, H, W, C, WINDOW: constexpr):
+    """How many elements lie before an image, int64."""
+    if WINDOW.volume:
+        return image.to(tl.int64) * D * H * W * C
+    else:
+        return image.to(tl.int64) * H * W * C
+
+
+@triton.jit
+def windows_of(x_ptr, channel, pixel_start, pixels, D, H, W, C, Z, P, Q, WINDOW: constexpr, BLOCK_PIXELS: constexpr):
     """The `Windows` of BLOCK_PIXELS output pixels from `pixel_start` on, in the order of `output_position`.
 
     They read the channels from `channel` on. Offsets are relative to the first window's image: int32, or int64 where
     sizes are (huge images).
     """
     pixel = pixel_start + tl.arange(0, BLOCK_PIXELS)
-    image, p, q = output_position(pixel, P, Q, WINDOW.pool)
-    image_pixels = 4 * (P // 2) * (Q // 2) if WINDOW.pool else P * Q
-    first_image = pixel_start // image_pixels
+    image, o, p, q = output_position(pixel, Z, P, Q, WINDOW)
+    first_image = pixel_start // pixels_of_image(Z, P, Q, WINDOW)
+    d = o * WINDOW.stride_d - WINDOW.padding_d
     h = p * WINDOW.stride_h - WINDOW.padding_h
     w = q * WINDOW.stride_w - WINDOW.padding_w
-    base = x_ptr + first_image.to(tl.int64) * H * W * C + channel
-    return Windows(pixel < pixels, h, w, base, (((image - first_image) * H + h) * W + w) * C, H, W, C)
+    base = x_ptr + elements_before(first_image, D, H, W, C, WINDOW) + channel
+    offset = offset_in(image - first_image, d, h, w, D, H, W, WINDOW) * C
+    return Windows(pixel < pixels, d, h, w, base, offset, D, H, W, C)
 
 
 @triton.jit
@@ -109,68 +159,86 @@ def inside(position, size):
 
 
 @triton.jit
-def tap_bits(windows, rows, columns, ROWS: constexpr, COLUMNS: constexpr, STEP_H: constexpr, STEP_W: constexpr):
-    """Bit r columns + s of a lane: whether tap (r, s) of its window lies in the image; see `sum_over_taps`."""
+def tap_is_inside(windows, t, r, s, WINDOW: constexpr):
+    """Whether tap (t, r, s) of each window lies in the image; see `sum_over_taps`."""
+    WALK: constexpr = WINDOW.walk
+    valid = inside(windows.h + r * WALK.step_h, windows.H) & inside(windows.w + s * WALK.step_w, windows.W)
+    valid = valid & windows.in_tile
+    if WINDOW.volume:
+        valid = valid & inside(windows.d + t * WALK.step_d, windows.D)
+    return valid
+
+
+@triton.jit
+def tap_bits(windows, taps, WINDOW: constexpr):
+    """A bit for each tap of a lane's window, in the order of the walk: whether it lies in the image."""
+    WALK: constexpr = WINDOW.walk
+    PLANES: constexpr = WALK.planes
+    ROWS: constexpr = WALK.rows
+    COLUMNS: constexpr = WALK.columns
     bits = tl.zeros(windows.h.shape, tl.int32)
-    for r in tl.static_range(ROWS):  # pyright: ignore
-        for s in tl.static_range(COLUMNS):  # pyright: ignore
-            valid = inside(windows.h + r * STEP_H, windows.height) & inside(windows.w + s * STEP_W, windows.width)
-            valid = valid & windows.in_tile & (r < rows) & (s < columns)
-            bits |= valid.to(tl.int32) << tl.minimum(r * columns + s, 31)
+    for t in tl.static_range(PLANES):  # pyright: ignore
+        for r in tl.static_range(ROWS):  # pyright: ignore
+            for s in tl.static_range(COLUMNS):  # pyright: ignore
+                valid = tap_is_inside(windows, t, r, s, WINDOW) & (r < taps.rows) & (s < taps.columns)
+                tap = r * taps.columns + s
+                if WINDOW.volume:
+                    valid = valid & (t < taps.planes)
+                    tap += t * taps.rows * taps.columns
+                bits |= valid.to(tl.int32) << tl.minimum(tap, 31)
     return bits
 
 
 @triton.jit
-def sum_over_taps(
-    windows,
-    filters,
-    channels,
-    rows,
-    columns,
-    ROWS: constexpr,
-    COLUMNS: constexpr,
-    STEP_H: constexpr,
-    STEP_W: constexpr,
-    WINDOW: constexpr,
-    TILE: constexpr,
-):
+def sum_over_taps(windows, filters, taps, channels, WINDOW: constexpr, TILE: constexpr):
     """sum over taps and channels of windows [PIXELS, taps, channels] and filters [taps, channels, COLUMNS], in fp32.
 
     One step is one tap of block_k channels. Taps are the inner loop, so neighboring steps read the same lines. Which
-    taps of a pixel lie inside the image is a bitmask, shifted once per step.
+    taps of a pixel lie inside the image is a bitmask, shifted once per step. WINDOW.walk says how far it is in the
+    image from tap to tap.
 
     Args:
         windows: the `Windows` of block_m pixels.
         filters: the `Filters` of block_n columns; columns past the end are copies of others.
+        taps: the `Taps`, at most those of WINDOW.walk.
         channels: of one group. WINDOW.even says that block_k divides them.
-        rows, columns: of taps; at most ROWS and COLUMNS.
-        STEP_H, STEP_W: pixels of the image from a tap to that below it and to that beside it.
     """
     BLOCK_M: constexpr = TILE.block_m
     BLOCK_N: constexpr = TILE.block_n
     BLOCK_K: constexpr = TILE.block_k
-    BITMASK: constexpr = ROWS * COLUMNS <= 32
-    next_tap = STEP_W * windows.depth
-    next_row = STEP_H * windows.width * windows.depth - (columns - 1) * next_tap
-    next_channels = BLOCK_K - (rows - 1) * STEP_H * windows.width * windows.depth - (columns - 1) * next_tap
+    WALK: constexpr = WINDOW.walk
+    BITMASK: constexpr = WALK.planes * WALK.rows * WALK.columns <= 32
+    next_tap = WALK.step_w * windows.C
+    row = WALK.step_h * windows.W * windows.C
+    row_of_taps = (taps.columns - 1) * next_tap
+    plane_of_taps = (taps.rows - 1) * row + row_of_taps
+    next_channels = BLOCK_K - plane_of_taps
+    count = taps.rows * taps.columns
+    if WINDOW.volume:
+        plane = WALK.step_d * windows.H * windows.W * windows.C
+        next_channels -= (taps.planes - 1) * plane
+        plane_taps = count
+        count *= taps.planes
+        line = 0
     channel = tl.arange(0, BLOCK_K)
     a_base = windows.base
     b_base = filters.base
     a_offset = windows.offset[:, None] + channel[None, :]
     if BITMASK:
-        all_bits = tap_bits(windows, rows, columns, ROWS, COLUMNS, STEP_H, STEP_W)
+        all_bits = tap_bits(windows, taps, WINDOW)
         bits = all_bits
-    taps = rows * columns
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     tap = 0
     column = 0
     channels_left = channels
-    for _ in range(taps * tl.cdiv(channels, BLOCK_K)):
+    for _ in range(count * tl.cdiv(channels, BLOCK_K)):
         if BITMASK:
             valid = tl.cast(bits & 1, tl.int1)
+        elif WINDOW.volume:
+            in_plane = tap % plane_taps
+            valid = tap_is_inside(windows, tap // plane_taps, in_plane // taps.columns, column, WINDOW)
         else:
-            valid = windows.in_tile & inside(windows.h + tap // columns * STEP_H, windows.height)
-            valid = valid & inside(windows.w + column * STEP_W, windows.width)
+            valid = tap_is_inside(windows, 0, tap // taps.columns, column, WINDOW)
         if WINDOW.even:
             a = tl.load(a_base + a_offset, mask=valid[:, None], other=0.0)
             b = tl.load(
@@ -182,10 +250,17 @@ def sum_over_taps(
         acc = tl.dot(a, b, acc, input_precision=WINDOW.precision)
         tap += 1
         column += 1
-        row_ends = column == columns
-        taps_end = tap == taps
-        a_base += tl.where(taps_end, next_channels, tl.where(row_ends, next_row, next_tap))
+        row_ends = column == taps.columns
+        taps_end = tap == count
+        next_image = tl.where(row_ends, row - row_of_taps, next_tap)
         next_filters = tl.where(row_ends, filters.next_row, filters.next_tap)
+        if WINDOW.volume:
+            line += tl.where(row_ends, 1, 0)
+            plane_ends = line == taps.rows
+            next_image = tl.where(plane_ends, plane - plane_of_taps, next_image)
+            next_filters = tl.where(plane_ends, filters.next_plane, next_filters)
+            line = tl.where(plane_ends, 0, line)
+        a_base += tl.where(taps_end, next_channels, next_image)
         b_base += tl.where(taps_end, filters.next_channels, next_filters)
         if BITMASK:
             bits = tl.where(taps_end, all_bits, bits >> 1)

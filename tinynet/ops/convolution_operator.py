@@ -1,0 +1,280 @@
+"""The operator behind `conv.py`: a convolution's definition, its kernels as an autograd function, and registered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinynet.ops import kernels
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.arguments import cast_to
+from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
+from tinynet.ops.operator import Operator, Tensors
+from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization, Sizes
+from tinynet_kernels.pool.spec import Axis, window_of
+
+TWO_BY_TWO = window_of([Axis(2, 2), Axis(2, 2)])
+
+
+_FUNCTIONS: Any = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}  # by the dimensions of x
+
+
+def convolution_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation
+) -> Tensor:
+    """act(x * W + b) in plain PyTorch."""
+    padding = spec.padding
+    if padding != spec.padding_end:
+        pairs = zip(reversed(padding), reversed(spec.padding_end), strict=True)
+        x = F.pad(x, [size for pair in pairs for size in pair])
+        padding = 0
+    z = _FUNCTIONS[x.dim()](x, weight, bias, spec.stride, padding, spec.dilation, spec.groups)
+    return activation_reference(z, activation)
+
+
+def _in_pytorch(ctx: Any, grad: Tensor, of_statistics: None) -> Sequence[Tensor | None]:
+    images, *_, original = ctx.saved_tensors
+    x = images if original is None else original
+    inputs = (*ctx.settings, x, *held(ctx.parameters))
+    wanted = (*[False] * len(ctx.settings), *ctx.needs_input_grad[:3])
+    return gradients_of(_in_dtype, inputs, wanted, (grad,))[len(ctx.settings) :]
+
+
+class ConvolutionFunction(torch.autograd.Function):
+    """act(x * W + b) of x [N, C, *sizes], and for `pool` its largest of each 2 x 2 window, through the kernels.
+
+    The second result holds statistics of the first where they are wanted, see `conv.forward.Results`, else None. The
+    kernels compute in `dtype`, or for None in the one that all tensors have; gradients come in the tensors' own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype | None,
+        spec: ConvolutionSpec,
+        activation: Activation,
+        pool: bool,
+        want_statistics: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        results, saved, ctx.channels_last = convolution_forward(
+            x, weight, bias, dtype, spec, activation, pool, save=True, want_statistics=want_statistics
+        )
+        # A converted x has lost its history, which second derivatives through x need.
+        original = x if saved[0] is not x and ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(*saved, original)
+        ctx.parameters = hold(weight, bias)
+        ctx.settings = dtype, spec, activation, pool
+        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        if results.partial is not None:
+            ctx.mark_non_differentiable(results.partial)
+        return results.y, results.partial
+
+    @staticmethod
+    @through_kernels(_in_pytorch)
+    def backward(ctx: Any, grad: Tensor, of_statistics: None) -> tuple[Tensor | None, ...]:
+        x, weight, saved, argmax, _ = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        _, spec, activation, _ = ctx.settings
+        gradients = convolution_gradients(
+            grad, x, weight, saved, spec, activation, ctx.channels_last, wanted, ctx.dtypes, argmax
+        )
+        return (*gradients, None, None, None, None, None)
+
+
+def _in_dtype(
+    dtype: torch.dtype | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    pool: bool,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """The definition in `dtype`, pooled for `pool`."""
+    if dtype is not None:
+        x, weight, bias = cast_to(dtype, x, weight, bias)
+    y = convolution_reference(x, weight, bias, spec, activation)
+    return F.max_pool2d(y, 2) if pool else y
+
+
+def convolution_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    pool: bool,
+    *,
+    save: bool,
+    norm: Normalization | None = None,
+    want_statistics: bool = False,
+) -> tuple[Any, tuple[Tensor | None, ...], tuple[bool, bool]]:
+    """The results; x and W as the kernels read them, what act' does, the argmax; whether x and W came channels_last."""
+    channels_last = kernels.layout.is_channels_last(x), kernels.layout.is_channels_last(weight)
+    if dtype is not None:
+        x, weight, bias = cast_to(dtype, x, weight, bias)
+    images, packed = kernels.layout.to_channels_last(x), kernels.layout.to_channels_last(weight)
+    results = kernels.conv_forward.convolution_forward(
+        *(images, packed, bias, spec, activation),
+        save=save,
+        pool=pool,
+        norm=norm,
+        want_statistics=want_statistics,
+    )
+    # The converted tensors are saved, not their originals, which the backward would convert again.
+    saved = images, packed, results.saved, results.argmax
+    return results._replace(y=in_order(results.y, any(channels_last))), saved, channels_last
+
+
+def in_order(y: Tensor, channels_last: bool) -> Tensor:
+    """A channels_last tensor, converted to contiguous unless `channels_last`."""
+    return y if channels_last else kernels.layout.to_contiguous(y)
+
+
+def convolution_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    channels_last: tuple[bool, bool],
+    wanted: Sequence[bool],
+    dtypes: Sequence[torch.dtype | None],
+    argmax: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dX, dW, db), each None where not wanted.
+
+    Args:
+        grad: dY [N, K, *sizes].
+        x: [N, C, *sizes].
+        weight: [K, C / groups, *kernel size].
+        saved: y or z in dY's shape, as `activation.reads_output` says; None for identity.
+        spec: stride, padding, dilation, groups.
+        activation: the fused function.
+        channels_last: whether dX and dW are to be channels_last; contiguous otherwise.
+        wanted: whether dX, dW and db are needed.
+        dtypes: of dX, dW and db; None for a bias that isn't.
+        argmax: the tap that is the maximum of each 2 x 2 window, where the convolution pooled; `grad` and `saved` are
+            then those of the windows, [N, K, P // 2, Q // 2].
+    """
+    want_x, want_weight, want_bias = wanted
+    layout = kernels.layout
+    size, kernel_size = x.shape[2:], weight.shape[2:]
+    saved = None if saved is None else layout.to_channels_last(saved)
+    dz, db = layout.to_channels_last(grad), None
+    if want_weight and not want_x and kernels.conv_weight_gradient.takes_output_gradient(x, spec):
+        dw, db = kernels.conv_weight_gradient.convolution_weight_gradient(
+            dz,
+            layout.to_channels_last(x),
+            spec,
+            kernel_size,
+            channels_last=channels_last[1],
+            dtype=dtypes[1],
+            saved=saved,
+            argmax=argmax,
+            activation=activation,
+            want_bias=want_bias,
+        )
+        return None, dw, None if db is None else db.to(dtypes[2])
+    want_dz = activation.name != "identity" and (want_x or want_weight)
+    if want_bias or want_dz:
+        rows = None if saved is None else layout.as_rows(saved)
+        of_activation, db = kernels.activation.activation_backward(
+            layout.as_rows(dz), rows, activation, want_dz=want_dz, want_bias=want_bias
+        )
+        dz = dz if of_activation is None else layout.as_images(of_activation, dz)
+    if argmax is not None and (want_x or want_weight):
+        dz = _at_maxima(dz, argmax, spec.output_size(size, kernel_size))
+    dx, dw = None, None
+    if want_x:
+        packed = layout.to_channels_last(weight)
+        dx = kernels.conv_input_gradient.convolution_input_gradient(dz, packed, spec, size, dtypes[0])
+        dx = in_order(dx, channels_last[0])
+    if want_weight:
+        dw, _ = kernels.conv_weight_gradient.convolution_weight_gradient(
+            dz, layout.to_channels_last(x), spec, kernel_size, channels_last=channels_last[1], dtype=dtypes[1]
+        )
+    return dx, dw, None if db is None else db.to(dtypes[2])
+
+
+def _at_maxima(grad: Tensor, argmax: Tensor, size: Sizes) -> Tensor:
+    """The gradient of each 2 x 2 window, channels_last, at the pixel of its maximum; [N, K, *size]."""
+    return kernels.pool_maximum.max_pool_backward(grad, argmax, TWO_BY_TWO, size, channels_last=True)
+
+
+def _operator_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation, save: bool
+) -> Tensors:
+    """y in the memory order of `conv2d`, and z, channels_last, where the backward needs it."""
+    save = save and activation.reads_input
+    results, (_, _, z, _), _ = convolution_forward(x, weight, bias, None, spec, activation, False, save=save)
+    return results.y, z
+
+
+def _operator_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation, save: bool
+) -> Tensors:
+    shape = (x.shape[0], weight.shape[0], *spec.output_size(x.shape[2:], weight.shape[2:]))
+    y = empty_in_order(x, shape, x, weight)
+    return y, kernels.layout.empty_channels_last(y, shape) if save and activation.reads_input else None
+
+
+def empty_in_order(like: Tensor, shape: Sequence[int], *tensors: Tensor) -> Tensor:
+    """An uninitialized tensor, channels_last if any of `tensors` is, else contiguous."""
+    channels_last = any(map(kernels.layout.is_channels_last, tensors))
+    return kernels.layout.empty_channels_last(like, tuple(shape)) if channels_last else like.new_empty(shape)
+
+
+def _operator_backward(
+    grads: Sequence[Tensor],
+    saved: Sequence[Any],
+    spec: ConvolutionSpec,
+    activation: Activation,
+    wanted: Sequence[bool],
+) -> Tensors:
+    """In the memory order of x and weight."""
+    x, weight, for_derivative = saved
+    channels_last = kernels.layout.is_channels_last(x), kernels.layout.is_channels_last(weight)
+    return convolution_gradients(
+        grads[0], x, weight, for_derivative, spec, activation, channels_last, wanted, [x.dtype] * 3
+    )
+
+
+def _operator_fake_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> list[Tensor | None]:
+    x, weight, _ = saved
+    want_x, want_weight, want_bias = rest[-1]
+    return [
+        empty_in_order(x, x.shape, x) if want_x else None,
+        empty_in_order(weight, weight.shape, weight) if want_weight else None,
+        grads[0].new_empty(weight.shape[:1]) if want_bias else None,
+    ]
+
+
+def _flops(wanted: list[bool] | None, x: Tensor, weight: Tensor, *rest: Any) -> int:
+    """Two for each pair of output pixel and weight: one such product in the forward, one for each gradient."""
+    pixels = math.prod(rest[1].output_size(x.shape[2:], weight.shape[2:]))
+    return 2 * x.shape[0] * pixels * weight.numel() * (1 if wanted is None else sum(wanted[:2]))
+
+
+convolution_operator = Operator(
+    "convolution(Tensor x, Tensor weight, Tensor? bias, ConvolutionSpec spec, Activation activation)"
+    " -> (Tensor, Tensor)",
+    forward=_operator_forward,
+    fake=_operator_fake,
+    saves=lambda given, results: [*given[:2], results[0] if given[4].reads_output else results[1]],
+    backward=_operator_backward,
+    fake_backward=_operator_fake_backward,
+    reference=convolution_reference,
+    flops=_flops,
+)

@@ -1,0 +1,147 @@
+"""The numbers of a convolution or transposed convolution, checked: strides, paddings, dilations, groups, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from tinynet.ops.arguments import as_integer, as_sizes
+from tinynet_kernels.conv.spec import ConvolutionSpec, Sizes
+
+IntOrSizes = int | Sequence[int]  # one number, or one for each spatial axis
+_LETTERS = {1: "L", 2: "H, W", 3: "D, H, W"}
+
+
+def convolution_spec(
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrSizes,
+    padding: IntOrSizes | str,
+    dilation: IntOrSizes,
+    groups: int,
+) -> ConvolutionSpec:
+    """The checked spec of a convolution; arguments as in `conv2d`.
+
+    Args:
+        name: of the public function: conv1d, conv2d or conv3d.
+
+    Raises:
+        ValueError, TypeError: as `conv2d`.
+    """
+    axes = _check_dimensions(name, x, weight, "[K, C / groups, kernel size]")
+    groups = _checked_groups(name, groups)
+    K, group_inputs, *taps = weight.shape
+    C, *size = x.shape[-axes - 1 :]
+    if groups < 1 or K % groups != 0:
+        raise ValueError(f"{name}: groups must be positive and divide the {K} output channels of weight, got {groups}")
+    if group_inputs * groups != C:
+        raise ValueError(
+            f"{name}: input {tuple(x.shape)} has {C} channels, but weight {tuple(weight.shape)} with groups={groups} "
+            f"takes {group_inputs * groups}"
+        )
+    _check_bias(name, bias, K)
+    strides = as_sizes(name, "stride", stride, 1, axes)
+    dilations = as_sizes(name, "dilation", dilation, 1, axes)
+    begin, end = _padding(name, padding, strides, dilations, taps)
+    spec = ConvolutionSpec(strides, begin, end, dilations, groups)
+    padded, window = spec.padded_size(tuple(size)), spec.window(tuple(taps))
+    if min(taps) == 0 or any(needed > given for needed, given in zip(window, padded, strict=True)):
+        raise ValueError(
+            f"{name}: weight {tuple(weight.shape)} with dilation {dilations} needs {window} pixels, but input "
+            f"{tuple(x.shape)} has {padded} with its padding"
+        )
+    return spec
+
+
+def transposed_spec(
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrSizes,
+    padding: IntOrSizes,
+    output_padding: IntOrSizes,
+    groups: int,
+    dilation: IntOrSizes,
+) -> tuple[ConvolutionSpec, Sizes]:
+    """The checked spec of the convolution that maps a transposed convolution's result to its input; the result's size.
+
+    Args:
+        name: of the public function: conv_transpose1d, conv_transpose2d or conv_transpose3d.
+
+    Raises:
+        ValueError, TypeError: as `conv_transpose2d`.
+    """
+    axes = _check_dimensions(name, x, weight, "[C, K / groups, kernel size]")
+    groups = _checked_groups(name, groups)
+    C, *size = x.shape[-axes - 1 :]
+    taps = weight.shape[2:]
+    if groups < 1 or C % groups != 0:
+        raise ValueError(f"{name}: groups must be positive and divide the {C} channels of input, got {groups}")
+    if weight.shape[0] != C:
+        raise ValueError(
+            f"{name}: input {tuple(x.shape)} has {C} channels, but weight {tuple(weight.shape)} takes {weight.shape[0]}"
+        )
+    _check_bias(name, bias, weight.shape[1] * groups)
+    strides = as_sizes(name, "stride", stride, 1, axes)
+    dilations = as_sizes(name, "dilation", dilation, 1, axes)
+    paddings = as_sizes(name, "padding", padding, 0, axes)
+    extra = as_sizes(name, "output_padding", output_padding, 0, axes)
+    if any(more >= max(step, dilated) for more, step, dilated in zip(extra, strides, dilations, strict=True)):
+        raise ValueError(
+            f"{name}: output_padding must be smaller than stride or dilation, got {extra} for stride {strides} and "
+            f"dilation {dilations}"
+        )
+    end = tuple(before - more for before, more in zip(paddings, extra, strict=True))
+    spec = ConvolutionSpec(strides, paddings, end, dilations, groups)
+    before = zip(size, strides, spec.window(tuple(taps)), paddings, end, strict=True)
+    result = tuple((pixels - 1) * step + window - first - last for pixels, step, window, first, last in before)
+    if min(taps) == 0 or min(result) < 1:
+        raise ValueError(
+            f"{name}: weight {tuple(weight.shape)} with padding {paddings} gives an output of {result} pixels for "
+            f"input {tuple(x.shape)}"
+        )
+    return spec, result
+
+
+def _check_dimensions(name: str, x: Tensor, weight: Tensor, form: str) -> int:
+    """How many spatial axes the function of this name has."""
+    axes = int(name[-2])
+    sizes = _LETTERS[axes]
+    if weight.dim() != axes + 2:
+        raise ValueError(f"{name}: weight must be {form} with {axes + 2} dimensions, got shape {tuple(weight.shape)}")
+    if x.dim() not in (axes + 1, axes + 2):
+        raise ValueError(f"{name}: input must be [N, C, {sizes}] or [C, {sizes}], got shape {tuple(x.shape)}")
+    return axes
+
+
+def _checked_groups(name: str, groups: Any) -> int:
+    number = as_integer(groups)
+    if number is None:
+        raise TypeError(f"{name}: groups must be an integer, got {type(groups).__name__}")
+    return number
+
+
+def _check_bias(name: str, bias: Tensor | None, channels: int) -> None:
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"{name}: bias must be [{channels}] for this weight, got {tuple(bias.shape)}")
+
+
+def _padding(name: str, padding: Any, stride: Sizes, dilation: Sizes, taps: Sequence[int]) -> tuple[Sizes, Sizes]:
+    """Zeros before the first pixel of each axis, and after the last."""
+    if not isinstance(padding, str):
+        sizes = as_sizes(name, "padding", padding, 0, len(taps))
+        return sizes, sizes
+    if padding == "valid":
+        zeros = (0,) * len(taps)
+        return zeros, zeros
+    if padding != "same":
+        raise ValueError(f"{name}: padding must be numbers, 'valid' or 'same', got {padding!r}")
+    if max(stride) != 1:
+        raise ValueError(f"{name}: padding 'same' needs stride 1, got stride {stride}")
+    totals = [step * (count - 1) for step, count in zip(dilation, taps, strict=True)]
+    return tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)

@@ -78,7 +78,7 @@ def test_modes_see_every_operator() -> None:
         y, _ = nn.LSTM(4, 6)(rows)
         (loss + nn.MSELoss()(y, torch.zeros_like(y))).backward()
     assert launches
-    columns = ("conv2d", "max_pool", "mean_pool", "dropout", "linear", "activation")
+    columns = ("convolution", "max_pool", "mean_pool", "dropout", "linear", "activation")
     for column in (*columns, "cross_entropy", "embedding", "recurrent", "elementwise_loss"):
         assert {f"tinynet::{column}", f"tinynet::{column}_backward"} <= set(seen.names), column
     assert images.grad is not None

@@ -23,6 +23,11 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
     "Upsample": ({"scale_factor": 2, "mode": "bilinear"}, (2, 3, 5, 6)),
     "UpsamplingBilinear2d": ({"size": 7}, (2, 3, 5, 6)),
     "Conv2d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1}, (2, 3, 5, 6)),
+    "Conv1d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3}, (2, 3, 6)),
+    "Conv3d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3, "stride": 2}, (2, 3, 4, 5, 6)),
+    "ConvTranspose1d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3}, (2, 3, 6)),
+    "ConvTranspose2d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 2, "stride": 2}, (2, 3, 5, 6)),
+    "ConvTranspose3d": ({"in_channels": 3, "out_channels": 4, "kernel_size": 3}, (2, 3, 2, 3, 4)),
     "BatchNorm1d": ({"num_features": 5}, (4, 5)),
     "BatchNorm2d": ({"num_features": 3, "momentum": None}, (2, 3, 5, 6)),
     "BatchNorm3d": ({"num_features": 3, "affine": False}, (2, 3, 4, 5, 6)),
@@ -108,7 +113,12 @@ LAYERS: dict[str, tuple[dict, tuple[int, ...]]] = {
 }
 # Lazy layers: their arguments, and an input.
 LAZY: dict[str, tuple[dict, tuple[int, ...]]] = {
+    "LazyConv1d": ({"out_channels": 4, "kernel_size": 3}, (2, 3, 6)),
     "LazyConv2d": ({"out_channels": 4, "kernel_size": 3}, (2, 3, 5, 6)),
+    "LazyConv3d": ({"out_channels": 4, "kernel_size": 3}, (2, 3, 4, 5, 6)),
+    "LazyConvTranspose1d": ({"out_channels": 4, "kernel_size": 3}, (2, 3, 6)),
+    "LazyConvTranspose2d": ({"out_channels": 4, "kernel_size": 3}, (2, 3, 5, 6)),
+    "LazyConvTranspose3d": ({"out_channels": 4, "kernel_size": 3}, (2, 3, 2, 3, 4)),
     "LazyLinear": ({"out_features": 3}, (4, 5)),
 }
 RE_EXPORTED = [

@@ -355,6 +355,8 @@ def _problem(
 ) -> Problem:
     N, C, S = shape
     tile = channel_tile(C // groups, S, channels_last, target)
+    if kernel is group_norm_backward_kernel and target.kind in ("cuda", "hip"):
+        tile = tile._replace(block_channels=max(1, tile.block_channels // 2))  # x, dY and dX fill the registers
     strides = strides_of(C, S, channels_last)
     return Problem(
         kernel,

@@ -112,6 +112,12 @@ def test_residual(center: bool, dtype: torch.dtype, tile: LayerNormTile, device:
         assert_close(gradient, upstream[1], tolerance(dtype))
 
 
+def test_a_sum_of_frozen_operands_requires_no_gradient(device: str) -> None:
+    x, residual = torch.randn(2, 5, 8, device=device)
+    y, total = nn.LayerNorm(8, device=device)(x, residual)
+    assert y.requires_grad and not total.requires_grad
+
+
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
 @pytest.mark.parametrize("tile", TILES)
 def test_computes_only_wanted_gradients(wanted: tuple[bool, ...], tile: LayerNormTile, device: str) -> None:

@@ -551,6 +551,18 @@ def test_no_gradient_is_kept(device: str) -> None:
         assert gradient() is None
 
 
+def test_an_empty_parameter_leaves_the_others_to_the_kernels(device: str) -> None:
+    params = [torch.zeros(0, 3, device=device, requires_grad=True), torch.ones(5, device=device, requires_grad=True)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = optim.Adam(params, lr=0.5)
+    for step in (1, 2):
+        with counted_launches() as launches:
+            optimizer.step()
+        assert launches == ["adam_kernel"]
+        torch.testing.assert_close(params[1], torch.full_like(params[1], 1 - 0.5 * step))
+
+
 def test_nothing_has_a_gradient(device: str) -> None:
     for name, options in ONE_OF_EACH:
         ours = make(device, ((3,),))

@@ -53,6 +53,14 @@ def test_evaluation(dtype: torch.dtype, device: str) -> None:
     torch.testing.assert_close(nn.RReLU(0.2, 0.4).eval()(x), torch.nn.RReLU(0.2, 0.4).eval()(x))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_elements(dtype: torch.dtype, device: str) -> None:
+    """PyTorch's own has no float16 on CPUs."""
+    x = torch.empty(3, 0, device=device, dtype=dtype, requires_grad=True)
+    y = rrelu(x, training=True)
+    assert y.shape == x.shape and y.dtype is dtype and y.requires_grad
+
+
 def test_second_derivatives_and_compile(device: str) -> None:
     x = torch.randn(12, device=device, requires_grad=True)
     y = rrelu(x, training=True)

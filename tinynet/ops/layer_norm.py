@@ -229,6 +229,8 @@ def _normalize(
     if residual is None:
         return layer_norm_operator(route, x, *options).view(input.shape)
     y, total = add_layer_norm_operator(route, x, _as_rows(residual, columns), *options)
+    if not (input.requires_grad or residual.requires_grad):  # where only a parameter requires a gradient
+        total = total.detach()
     return y.view(input.shape), total.view(input.shape)
 
 

@@ -242,7 +242,7 @@ def _buckets(
     _check_gradients(operator, params, grads)
     tables = [] if tables is None else tables
     if (  # the last step again: what its one launch was checked and prepared for still holds
-        len(tables) == 1 and len(set(phases)) == 1 and _takes_kernels(operator, params[0]) and tables[0].follows(lists)
+        len(tables) == 1 and len(set(phases)) == 1 and _takes_kernels(operator, params) and tables[0].follows(lists)
     ):
         changed = [tensor for column in (params, *states) for tensor in column]
         return [_Bucket(phases[0], (), tables[0], changed, lists)]
@@ -250,7 +250,8 @@ def _buckets(
     buckets = []
     launches = 0
     for (phase, scattered), rows in _groups(lists, phases):
-        if scattered or not _takes_kernels(operator, rows[0][0]) or _share_memory([row[0] for row in rows]):
+        parameters = [row[0] for row in rows]
+        if scattered or not _takes_kernels(operator, parameters) or _share_memory(parameters):
             buckets.append(_Bucket(phase, rows, None))
             continue
         flat = list(zip(*rows, strict=True))
@@ -264,8 +265,9 @@ def _buckets(
     return buckets
 
 
-def _takes_kernels(operator: str, parameter: Tensor) -> bool:
-    return route_of(operator, ("params",), parameter) is Route.KERNELS
+def _takes_kernels(operator: str, params: Sequence[Tensor]) -> bool:
+    first = next((parameter for parameter in params if parameter.numel()), params[0])
+    return route_of(operator, ("params",), first) is Route.KERNELS
 
 
 def _groups(

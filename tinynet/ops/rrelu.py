@@ -68,7 +68,7 @@ def rrelu(
     lower, upper = float(lower), float(upper)  # kernels take no numbers of NumPy
     if not (lower <= upper and math.isfinite(lower) and math.isfinite(upper)):
         raise ValueError(f"rrelu: lower and upper must be finite and in order, got {lower} and {upper}")
-    if not training:
+    if not training or input.numel() == 0:
         return leaky_relu(input, (lower + upper) / 2)
     route = route_floating("rrelu", None, ("input",), input)
     if route is Route.REFERENCE:

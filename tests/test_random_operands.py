@@ -690,7 +690,8 @@ def test_layer_norm(device: str, data: st.DataObject) -> None:
 
     x = draw(tensors(device, [*lead, *shape], dtype, small_integers if residual else spread))
     lengths = (columns, *[columns] * (1 + with_residual), rows, rows)
-    check(draw, run, reference, x, *residual, *parameters, lengths=lengths)
+    # Deviations from the mean of an expanded row are rounding errors, which are divided by sqrt(eps).
+    check(draw, run, reference, x, *residual, *parameters, lengths=lengths, magnitude=4.0)
 
 
 @given(st.data())

@@ -253,9 +253,8 @@ class DotWriter:
                 in_place = self._segmented_operand(owner, needed)
             if in_place is not None:
                 return in_place
-        if isinstance(form, Buffer) and form.element == kind:
-            return _buffer_operand(form, source.type.shape, permutation)
-        return _buffer_operand(self._as_buffer(value, kind), value.type.shape, [0, 1])
+        # What is computed lies in the order of what is transposed: its loops then walk along its own lines.
+        return _buffer_operand(self._as_buffer(source, kind), source.type.shape, permutation)
 
     def _wrapped_operand(self, value: Value, kind: str, load: Operation, permutation: list[int]) -> str | None:
         """A load with offsets ``arange % bound``: in place if nothing wraps, else computed into a buffer."""

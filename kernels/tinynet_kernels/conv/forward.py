@@ -12,6 +12,8 @@ statistics follows, that:
     2 to 15         the same product, but one step is block_k (tap, channel) pairs: a tap alone would be too thin
     1               no product: taps unrolled (`depthwise.py`)
 
+Of 3 x 3 taps and stride 1, Winograd's algorithm takes less time on CPUs (`winograd/`).
+
 A convolution of one tap with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
 `input_gradient.py` and `weight_gradient.py`. Source: the definition of torch.nn.functional.conv3d; implicit GEMM as in
 cuDNN (Chetlur et al. 2014, arXiv:1410.0759).
@@ -48,6 +50,8 @@ from tinynet_kernels.conv.window import (
     windows_of,
     with_bias,
 )
+from tinynet_kernels.conv.winograd.forward import WinogradConvolution, winograd_convolution
+from tinynet_kernels.conv.winograd.tiles import asks_for_exact_products, is_eligible, winograd_tile
 from tinynet_kernels.gemm import GROUP, tile_start
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
@@ -272,21 +276,46 @@ def convolution_forward(
     y = empty_channels_last(x, shape)
     z = torch.empty_like(y) if save and activation.reads_input else None
     argmax = torch.empty_like(y, dtype=torch.int8) if pool and save else None
-    partial = y.new_empty((tiles, 3, K), dtype=torch.float32) if want_statistics else None
-    problem.launch_named(
-        x_ptr=x,
-        weight_ptr=taps_first(weight) if group_inputs == 1 else weight,
-        bias_ptr=bias,
-        mean_ptr=mean,
-        variance_ptr=variance,
-        scale_ptr=scale,
-        shift_ptr=shift,
-        y_ptr=y,
-        z_ptr=z,
-        argmax_ptr=argmax,
-        partial_ptr=partial,
+    tensors = {"bias_ptr": bias, "mean_ptr": mean, "variance_ptr": variance, "scale_ptr": scale, "shift_ptr": shift}
+    tensors |= {"y_ptr": y, "z_ptr": z, "argmax_ptr": argmax}
+    saved = y if save and activation.reads_output else z
+
+    def room_for_statistics(tiles: int) -> torch.Tensor | None:
+        return y.new_empty((tiles, 3, K), dtype=torch.float32) if want_statistics else None
+
+    if is_eligible(spec, weight.shape[2:], dtype):
+        exact = asks_for_exact_products()
+        winograd = _winograd_problem(x.shape, weight.shape, spec, activation, pool, epsilon, exact, target)
+        if winograd is not None:
+            partial = room_for_statistics(winograd.pixel_tiles)
+            if winograd.launch(x, weight, **tensors, partial_ptr=partial):
+                return Results(y, saved, argmax, partial)
+    partial = room_for_statistics(tiles)
+    weight = taps_first(weight) if group_inputs == 1 else weight
+    problem.launch_named(x_ptr=x, weight_ptr=weight, **tensors, partial_ptr=partial)
+    return Results(y, saved, argmax, partial)
+
+
+@lru_cache(maxsize=4096)
+def _winograd_problem(
+    x_shape: Shape,
+    weight_shape: Shape,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    pool: bool,
+    epsilon: float,
+    exact: bool,
+    target: Target,
+) -> WinogradConvolution | None:
+    kernel_size = tuple(weight_shape[2:])
+    output = x_shape[0], weight_shape[0], *spec.output_size(tuple(x_shape[2:]), kernel_size)
+    shape, spec, _ = ConvolutionShape.of(x_shape, output, kernel_size, spec)
+    tile = winograd_tile(shape, exact, target)
+    return (
+        None
+        if tile is None
+        else winograd_convolution(shape, spec.padding, tile, activation, pool=pool, epsilon=epsilon)
     )
-    return Results(y, y if save and activation.reads_output else z, argmax, partial)
 
 
 @lru_cache(maxsize=4096)

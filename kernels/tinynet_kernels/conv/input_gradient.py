@@ -39,6 +39,8 @@ from tinynet_kernels.conv.window import (
     pixel_position,
     sum_over_taps,
 )
+from tinynet_kernels.conv.winograd.forward import WinogradConvolution, winograd_convolution
+from tinynet_kernels.conv.winograd.tiles import asks_for_exact_products, is_eligible, winograd_tile
 from tinynet_kernels.gemm import GROUP, tile_start
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
@@ -278,8 +280,25 @@ def _launch(
     activation: Activation,
 ) -> None:
     target = current_target()
+    if dx.dtype is dz.dtype and is_eligible(spec, weight.shape[2:], dz.dtype):
+        winograd = _winograd_problem(dz.shape, dx.shape, spec, activation, asks_for_exact_products(), target)
+        tensors = dict.fromkeys(("mean_ptr", "variance_ptr", "scale_ptr", "shift_ptr"))
+        results = {"y_ptr": dx, "z_ptr": z, "argmax_ptr": None, "partial_ptr": None}
+        if winograd is not None and winograd.launch(dz, weight, bias_ptr=bias, **tensors, **results):
+            return
     precision = convolution_precision(dz.dtype, target)
     problem = _input_gradient_problem(
         dz.shape, dx.shape, weight.shape[2:], dz.dtype, precision, spec, activation, target
     )
     problem.launch(dz, weight, bias, dx, z)
+
+
+@lru_cache(maxsize=4096)
+def _winograd_problem(
+    dz_shape: Shape, dx_shape: Shape, spec: ConvolutionSpec, activation: Activation, exact: bool, target: Target
+) -> WinogradConvolution | None:
+    """The convolution of dZ, padded by what is left of the window, with inputs and outputs exchanged."""
+    padding = 2 - spec.padding[0], 2 - spec.padding[1]
+    shape = ConvolutionShape.of(dz_shape, dx_shape, (3, 3), spec)[0]
+    tile = winograd_tile(shape, exact, target)
+    return None if tile is None else winograd_convolution(shape, padding, tile, activation, reversed=True)

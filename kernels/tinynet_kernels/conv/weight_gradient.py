@@ -34,6 +34,8 @@ from tinynet_kernels.conv.tiles import (
     convolution_weight_tile,
 )
 from tinynet_kernels.conv.window import box_position, inside, next_box, offset_in, output_position, pixel_position
+from tinynet_kernels.conv.winograd.tiles import asks_for_exact_products, is_eligible, winograd_weight_tile
+from tinynet_kernels.conv.winograd.weight_gradient import WinogradWeightGradient, winograd_weight_gradient
 from tinynet_kernels.gemm import GROUP, grouped_tile
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_rows, channels_before
@@ -429,6 +431,16 @@ def convolution_weight_gradient(
         dw = depthwise_weight_gradient(dy, x, spec, kernel_size, dtype)
         return _in_order(dw, (K, *kernel_size, 1), channels_last), None
     target = current_target()
+    dtype = x.dtype if dtype is None else dtype
+    group_inputs = C // spec.groups
+    shape = (K, *kernel_size, group_inputs) if channels_last else (K, group_inputs, *kernel_size)
+    if activation is None and dtype is x.dtype and is_eligible(spec, kernel_size, x.dtype):
+        exact = asks_for_exact_products()
+        winograd = _winograd_problem(x.shape, dy.shape, spec, channels_last, exact, target)
+        if winograd is not None:
+            dw = dy.new_empty((winograd.splits, *shape))
+            if winograd.launch(x, dy, dw):
+                return _sum_of_splits(dw, dtype, channels_last), None
     problem, splits = _weight_gradient_problem(
         x.shape,
         dy.shape,
@@ -441,20 +453,31 @@ def convolution_weight_gradient(
         channels_last,
         target,
     )
-    dtype = x.dtype if dtype is None else dtype
-    group_inputs = C // spec.groups
-    shape = (K, *kernel_size, group_inputs) if channels_last else (K, group_inputs, *kernel_size)
     dw = torch.empty((splits, *shape), dtype=dtype if splits == 1 else torch.float32, device=x.device)
     db = torch.empty((splits, K), dtype=torch.float32, device=x.device) if want_bias else None
     if problem.kernel is convolution_weight_gradient_runs_kernel:
         problem.launch(x, dy, saved, argmax, dw, db)
     else:
         problem.launch(x, dy, dw)
-    summed = dw[0] if splits == 1 else sum_partials(dw, dtype)
-    return channels_before(summed) if channels_last else summed, None if db is None else sum_partials(db)
+    return _sum_of_splits(dw, dtype, channels_last), None if db is None else sum_partials(db)
+
+
+def _sum_of_splits(dw: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
+    """dW [K, C, *kernel size] of its splits, which hold the channels last where `channels_last`."""
+    summed = dw[0] if dw.shape[0] == 1 else sum_partials(dw, dtype)
+    return channels_before(summed) if channels_last else summed
 
 
 def _in_order(dw: torch.Tensor, shape: Shape, channels_last: bool) -> torch.Tensor:
     """dW, of which taps or channels are one, as a view [K, C, *kernel size] that is channels_last or contiguous."""
     K, *kernel_size, C = shape
     return channels_before(dw.view(shape)) if channels_last else dw.view(K, C, *kernel_size)
+
+
+@lru_cache(maxsize=4096)
+def _winograd_problem(
+    x_shape: Shape, dz_shape: Shape, spec: ConvolutionSpec, channels_last: bool, exact: bool, target: Target
+) -> WinogradWeightGradient | None:
+    shape = ConvolutionShape.of(x_shape, dz_shape, (3, 3), spec)[0]
+    tile = winograd_weight_tile(shape, exact, target)
+    return None if tile is None else winograd_weight_gradient(shape, spec.padding, tile, channels_last, target)

@@ -39,6 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=_positive_list, default=None, help="comma-separated numbers of CPU threads, e.g. 1,2"
     )
+    parser.add_argument("--batch", type=_positive_list, default=(8,), help="batch sizes of convolutions, e.g. 1,8,32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="time per case, for all contenders together")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile (minutes of compilation)")
@@ -72,10 +73,10 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[results.
     for column in options.only:
         module = importlib.import_module(f"benchmarks.bench_{column}")
         for dtype in options.dtype:
-            setting = Setting(device, DTYPES[dtype], options.compile)
+            setting = Setting(device, DTYPES[dtype], options.compile, options.batch)
             torch.manual_seed(0)
-            cases = [case for case in module.cases(setting) if options.match in f"{case.name} {case.size}"]
-            for case in tqdm(cases, desc=f"{module.TITLE}, {dtype}", leave=False):
+            cases = (case for case in module.cases(setting) if options.match in f"{case.name} {case.size}")
+            for case in tqdm(cases, desc=f"{module.TITLE}, {dtype}", leave=False):  # each made when its turn comes
                 error = check(case)
                 for count in threads:
                     torch.set_num_threads(count)
@@ -131,6 +132,7 @@ def main() -> None:
     if not measured:
         sys.exit("no case matched")
     print(results.table(measured))
+    print(results.means(measured))
     print(f"wrote {results.save(measured, device, options.out)}")
     for column in dict.fromkeys(row.column for row in measured):
         path = results.plot([row for row in measured if row.column == column], options.out)

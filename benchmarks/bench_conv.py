@@ -1,81 +1,88 @@
-"""conv2d 3x3 + bias + relu: forward, data gradient, weight gradient; PyTorch in both layouts."""
+"""Convolutions of well-known networks, forward alone and with both gradients; PyTorch in both layouts.
+
+Of a first layer the images need no gradient. `--batch 1,8,32` chooses the batch sizes, `--match depthwise` a kind,
+`--match ResNet` a network.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.case import OURS, Case, Setting, allowed_error
-from tinynet.functional import conv2d
+from benchmarks.convolution_layers import LAYERS, Layer
+from tinynet import functional
 
 TITLE = "conv"
-# (N, C, H, W) -> K, 3x3, padding 1
-SIZES = ((64, 32, 28, 28, 64), (32, 128, 14, 14, 128))
-LAYOUTS = {"eager": torch.contiguous_format, "eager channels_last": torch.channels_last}
+_CHANNELS_LAST = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
+
+Operands = tuple[Tensor, Tensor, Tensor]  # x, W and the upstream gradient
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    for N, C, H, W, K in SIZES:
-        yield forward(setting, N, C, H, W, K)
-        yield gradient(setting, N, C, H, W, K, of_input=True)
-        yield gradient(setting, N, C, H, W, K, of_input=False)
+    for layer in LAYERS:
+        for N in setting.batches if layer.batch is None else (layer.batch,):
+            yield _case(setting, layer, N, training=False)
+            yield _case(setting, layer, N, training=True)
 
 
-def our_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return conv2d(x, weight, bias, padding=1, activation="relu")
+def _case(setting: Setting, layer: Layer, N: int, *, training: bool) -> Case:
+    x_shape, y_shape = (N, layer.C, *layer.size), (N, layer.K, *layer.output_size)
+    x, y, weight = map(math.prod, (x_shape, y_shape, layer.weight_shape))
+    products = (x // layer.C if layer.transposed else y // layer.K) * weight
+    gradients = 0 if not training else 1 if layer.kind == "stem" else 2
 
+    @cache  # a case that isn't run allocates nothing
+    def operands() -> Operands:
+        values = setting.random(*x_shape), setting.random(*layer.weight_shape), setting.random(*y_shape)
+        return values[0], values[1] * (weight / layer.K) ** -0.5, values[2]
 
-def eager_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.relu(F.conv2d(x, weight, bias, padding=1))
-
-
-def operands(setting: Setting, N: int, C: int, H: int, W: int, K: int) -> tuple[Tensor, Tensor, Tensor]:
-    return setting.random(N, C, H, W), setting.random(K, C, 3, 3) * (9 * C) ** -0.5, setting.random(K)
-
-
-def forward(setting: Setting, N: int, C: int, H: int, W: int, K: int) -> Case:
-    x, weight, bias = operands(setting, N, C, H, W, K)
-    contenders: dict[str, Callable[[], Tensor]] = {}
-    last = x.to(memory_format=torch.channels_last)
-    contenders[OURS] = lambda: our_layer(last, weight, bias)
-    for name, layout in LAYOUTS.items():
-        a, w = x.to(memory_format=layout), weight.to(memory_format=layout)
-        contenders[name] = lambda a=a, w=w: eager_layer(a, w, bias)
-    contenders |= setting.compiled(eager_layer, last, weight.to(memory_format=torch.channels_last), bias)
-    return _case(setting, "forward", (N, C, H, W, K), contenders, 9 * C)
-
-
-def gradient(setting: Setting, N: int, C: int, H: int, W: int, K: int, *, of_input: bool) -> Case:
-    x, weight, bias = operands(setting, N, C, H, W, K)
-    grad = setting.random(N, K, H, W)
-    contenders: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
-    layers = {OURS: (our_layer, torch.channels_last)}
-    layers |= {name: (eager_layer, layout) for name, layout in LAYOUTS.items()}
-    for name, (layer, layout) in layers.items():
-        a = x.detach().to(memory_format=layout).requires_grad_(of_input)
-        w = weight.detach().to(memory_format=torch.contiguous_format if name == OURS else layout)
-        w.requires_grad_(not of_input)
-        b = bias.detach().clone().requires_grad_(not of_input)
-        g = grad.to(memory_format=layout)
-        y = layer(a, w, b)
-        wanted = (a,) if of_input else (w, b)
-        contenders[name] = lambda y=y, t=wanted, g=g: torch.autograd.grad(y, t, g, retain_graph=True)
-    what = "data gradient" if of_input else "weight gradient"
-    return _case(setting, what, (N, C, H, W, K), contenders, 9 * K if of_input else N * H * W)
-
-
-def _case(setting: Setting, what: str, size: tuple[int, ...], contenders: dict, reduction_length: int) -> Case:
-    N, C, H, W, K = size
-    elements = N * H * W * (C + K) + 9 * C * K
+    contiguous, last = torch.contiguous_format, _CHANNELS_LAST[len(layer.size)]
+    ours, eager = getattr(functional, layer.function), getattr(F, layer.function)
+    contenders = {
+        OURS: _contender(ours, layer, operands, gradients, last, contiguous),
+        "eager": _contender(eager, layer, operands, gradients, contiguous, contiguous),
+        "eager channels_last": _contender(eager, layer, operands, gradients, last, last),
+    }
+    if last is contiguous:
+        del contenders["eager channels_last"]
     return Case(
-        f"conv2d 3x3 + bias + relu, {what}",
-        f"{N}x{C}x{H}x{W} -> {K}",
-        2 * N * H * W * 9 * C * K,
-        elements * setting.dtype.itemsize,
+        f"{layer.kind}, {'training' if training else 'forward'}",
+        f"{'x'.join(map(str, x_shape))} -> {layer.K} ({layer.network})",
+        2 * products * (1 + gradients),
+        (x + y + weight) * (1 + gradients) * setting.dtype.itemsize,
         contenders,
-        allowed_error(setting.dtype, reduction_length),
+        allowed_error(setting.dtype, y // layer.K if training else weight // layer.K),
         N,
     )
+
+
+def _contender(
+    function: Callable[..., Tensor],
+    layer: Layer,
+    operands: Callable[[], Operands],
+    gradients: int,
+    images: torch.memory_format,
+    filters: torch.memory_format,
+) -> Callable[[], Any]:
+    """The layer's result or, of `gradients`, the first of those by W and x."""
+
+    @cache
+    def prepared() -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        x, weight, upstream = operands()
+        x = x.contiguous(memory_format=images).requires_grad_(gradients > 1)
+        weight = weight.contiguous(memory_format=filters).requires_grad_(gradients > 0)
+        return x, weight, upstream.contiguous(memory_format=images), [weight, x][:gradients]
+
+    def run() -> Any:
+        x, weight, upstream, leaves = prepared()
+        y = function(x, weight, **layer.options)
+        return torch.autograd.grad(y, leaves, upstream) if leaves else y
+
+    return run

@@ -39,11 +39,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """The device and dtype of a column's cases, and whether to time torch.compile."""
+    """What a column's cases are made for.
+
+    Attributes:
+        device, dtype: of the operands.
+        compile: whether to time torch.compile.
+        batches: batch sizes of layers for which a network has no usual one.
+    """
 
     device: torch.device
     dtype: torch.dtype
     compile: bool
+    batches: tuple[int, ...] = (8,)
 
     def compiled(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Callable[[], Any]]:
         """Returns the contender "compile" if requested, else none."""

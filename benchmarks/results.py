@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,11 @@ def versions() -> dict[str, str]:
 
 
 def table(rows: list[Row]) -> str:
-    """Formats the rows: microseconds, nanoseconds per sample, ratio to eager PyTorch, fraction of the peak."""
-    head = ("work", "size", "dtype", "thr", "tinynet us", "ns/sample", "eager us", "ratio", "compile", "peak")
+    """Formats the rows: times in microseconds, ratio to eager PyTorch, speed, share of the peak, and error."""
+    head = (
+        *("work", "size", "dtype", "thr", "tinynet us", "ns/sample", "eager us", "ratio", "compile"),
+        *("GFLOP/s", "peak", "error"),
+    )
     body: list[tuple[str, ...]] = [head]
     for row in rows:
         baseline, compiled = row.baseline, row.times.get("compile")
@@ -93,9 +97,30 @@ def table(rows: list[Row]) -> str:
                 "-" if baseline is None else f"{row.times[baseline].minimum * 1e6:.1f}",
                 "-" if row.ratio is None else f"{row.ratio:.2f}",
                 "-" if compiled is None else f"{ours.minimum / compiled.minimum:.2f}",
+                f"{row.flops * 1e-9 / ours.minimum:.1f}",
                 f"{row.share_of_peak:.0%}",
+                "-" if row.error is None else f"{row.error:.0e}",
             )
         )
+    return _aligned(body)
+
+
+def means(rows: list[Row]) -> str:
+    """Formats the geometric mean and the largest of the ratios to eager PyTorch for each kind of work."""
+    ratios: dict[tuple[str, str, int], list[float]] = {}
+    for row in rows:
+        if row.ratio is not None:
+            ratios.setdefault((row.name, row.dtype, row.threads), []).append(row.ratio)
+    body: list[tuple[str, ...]] = [("work", "dtype", "thr", "rows", "mean ratio", "largest")]
+    for (name, dtype, threads), group in ratios.items():
+        mean = statistics.geometric_mean(group)
+        body.append((name, dtype, str(threads), str(len(group)), f"{mean:.2f}", f"{max(group):.2f}"))
+    return _aligned(body)
+
+
+def _aligned(body: list[tuple[str, ...]]) -> str:
+    """Text of a table whose first line is its head."""
+    head = body[0]
     widths = [max(len(line[i]) for line in body) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in body]
     lines.insert(1, "-" * len(lines[0]))

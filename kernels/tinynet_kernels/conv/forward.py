@@ -283,9 +283,9 @@ def convolution_forward(
     def room_for_statistics(tiles: int) -> torch.Tensor | None:
         return y.new_empty((tiles, 3, K), dtype=torch.float32) if want_statistics else None
 
-    if is_eligible(spec, weight.shape[2:], dtype):
+    if is_eligible(spec, weight.shape[2:]):
         exact = asks_for_exact_products()
-        winograd = _winograd_problem(x.shape, weight.shape, spec, activation, pool, epsilon, exact, target)
+        winograd = _winograd_problem(x.shape, weight.shape, dtype, spec, activation, pool, epsilon, exact, target)
         if winograd is not None:
             partial = room_for_statistics(winograd.pixel_tiles)
             if winograd.launch(x, weight, **tensors, partial_ptr=partial):
@@ -300,6 +300,7 @@ def convolution_forward(
 def _winograd_problem(
     x_shape: Shape,
     weight_shape: Shape,
+    dtype: torch.dtype,
     spec: ConvolutionSpec,
     activation: Activation,
     pool: bool,
@@ -310,7 +311,7 @@ def _winograd_problem(
     kernel_size = tuple(weight_shape[2:])
     output = x_shape[0], weight_shape[0], *spec.output_size(tuple(x_shape[2:]), kernel_size)
     shape, spec, _ = ConvolutionShape.of(x_shape, output, kernel_size, spec)
-    tile = winograd_tile(shape, exact, target)
+    tile = winograd_tile(shape, dtype, exact, target)
     return (
         None
         if tile is None

@@ -280,8 +280,9 @@ def _launch(
     activation: Activation,
 ) -> None:
     target = current_target()
-    if dx.dtype is dz.dtype and is_eligible(spec, weight.shape[2:], dz.dtype):
-        winograd = _winograd_problem(dz.shape, dx.shape, spec, activation, asks_for_exact_products(), target)
+    if is_eligible(spec, weight.shape[2:]):
+        exact = asks_for_exact_products()
+        winograd = _winograd_problem(dz.shape, dx.shape, dz.dtype, spec, activation, exact, target)
         tensors = dict.fromkeys(("mean_ptr", "variance_ptr", "scale_ptr", "shift_ptr"))
         results = {"y_ptr": dx, "z_ptr": z, "argmax_ptr": None, "partial_ptr": None}
         if winograd is not None and winograd.launch(dz, weight, bias_ptr=bias, **tensors, **results):
@@ -295,10 +296,16 @@ def _launch(
 
 @lru_cache(maxsize=4096)
 def _winograd_problem(
-    dz_shape: Shape, dx_shape: Shape, spec: ConvolutionSpec, activation: Activation, exact: bool, target: Target
+    dz_shape: Shape,
+    dx_shape: Shape,
+    dtype: torch.dtype,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    exact: bool,
+    target: Target,
 ) -> WinogradConvolution | None:
     """The convolution of dZ, padded by what is left of the window, with inputs and outputs exchanged."""
     padding = 2 - spec.padding[0], 2 - spec.padding[1]
     shape = ConvolutionShape.of(dz_shape, dx_shape, (3, 3), spec)[0]
-    tile = winograd_tile(shape, exact, target)
+    tile = winograd_tile(shape, dtype, exact, target)
     return None if tile is None else winograd_convolution(shape, padding, tile, activation, reversed=True)

@@ -434,11 +434,11 @@ def convolution_weight_gradient(
     dtype = x.dtype if dtype is None else dtype
     group_inputs = C // spec.groups
     shape = (K, *kernel_size, group_inputs) if channels_last else (K, group_inputs, *kernel_size)
-    if activation is None and dtype is x.dtype and is_eligible(spec, kernel_size, x.dtype):
+    if activation is None and is_eligible(spec, kernel_size):
         exact = asks_for_exact_products()
-        winograd = _winograd_problem(x.shape, dy.shape, spec, channels_last, exact, target)
+        winograd = _winograd_problem(x.shape, dy.shape, x.dtype, spec, channels_last, exact, target)
         if winograd is not None:
-            dw = dy.new_empty((winograd.splits, *shape))
+            dw = dy.new_empty((winograd.splits, *shape), dtype=dtype if winograd.splits == 1 else torch.float32)
             if winograd.launch(x, dy, dw):
                 return _sum_of_splits(dw, dtype, channels_last), None
     problem, splits = _weight_gradient_problem(
@@ -476,8 +476,14 @@ def _in_order(dw: torch.Tensor, shape: Shape, channels_last: bool) -> torch.Tens
 
 @lru_cache(maxsize=4096)
 def _winograd_problem(
-    x_shape: Shape, dz_shape: Shape, spec: ConvolutionSpec, channels_last: bool, exact: bool, target: Target
+    x_shape: Shape,
+    dz_shape: Shape,
+    dtype: torch.dtype,
+    spec: ConvolutionSpec,
+    channels_last: bool,
+    exact: bool,
+    target: Target,
 ) -> WinogradWeightGradient | None:
     shape = ConvolutionShape.of(x_shape, dz_shape, (3, 3), spec)[0]
-    tile = winograd_weight_tile(shape, exact, target)
+    tile = winograd_weight_tile(shape, dtype, exact, target)
     return None if tile is None else winograd_weight_gradient(shape, spec.padding, tile, channels_last, target)

@@ -20,7 +20,9 @@ _BLOCK_INPUTS = 16
 
 @triton.jit
 def load_filters(weight_ptr, input, output, inputs_left, outputs_left, taps, REVERSED: constexpr, EVEN: constexpr):
-    """The 9 taps of the filters [input, output], or [output, input] as they lie in memory unless REVERSED, a tuple.
+    """The 9 taps of the filters in fp32, a tuple of [input, output] where REVERSED, else of [output, input].
+
+    That is their order in memory.
 
     Args:
         weight_ptr: the first tap of the first input and output, of W [K, 3, 3, C] or, REVERSED, of W with inputs and
@@ -38,9 +40,9 @@ def load_filters(weight_ptr, input, output, inputs_left, outputs_left, taps, REV
             from_tap = weight_ptr + tap * taps + (output[:, None] * (9 * taps) + input[None, :])
             mask = (output < outputs_left)[:, None] & (input < inputs_left)[None, :]
         if EVEN:
-            g += (tl.load(from_tap),)  # in bounds: no channel is past the end
+            g += (tl.load(from_tap).to(tl.float32),)  # in bounds: no channel is past the end
         else:
-            g += (tl.load(from_tap, mask=mask, other=0.0),)
+            g += (tl.load(from_tap, mask=mask, other=0.0).to(tl.float32),)
     return g
 
 

@@ -173,9 +173,9 @@ class WinogradConvolution(NamedTuple):
         """Computes what `others` hold by the kernel's names; returns whether it is right: all sums are finite."""
         filters = None
         if self.filters is not None:
-            filters = weight.new_empty(self.filters_shape)
+            filters = weight.new_empty(self.filters_shape, dtype=torch.float32)
             self.filters.launch(weight, filters)
-        infinite = x.new_empty(self.convolution.grid)
+        infinite = x.new_empty(self.convolution.grid, dtype=torch.float32)
         self.convolution.launch_named(x_ptr=x, weight_ptr=weight, filters_ptr=filters, infinite_ptr=infinite, **others)
         return not infinite.any()
 
@@ -206,7 +206,7 @@ def winograd_convolution(
     epsilon: float = 0.0,
     reversed: bool = False,
 ) -> WinogradConvolution:
-    """The launches of a convolution of 3 x 3 taps and stride 1 in fp32.
+    """The launches of a convolution of 3 x 3 taps and stride 1.
 
     Args:
         shape: of the convolution that is computed.

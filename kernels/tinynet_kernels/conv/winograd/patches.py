@@ -71,7 +71,7 @@ def pixel_of(squares, i, j):
 
 @triton.jit
 def load_squares(ptr, squares, first, channels, COUNT: constexpr, SIDE: constexpr, EVEN: constexpr):
-    """Their SIDE x SIDE pixels in row order, a tuple of [tiles, COUNT]: zeros outside of the image.
+    """Their SIDE x SIDE pixels in row order and fp32, a tuple of [tiles, COUNT]: zeros outside of the image.
 
     COUNT channels from `first` on; EVEN says that all of them are below `channels`, else those that are not are zeros.
     """
@@ -84,5 +84,5 @@ def load_squares(ptr, squares, first, channels, COUNT: constexpr, SIDE: constexp
                 mask = mask & (channel < channels - first)[None, :]
             pixel = ptr + squares.base + first + (i * squares.W + j) * squares.C
             offset = squares.offset[:, None] + channel[None, :]
-            pixels += (tl.load(pixel + offset, mask=mask, other=0.0),)
+            pixels += (tl.load(pixel + offset, mask=mask, other=0.0).to(tl.float32),)
     return pixels

@@ -1,7 +1,7 @@
 """By rule: where Winograd's algorithm is faster than the definition, with tiles of which side, and a program's share.
 
-It is used for planes in fp32 on the CPU engine. On a GPU the accumulators of all positions of a patch don't fit the
-registers of a program.
+It is used for planes on the CPU engine; 16-bit values are widened to fp32 first. On a GPU the accumulators of all
+positions of a patch don't fit the registers of a program.
 """
 
 from __future__ import annotations
@@ -60,21 +60,22 @@ def asks_for_exact_products() -> bool:
     return torch.backends.mkldnn.conv.fp32_precision == "ieee" or torch.are_deterministic_algorithms_enabled()  # pyright: ignore
 
 
-def is_eligible(spec: ConvolutionSpec, kernel_size: Sizes, dtype: torch.dtype) -> bool:
-    """Whether the algorithm computes such a convolution: 3 x 3 neighboring taps, stride 1, fp32."""
-    return kernel_size == (3, 3) and spec.stride == spec.dilation == (1, 1) and dtype is torch.float32
+def is_eligible(spec: ConvolutionSpec, kernel_size: Sizes) -> bool:
+    """Whether the algorithm computes such a convolution: 3 x 3 neighboring taps and stride 1."""
+    return kernel_size == (3, 3) and spec.stride == spec.dilation == (1, 1)
 
 
 @lru_cache(maxsize=4096)
-def winograd_tile(shape: ConvolutionShape, exact: bool, target: Target) -> WinogradTile | None:
+def winograd_tile(shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target) -> WinogradTile | None:
     """The tile for a convolution or its data gradient, None where the definition is faster or an offset exceeds int32.
 
     Args:
         shape: of the convolution that is computed: for a data gradient x is dZ, and y is dX.
-        exact: whether only tiles of 2 x 2 may be used; see `asks_for_exact_products`.
+        dtype: of x and W.
+        exact: whether only tiles of 2 x 2 may be used in fp32; see `asks_for_exact_products`.
         target: where it runs.
     """
-    m = _side(shape, exact, target)
+    m = _side(shape, dtype, exact, target)
     if m is None:
         return None
     tiles, columns = TileGrid.of(shape, m).tiles, shape.group_outputs
@@ -87,9 +88,11 @@ def winograd_tile(shape: ConvolutionShape, exact: bool, target: Target) -> Winog
 
 
 @lru_cache(maxsize=4096)
-def winograd_weight_tile(shape: ConvolutionShape, exact: bool, target: Target) -> WinogradTile | None:
+def winograd_weight_tile(
+    shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target
+) -> WinogradTile | None:
     """The tile for a weight gradient, None as of `winograd_tile`."""
-    m = _side(shape, exact, target)
+    m = _side(shape, dtype, exact, target)
     if m is None:
         return None
     block_tiles = min(64, max(16, power_of_2_at_least(TileGrid.of(shape, m).tiles)))
@@ -108,14 +111,16 @@ def transforms_own_filters(tiles: int, tile: WinogradTile) -> bool:
     return ceil_div(tiles, tile.block_tiles) <= _OWN_FILTER_TILES
 
 
-def _side(shape: ConvolutionShape, exact: bool, target: Target) -> int | None:
+def _side(shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target) -> int | None:
     """The side of the tiles that take the least time; None where that is the definition."""
     inputs, outputs = shape.group_inputs, shape.group_outputs
     if target.kind != "cpu" or min(inputs, outputs) < _FEWEST_CHANNELS or _is_wide(shape):
         return None
     per_position = 1 + _TRANSFORM_COST * (1 / inputs + 1 / outputs)
-    times: dict[int | None, float] = {None: 9.0 * shape.pixels(pool=False)}
-    for m in (2,) if exact or TileGrid.of(shape, 4).tiles < _FEWEST_TILES else (2, 4):
+    # Some processors multiply twice as many bf16 values as fp32 ones at once.
+    times: dict[int | None, float] = {None: (4.5 if dtype is torch.bfloat16 else 9.0) * shape.pixels(pool=False)}
+    only_small = (exact and dtype is torch.float32) or TileGrid.of(shape, 4).tiles < _FEWEST_TILES
+    for m in (2,) if only_small else (2, 4):
         times[m] = (m + 2) ** 2 * TileGrid.of(shape, m).tiles * per_position
     return min(times, key=times.__getitem__)
 

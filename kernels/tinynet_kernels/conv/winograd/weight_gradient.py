@@ -44,7 +44,7 @@ def winograd_weight_gradient_kernel(
     EVEN_INPUTS: constexpr,
     EVEN_OUTPUTS: constexpr,
 ):
-    """dW [splits, groups, outputs, inputs, 3, 3], with inputs and taps in any order; fp32.
+    """dW [splits, groups, outputs, inputs, 3, 3], with inputs and taps in any order.
 
     A program computes [block_outputs, block_inputs] filters. The grid: (blocks of outputs and inputs, splits, groups).
 
@@ -98,7 +98,8 @@ def winograd_weight_gradient_kernel(
     from_filter = dw_ptr + filters * 9 * group_inputs + first_input * stride_channel
     offset = output[:, None] * (9 * group_inputs) + channel[None, :] * stride_channel
     for tap in tl.static_range(9):  # pyright: ignore[reportGeneralTypeIssues]
-        tl.store(from_filter + tap * stride_tap + offset, dw[tap], mask=mask)
+        value = dw[tap].to(dw_ptr.dtype.element_ty)  # pyright: ignore[reportAttributeAccessIssue]
+        tl.store(from_filter + tap * stride_tap + offset, value, mask=mask)
 
 
 class WinogradWeightGradient(NamedTuple):
@@ -109,7 +110,7 @@ class WinogradWeightGradient(NamedTuple):
 
     def launch(self, x: torch.Tensor, dz: torch.Tensor, dw: torch.Tensor) -> bool:
         """Computes dW [splits, ...]; returns whether it is right: all of it is finite."""
-        infinite = x.new_empty(self.problem.grid)
+        infinite = x.new_empty(self.problem.grid, dtype=torch.float32)
         self.problem.launch(x, dz, dw, infinite)
         return not infinite.any()
 
@@ -126,7 +127,7 @@ def winograd_weight_gradient_cost(
 def winograd_weight_gradient(
     shape: ConvolutionShape, padding: Sizes, tile: WinogradTile, channels_last: bool, target: Target
 ) -> WinogradWeightGradient:
-    """The launch of the weight gradient of a convolution of 3 x 3 taps and stride 1 in fp32.
+    """The launch of the weight gradient of a convolution of 3 x 3 taps and stride 1.
 
     Args:
         shape: of the convolution.

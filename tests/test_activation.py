@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from helpers import (
     tolerance,
 )
 
-from tinynet.ops.activation import activate, activation_reference, as_activation
+from tinynet import functional, nn
+from tinynet.ops.activation import activate, activation_reference
+from tinynet.ops.activation_like import as_activation
 from tinynet_kernels.activation import activation_backward
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
 
@@ -164,7 +167,58 @@ def test_refuses(name: str, parameters: dict, error: type[Exception], message: s
 
 
 def test_refuses_other_types() -> None:
-    with pytest.raises(TypeError, match="must be a name"):
-        as_activation(torch.relu)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="floating point"):
         activate(torch.arange(3), "relu")
+
+
+MODULES = [
+    *(torch.nn.ReLU(), torch.nn.LeakyReLU(0.3), torch.nn.ReLU6(), torch.nn.ELU(0.5), torch.nn.SELU()),
+    *(torch.nn.CELU(2.0), torch.nn.GELU(), torch.nn.GELU("tanh"), torch.nn.SiLU(), torch.nn.Mish()),
+    *(torch.nn.Sigmoid(), torch.nn.LogSigmoid(), torch.nn.Tanh(), torch.nn.Softplus(2.0, 5.0), torch.nn.Softsign()),
+    *(torch.nn.Hardtanh(-0.5, 2.0), torch.nn.Identity(), torch.nn.Hardswish(), torch.nn.Hardsigmoid()),
+    *(torch.nn.Hardshrink(1.0), torch.nn.Softshrink(0.25), torch.nn.Tanhshrink(), torch.nn.Threshold(0.5, -20.0)),
+]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=repr)
+def test_a_module_stands_for_its_function(module: torch.nn.Module) -> None:
+    x = torch.linspace(-4, 4, 33)
+    torch.testing.assert_close(activation_reference(x, as_activation(module)), module(x))
+    if not isinstance(module, torch.nn.Identity):
+        ours = getattr(nn, type(module).__name__)
+        twin = ours.__new__(ours)
+        twin.__dict__.update(module.__dict__)
+        assert as_activation(twin) == as_activation(module)
+
+
+def test_a_function_stands_for_itself() -> None:
+    for function, expected in (
+        (torch.relu, Activation("relu")),
+        (torch.nn.functional.leaky_relu, Activation("leaky_relu")),
+        (functional.leaky_relu, Activation("leaky_relu")),
+        (functional.logsigmoid, Activation("log_sigmoid")),
+        (torch.special.expit, Activation("sigmoid")),
+        (partial(torch.nn.functional.elu, alpha=2.0, inplace=True), Activation("elu", 2.0)),
+        (partial(torch.nn.functional.gelu, approximate="tanh"), Activation("gelu_tanh")),
+        (partial(functional.threshold, threshold=1.0, value=2.0), Activation("threshold", 1.0, 2.0)),
+    ):
+        assert as_activation(function) == expected
+    assert nn.Linear(2, 3, activation=torch.nn.LeakyReLU(0.3)).activation == Activation("leaky_relu", 0.3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [nn.ReLU, torch.nn.Linear(2, 2), nn.PReLU(), print, torch.abs, torch.nn.functional.threshold, 3, [1]],
+    ids=str,
+)
+def test_what_is_no_activation(wrong: object) -> None:
+    with pytest.raises(TypeError, match="activation must be a name, an Activation, an activation module or function"):
+        as_activation(wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_parameters_by_position() -> None:
+    assert Activation("softplus", 2.0, threshold=5.0) == Activation("softplus", beta=2.0, threshold=5.0)
+    with pytest.raises(TypeError, match="has 1 parameters, got 2 by position"):
+        Activation("elu", 1.0, 2.0)
+    with pytest.raises(TypeError, match="alpha came by position and by name"):
+        Activation("elu", 1.0, alpha=2.0)

@@ -24,7 +24,8 @@ from helpers import (
 from torch import Tensor
 
 from tinynet import Activation, nn
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import as_activation
 from tinynet.ops.batch_norm import batch_norm, norm_operator
 
 kernels = pytest.mark.kernels

@@ -14,7 +14,7 @@ from forced_tiles import GPU, forced_tiles
 from helpers import DTYPES, assert_close, check_against_reference, counted_launches, nan_filled_memory, tolerance
 
 from tinynet.nn.conv import Conv2d
-from tinynet.ops.activation import as_activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.conv import conv2d
 from tinynet.ops.convolution_operator import convolution_operator, convolution_reference
 from tinynet.ops.convolution_spec import convolution_spec
@@ -67,7 +67,7 @@ def make(
     return x, weight, b
 
 
-def check(tensors: Any, activation: str | Activation | None = None, **sliding: Any) -> list[str]:
+def check(tensors: Any, activation: ActivationLike = None, **sliding: Any) -> list[str]:
     x, weight, bias = tensors
     function = as_activation(activation)
     arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sliding}

@@ -13,7 +13,8 @@ from helpers import assert_close, check_against_reference, counted_launches, tol
 from torch import Tensor
 
 from tinynet import functional, nn
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import as_activation
 from tinynet_kernels.tiles import GemmTile
 
 SIZES = {1: (23,), 2: (9, 11), 3: (5, 6, 7)}

@@ -13,7 +13,8 @@ from helpers import DTYPES, assert_close, check_against_reference, counted_launc
 from torch import Tensor
 
 from tinynet import nn
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import as_activation
 from tinynet.ops.channels import as_channels
 from tinynet.ops.group_norm import group_norm, group_norm_operator
 from tinynet_kernels.activation_spec import Activation

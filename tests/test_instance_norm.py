@@ -17,7 +17,8 @@ from test_batch_norm import channels_last, make, parameters
 from torch import Tensor
 
 from tinynet import nn
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import as_activation
 from tinynet.ops.instance_norm import instance_norm
 
 kernels = pytest.mark.kernels

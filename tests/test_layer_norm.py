@@ -14,7 +14,8 @@ from helpers import DTYPES, assert_close, check_against_reference, counted_launc
 from torch import Tensor
 
 from tinynet import nn
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import as_activation
 from tinynet.ops.layer_norm import add_layer_norm_operator, layer_norm, layer_norm_operator, rms_norm
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.layer_norm.rows import LayerNormTile

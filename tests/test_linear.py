@@ -12,7 +12,7 @@ from helpers import DTYPES, check_against_reference, counted_launches, non_conti
 from triton import knobs
 
 import tinynet
-from tinynet.ops.activation import as_activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.linear import linear, linear_chain, linear_gradients, linear_reference
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.gemm import in_units
@@ -30,7 +30,7 @@ def make(M: int, N: int, K: int, dtype: torch.dtype, device: str, bias: bool = T
     return x, weight, b
 
 
-def check(*tensors: Any, activation: str | Activation | None = None) -> list[str]:
+def check(*tensors: Any, activation: ActivationLike = None) -> list[str]:
     x, weight, bias = tensors
     M, K = x.reshape(-1, x.shape[-1]).shape
     N = weight.shape[0]

@@ -21,7 +21,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from tinynet import functional, optim
 from tinynet.nn import recurrent as layers
-from tinynet.ops.activation import activate, activation_reference, as_activation
+from tinynet.ops.activation import activate, activation_reference
+from tinynet.ops.activation_like import as_activation
 from tinynet.ops.arguments import REDUCTIONS
 from tinynet.ops.batch_norm import batch_norm
 from tinynet.ops.conv import conv2d

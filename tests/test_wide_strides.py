@@ -17,7 +17,8 @@ from torch import Tensor
 
 import tinynet.nn
 import tinynet.optim
-from tinynet.ops.activation import as_activation, gelu
+from tinynet.ops.activation import gelu
+from tinynet.ops.activation_like import as_activation
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.embedding import embedding

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from tinynet import functional, nn
 from tinynet.functional import conv2d
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import as_activation
 from tinynet_kernels.activation_spec import IDENTITY
 from tinynet_kernels.conv import forward
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Normalization

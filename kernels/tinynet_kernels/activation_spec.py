@@ -51,12 +51,12 @@ class CompiledActivation(NamedTuple):
 class Activation:
     """An activation function by name, with its parameters as numbers.
 
-    `Activation("leaky_relu", negative_slope=0.2)`; a parameter left out has PyTorch's default. Instances are immutable,
-    hashable and picklable; equal ones compare equal.
+    `Activation("leaky_relu", 0.2)`, or by name `Activation("leaky_relu", negative_slope=0.2)`; a parameter left out has
+    PyTorch's default. Instances are immutable, hashable and picklable; equal ones compare equal.
 
     Args:
         name: a key of `PARAMETERS`.
-        parameters: see `PARAMETERS`.
+        values, parameters: see `PARAMETERS`; in that order, or by name.
 
     Raises:
         ValueError: an unknown name, or a parameter that is not finite or out of its range.
@@ -79,9 +79,11 @@ class Activation:
     compiled: CompiledActivation
     _hash: int  # launchers look problems up by their activation at every call
 
-    def __init__(self, name: str, **parameters: float) -> None:
+    def __init__(self, name: str, *values: float, **parameters: float) -> None:
         if name not in PARAMETERS:
             raise ValueError(f"activation: got {name!r}, expected one of {', '.join(PARAMETERS)}")
+        if values:
+            parameters = _named(name, values, parameters)
         unknown = parameters.keys() - PARAMETERS[name].keys()
         if unknown:
             known = ", ".join(PARAMETERS[name]) or "none"
@@ -90,20 +92,20 @@ class Activation:
         for key, value in merged.items():
             _check_number(name, key, value)
         _check_ranges(name, merged)
-        values = [float(value) for value in merged.values()] + [0.0, 0.0]
+        numbers = [float(value) for value in merged.values()] + [0.0, 0.0]
         write = object.__setattr__
         write(self, "name", name)
         write(self, "parameters", {key: float(value) for key, value in merged.items()})
         # A negative slope below zero makes the output positive on both sides.
         write(self, "reads_output", name in _FROM_OUTPUT and merged.get("negative_slope", 0.0) >= 0)
         write(self, "reads_input", name != "identity" and not self.reads_output)
-        write(self, "compiled", CompiledActivation(name, values[0], values[1]))
-        write(self, "_hash", hash((name, *values)))
+        write(self, "compiled", CompiledActivation(name, numbers[0], numbers[1]))
+        write(self, "_hash", hash((name, *numbers)))
 
     @staticmethod
     def from_values(name: str, values: list[float]) -> Activation:
         """The activation whose parameters have these values, in order; what a registered operator is given."""
-        return Activation(name, **dict(zip(PARAMETERS[name], values, strict=True)))
+        return Activation(name, *values)
 
     @property
     def values(self) -> list[float]:
@@ -140,6 +142,17 @@ class Activation:
 
 def _rebuild(name: str, parameters: dict[str, float]) -> Activation:
     return Activation(name, **parameters)
+
+
+def _named(name: str, values: tuple[float, ...], parameters: dict[str, float]) -> dict[str, float]:
+    """All parameters by name, of which `values` came by position."""
+    known = list(PARAMETERS[name])
+    if len(values) > len(known):
+        raise TypeError(f"activation {name!r} has {len(known)} parameters, got {len(values)} by position")
+    by_position = dict(zip(known, values, strict=False))
+    for twice in by_position.keys() & parameters.keys():
+        raise TypeError(f"activation {name!r}: {twice} came by position and by name")
+    return by_position | parameters
 
 
 def _check_number(name: str, key: str, value: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tinynet.ops import activation as ops
-from tinynet.ops.activation import as_activation, gelu_activation
+from tinynet.ops.activation_like import MODULES
 from tinynet.ops.glu import glu
 from tinynet.ops.prelu import prelu
 from tinynet.ops.rrelu import rrelu
@@ -188,22 +188,11 @@ class Threshold(torch.nn.Threshold):
         return ops.threshold(input, self.threshold, self.value)
 
 
-# The `Activation` of each module that is one: what a layer before it may compute in its own kernel.
+# The `Activation` of each module that a layer before it may compute in its own kernel.
 FUNCTIONS: dict[type[torch.nn.Module], Callable[[Any], Activation]] = {
-    ReLU: lambda module: as_activation("relu"),
-    ReLU6: lambda module: as_activation("relu6"),
-    LeakyReLU: lambda module: Activation("leaky_relu", negative_slope=module.negative_slope),
-    ELU: lambda module: Activation("elu", alpha=module.alpha),
-    SELU: lambda module: as_activation("selu"),
-    CELU: lambda module: Activation("celu", alpha=module.alpha),
-    GELU: lambda module: gelu_activation(module.approximate),
-    SiLU: lambda module: as_activation("silu"),
-    Mish: lambda module: as_activation("mish"),
-    Sigmoid: lambda module: as_activation("sigmoid"),
-    Tanh: lambda module: as_activation("tanh"),
-    Hardswish: lambda module: as_activation("hardswish"),
-    Hardsigmoid: lambda module: as_activation("hardsigmoid"),
-    Hardtanh: lambda module: Activation("hardtanh", min_val=module.min_val, max_val=module.max_val),
-    Threshold: lambda module: Activation("threshold", threshold=module.threshold, value=module.value),
-    Softplus: lambda module: Activation("softplus", beta=module.beta, threshold=module.threshold),
+    module: MODULES[module.__bases__[0]]
+    for module in (
+        *(ReLU, ReLU6, LeakyReLU, ELU, SELU, CELU, GELU, SiLU, Mish, Sigmoid, Tanh),
+        *(Hardswish, Hardsigmoid, Hardtanh, Threshold, Softplus),
+    )
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinynet.nn.linear import with_activation
-from tinynet.ops.activation import as_activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.batch_norm import normalize
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.spec import Normalization
@@ -73,7 +73,7 @@ class _BatchNorm(_BatchNormForward):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         options = eps, momentum, affine, track_running_stats, device, dtype
         super().__init__(num_features, *options, **without_bias(bias))
@@ -93,7 +93,7 @@ class _LazyBatchNorm(_BatchNormForward):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         options: Any = eps, momentum, affine, track_running_stats, device, dtype
         super().__init__(*options, **without_bias(bias))

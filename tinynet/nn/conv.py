@@ -11,7 +11,7 @@ from torch.overrides import has_torch_function_unary
 
 from tinynet.nn.linear import with_activation
 from tinynet.ops import conv as ops
-from tinynet.ops.activation import as_activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.spec import Normalization
 
@@ -51,7 +51,7 @@ class Conv1d(torch.nn.Conv1d):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         mode: Any = padding_mode
         super().__init__(
@@ -86,7 +86,7 @@ class Conv2d(torch.nn.Conv2d):
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         device: of the parameters.
         dtype: of the parameters.
-        activation: applied after the bias, in the same kernel: a name, an `Activation`, or None.
+        activation: applied after the bias, in the same kernel: a name, `Activation`, module, function or None.
         pool: 2 for a MaxPool2d(2) after the activation, in the same kernel; 1 for no pooling.
 
     Raises:
@@ -107,7 +107,7 @@ class Conv2d(torch.nn.Conv2d):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
         pool: int = 1,
     ) -> None:
         super().__init__(
@@ -186,7 +186,7 @@ class Conv3d(torch.nn.Conv3d):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         mode: Any = padding_mode
         super().__init__(
@@ -218,7 +218,7 @@ class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # pyright: ignore[reportIncompat
 
     cls_to_become = Conv1d  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, *args: Any, activation: str | Activation | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation: ActivationLike = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = as_activation(activation)
 
@@ -234,7 +234,7 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # pyright: ignore[reportIncompat
 
     cls_to_become = Conv2d  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, *args: Any, activation: str | Activation | None = None, pool: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation: ActivationLike = None, pool: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation, self.pool = as_activation(activation), checked_pool(pool)
 
@@ -244,6 +244,6 @@ class LazyConv3d(torch.nn.LazyConv3d, Conv3d):  # pyright: ignore[reportIncompat
 
     cls_to_become = Conv3d  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, *args: Any, activation: str | Activation | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation: ActivationLike = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = as_activation(activation)

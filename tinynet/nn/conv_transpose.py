@@ -9,8 +9,7 @@ from torch import Tensor
 
 from tinynet.nn.linear import with_activation
 from tinynet.ops import conv_transpose as transposed
-from tinynet.ops.activation import as_activation
-from tinynet_kernels.activation_spec import Activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 
 
 def _transposed_window(layer: Any, input: Tensor, output_size: list[int] | None) -> tuple[Any, Any, Any, Any, Any]:
@@ -60,7 +59,7 @@ class ConvTranspose1d(torch.nn.ConvTranspose1d):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         mode: Any = padding_mode
         super().__init__(
@@ -92,7 +91,7 @@ class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):  # pyr
 
     cls_to_become = ConvTranspose1d  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, *args: Any, activation: str | Activation | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation: ActivationLike = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = as_activation(activation)
 
@@ -130,7 +129,7 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         mode: Any = padding_mode
         super().__init__(
@@ -162,7 +161,7 @@ class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # pyr
 
     cls_to_become = ConvTranspose2d  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, *args: Any, activation: str | Activation | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation: ActivationLike = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = as_activation(activation)
 
@@ -200,7 +199,7 @@ class ConvTranspose3d(torch.nn.ConvTranspose3d):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         mode: Any = padding_mode
         super().__init__(
@@ -232,6 +231,6 @@ class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):  # pyr
 
     cls_to_become = ConvTranspose3d  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, *args: Any, activation: str | Activation | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation: ActivationLike = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = as_activation(activation)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinynet.nn.linear import with_activation
-from tinynet.ops.activation import as_activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.group_norm import group_norm
 from tinynet_kernels.activation_spec import Activation
 
@@ -25,7 +25,7 @@ class GroupNorm(torch.nn.GroupNorm):
         affine: whether to multiply by a weight and add a bias for each channel afterwards.
         device: of the parameters.
         dtype: of the parameters.
-        activation: applied last, in the same kernel: a name, an `Activation`, or None.
+        activation: applied last, in the same kernel: a name, `Activation`, module, function or None.
         bias: whether to have that bias.
 
     Raises:
@@ -41,7 +41,7 @@ class GroupNorm(torch.nn.GroupNorm):
         device: Any = None,
         dtype: Any = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
         bias: bool = True,
     ) -> None:
         only_weight = {} if bias else {"bias": False}  # older versions of PyTorch don't have it

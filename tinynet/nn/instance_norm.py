@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tinynet.nn.batch_norm import without_bias
 from tinynet.nn.linear import with_activation
-from tinynet.ops.activation import as_activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.instance_norm import instance_norm
 from tinynet_kernels.activation_spec import Activation
 
@@ -50,7 +50,7 @@ class _InstanceNorm(_InstanceNormForward):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         options = eps, momentum, affine, track_running_stats, device, dtype
         super().__init__(num_features, *options, **without_bias(bias))
@@ -70,7 +70,7 @@ class _LazyInstanceNorm(_InstanceNormForward):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         options: Any = eps, momentum, affine, track_running_stats, device, dtype
         super().__init__(*options, **without_bias(bias))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinynet.nn.linear import with_activation
 from tinynet.ops import layer_norm as ops
-from tinynet.ops.activation import as_activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet_kernels.activation_spec import Activation
 
 
@@ -26,7 +26,7 @@ class LayerNorm(torch.nn.LayerNorm):
         bias: whether to have that bias.
         device: of the parameters.
         dtype: of the parameters.
-        activation: applied last, in the same kernel: a name, an `Activation`, or None.
+        activation: applied last, in the same kernel: a name, `Activation`, module, function or None.
 
     Raises:
         ValueError, TypeError: as `tinynet.functional.layer_norm`.
@@ -45,7 +45,7 @@ class LayerNorm(torch.nn.LayerNorm):
         device: Any = None,
         dtype: Any = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)  # pyright: ignore
         self.activation = as_activation(activation)
@@ -73,7 +73,7 @@ class RMSNorm(torch.nn.RMSNorm):
         elementwise_affine: whether to multiply by a weight afterwards.
         device: of the weight.
         dtype: of the weight.
-        activation: applied last, in the same kernel: a name, an `Activation`, or None.
+        activation: applied last, in the same kernel: a name, `Activation`, module, function or None.
 
     Raises:
         ValueError, TypeError: as `tinynet.functional.rms_norm`.
@@ -87,7 +87,7 @@ class RMSNorm(torch.nn.RMSNorm):
         device: Any = None,
         dtype: Any = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)  # pyright: ignore
         self.activation = as_activation(activation)

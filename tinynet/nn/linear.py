@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinynet.ops import linear as ops
-from tinynet.ops.activation import as_activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.bilinear import bilinear
 from tinynet_kernels.activation_spec import Activation
 
@@ -24,7 +24,7 @@ class Linear(torch.nn.Linear):
         bias: whether to add a bias.
         device: of the parameters.
         dtype: of the parameters.
-        activation: applied after the bias, in the same kernel: a name, an `Activation`, or None.
+        activation: applied after the bias, in the same kernel: a name, `Activation`, module, function or None.
 
     Raises:
         ValueError, TypeError: as `tinynet.functional.linear`.
@@ -38,7 +38,7 @@ class Linear(torch.nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = as_activation(activation)
@@ -62,7 +62,7 @@ class LazyLinear(torch.nn.LazyLinear, Linear):  # pyright: ignore[reportIncompat
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(out_features, bias, device, dtype)
         self.activation = as_activation(activation)
@@ -80,7 +80,7 @@ class Bilinear(torch.nn.Bilinear):
         bias: whether to add a bias.
         device: of the parameters.
         dtype: of the parameters.
-        activation: applied after the bias, in the same kernel: a name, an `Activation`, or None.
+        activation: applied after the bias, in the same kernel: a name, `Activation`, module, function or None.
 
     Raises:
         ValueError, TypeError: as `tinynet.functional.bilinear`.
@@ -95,7 +95,7 @@ class Bilinear(torch.nn.Bilinear):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | Activation | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(in1_features, in2_features, out_features, bias, device, dtype)
         self.activation = as_activation(activation)

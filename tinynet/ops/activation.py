@@ -15,10 +15,11 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route, route_of
 from tinynet.ops import kernels
+from tinynet.ops.activation_like import ActivationLike, as_activation, gelu_activation
 from tinynet.ops.arguments import check_floating, is_dense, needs_gradient
 from tinynet.ops.autograd import gradients_of, through_kernels
 from tinynet.ops.operator import Operator, contiguous_like
-from tinynet_kernels.activation_spec import IDENTITY, Activation
+from tinynet_kernels.activation_spec import Activation
 
 _REFERENCES: dict[str, Any] = {
     "identity": lambda x: x,
@@ -51,24 +52,6 @@ _FROM_OUTPUT: dict[str, Any] = {
     "sigmoid": torch.ops.aten.sigmoid_backward,
     "tanh": torch.ops.aten.tanh_backward,
 }
-# Constructed once, so that a call with a name costs one look-up.
-_DEFAULTS: dict[str, Activation] = {name: Activation(name) for name in _REFERENCES}
-
-
-def as_activation(activation: str | Activation | None) -> Activation:
-    """The `Activation` of a name, itself, or identity for None.
-
-    Raises:
-        ValueError: an unknown name.
-        TypeError: anything else.
-    """
-    if activation is None:
-        return IDENTITY
-    if isinstance(activation, Activation):
-        return activation
-    if isinstance(activation, str):
-        return _DEFAULTS.get(activation) or Activation(activation)  # the constructor says what is wrong
-    raise TypeError(f"activation must be a name, an Activation or None, got {type(activation).__name__}")
 
 
 def activation_reference(x: Tensor, activation: Activation) -> Tensor:
@@ -121,12 +104,12 @@ activation_operator = Operator(
 )
 
 
-def activate(x: Tensor, activation: str | Activation | None) -> Tensor:
+def activate(x: Tensor, activation: ActivationLike) -> Tensor:
     """act(x), elementwise.
 
     Args:
         x: [...], float32, bfloat16, float16 (kernels) or float64 (reference).
-        activation: a name, an `Activation`, or None for identity.
+        activation: a name, `Activation`, module, function or None for identity.
 
     Returns:
         [...], x's dtype, in x's memory order where x is dense.
@@ -191,17 +174,6 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     Source: torch.nn.functional.gelu (Hendrycks and Gimpel 2016).
     """
     return activate(input, gelu_activation(approximate))
-
-
-def gelu_activation(approximate: str) -> Activation:
-    """The `Activation` behind PyTorch's `approximate` argument.
-
-    Raises:
-        ValueError: neither "none" nor "tanh".
-    """
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    return Activation("gelu" if approximate == "none" else "gelu_tanh")
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:

@@ -13,7 +13,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route, are_plain_and_alike, route_of, route_of_plain
 from tinynet.ops import kernels
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import check_device, needs_gradient
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
@@ -164,7 +165,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """act((input - mean) / sqrt(variance + eps) weight + bias + residual), with statistics of each channel.
@@ -178,7 +179,7 @@ def batch_norm(
         training: whether mean and variance are those of the input over all dimensions but C.
         momentum: the update is (1 - momentum) running + momentum new, the new variance being the unbiased one.
         eps: added to the variance.
-        activation: applied last, in the same kernel: a name, an `Activation`, or None.
+        activation: applied last, in the same kernel: a name, `Activation`, module, function or None.
         residual: input's shape and dtype, added before the activation in the same kernel.
 
     The parameters share one dtype: input's, or float32 for a 16-bit input.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from tinynet.ops.activation import as_activation
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import check_floating, without_autocast
 from tinynet.ops.linear import linear
-from tinynet_kernels.activation_spec import Activation
 
 
 def bilinear(
@@ -16,7 +15,7 @@ def bilinear(
     input2: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
 ) -> Tensor:
     """act(x1^T A_k x2 + b_k): a linear layer of the products of all pairs of features, which takes I1 I2 per sample.
 
@@ -25,7 +24,7 @@ def bilinear(
         input2: x2 [..., I2], x1's dtype, device and leading dimensions.
         weight: A [K, I1, I2].
         bias: [K] or None.
-        activation: a name, an `Activation`, or None for identity.
+        activation: a name, `Activation`, module, function or None for identity.
 
     Returns:
         [..., K], x1's dtype; under autocast too, as in PyTorch.

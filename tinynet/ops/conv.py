@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, needs_gradient, route_floating
 from tinynet.ops.convolution_operator import (
     ConvolutionFunction,
@@ -30,7 +31,7 @@ def conv1d(
     padding: IntOrSizes | str = 0,
     dilation: IntOrSizes = 1,
     groups: int = 1,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
 ) -> Tensor:
     """act(x * W + b) of signals; as `conv2d`, with one spatial axis.
 
@@ -66,7 +67,7 @@ def conv2d(
     padding: IntOrSizes | str = 0,
     dilation: IntOrSizes = 1,
     groups: int = 1,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
     pool: int = 1,
 ) -> Tensor:
     """act(x * W + b), bias, activation and a 2 x 2 max-pooling in the convolution's own kernel.
@@ -82,7 +83,7 @@ def conv2d(
             size; stride 1 only).
         dilation: pixels between taps: one number, or (height, width).
         groups: divides C and K; output channels of a group see its input channels alone.
-        activation: a name, an `Activation`, or None for identity.
+        activation: a name, `Activation`, module, function or None for identity.
         pool: 2 for max_pool2d(y, 2) of the result, whose full size is then never stored; 1 for none.
 
     Returns:
@@ -110,7 +111,7 @@ def conv3d(
     padding: IntOrSizes | str = 0,
     dilation: IntOrSizes = 1,
     groups: int = 1,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
 ) -> Tensor:
     """act(x * W + b) of volumes; as `conv2d`, with three spatial axes.
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.ops import kernels
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, route_floating
 from tinynet.ops.convolution_operator import empty_in_order, in_order
 from tinynet.ops.convolution_spec import IntOrSizes, transposed_spec
@@ -138,7 +139,7 @@ def conv_transpose1d(
     output_padding: IntOrSizes = 0,
     groups: int = 1,
     dilation: IntOrSizes = 1,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
 ) -> Tensor:
     """Transposed convolution of signals; as `conv_transpose2d`, with one spatial axis.
 
@@ -171,7 +172,7 @@ def conv_transpose2d(
     output_padding: IntOrSizes = 0,
     groups: int = 1,
     dilation: IntOrSizes = 1,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
 ) -> Tensor:
     """act(transposed convolution of x and W + b), bias and activation in the convolution's own kernel.
 
@@ -187,7 +188,7 @@ def conv_transpose2d(
         output_padding: pixels more at the end of the result; smaller than stride or dilation.
         groups: divides C and K; output channels of a group see its input channels alone.
         dilation: pixels between taps.
-        activation: a name, an `Activation`, or None for identity.
+        activation: a name, `Activation`, module, function or None for identity.
 
     Returns:
         [N, K, H, W] or [K, H, W] with H = (P - 1) stride - 2 padding + dilation (R - 1) + output_padding + 1, x's dtype
@@ -219,7 +220,7 @@ def conv_transpose3d(
     output_padding: IntOrSizes = 0,
     groups: int = 1,
     dilation: IntOrSizes = 1,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
 ) -> Tensor:
     """Transposed convolution of volumes; as `conv_transpose2d`, with three spatial axes.
 

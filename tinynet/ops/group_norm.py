@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.ops import kernels
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import as_integer, autocast_norm, route_norm
 from tinynet.ops.channels import as_channels, from_channels, in_order_of
 from tinynet.ops.operator import Operator, Tensors
@@ -68,7 +69,7 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
 ) -> Tensor:
     """act((input - mean) / sqrt(variance + eps) weight + bias), statistics over each group of channels of an image.
 
@@ -78,7 +79,7 @@ def group_norm(
         num_groups: a divisor of C.
         weight, bias: [C], or None for ones and zeros; input's dtype, or both float32.
         eps: added to the variance.
-        activation: applied last, in the same kernel: a name, an `Activation`, or None.
+        activation: applied last, in the same kernel: a name, `Activation`, module, function or None.
 
     Returns:
         input's shape and dtype, channels_last where input is.

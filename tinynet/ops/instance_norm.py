@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import needs_gradient
 from tinynet.ops.batch_norm import as_number, norm_operator, route_norm, update_running, with_axes
-from tinynet_kernels.activation_spec import Activation
 
 
 def instance_norm(
@@ -25,7 +25,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
 ) -> Tensor:
     """act((input - mean) / sqrt(variance + eps) weight + bias), with statistics of each channel of each sample.
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.ops import kernels
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import as_integer, autocast_norm, route_norm
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
@@ -133,7 +134,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Any:
     """act((input - mean) / sqrt(variance + eps) weight + bias), statistics over the last dimensions.
@@ -144,7 +145,7 @@ def layer_norm(
         normalized_shape: the last dimensions, one or more.
         weight, bias: normalized_shape, or None for ones and zeros; input's dtype, or both float32.
         eps: added to the variance.
-        activation: applied last, in the same kernel: a name, an `Activation`, or None.
+        activation: applied last, in the same kernel: a name, `Activation`, module, function or None.
         residual: input's shape and dtype; added to input before it is normalized.
 
     Returns:
@@ -172,7 +173,7 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
     *,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Any:
     """act(input / sqrt(mean of input^2 + eps) weight), the mean over the last dimensions.
@@ -204,7 +205,7 @@ def _normalize(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    activation: str | Activation | None,
+    activation: ActivationLike,
     residual: Tensor | None,
 ) -> Any:
     input, weight, bias, residual = autocast_norm(input, weight, bias, residual)

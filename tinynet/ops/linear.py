@@ -12,7 +12,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.dispatch import Route
 from tinynet.ops import kernels
-from tinynet.ops.activation import activation_reference, as_activation
+from tinynet.ops.activation import activation_reference
+from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, needs_gradient, route_floating
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
@@ -170,7 +171,7 @@ def linear(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    activation: str | Activation | None = None,
+    activation: ActivationLike = None,
 ) -> Tensor:
     """act(x W^T + b), in one kernel.
 
@@ -178,7 +179,7 @@ def linear(
         input: x [..., K], float32, bfloat16, float16 (kernels) or float64 (reference); any strides.
         weight: [N, K], x's dtype and device.
         bias: [N] or None.
-        activation: a name, an `Activation`, or None for identity.
+        activation: a name, `Activation`, module, function or None for identity.
 
     Returns:
         [..., N], x's dtype (autocast's under autocast).

@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from tinynet import functional as functional
     from tinynet import nn as nn
     from tinynet import optim as optim
+    from tinynet.dispatch import describe as describe
     from tinynet.dispatch import engine as engine
     from tinynet_engines.interpreter import guard as guard
     from tinynet_engines.offline import inspect as inspect
     from tinynet_kernels.activation_spec import Activation as Activation
 
-__all__ = ["Activation", "engine", "functional", "guard", "inspect", "nn", "optim"]
+__all__ = ["Activation", "describe", "engine", "functional", "guard", "inspect", "nn", "optim"]
 __version__ = "0.1.0"
 
 # Imported on first use, so that `import tinynet` is fast and imports neither PyTorch nor Triton.
 _LAZY = {
     "Activation": ("tinynet_kernels.activation_spec", "Activation"),
+    "describe": ("tinynet.dispatch", "describe"),
     "engine": ("tinynet.dispatch", "engine"),
     "functional": ("tinynet.functional", None),
     "nn": ("tinynet.nn", None),
@@ -34,11 +36,13 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'tinynet' has no attribute {name!r}")
-    module_name, attribute = _LAZY[name]
-    module = importlib.import_module(module_name)
-    value = module if attribute is None else getattr(module, attribute)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module 'tinynet' has no attribute {name!r}")
+        module_name, attribute = _LAZY[name]
+        module = importlib.import_module(module_name)
+        value = module if attribute is None else getattr(module, attribute)
+        globals()[name] = value
+        return value

@@ -335,9 +335,17 @@ def _activate_cpu_engine() -> str | None:
     return None
 
 
-def describe(device: torch.device | str) -> str:
-    """Returns one line that says which engine runs tensors on `device`, and why."""
-    device = torch.device(device)
+def describe(device: torch.device | str | None = None) -> str:
+    """Returns one line that says which engine runs tensors on `device`, and why.
+
+    Args:
+        device: None for the GPU if there is one, else the CPU.
+
+    Example:
+        >>> tinynet.describe()
+        'engine: Triton kernels on cpu (target cpu)'
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = _engine.get()
     if name == "reference":
         return f"engine: reference (plain PyTorch) on {device}, as requested"

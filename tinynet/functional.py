@@ -1,14 +1,25 @@
-"""The operators as functions, with the names of torch.nn.functional.
+"""The operators as functions, named as in torch.nn.functional; and torch's `rnn_tanh`, `rnn_relu`, `gru` and `lstm`.
 
 Those that only move or copy numbers are PyTorch's own. Accessing a function of torch.nn.functional that tinynet does
 not have raises an AttributeError.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional
-from torch.nn.functional import channel_shuffle, fold, one_hot, pad, pixel_shuffle, pixel_unshuffle, unfold
+from torch.nn.functional import (
+    channel_shuffle,
+    fold,
+    native_channel_shuffle,
+    one_hot,
+    pad,
+    pixel_shuffle,
+    pixel_unshuffle,
+    unfold,
+    upsample_nearest,
+)
 
+from tinynet.absent import absent
 from tinynet.ops.activation import (
     celu,
     elu,
@@ -40,7 +51,7 @@ from tinynet.ops.binary_loss import (
     multilabel_soft_margin_loss,
     soft_margin_loss,
 )
-from tinynet.ops.conv import conv1d, conv2d, conv3d
+from tinynet.ops.conv import conv1d, conv2d, conv3d, conv_tbc
 from tinynet.ops.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.ctc_loss import ctc_loss
@@ -57,6 +68,7 @@ from tinynet.ops.embedding_bag import embedding_bag
 from tinynet.ops.glu import glu
 from tinynet.ops.group_norm import group_norm
 from tinynet.ops.hinge_loss import hinge_embedding_loss, margin_ranking_loss
+from tinynet.ops.in_place import celu_, elu_, hardtanh_, leaky_relu_, relu_, rrelu_, selu_, threshold_
 from tinynet.ops.instance_norm import instance_norm
 from tinynet.ops.layer_norm import layer_norm, rms_norm
 from tinynet.ops.likelihood_loss import gaussian_nll_loss, kl_div, poisson_nll_loss
@@ -89,19 +101,33 @@ from tinynet.ops.pool import (
     avg_pool2d,
     avg_pool3d,
 )
+from tinynet.ops.pool_with_indices import (
+    adaptive_max_pool1d_with_indices,
+    adaptive_max_pool2d_with_indices,
+    adaptive_max_pool3d_with_indices,
+    fractional_max_pool2d_with_indices,
+    fractional_max_pool3d_with_indices,
+    max_pool1d_with_indices,
+    max_pool2d_with_indices,
+    max_pool3d_with_indices,
+)
 from tinynet.ops.prelu import prelu
+from tinynet.ops.recurrent_functions import gru, lstm, rnn_relu, rnn_tanh
 from tinynet.ops.regression_loss import huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from tinynet.ops.rrelu import rrelu
-from tinynet.ops.softmax import log_softmax, softmax, softmin
-from tinynet.ops.upsample import interpolate, upsample
+from tinynet.ops.softmax import gumbel_softmax, log_softmax, softmax, softmin
+from tinynet.ops.upsample import interpolate, upsample, upsample_bilinear
 
 __all__ = [
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
     "adaptive_max_pool1d",
+    "adaptive_max_pool1d_with_indices",
     "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_indices",
     "adaptive_max_pool3d",
+    "adaptive_max_pool3d_with_indices",
     "alpha_dropout",
     "avg_pool1d",
     "avg_pool2d",
@@ -111,10 +137,12 @@ __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "celu",
+    "celu_",
     "channel_shuffle",
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_tbc",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
@@ -127,20 +155,26 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "elu",
+    "elu_",
     "embedding",
     "embedding_bag",
     "feature_alpha_dropout",
     "fold",
     "fractional_max_pool2d",
+    "fractional_max_pool2d_with_indices",
     "fractional_max_pool3d",
+    "fractional_max_pool3d_with_indices",
     "gaussian_nll_loss",
     "gelu",
     "glu",
     "group_norm",
+    "gru",
+    "gumbel_softmax",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "hardtanh_",
     "hinge_embedding_loss",
     "huber_loss",
     "instance_norm",
@@ -149,6 +183,7 @@ __all__ = [
     "l1_loss",
     "layer_norm",
     "leaky_relu",
+    "leaky_relu_",
     "linear",
     "linear_cross_entropy",
     "local_response_norm",
@@ -157,10 +192,14 @@ __all__ = [
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
+    "lstm",
     "margin_ranking_loss",
     "max_pool1d",
+    "max_pool1d_with_indices",
     "max_pool2d",
+    "max_pool2d_with_indices",
     "max_pool3d",
+    "max_pool3d_with_indices",
     "max_unpool1d",
     "max_unpool2d",
     "max_unpool3d",
@@ -169,6 +208,7 @@ __all__ = [
     "multi_margin_loss",
     "multilabel_margin_loss",
     "multilabel_soft_margin_loss",
+    "native_channel_shuffle",
     "nll_loss",
     "one_hot",
     "pad",
@@ -179,9 +219,14 @@ __all__ = [
     "prelu",
     "relu",
     "relu6",
+    "relu_",
     "rms_norm",
+    "rnn_relu",
+    "rnn_tanh",
     "rrelu",
+    "rrelu_",
     "selu",
+    "selu_",
     "sigmoid",
     "silu",
     "smooth_l1_loss",
@@ -194,16 +239,19 @@ __all__ = [
     "tanh",
     "tanhshrink",
     "threshold",
+    "threshold_",
     "triplet_margin_loss",
     "triplet_margin_with_distance_loss",
     "unfold",
     "upsample",
+    "upsample_bilinear",
+    "upsample_nearest",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if hasattr(torch.nn.functional, name):
-        raise AttributeError(
-            f"tinynet.functional has no {name} yet; torch.nn.functional.{name} would not run on tinynet's kernels"
-        )
-    raise AttributeError(f"module 'tinynet.functional' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        if not callable(getattr(torch.nn.functional, name, print)):  # a table or a module, such as `grad`
+            return getattr(torch.nn.functional, name)
+        raise absent("tinynet.functional", torch.nn.functional, name)

@@ -4,7 +4,8 @@ Containers, `Module` and the modules that only move or copy numbers are PyTorch'
 fuses layers. Accessing a layer of torch.nn that tinynet does not have raises an AttributeError.
 """
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import torch.nn
 from torch.nn import (
@@ -41,11 +42,10 @@ from torch.nn import (
     ZeroPad1d,
     ZeroPad2d,
     ZeroPad3d,
-    init,
-    utils,
 )
 
-from tinynet import functional
+from tinynet.absent import absent
+from tinynet.nn import functional, init, parameter, utils
 from tinynet.nn.activation import (
     CELU,
     ELU,
@@ -313,6 +313,7 @@ __all__ = [
     "ZeroPad3d",
     "functional",
     "init",
+    "parameter",
     "utils",
 ]
 
@@ -338,7 +339,9 @@ for _name in __all__:
         globals()[_name].__prepare_scriptable__ = _refuse_scripting
 
 
-def __getattr__(name: str) -> Any:
-    if hasattr(torch.nn, name):
-        raise AttributeError(f"tinynet.nn has no {name} yet; torch.nn.{name} would not run on tinynet's kernels")
-    raise AttributeError(f"module 'tinynet.nn' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        if name == "modules":  # which imports this module
+            return importlib.import_module("tinynet.nn.modules")
+        raise absent("tinynet.nn", torch.nn, name)

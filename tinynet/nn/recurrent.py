@@ -135,23 +135,32 @@ class RNN(_RecurrentLayer):
     """h = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu, over sequences, in persistent or per-step kernels.
 
     Args:
-        args, kwargs: those of torch.nn.RNN: input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
-            batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None.
+        input_size, hidden_size and all up to dtype: those of torch.nn.RNN.
         recompute: save only y for the backward.
 
     Raises:
-        ValueError: an unknown nonlinearity, a `proj_size`, or an argument that torch.nn.RNN rejects.
+        ValueError: an unknown nonlinearity, or an argument that torch.nn.RNN rejects.
     """
 
-    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
-        _refuse_projection("RNN", kwargs)
-        if len(args) > 3:
-            nonlinearity, args = args[3], (*args[:3], *args[4:])
-        else:
-            nonlinearity = kwargs.pop("nonlinearity", "tanh")
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
+    ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"RNN: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-        super().__init__(f"RNN_{nonlinearity.upper()}", *args, recompute=recompute, **kwargs)
+        sizes = input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        super().__init__(f"RNN_{nonlinearity.upper()}", *sizes, recompute=recompute, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
 
@@ -159,38 +168,59 @@ class LSTM(_RecurrentLayer):
     """Long short-term memory over sequences, in persistent or per-step kernels.
 
     Args:
-        args, kwargs: those of torch.nn.LSTM: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
-            dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None.
+        input_size, hidden_size and all up to dtype: those of torch.nn.LSTM.
         recompute: save only y and c for the backward, and recompute the gates there.
 
     Raises:
         ValueError: an argument that torch.nn.LSTM rejects.
     """
 
-    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, recompute=recompute, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
+    ) -> None:
+        sizes = input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size
+        super().__init__("LSTM", *sizes, recompute=recompute, device=device, dtype=dtype)
 
 
 class GRU(_RecurrentLayer):
     """Gated recurrent unit over sequences, in persistent or per-step kernels.
 
     Args:
-        args, kwargs: those of torch.nn.GRU: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
-            dropout=0.0, bidirectional=False, device=None, dtype=None.
+        input_size, hidden_size and all up to dtype: those of torch.nn.GRU.
         recompute: save only y for the backward, and recompute the gates there.
 
     Raises:
-        ValueError: a `proj_size`, or an argument that torch.nn.GRU rejects.
+        ValueError: an argument that torch.nn.GRU rejects.
     """
 
-    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
-        _refuse_projection("GRU", kwargs)
-        super().__init__("GRU", *args, recompute=recompute, **kwargs)
-
-
-def _refuse_projection(name: str, keywords: dict[str, Any]) -> None:
-    if "proj_size" in keywords:
-        raise ValueError(f"{name}: only LSTM supports proj_size, got {keywords['proj_size']}")
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
+    ) -> None:
+        sizes = input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        super().__init__("GRU", *sizes, recompute=recompute, device=device, dtype=dtype)
 
 
 class RNNCell(torch.nn.RNNCell):

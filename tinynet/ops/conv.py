@@ -59,6 +59,28 @@ def conv1d(
     return convolution("conv1d", input, weight, bias, *window, function)[0]
 
 
+def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
+    """A convolution of sequences [time, batch, channels], of stride 1.
+
+    Args:
+        input: [T, N, C].
+        weight: [taps, C, K].
+        bias: [K].
+        pad: zeros before and after each sequence.
+
+    Returns:
+        [T + 2 pad - taps + 1, N, K].
+
+    Raises:
+        ValueError, TypeError: as `conv1d`.
+
+    Source: torch.nn.functional.conv_tbc.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(conv_tbc, (input,), input, weight, bias, pad)
+    return conv1d(input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=pad).permute(2, 0, 1)
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,

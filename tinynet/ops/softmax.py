@@ -77,6 +77,34 @@ def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     return _along(input, dim, _stacklevel, dtype, "softmin")
 
 
+def gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
+    """Samples of a relaxed categorical distribution: softmax((logits + Gumbel noise) / tau) along `dim`.
+
+    Args:
+        logits: log-probabilities up to a constant, floating point.
+        tau: temperature.
+        hard: whether to return one-hot samples, with the gradient of the soft ones.
+        eps: no effect, as in PyTorch.
+        dim: along which probabilities sum to 1.
+
+    Returns:
+        logits' shape and dtype. The noise is that of PyTorch's function after the same seed.
+
+    Raises:
+        IndexError, TypeError: as `softmax`.
+
+    Source: torch.nn.functional.gumbel_softmax (Jang et al. 2017).
+    """
+    if has_torch_function_unary(logits):
+        return handle_torch_function(gumbel_softmax, (logits,), logits, tau=tau, hard=hard, eps=eps, dim=dim)
+    noise = -torch.empty_like(logits, memory_format=torch.contiguous_format).exponential_().log()
+    soft = softmax((logits + noise) / tau, dim)
+    if not hard:
+        return soft
+    one_hot = torch.zeros_like(soft).scatter_(dim, soft.argmax(dim, keepdim=True), 1.0)
+    return one_hot - soft.detach() + soft
+
+
 def _along(input: Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None, function: str) -> Tensor:
     if dim is None:
         warnings.warn(

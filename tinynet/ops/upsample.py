@@ -111,6 +111,14 @@ def upsample(
     return interpolate(input, size, scale_factor, mode, align_corners)
 
 
+def upsample_bilinear(
+    input: Tensor, size: int | Sequence[int] | None = None, scale_factor: float | Sequence[float] | None = None
+) -> Tensor:
+    """Bilinear `interpolate` with aligned corners. Source: torch.nn.functional.upsample_bilinear."""
+    warnings.warn("functional.upsample_bilinear is deprecated; use functional.interpolate", stacklevel=2)
+    return interpolate(input, size, scale_factor, "bilinear", align_corners=True)
+
+
 def _output_size(input: Tensor, size: Any, scale_factor: Any, recompute: bool) -> tuple[Pair, tuple[float, ...]]:
     """(OH, OW), and the factors where distances follow from them and not from the sizes."""
     if (size is None) == (scale_factor is None):

@@ -3,7 +3,7 @@
     y[n, k, o, p, q] = sum over c, t, r, s of x[n, c, o stride + t dilation - padding, p ..., q ...] W[k, c, t, r, s]
 
 of three spatial axes, or of the last two or one (`spec.py`). Everything here is channels_last: x lies as
-[N, D, H, W, C], W as [K, T, R, S, C], y as [N, Z, P, Q, K] (`layout.py`). Three kernels compute the forward, by the
+[N, D, H, W, C], W as [K, T, R, S, C], y as [N, Z, P, Q, K] (`layout.py`). Four kernels compute the forward, by the
 channels of one group; all end in the same epilogue of bias, activation and, where a normalization with constant
 statistics follows, that:
 
@@ -11,6 +11,7 @@ statistics follows, that:
                     materialized. One step is one tap of block_k channels (`window.sum_over_taps`)
     2 to 15         the same product, but one step is block_k (tap, channel) pairs: a tap alone would be too thin
     1               no product: taps unrolled (`depthwise.py`)
+    2, 4, 8, 16     on a CPU, where groups have as many outputs: products side by side (`grouped.py`)
 
 A convolution of one tap with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
 `input_gradient.py` and `weight_gradient.py`. Source: the definition of torch.nn.functional.conv3d; implicit GEMM as in
@@ -29,6 +30,7 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import single_channel_forward_kernel, single_channel_problem, taps_first
+from tinynet_kernels.conv.grouped import convolution_groups_kernel, groups_problem, multiplies_groups
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Normalization, Shape
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
@@ -226,6 +228,7 @@ NO_NORMALIZATION = Normalization(None, None, None, None, 0.0)
 @costs(convolution_forward_kernel)
 @costs(convolution_few_channels_kernel)
 @costs(single_channel_forward_kernel)
+@costs(convolution_groups_kernel)
 def convolution_forward_cost(weight_ptr: torch.Tensor, pixels: int, **others: Any) -> Cost:
     """2 N Z P Q K T R S C / groups operations; x, W and b read, y (and z, and argmax) written."""
     return Cost(2 * pixels * weight_ptr.numel(), size_in_bytes(weight_ptr, *others.values()))
@@ -309,6 +312,9 @@ def _forward_problem(
     result = (N, K, shape.P // 2, shape.Q // 2) if pool else output
     if group_inputs == 1:
         problem = single_channel_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
+        return problem, result, problem.grid[0]
+    if multiplies_groups(shape, target):
+        problem = groups_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
         return problem, result, problem.grid[0]
     pixels, columns = shape.pixels(pool), shape.group_outputs
     window = spec.compiled(kernel_size, pool=pool, precision=precision, epsilon=epsilon)

@@ -512,7 +512,7 @@ static void clear_rest(const struct product_queue *queue) {
 
 static void finish(struct product_queue *queue) {
   if (queue->fresh) clear_rest(queue);
-  if (queue->count) products[queue->form / 2][queue->form % 2](queue);
+  if (queue->count) queue->product(queue);
   queue->count = queue->fresh = 0;
   queue->free = queue->memory;
   queue->a_ahead = queue->b_ahead = 0;
@@ -535,13 +535,13 @@ static void enqueue(const struct dot_product *d, struct product_queue *queue) {
   int pairs = d->kind == ELEMENT_BF16 && HAS_PAIRS;
   enum form kind;
   struct product_part part = prepare(d, depth, rows, columns, pairs, &queue->free, &kind);
-  int form = 2 * (int)kind + pairs;
-  if (queue->count && (rows != queue->rows || columns != queue->columns || form != queue->form)) {
+  void (*product)(const struct product_queue *) = products[kind][pairs];
+  if (queue->count && (rows != queue->rows || columns != queue->columns || product != queue->product)) {
     char *used = queue->free;
     finish(queue);
     queue->free = used;  // this part's memory follows that of the others
   }
-  queue->rows = rows, queue->columns = columns, queue->form = form;
+  queue->rows = rows, queue->columns = columns, queue->product = product;
   queue->parts[queue->count++] = part;
   if (d->a.transient) finish(queue);
 }

@@ -971,7 +971,7 @@ class KernelWriter(DotWriter):
         carried: list[Value] = []
         product = self.queued_product(operation)
         total = product.operands[2] if product else None
-        order = order_of_total(product) if product else ()
+        orders = {each.operands[2]: order_of_total(each) for each in body.operations if each.name == "tt.dot"}
         fresh = False
         for argument, initial, result in zip(arguments, initials, operation.results, strict=False):
             if argument in self.analysis.same_as:
@@ -983,10 +983,10 @@ class KernelWriter(DotWriter):
                 continue
             if argument is total and self.analysis.is_zero(initial):
                 fresh = True
-                buffer = self.new_buffer(argument, "v", order)
+                buffer = self.new_buffer(argument, "v", orders[argument])
                 self.forms[argument] = replace(buffer, depth=len(self.preheaders) + 1, carried=True)
             else:
-                self._start_carried(argument, initial, order if argument is total else ())
+                self._start_carried(argument, initial, orders.get(argument, ()))
             form = self.forms[argument]
             self.forms[result] = replace(form, depth=len(self.preheaders)) if isinstance(form, Buffer) else form
             carried.append(argument)

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 
 from .analysis import Analysis, Expression, writes_memory
 from .forms import ZERO, Buffer, Index, Nest, Scalar, valid_count
-from .group_codegen import is_product_of_groups, order_of_total, product_of_groups, scratch_bytes
+from .group_codegen import (
+    is_product_of_groups,
+    is_reduction_of_groups,
+    order_of_total,
+    product_of_groups,
+    reduction_of_groups,
+    scratch_bytes,
+)
 from .ir import Operation, UnsupportedOperation, Value
 from .operations import compute_type, from_memory, predicate_of, to_memory
 
@@ -77,6 +84,9 @@ class DotWriter:
         if is_product_of_groups(operation):
             with self.arena_scope():
                 product_of_groups(self, operation, total, _KINDS[left.type.element], self.queues.get(operation))
+        elif is_reduction_of_groups(operation):
+            with self.arena_scope():
+                reduction_of_groups(self, operation, total, _KINDS[left.type.element])
         elif left.type.is_float and total.element == "f32":
             if rank == 2:
                 with self.arena_scope():

@@ -313,7 +313,7 @@ def _forward_problem(
     if group_inputs == 1:
         problem = single_channel_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
         return problem, result, problem.grid[0]
-    if multiplies_groups(shape, target):
+    if multiplies_groups(shape.C, shape.K, shape.groups, target):
         problem = groups_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
         return problem, result, problem.grid[0]
     pixels, columns = shape.pixels(pool), shape.group_outputs

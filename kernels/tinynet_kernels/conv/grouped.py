@@ -1,11 +1,12 @@
 """Convolutions in many thin groups, on a CPU: the groups' products side by side.
 
-    y[n, g D + j, o, ...] = sum over d, t, r, s of x[n, g D + d, o stride + t dilation - padding, ...] W[g D + j, d, ...]
+    y[n, g D + j, o, ...] = sum over d, t, r, s of x[n, g D + d, o stride + t dilation - padding, ...] W[g D + j, d, t]
 
-with D = 2, 4, 8 or 16 input and as many output channels to each group, and the data gradient. One group's matrix is thinner than a vector of
-the processor. But channels of neighboring groups are neighbors in memory, so a product in a batch of groups,
-[G, M, D] x [G, D, D], fills vectors with G D channels (`tinynet_engines/cpu/runtime/groups.h`), and no group reads
-another's values. A program computes a [block_pixels, G D] tile; a step is one tap of all its groups.
+with D = 2, 4, 8 or 16 input and as many output channels to each group, and the data gradient. One group's matrix is
+thinner than a vector of the processor. But channels of neighboring groups are neighbors in memory, so a product in a
+batch of groups, [G, M, D] x [G, D, D], fills vectors with G D channels (`tinynet_engines/cpu/runtime/groups.h`), and no
+group reads another's values. A program computes a [block_pixels, G D] tile; a step is one tap of all its groups. The
+weight gradient is in `grouped_weight_gradient.py`.
 """
 
 from __future__ import annotations
@@ -240,9 +241,9 @@ def convolution_groups_input_gradient_kernel(
     tl.store(dx_ptr + base + offset, activate(dx, ACTIVATION).to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-def multiplies_groups(shape: ConvolutionShape, target: Target) -> bool:
-    """Whether a convolution of this shape, and its data gradient, are computed here."""
-    return target.kind == "cpu" and shape.group_inputs == shape.group_outputs in (2, 4, 8, 16) and shape.groups > 1
+def multiplies_groups(inputs: int, outputs: int, groups: int, target: Target) -> bool:
+    """Whether a convolution of so many channels, and its gradients, are computed here."""
+    return target.kind == "cpu" and inputs == outputs and groups > 1 and inputs // groups in (2, 4, 8, 16)
 
 
 def group_tile(pixels: int, groups: int, width: int, target: Target) -> GroupTile:

@@ -137,7 +137,7 @@ def _input_gradient_problem(
     target: Target,
 ) -> Problem:
     shape, spec, kernel_size = ConvolutionShape.of(dx_shape, dz_shape, kernel_size, spec)
-    if multiplies_groups(shape, target):
+    if multiplies_groups(shape.C, shape.K, shape.groups, target):
         return groups_input_gradient_problem(shape, spec, kernel_size, activation, target)
     window = spec.compiled(kernel_size, precision=precision, group=GROUP).of_gradient()
     strides = window.stride_d, window.stride_h, window.stride_w

@@ -351,6 +351,43 @@ def test_products_of_groups(width: int, copied: bool, dtype: torch.dtype) -> Non
 
 
 @triton.jit
+def sums_of_groups_kernel(
+    a_ptr, b_ptr, c_ptr, rows, groups,
+    BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, COPIED: tl.constexpr,
+):  # fmt: skip
+    """c[g] = a[:, g]^T b[:, g]: sums over rows in groups that lie side by side. COPIED: of a as computed."""
+    g, d = tl.arange(0, BLOCK_G)[:, None, None], tl.arange(0, WIDTH)
+    channels = g * WIDTH + d[None, None, :]
+    c = tl.zeros((BLOCK_G, WIDTH, WIDTH), tl.float32)
+    for start in range(0, rows, BLOCK_M):
+        row = tl.arange(0, BLOCK_M)[None, :, None]
+        mask = tl.broadcast_to(row < rows - start, (BLOCK_G, BLOCK_M, WIDTH))
+        mask = mask & tl.broadcast_to(g < groups, (BLOCK_G, BLOCK_M, WIDTH))
+        odd = mask & tl.broadcast_to(row % 2 == 1, (BLOCK_G, BLOCK_M, WIDTH))
+        a = tl.load(a_ptr + (start + row) * groups * WIDTH + channels, mask=odd, other=0.0)
+        b = tl.load(b_ptr + (start + row) * groups * WIDTH + channels, mask=mask, other=0.0)
+        if COPIED:
+            a = a + a
+        c = tl.dot(tl.trans(a, (0, 2, 1)), b, c, input_precision="ieee")
+    offset = (g * WIDTH + d[None, :, None]) * WIDTH + d[None, None, :]
+    tl.store(c_ptr + offset, c, mask=tl.broadcast_to(g < groups, (BLOCK_G, WIDTH, WIDTH)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [2, 4, 8, 16])
+@pytest.mark.parametrize("copied", [False, True])
+def test_sums_over_rows_of_groups(width: int, copied: bool, dtype: torch.dtype) -> None:
+    rows, groups = 77, 32 // width + 1
+    a, b = torch.randn(2, rows, groups, width).to(dtype)
+    c = torch.full((groups + 1, width, width), math.nan)
+    options = {"BLOCK_G": 64 // width, "BLOCK_M": 32, "WIDTH": width, "COPIED": copied}
+    sums_of_groups_kernel[(1,)](a, b, c, rows, groups, **options)
+    exact = (2 if copied else 1) * torch.einsum("mgd,mgj->gdj", a[1::2].double(), b[1::2].double())
+    assert ((c[:groups] - exact).abs() <= 1e-4).all()
+    assert c[groups].isnan().all()
+
+
+@triton.jit
 def shifted_rows_kernel(
     a_ptr, x_ptr, c_ptr, M, rows, shifts,
     WIDTH: tl.constexpr, SHIFTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,

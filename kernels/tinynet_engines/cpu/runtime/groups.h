@@ -11,6 +11,7 @@ enum { GROUP_ROWS = 6 };
 enum { GROUP_ROWS = 4 };
 #endif
 enum { LARGEST_ROW = 1024 };  // elements: a row of zeros is in `zeros`
+enum { REDUCED_ROWS = 16, MOST_ROWS_AHEAD = 32 };
 
 typedef int32_t lane_numbers __attribute__((vector_size(4 * LANES)));
 #if defined(__AVX512F__)
@@ -156,17 +157,18 @@ INLINE void pack_groups(const struct group_product *p, int kind, float *panel) {
   }
 }
 
-// A table of rows that may be read in whole vectors: zeros for NULL, copies where the last group ends within a vector
-static const void *rows_of_groups(const struct group_product *p, const void **table, char **memory) {
-  int columns = p->valid * p->width, bytes = element_bytes(p->kind);
-  for (int i = 0; i < p->rows; i++) {
-    table[i] = p->a[i] ? p->a[i] : zeros;
-    if (columns % LANES == 0) continue;
-    char *copy = take(memory, (int64_t)whole_vectors(columns) * bytes);
-    memset(copy, 0, (size_t)(whole_vectors(columns) * bytes));
-    table[i] = memcpy(copy, table[i], (size_t)(columns * bytes));
+// A table of rows that may be read in whole vectors: zeros for NULL, copies where the last group ends within a vector.
+// Rows of zeros follow, for strips and prefetches that reach past the end.
+static const void **rows_of_groups(const void *const *source, int rows, int columns, int kind, char **memory) {
+  const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * (rows + MOST_ROWS_AHEAD));
+  int64_t bytes = (int64_t)columns * element_bytes(kind), whole = (int64_t)whole_vectors(columns) * element_bytes(kind);
+  for (int i = 0; i < rows; i++) {
+    table[i] = source[i] ? source[i] : zeros;
+    if (bytes == whole) continue;
+    char *copy = memset(take(memory, whole), 0, (size_t)whole);
+    table[i] = memcpy(copy, table[i], (size_t)bytes);
   }
-  for (int i = 0; i < GROUP_ROWS; i++) table[p->rows + i] = zeros;  // for the last strip's prefetches
+  for (int i = 0; i < MOST_ROWS_AHEAD; i++) table[rows + i] = zeros;
   return table;
 }
 
@@ -176,7 +178,7 @@ static void enqueue_groups(const struct group_product *p, struct product_queue *
   if (queue->count && (queue->count == queue->capacity || columns != queue->columns || p->rows != queue->rows)) finish(queue);
   char **memory = &queue->free;
   struct product_part part = {.depth = takes_pairs(p->kind) ? p->width / 2 : p->width};
-  part.a_table = rows_of_groups(p, (const void **)take(memory, (int64_t)sizeof(void *) * (p->rows + GROUP_ROWS)), memory);
+  part.a_table = rows_of_groups(p->a, p->rows, p->valid * p->width, p->kind, memory);
   float *panels = (float *)take(memory, (int64_t)sizeof(float) * columns * p->width);
   if (p->kind == ELEMENT_F32) pack_groups(p, ELEMENT_F32, panels);
   else if (p->kind == ELEMENT_BF16) pack_groups(p, ELEMENT_BF16, panels);
@@ -194,4 +196,62 @@ static void dot_groups(const struct group_product *p) {
                                 .memory = p->scratch, .free = p->scratch};
   enqueue_groups(p, &queue);
   finish(&queue);
+}
+
+// --------------------------------------------------------------------------------------------- sums over rows
+
+// c[width][LANES] += sum over REDUCED_ROWS rows of a's groups times b, for the vector of columns at `column`
+INLINE void reduce_kernel(int width, int kind, const void *const *a, const void *const *b, int64_t column, float *c,
+                          int64_t c_stride) {
+  enum { MOST = LANES < 16 ? LANES : 16 };
+  int narrow = width < LANES, block = narrow ? width : MOST, chains = block >= 8 ? 1 : 8 / block;
+  const lane_numbers group = lanes & ~(width - 1);
+  int64_t first = narrow ? column : column / width * width;
+  for (int start = 0; start < width; start += block) {
+    vector sum[16] = {0};  // several of each: a processor adds to others while it waits for one
+    for (int row = 0; row < REDUCED_ROWS; row += chains) {
+#pragma GCC unroll 4
+      for (int chain = 0; chain < chains; chain++) {
+        const void *line = a[row + chain];
+        __builtin_prefetch((const char *)a[row + chain + REDUCED_ROWS] + column * element_bytes(kind));
+        __builtin_prefetch((const char *)b[row + chain + REDUCED_ROWS] + column * element_bytes(kind));
+        vector x = load_vector(line, first + start, kind), z = load_vector(b[row + chain], column, kind);
+        const float *numbers = (const float *)&x;
+        if (kind == ELEMENT_F32) {
+          numbers = (const float *)line + first + start;
+          __asm__("" : "+r"(numbers));
+        }
+#pragma GCC unroll 16
+        for (int d = 0; d < block; d++)
+          sum[chain * block + d] += narrow ? __builtin_shuffle(x, group + d) * z : numbers[d] * z;
+      }
+    }
+#pragma GCC unroll 16
+    for (int d = 0; d < block; d++) {
+#pragma GCC unroll 4
+      for (int chain = 1; chain < chains; chain++) sum[d] += sum[chain * block + d];
+      *(vector *)(c + (start + d) * c_stride) += sum[d];
+    }
+  }
+}
+
+INLINE void reduce_all(int width, int kind, const void *const *a, const void *const *b, int rows, int columns, float *c,
+                       int64_t c_stride) {
+  for (int row = 0; row < rows; row += REDUCED_ROWS)
+    for (int column = 0; column < columns; column += LANES)
+      reduce_kernel(width, kind, a + row, b + row, column, c + column, c_stride);
+}
+
+static void reduce_groups(const struct group_reduction *p) {
+  if (p->valid <= 0 || p->rows <= 0) return;
+  int count = p->valid * p->width, columns = whole_vectors(count), c_stride = p->groups * p->width;
+  char *memory = p->scratch;
+  const void **a = rows_of_groups(p->a, p->rows, count, p->kind, &memory);
+  const void **b = rows_of_groups(p->b, p->rows, count, p->kind, &memory);
+#define REDUCE(WIDTH, KIND) \
+  if (p->width == WIDTH && p->kind == KIND) reduce_all(WIDTH, KIND, a, b, p->rows, columns, p->c, c_stride);
+#define REDUCE_WIDTH(WIDTH) REDUCE(WIDTH, ELEMENT_F32) REDUCE(WIDTH, ELEMENT_BF16) REDUCE(WIDTH, ELEMENT_F16)
+  REDUCE_WIDTH(2) REDUCE_WIDTH(4) REDUCE_WIDTH(8) REDUCE_WIDTH(16)
+#undef REDUCE_WIDTH
+#undef REDUCE
 }

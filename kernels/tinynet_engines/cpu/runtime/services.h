@@ -71,11 +71,22 @@ struct group_product {
   int64_t scratch_bytes;
 };
 
+// Sums over rows in each of such groups: c[d][width g + j] += sum over i of a[i][width g + d] b[i][width g + j].
+struct group_reduction {
+  int32_t groups, width;
+  int32_t rows, valid;  // as in struct group_product
+  int32_t kind;
+  const void *const *a, *const *b;  // rows; NULL for a row of zeros
+  float *c;                         // rows of groups * width
+  void *scratch;
+};
+
 struct program;
 
 struct services {
   void (*dot)(const struct dot_product *);
   void (*dot_groups)(const struct group_product *);
+  void (*reduce_groups)(const struct group_reduction *);
   void (*enqueue)(const struct dot_product *, struct product_queue *);
   void (*enqueue_groups)(const struct group_product *, struct product_queue *);
   void (*finish)(struct product_queue *);

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .analysis import Analysis, Expression, is_lazy
-from .dot_codegen import DotWriter, Leaf, valid_count
-from .forms import ZERO, Buffer, Index, Nest, Scalar
+from .dot_codegen import DotWriter, Leaf
+from .forms import ZERO, Buffer, Index, Nest, Scalar, valid_count
+from .group_codegen import order_of_total
 from .ir import Block, Function, Operation, UnsupportedOperation, Value
 from .operations import (
     SMALL_FLOATS,
@@ -197,9 +198,9 @@ class KernelWriter(DotWriter):
         yield
         self.arena_top = top
 
-    def new_buffer(self, value: Value, prefix: str = "t", carried: bool = False) -> Buffer:
+    def new_buffer(self, value: Value, prefix: str = "t", order: tuple[int, ...] = ()) -> Buffer:
         name = self.allocate(value.type.element, value.type.count, prefix)
-        return Buffer(name, value.type.element, len(self.preheaders), carried)
+        return Buffer(name, value.type.element, len(self.preheaders), order=order)
 
     def _declare_variable(self, value: Value, prefix: str = "v") -> None:
         """Declare a value that is assigned in several places: block arguments, results of branches and loops."""
@@ -242,6 +243,11 @@ class KernelWriter(DotWriter):
             stride *= size
         return " + ".join(reversed(parts)) or "0"
 
+    def place(self, buffer: Buffer, index: tuple[Index, ...], shape: tuple[int, ...]) -> str:
+        """C text of one element of a tensor in memory."""
+        order = buffer.order or range(len(shape))
+        return f"{buffer.name}[{self.linear(tuple(index[d] for d in order), tuple(shape[d] for d in order))}]"
+
     def element(self, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
         """C text of one element of a value; the statements it needs are added to the nest."""
         value = self.analysis.resolve(value)
@@ -259,7 +265,7 @@ class KernelWriter(DotWriter):
     def _element(self, value: Value, index: tuple[Index, ...], nest: Nest, level: int) -> str:
         form = self.forms.get(value)
         if isinstance(form, Buffer):
-            text = f"{form.name}[{self.linear(index, value.type.shape)}]"
+            text = self.place(form, index, value.type.shape)
             return self.emit(nest, level, value.type.element, from_memory(form.element, text))
         if value.type.is_pointer and (moving := self._affine_part(value, index)):
             return self._affine_pointer(value, index, nest, moving)
@@ -393,16 +399,36 @@ class KernelWriter(DotWriter):
             return self.element(
                 operation.operands[0], tuple(ZERO if size == 1 else next(indices) for size in source), nest
             )
-        same = 0  # trailing dimensions that both shapes have: their indices do not change
-        while source[len(source) - same - 1] == target[len(target) - same - 1]:
-            same += 1
-        split, folded = len(target) - same, source[: len(source) - same]
-        level = max((position.level for position in index[:split]), default=0)
-        linear, remaining, positions = self.linear(index[:split], target[:split]), math.prod(folded), []
+        form = self._row_major(operation.operands[0])
+        if form is not None:
+            text = f"{form.name}[{self.linear(index, target)}]"
+            level = max((position.level for position in index), default=-1)
+            return self.emit(nest, level, value.type.element, from_memory(form.element, text))
+        # Leading and trailing dimensions that both shapes have: their indices do not change.
+        first = next(i for i, sizes in enumerate(zip(source, target, strict=False)) if sizes[0] != sizes[1])
+        same = next(i for i, sizes in enumerate(zip(source[::-1], target[::-1], strict=False)) if sizes[0] != sizes[1])
+        split, folded = len(target) - same, source[first : len(source) - same]
+        level = max((position.level for position in index[first:split]), default=0)
+        linear, remaining, positions = self.linear(index[first:split], target[first:split]), math.prod(folded), []
         for size in folded:
+            outermost = not positions
             remaining //= size
-            positions.append(Index(f"(({linear}) / {remaining} % {size})" if len(folded) > 1 else f"({linear})", level))
-        return self.element(operation.operands[0], (*positions, *index[split:]), nest)
+            quotient = f"(({linear}) / {remaining})" if remaining > 1 else f"({linear})"
+            positions.append(Index(quotient if outermost else f"({quotient} % {size})", level))
+        return self.element(operation.operands[0], (*index[:first], *positions, *index[split:]), nest)
+
+    def _row_major(self, value: Value) -> Buffer | None:
+        """The buffer in which a tensor lies row-major, whether itself or what it is a transposition of."""
+        value = self.analysis.resolve(value)
+        order = list(range(len(value.type.shape)))
+        while value not in self.forms and value.owner is not None and value.owner.name == "tt.trans":
+            moved: list[int] = value.owner.attributes["order"]  # type: ignore[assignment]
+            order = [moved[dimension] for dimension in order]
+            value = self.analysis.resolve(value.owner.operands[0])
+        form = self.forms.get(value)
+        if not isinstance(form, Buffer):
+            return None
+        return form if tuple(order) == (form.order or tuple(range(len(order)))) else None
 
     def _view_tt_join(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
         left, right = (self.element(operand, index[:-1], nest) for operand in operation.operands)
@@ -453,7 +479,7 @@ class KernelWriter(DotWriter):
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
             text = to_memory(buffer.element, self.element(value, index, nest))
-            return [f"{buffer.name}[{self.linear(index, shape)}] = {text};"]
+            return [f"{self.place(buffer, index, shape)} = {text};"]
 
         self.loops(shape, body, inner, ends=ends)
 
@@ -461,7 +487,7 @@ class KernelWriter(DotWriter):
         """Compute a tensor into a buffer now."""
         value = self.analysis.resolve(value)
         form = self.forms.get(value)
-        if isinstance(form, Buffer):
+        if isinstance(form, Buffer) and not form.order:
             return form
         owner, inner = value.owner, None
         if owner is not None and owner.name == "tt.load":
@@ -583,12 +609,12 @@ class KernelWriter(DotWriter):
         found: dict[int, tuple[Leaf, str]] = {}
         if masks[0] is None:
             return found
-        for leaf in self._leaves(masks[0], list(range(len(masks[0].type.shape)))):
+        for leaf in self.leaves(masks[0], list(range(len(masks[0].type.shape)))):
             everywhere = all(
                 mask is not None
                 and any(
                     other.condition is leaf.condition and other.dimensions == leaf.dimensions
-                    for other in self._leaves(mask, list(range(len(mask.type.shape))))
+                    for other in self.leaves(mask, list(range(len(mask.type.shape))))
                 )
                 for mask in masks
             )
@@ -945,6 +971,7 @@ class KernelWriter(DotWriter):
         carried: list[Value] = []
         product = self.queued_product(operation)
         total = product.operands[2] if product else None
+        orders = {each.operands[2]: order_of_total(each) for each in body.operations if each.name == "tt.dot"}
         fresh = False
         for argument, initial, result in zip(arguments, initials, operation.results, strict=False):
             if argument in self.analysis.same_as:
@@ -956,11 +983,10 @@ class KernelWriter(DotWriter):
                 continue
             if argument is total and self.analysis.is_zero(initial):
                 fresh = True
-                self.forms[argument] = replace(
-                    self.new_buffer(argument, "v"), depth=len(self.preheaders) + 1, carried=True
-                )
+                buffer = self.new_buffer(argument, "v", orders[argument])
+                self.forms[argument] = replace(buffer, depth=len(self.preheaders) + 1, carried=True)
             else:
-                self._start_carried(argument, initial)
+                self._start_carried(argument, initial, orders.get(argument, ()))
             form = self.forms[argument]
             self.forms[result] = replace(form, depth=len(self.preheaders)) if isinstance(form, Buffer) else form
             carried.append(argument)
@@ -994,25 +1020,23 @@ class KernelWriter(DotWriter):
         if queue:
             self.close_queue(queue)
 
-    def _start_carried(self, argument: Value, initial: Value) -> None:
+    def _start_carried(self, argument: Value, initial: Value, order: tuple[int, ...]) -> None:
         """Declare the variable or buffer of a loop-carried value, holding its initial value."""
         if not argument.type.is_tensor:
             name = self.name("v")
             self.lines.append(f"{compute_type(argument.type.element)} {name} = {self.scalar(initial)};")
             self.forms[argument] = Scalar(name)
             return
-        taken = self.take_buffer(initial)
-        if taken is not None:
-            self.forms[argument] = Buffer(taken.name, taken.element, len(self.preheaders) + 1, True)
-            return
-        buffer = self.new_buffer(argument, "v")
-        self.fill(buffer, initial)
-        self.forms[argument] = Buffer(buffer.name, buffer.element, len(self.preheaders) + 1, True)
+        buffer = self.take_buffer(initial, order)
+        if buffer is None:
+            buffer = self.new_buffer(argument, "v", order)
+            self.fill(buffer, initial)
+        self.forms[argument] = replace(buffer, depth=len(self.preheaders) + 1, carried=True)
 
-    def take_buffer(self, value: Value) -> Buffer | None:
-        """The buffer of a value that nothing else needs any more, to be overwritten; else None."""
+    def take_buffer(self, value: Value, order: tuple[int, ...] = ()) -> Buffer | None:
+        """The buffer in this order of a value that nothing else needs any more, to be overwritten; else None."""
         form = self.forms.get(value)
-        if not isinstance(form, Buffer) or len(value.users) != 1:
+        if not isinstance(form, Buffer) or form.order != order or len(value.users) != 1:
             return None
         if form.depth != len(self.preheaders):  # it is needed again in the next iteration of a loop around
             return None
@@ -1050,8 +1074,8 @@ class KernelWriter(DotWriter):
         target, value, ends = assignment
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
-            place = self.linear(index, value.type.shape)
-            return [f"{target.name}[{place}] = {source.name}[{place}];"]
+            shape = value.type.shape
+            return [f"{self.place(target, index, shape)} = {self.place(source, index, shape)};"]
 
         self.loops(value.type.shape, body, ends=ends)
 

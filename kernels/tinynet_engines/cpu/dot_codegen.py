@@ -11,7 +11,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from .analysis import Analysis, Expression, writes_memory
-from .forms import ZERO, Buffer, Index, Nest, Scalar
+from .forms import ZERO, Buffer, Index, Nest, Scalar, valid_count
+from .group_codegen import (
+    is_product_of_groups,
+    is_reduction_of_groups,
+    order_of_total,
+    product_of_groups,
+    reduction_of_groups,
+    scratch_bytes,
+)
 from .ir import Operation, UnsupportedOperation, Value
 from .operations import compute_type, from_memory, predicate_of, to_memory
 
@@ -73,7 +81,13 @@ class DotWriter:
         left, _right, initial = operation.operands
         total = self._accumulator(operation, initial)
         rank = len(left.type.shape)
-        if left.type.is_float and total.element == "f32":
+        if is_product_of_groups(operation):
+            with self.arena_scope():
+                product_of_groups(self, operation, total, _KINDS[left.type.element], self.queues.get(operation))
+        elif is_reduction_of_groups(operation):
+            with self.arena_scope():
+                reduction_of_groups(self, operation, total, _KINDS[left.type.element])
+        elif left.type.is_float and total.element == "f32":
             if rank == 2:
                 with self.arena_scope():
                     self._library_dot(operation, total)
@@ -100,14 +114,15 @@ class DotWriter:
             wide = Buffer(self.allocate("f32", initial.type.count, "acc"), "f32", len(self.preheaders))
             self.fill(wide, initial)
             return wide
-        taken = self.take_buffer(initial)
+        order = order_of_total(operation)
+        taken = self.take_buffer(initial, order)
         if taken is not None:
             return taken
         own = self._rescaled_in_place(operation, initial)
-        if own is not None:
+        if own is not None and own.order == order:
             self.fill(own, initial)
             return own
-        buffer = self.new_buffer(operation.result, "acc")
+        buffer = self.new_buffer(operation.result, "acc", order)
         self.fill(buffer, initial, self.needed_ends(operation.result))
         return buffer
 
@@ -170,10 +185,12 @@ class DotWriter:
     def open_queue(self, product: Operation, total: Buffer, fresh: bool) -> str:
         """Declare, before a loop, the queue of its deferred products. ``fresh``: the accumulator is not filled yet."""
         left, right, _ = product.operands
-        (m, k), n = left.type.shape, right.type.shape[1]
+        *groups, m, k = left.type.shape
+        n = right.type.shape[-1] * (groups[0] if groups else 1)
+        size = scratch_bytes(groups[0], m, k) if groups else _scratch_bytes(m, n, k)
         capacity = max(1, min(_QUEUED_DEPTH // k, _LARGEST_QUEUE))
         queue = self.queues[product] = self.name("queue")
-        memory = self.allocate("i8", capacity * _scratch_bytes(m, n, k), "scratch")
+        memory = self.allocate("i8", capacity * size, "scratch")
         fields = {"capacity": capacity, "count": 0, "fresh": int(fresh), "height": m, "width": n, "columns": 0}
         fields |= {"a_ahead": 0, "b_ahead": 0, "c": total.name, "c_stride": n}
         fields |= {"memory": f"(char *){memory}", "free": f"(char *){memory}"}
@@ -188,7 +205,9 @@ class DotWriter:
         """Whether a loop has no effect except a product of matrices that nothing else in it reads: it can wait."""
         left, _, total = product.operands
         body = loop.regions[0]
-        if writes_memory(loop) or not left.type.is_float or len(left.type.shape) != 2 or total.type.element != "f32":
+        if writes_memory(loop) or not left.type.is_float or total.type.element != "f32":
+            return False
+        if len(left.type.shape) != 2 and not is_product_of_groups(product):
             return False
         if total not in body.arguments or total.users != [product] or product.result.users != [body.terminator]:
             return False
@@ -201,7 +220,7 @@ class DotWriter:
         n = right.type.shape[2]
         kind = left.type.element if left.type.element in _KINDS else "f32"
         with self.arena_scope():
-            tables = [self._as_buffer(value, kind) for value in (left, right)]
+            tables = [self.as_buffer(value, kind) for value in (left, right)]
             scratch = _scratch_bytes(m, n, k)
             memory = self.allocate("i8", scratch, "scratch")
             a, b = (
@@ -218,6 +237,8 @@ class DotWriter:
         """Pack B once before a loop, if it is computed before the loop and used inside it."""
         form = self.forms.get(self.analysis.resolve(right))
         if not isinstance(form, Buffer) or form.carried or form.depth >= len(self.preheaders) or form.element != kind:
+            return None
+        if form.order:
             return None
         k, n = right.type.shape
         width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
@@ -254,7 +275,7 @@ class DotWriter:
             if in_place is not None:
                 return in_place
         # What is computed lies in the order of what is transposed: its loops then walk along its own lines.
-        return _buffer_operand(self._as_buffer(source, kind), source.type.shape, permutation)
+        return _buffer_operand(self.as_buffer(source, kind), source.type.shape, permutation)
 
     def _wrapped_operand(self, value: Value, kind: str, load: Operation, permutation: list[int]) -> str | None:
         """A load with offsets ``arange % bound``: in place if nothing wraps, else computed into a buffer."""
@@ -270,7 +291,7 @@ class DotWriter:
         self.lines.append(f"struct operand {name}; if ({straight}) {{")
         self.lines.append(f"{name} = (struct operand){self._strided(pointer, mask, permutation, [])};")
         self.lines.append("} else {")
-        buffer = self._as_buffer(value, kind)
+        buffer = self.as_buffer(value, kind)
         self.lines.append(f"{name} = (struct operand){_buffer_operand(buffer, value.type.shape, [0, 1])}; }}")
         return name
 
@@ -284,9 +305,9 @@ class DotWriter:
         origin = self.evaluate(pointer)
         return f"{{{origin}, {{{steps[first]}, {steps[second]}}}, 0, 0, {{{valid[first]}, {valid[second]}}}}}"
 
-    def _as_buffer(self, value: Value, element: str) -> Buffer:
+    def as_buffer(self, value: Value, element: str) -> Buffer:
         form = self.forms.get(self.analysis.resolve(value))
-        if isinstance(form, Buffer) and form.element == element:
+        if isinstance(form, Buffer) and form.element == element and not form.order:
             return form
         buffer = Buffer(self.allocate(element, value.type.count, "m"), element, len(self.preheaders))
         owner = self.analysis.resolve(value).owner
@@ -377,7 +398,7 @@ class DotWriter:
             return mask
         if len(optional) > 1 and not self.analysis.is_zero(optional[1]):
             return None
-        leaves = self._leaves(optional[0], [0, 1])
+        leaves = self.leaves(optional[0], [0, 1])
         for leaf in leaves:
             varying = self.analysis.varying(leaf.condition)
             along = {leaf.dimensions[dimension] for dimension in varying} - {None}
@@ -398,21 +419,21 @@ class DotWriter:
                 return None
         return mask
 
-    def _leaves(self, mask: Value, dimensions: list[int | None]) -> list[Leaf]:
+    def leaves(self, mask: Value, dimensions: list[int | None]) -> list[Leaf]:
         """The conditions whose conjunction a mask is."""
         mask = self.analysis.resolve(mask)
         owner = mask.owner
         if owner is None or mask in self.forms:
             return [Leaf(mask, dimensions)]
         if owner.name == "arith.andi":
-            return [leaf for operand in owner.operands for leaf in self._leaves(operand, dimensions)]
+            return [leaf for operand in owner.operands for leaf in self.leaves(operand, dimensions)]
         if owner.name == "tt.broadcast":
             source = owner.operands[0]
             varying = [d if size > 1 else None for d, size in zip(dimensions, source.type.shape, strict=False)]
-            return self._leaves(source, varying)
+            return self.leaves(source, varying)
         if owner.name == "tt.expand_dims":
             axis = owner.integer("axis")
-            return self._leaves(owner.operands[0], dimensions[:axis] + dimensions[axis + 1 :])
+            return self.leaves(owner.operands[0], dimensions[:axis] + dimensions[axis + 1 :])
         return [Leaf(mask, dimensions)]
 
     def _bound(self, leaf: Leaf) -> tuple[int, str] | None:
@@ -482,11 +503,3 @@ def _scratch_bytes(m: int, n: int, k: int) -> int:
     """Memory for panels of B, and for lines of B or for A, whichever is more, with every start aligned."""
     width = -(-n // _LARGEST_PANEL) * _LARGEST_PANEL
     return (4 * (k + 1) * (width + _LARGEST_LANES) + max(4 * m * (k + 1), 12 * max(m, k)) + 512 + 63) // 64 * 64
-
-
-def valid_count(bounds: list[str], size: int) -> str:
-    """C text of how many of ``size`` elements satisfy every bound."""
-    text = str(size)
-    for bound in bounds:
-        text = f"clip_count({bound}, {text})"
-    return f"(int32_t){text}"

@@ -25,15 +25,17 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor in the arena, row-major. ``element``: its type in memory; ``depth``: the loops around its definition.
+    """A tensor in the arena. ``element``: its type in memory; ``depth``: the loops around its definition.
 
-    ``carried``: the buffer holds a loop-carried tensor and changes from one iteration to the next.
+    ``carried``: the buffer holds a loop-carried tensor and changes from one iteration to the next. ``order``: its
+    dimensions from the outermost to the innermost in memory; () for row-major.
     """
 
     name: str
     element: str
     depth: int
     carried: bool = False
+    order: tuple[int, ...] = ()
 
 
 class Nest:
@@ -42,3 +44,11 @@ class Nest:
     def __init__(self, depth: int):
         self.levels: list[list[str]] = [[] for _ in range(depth + 1)]
         self.known: dict[tuple, str] = {}
+
+
+def valid_count(bounds: list[str], size: int) -> str:
+    """C text of how many of ``size`` elements satisfy every bound."""
+    text = str(size)
+    for bound in bounds:
+        text = f"clip_count({bound}, {text})"
+    return f"(int32_t){text}"

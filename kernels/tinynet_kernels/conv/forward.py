@@ -3,7 +3,7 @@
     y[n, k, o, p, q] = sum over c, t, r, s of x[n, c, o stride + t dilation - padding, p ..., q ...] W[k, c, t, r, s]
 
 of three spatial axes, or of the last two or one (`spec.py`). Everything here is channels_last: x lies as
-[N, D, H, W, C], W as [K, T, R, S, C], y as [N, Z, P, Q, K] (`layout.py`). Three kernels compute the forward, by the
+[N, D, H, W, C], W as [K, T, R, S, C], y as [N, Z, P, Q, K] (`layout.py`). Five kernels compute the forward, by the
 channels of one group; all end in the same epilogue of bias, activation and, where a normalization with constant
 statistics follows, that:
 
@@ -11,6 +11,8 @@ statistics follows, that:
                     materialized. One step is one tap of block_k channels (`window.sum_over_taps`)
     2 to 15         the same product, but one step is block_k (tap, channel) pairs: a tap alone would be too thin
     1               no product: taps unrolled (`depthwise.py`)
+    2 to 4          on a CPU, without groups: a step is one row of taps with all channels (`patches.py`)
+    2, 4, 8, 16     on a CPU, where groups have as many outputs: products side by side (`grouped.py`)
 
 Of 3 x 3 taps and stride 1, Winograd's algorithm takes less time on CPUs (`winograd/`).
 
@@ -31,6 +33,13 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import single_channel_forward_kernel, single_channel_problem, taps_first
+from tinynet_kernels.conv.grouped import convolution_groups_kernel, groups_problem, multiplies_groups
+from tinynet_kernels.conv.patches import (
+    convolution_patches_kernel,
+    multiplies_patches,
+    padded_image,
+    patches_problem,
+)
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Normalization, Shape
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
@@ -230,6 +239,8 @@ NO_NORMALIZATION = Normalization(None, None, None, None, 0.0)
 @costs(convolution_forward_kernel)
 @costs(convolution_few_channels_kernel)
 @costs(single_channel_forward_kernel)
+@costs(convolution_groups_kernel)
+@costs(convolution_patches_kernel)
 def convolution_forward_cost(weight_ptr: torch.Tensor, pixels: int, **others: Any) -> Cost:
     """2 N Z P Q K T R S C / groups operations; x, W and b read, y (and z, and argmax) written."""
     return Cost(2 * pixels * weight_ptr.numel(), size_in_bytes(weight_ptr, *others.values()))
@@ -260,7 +271,7 @@ def convolution_forward(
         norm: applied to x * W + b before the activation; None without.
         want_statistics: whether to compute those of y, which is then not pooled.
     """
-    K, group_inputs = weight.shape[:2]
+    K = weight.shape[0]
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
     if spec.is_pointwise(weight.shape[2:]) and not pool and norm is None and not want_statistics:
@@ -291,7 +302,10 @@ def convolution_forward(
             if winograd.launch(x, weight, **tensors, partial_ptr=partial):
                 return Results(y, saved, argmax, partial)
     partial = room_for_statistics(tiles)
-    weight = taps_first(weight) if group_inputs == 1 else weight
+    if problem.kernel is convolution_patches_kernel:
+        x = padded_image(x, weight.shape[2:], spec)
+    elif problem.kernel is single_channel_forward_kernel:
+        weight = taps_first(weight)
     problem.launch_named(x_ptr=x, weight_ptr=weight, **tensors, partial_ptr=partial)
     return Results(y, saved, argmax, partial)
 
@@ -337,8 +351,14 @@ def _forward_problem(
     output = N, K, *spec.output_size(tuple(size), tuple(kernel_size))
     shape, spec, kernel_size = ConvolutionShape.of(x_shape, output, tuple(kernel_size), spec)
     result = (N, K, shape.P // 2, shape.Q // 2) if pool else output
+    if multiplies_patches(shape.C, kernel_size, spec, target):
+        problem = patches_problem(shape, spec, kernel_size, dtype, activation, pool, epsilon, target)
+        return problem, result, problem.grid[0]
     if group_inputs == 1:
         problem = single_channel_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
+        return problem, result, problem.grid[0]
+    if multiplies_groups(shape.C, shape.K, shape.groups, target):
+        problem = groups_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
         return problem, result, problem.grid[0]
     pixels, columns = shape.pixels(pool), shape.group_outputs
     window = spec.compiled(kernel_size, pool=pool, precision=precision, epsilon=epsilon)

@@ -26,17 +26,19 @@ from tinynet_kernels.activation import activate
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import depthwise_input_gradient
+from tinynet_kernels.conv.grouped import (
+    convolution_groups_input_gradient_kernel,
+    groups_input_gradient_problem,
+    multiplies_groups,
+)
+from tinynet_kernels.conv.phases import phase_of, phase_pixels, pixels_of_phase, tap_steps
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes
 from tinynet_kernels.conv.tiles import convolution_precision, convolution_tile
 from tinynet_kernels.conv.window import (
     Filters,
-    Taps,
-    Windows,
     elements_before,
     is_wide_convolution,
     of_channels,
-    offset_in,
-    pixel_position,
     sum_over_taps,
 )
 from tinynet_kernels.conv.winograd.forward import WinogradConvolution, winograd_convolution
@@ -47,23 +49,6 @@ from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
 from tinynet_kernels.linear import linear_input_gradient
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.tiles import Target, ceil_div, current_target
-
-
-@triton.jit
-def first_tap(phase, TAPS: constexpr, STEP: constexpr, STRIDE: constexpr, PADDING: constexpr, DILATION: constexpr):
-    """The first tap along one dimension that reaches the input pixels of a phase, or TAPS where none does."""
-    tap = tl.cast(TAPS, tl.int32)
-    for candidate in tl.static_range(STEP):  # pyright: ignore
-        reaches = (phase + PADDING - candidate * DILATION) % STRIDE == 0
-        tap = tl.where(reaches, tl.minimum(candidate, TAPS), tap)
-    return tap
-
-
-@triton.jit
-def phase_of(program, WINDOW: constexpr):
-    """(plane, row, column) of the first pixel of a program's phase."""
-    plane = program // (WINDOW.stride_h * WINDOW.stride_w)
-    return plane, program // WINDOW.stride_w % WINDOW.stride_h, program % WINDOW.stride_w
 
 
 @triton.jit
@@ -90,32 +75,17 @@ def convolution_input_gradient_kernel(
 ):
     """dX, one [block_m pixels, block_n channels] tile of one phase per program; grid axes are tiles, phases, groups.
 
-    A step is one tap of block_k output channels, taps innermost. From a tap to the next, the input pixel stays, the tap
-    grows by tap_step and the output pixel shrinks by tap_step dilation / stride. WINDOW.even says that block_k divides
-    the group's output channels; offsets are relative to the tile's first image, as in `convolution_forward_kernel`.
-    Stored is act(dX + b), and dX + b itself unless z_ptr is None.
+    A step is one tap of block_k output channels, taps innermost; from a tap to the next, the input pixel stays.
+    WINDOW.even says that block_k divides the group's output channels; offsets are relative to the tile's first image,
+    as in `convolution_forward_kernel`. Stored is act(dX + b), and dX + b itself unless z_ptr is None.
     """
-    T: constexpr = WINDOW.T
-    R: constexpr = WINDOW.R
-    S: constexpr = WINDOW.S
-    STRIDE_D: constexpr = WINDOW.stride_d
-    STRIDE_H: constexpr = WINDOW.stride_h
-    STRIDE_W: constexpr = WINDOW.stride_w
-    TAP_STEP_H: constexpr = WINDOW.tap_step_h
-    TAP_STEP_W: constexpr = WINDOW.tap_step_w
     N = widened(N, WINDOW.wide)
     H = widened(H, WINDOW.wide)
     Q = widened(Q, WINDOW.wide)
     group_inputs = widened(group_inputs, WINDOW.wide)
-    phase_d, phase_h, phase_w = phase_of(tl.program_id(1), WINDOW)
+    phase = phase_of(tl.program_id(1), D, H, W, WINDOW)
     group = tl.program_id(2)
-    phase_rows = (H - phase_h + STRIDE_H - 1) // STRIDE_H
-    phase_columns = (W - phase_w + STRIDE_W - 1) // STRIDE_W
-    image_pixels = phase_rows * phase_columns
-    if WINDOW.volume:
-        phase_planes = (D - phase_d + STRIDE_D - 1) // STRIDE_D
-        image_pixels *= phase_planes
-    pixels = N * image_pixels
+    pixels = N * pixels_of_phase(phase, WINDOW)
     if tl.program_id(0) >= tl.cdiv(pixels, TILE.block_m) * tl.cdiv(group_inputs, TILE.block_n):
         return
     pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_inputs, WINDOW, TILE)
@@ -123,50 +93,24 @@ def convolution_input_gradient_kernel(
     columns_left = group_inputs - column_start
     column = tl.arange(0, TILE.block_n) % columns_left  # past the end: copies, never stored
 
-    r = first_tap(phase_h, R, TAP_STEP_H, STRIDE_H, WINDOW.padding_h, WINDOW.dilation_h)
-    s = first_tap(phase_w, S, TAP_STEP_W, STRIDE_W, WINDOW.padding_w, WINDOW.dilation_w)
-    tap_rows = (R - r + TAP_STEP_H - 1) // TAP_STEP_H
-    tap_columns = (S - s + TAP_STEP_W - 1) // TAP_STEP_W
-    tap_planes = 1
-    first_image = pixel_start // image_pixels
-    image, row, along = pixel_position(pixel, phase_rows, phase_columns)
-    plane = tl.zeros_like(image)
-    o = plane
-    tap = r * S + s
-    if WINDOW.volume:
-        plane = image % phase_planes
-        image = image // phase_planes
-        t = first_tap(phase_d, T, WINDOW.tap_step_d, STRIDE_D, WINDOW.padding_d, WINDOW.dilation_d)
-        tap_planes = (T - t + WINDOW.tap_step_d - 1) // WINDOW.tap_step_d
-        o = plane + (phase_d + WINDOW.padding_d - t * WINDOW.dilation_d) // STRIDE_D  # exact
-        tap += t * R * S
-    image -= first_image
-    p = row + (phase_h + WINDOW.padding_h - r * WINDOW.dilation_h) // STRIDE_H  # exact
-    q = along + (phase_w + WINDOW.padding_w - s * WINDOW.dilation_w) // STRIDE_W
-    dz_base = dz_ptr + elements_before(first_image, Z, P, Q, K, WINDOW) + group * group_outputs
-    windows = Windows(pixel < pixels, o, p, q, dz_base, offset_in(image, o, p, q, Z, P, Q, WINDOW) * K, Z, P, Q, K)
-    weights = T * R * S * group_inputs
-    weight_base = weight_ptr + (group * group_outputs).to(tl.int64) * weights + tap * group_inputs
-    tap_row = TAP_STEP_H * S * group_inputs
-    row_of_taps = (tap_columns - 1) * TAP_STEP_W * group_inputs
-    tap_plane = WINDOW.tap_step_d * R * S * group_inputs
-    plane_of_taps = (tap_rows - 1) * tap_row + row_of_taps
+    of_phase = phase_pixels(
+        dz_ptr, group * group_outputs, phase, pixel, pixel_start, pixels, D, H, W, Z, P, Q, K, WINDOW
+    )
+    weights = WINDOW.T * WINDOW.R * WINDOW.S * group_inputs
+    weight_base = weight_ptr + (group * group_outputs).to(tl.int64) * weights + of_phase.tap * group_inputs
+    steps = tap_steps(of_phase.taps, group_inputs, WINDOW)
     filters = Filters(
         weight_base + column_start,
         tl.arange(0, TILE.block_k)[:, None] * weights + column[None, :],
-        next_tap=TAP_STEP_W * group_inputs,
-        next_row=tap_row - row_of_taps,
-        next_plane=tap_plane - plane_of_taps,
-        next_channels=TILE.block_k * weights - (tap_planes - 1) * tap_plane - plane_of_taps,
+        next_tap=steps.next_tap,
+        next_row=steps.next_row,
+        next_plane=steps.next_plane,
+        next_channels=TILE.block_k * weights - steps.last,
     )
-    taps = Taps(tap_planes, tap_rows, tap_columns)
-    dx = sum_over_taps(windows, filters, taps, group_outputs, WINDOW, TILE)
+    dx = sum_over_taps(of_phase.windows, filters, of_phase.taps, group_outputs, WINDOW, TILE)
 
-    d = plane * STRIDE_D + phase_d
-    h = row * STRIDE_H + phase_h
-    w = along * STRIDE_W + phase_w
-    base = elements_before(first_image, D, H, W, C, WINDOW) + group * group_inputs + column_start
-    offset = (offset_in(image, d, h, w, D, H, W, WINDOW) * C)[:, None] + tl.arange(0, TILE.block_n)[None, :]
+    base = elements_before(of_phase.first_image, D, H, W, C, WINDOW) + group * group_inputs + column_start
+    offset = (of_phase.offset * C)[:, None] + tl.arange(0, TILE.block_n)[None, :]
     column_mask = tl.arange(0, TILE.block_n) < columns_left
     mask = (pixel < pixels)[:, None] & column_mask[None, :]
     if bias_ptr is not None:
@@ -177,6 +121,7 @@ def convolution_input_gradient_kernel(
 
 
 @costs(convolution_input_gradient_kernel)
+@costs(convolution_groups_input_gradient_kernel)
 def convolution_input_gradient_cost(weight_ptr: torch.Tensor, N: int, Z: int, P: int, Q: int, **others: Any) -> Cost:
     """2 N Z P Q K T R S C / groups operations; dZ, W and b read, dX (and z) written."""
     return Cost(2 * N * Z * P * Q * weight_ptr.numel(), size_in_bytes(weight_ptr, *others.values()))
@@ -194,6 +139,8 @@ def _input_gradient_problem(
     target: Target,
 ) -> Problem:
     shape, spec, kernel_size = ConvolutionShape.of(dx_shape, dz_shape, kernel_size, spec)
+    if multiplies_groups(shape.C, shape.K, shape.groups, target):
+        return groups_input_gradient_problem(shape, spec, kernel_size, activation, target)
     window = spec.compiled(kernel_size, precision=precision, group=GROUP).of_gradient()
     strides = window.stride_d, window.stride_h, window.stride_w
     sides = shape.D, shape.H, shape.W

@@ -10,7 +10,8 @@ fixed order. Two kernels, by what one step of the reduction is:
     runs    consecutive pixels of memory: on a CPU, where a division costs little beside a product and distant pixels
             cost cache. Where x has few channels, these read dY and compute dZ and its sums, the bias gradient, too.
 
-All tensors but dW are channels_last. Depthwise convolutions are in `depthwise.py`.
+All tensors but dW are channels_last. Depthwise convolutions are in `depthwise.py`, those in thin groups on a CPU in
+`grouped_weight_gradient.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tinynet_kernels.activation import activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import depthwise_weight_gradient
+from tinynet_kernels.conv.grouped_weight_gradient import groups_weight_gradient, sums_over_groups
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
@@ -339,9 +341,7 @@ def convolution_weight_gradient_cost(
 
 def takes_output_gradient(x: torch.Tensor, spec: ConvolutionSpec) -> bool:
     """Whether `convolution_weight_gradient` computes dZ from dY itself: where x has few channels, on a CPU."""
-    group_inputs = x.shape[1] // spec.groups
-    is_depthwise = group_inputs == 1 and spec.groups > 1
-    return current_target().kind == "cpu" and group_inputs < FEW_CHANNELS and not is_depthwise
+    return current_target().kind == "cpu" and spec.groups == 1 and x.shape[1] < FEW_CHANNELS
 
 
 @lru_cache(maxsize=4096)
@@ -431,6 +431,8 @@ def convolution_weight_gradient(
         dw = depthwise_weight_gradient(dy, x, spec, kernel_size, dtype)
         return _in_order(dw, (K, *kernel_size, 1), channels_last), None
     target = current_target()
+    if activation is None and sums_over_groups(C, K, spec.groups, x.dtype, target):
+        return groups_weight_gradient(dy, x, spec, tuple(kernel_size), channels_last, dtype), None
     dtype = x.dtype if dtype is None else dtype
     group_inputs = C // spec.groups
     shape = (K, *kernel_size, group_inputs) if channels_last else (K, group_inputs, *kernel_size)

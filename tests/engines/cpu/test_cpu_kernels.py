@@ -302,6 +302,92 @@ def test_matmul(dtype: torch.dtype, wrap: bool, layout: str) -> None:
 
 
 @triton.jit
+def groups_kernel(
+    a_ptr, b_ptr, c_ptr, rows, groups, STEPS: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, COPIED: tl.constexpr,
+):  # fmt: skip
+    """c[g] = 1 + sum over steps of a[step, :, g] b[step, g]: products in groups that lie side by side in rows of a.
+
+    COPIED: of a and b as computed, not as they lie in memory.
+    """
+    g, row, d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
+    in_groups = (g < groups)[:, None, None]
+    a_offset = row[None, :, None] * (groups * WIDTH) + (g[:, None, None] * WIDTH + d[None, None, :])
+    b_offset = (g[:, None, None] * WIDTH + d[None, :, None]) * WIDTH + d[None, None, :]
+    c = tl.zeros((BLOCK_G, BLOCK_M, WIDTH), tl.float32) + 1
+    for step in range(STEPS):
+        mask = tl.broadcast_to((row < rows)[None, :, None], (BLOCK_G, BLOCK_M, WIDTH))
+        mask = mask & tl.broadcast_to((row >= step)[None, :, None], (BLOCK_G, BLOCK_M, WIDTH))
+        mask = mask & tl.broadcast_to(in_groups, (BLOCK_G, BLOCK_M, WIDTH))
+        a = tl.load(a_ptr + step * rows * groups * WIDTH + a_offset, mask=mask, other=0.0)
+        b = tl.load(b_ptr + step * groups * WIDTH * WIDTH + b_offset, mask=in_groups, other=0.0)
+        if COPIED:
+            a = -a
+            b = -b
+        c = tl.dot(a, b, c, input_precision="ieee")
+    in_lines = (
+        tl.reshape(tl.trans(c, (1, 0, 2)), (BLOCK_M, BLOCK_G * WIDTH)) + tl.sum(tl.sum(c, axis=1), axis=0).sum() * 0
+    )
+    column = tl.arange(0, BLOCK_G * WIDTH)
+    mask = (row < rows)[:, None] & (column < groups * WIDTH)[None, :]
+    tl.store(c_ptr + row[:, None] * (groups * WIDTH) + column[None, :], in_lines, mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [2, 4, 8, 16])
+@pytest.mark.parametrize("copied", [False, True])
+def test_products_of_groups(width: int, copied: bool, dtype: torch.dtype) -> None:
+    """More steps than a queue holds, rows of zeros, rows past the end, and groups that end within a vector."""
+    rows, groups, steps = 29, 32 // width + 1, 19
+    a = torch.randn(steps, rows, groups, width).to(dtype)
+    b = torch.randn(steps, groups, width, width).to(dtype)
+    c = torch.full((rows + 1, groups, width), math.nan)
+    options = {"BLOCK_G": 64 // width, "BLOCK_M": 32, "WIDTH": width, "COPIED": copied}
+    groups_kernel[(1,)](a, b, c, rows, groups, STEPS=steps, **options)
+    in_step = (torch.arange(rows) >= torch.arange(steps)[:, None])[:, :, None, None]
+    exact = 1 + torch.einsum("smgd,sgdj->mgj", (a * in_step).double(), b.double())
+    assert ((c[:rows] - exact).abs() <= 1e-4).all()
+    assert c[rows].isnan().all()
+
+
+@triton.jit
+def sums_of_groups_kernel(
+    a_ptr, b_ptr, c_ptr, rows, groups,
+    BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, COPIED: tl.constexpr,
+):  # fmt: skip
+    """c[g] = a[:, g]^T b[:, g]: sums over rows in groups that lie side by side. COPIED: of a as computed."""
+    g, d = tl.arange(0, BLOCK_G)[:, None, None], tl.arange(0, WIDTH)
+    channels = g * WIDTH + d[None, None, :]
+    c = tl.zeros((BLOCK_G, WIDTH, WIDTH), tl.float32)
+    for start in range(0, rows, BLOCK_M):
+        row = tl.arange(0, BLOCK_M)[None, :, None]
+        mask = tl.broadcast_to(row < rows - start, (BLOCK_G, BLOCK_M, WIDTH))
+        mask = mask & tl.broadcast_to(g < groups, (BLOCK_G, BLOCK_M, WIDTH))
+        odd = mask & tl.broadcast_to(row % 2 == 1, (BLOCK_G, BLOCK_M, WIDTH))
+        a = tl.load(a_ptr + (start + row) * groups * WIDTH + channels, mask=odd, other=0.0)
+        b = tl.load(b_ptr + (start + row) * groups * WIDTH + channels, mask=mask, other=0.0)
+        if COPIED:
+            a = a + a
+        c = tl.dot(tl.trans(a, (0, 2, 1)), b, c, input_precision="ieee")
+    offset = (g * WIDTH + d[None, :, None]) * WIDTH + d[None, None, :]
+    tl.store(c_ptr + offset, c, mask=tl.broadcast_to(g < groups, (BLOCK_G, WIDTH, WIDTH)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [2, 4, 8, 16])
+@pytest.mark.parametrize("copied", [False, True])
+def test_sums_over_rows_of_groups(width: int, copied: bool, dtype: torch.dtype) -> None:
+    rows, groups = 77, 32 // width + 1
+    a, b = torch.randn(2, rows, groups, width).to(dtype)
+    c = torch.full((groups + 1, width, width), math.nan)
+    options = {"BLOCK_G": 64 // width, "BLOCK_M": 32, "WIDTH": width, "COPIED": copied}
+    sums_of_groups_kernel[(1,)](a, b, c, rows, groups, **options)
+    exact = (2 if copied else 1) * torch.einsum("mgd,mgj->gdj", a[1::2].double(), b[1::2].double())
+    assert ((c[:groups] - exact).abs() <= 1e-4).all()
+    assert c[groups].isnan().all()
+
+
+@triton.jit
 def shifted_rows_kernel(
     a_ptr, x_ptr, c_ptr, M, rows, shifts,
     WIDTH: tl.constexpr, SHIFTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,

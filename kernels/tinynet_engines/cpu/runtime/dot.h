@@ -406,8 +406,13 @@ static struct a_view pack_a_pairs(const struct operand *a, int along_k, int dept
   if (along_k) {
     for (int m = 0; m < rows; m++) {
       const uint16_t *line = (const uint16_t *)operand_line(a, 0, m, ELEMENT_BF16, &step);
-      uint16_t *into = (uint16_t *)(out + (int64_t)m * half);
-      for (int k = 0; k < 2 * half; k++) into[k] = line && k < depth ? line[k * step] : 0;
+      uint16_t *restrict into = (uint16_t *)(out + (int64_t)m * half);
+      if (depth % 2 || !line) into[2 * half - 1] = 0;
+      if (!line) memset(into, 0, 2 * (size_t)depth);
+      else if (step == 1)
+        for (int k = 0; k < depth; k++) into[k] = line[k];
+      else
+        for (int k = 0; k < depth; k++) into[k] = line[k * step];
     }
     return (struct a_view){out, half, 0};
   }
@@ -504,6 +509,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
 // Zero the elements of c that the first products do not store.
 static void clear_rest(const struct product_queue *queue) {
   int rows = queue->count ? queue->rows : 0, columns = queue->columns;
+  if (rows == queue->height && columns == queue->width) return;
   for (int row = 0; row < queue->height; row++) {
     int done = row < rows ? columns : 0;
     memset(queue->c + row * queue->c_stride + done, 0, sizeof(float) * (size_t)(queue->width - done));
@@ -512,7 +518,7 @@ static void clear_rest(const struct product_queue *queue) {
 
 static void finish(struct product_queue *queue) {
   if (queue->fresh) clear_rest(queue);
-  if (queue->count) products[queue->form / 2][queue->form % 2](queue);
+  if (queue->count) queue->product(queue);
   queue->count = queue->fresh = 0;
   queue->free = queue->memory;
   queue->a_ahead = queue->b_ahead = 0;
@@ -535,13 +541,13 @@ static void enqueue(const struct dot_product *d, struct product_queue *queue) {
   int pairs = d->kind == ELEMENT_BF16 && HAS_PAIRS;
   enum form kind;
   struct product_part part = prepare(d, depth, rows, columns, pairs, &queue->free, &kind);
-  int form = 2 * (int)kind + pairs;
-  if (queue->count && (rows != queue->rows || columns != queue->columns || form != queue->form)) {
+  void (*product)(const struct product_queue *) = products[kind][pairs];
+  if (queue->count && (rows != queue->rows || columns != queue->columns || product != queue->product)) {
     char *used = queue->free;
     finish(queue);
     queue->free = used;  // this part's memory follows that of the others
   }
-  queue->rows = rows, queue->columns = columns, queue->form = form;
+  queue->rows = rows, queue->columns = columns, queue->product = product;
   queue->parts[queue->count++] = part;
   if (d->a.transient) finish(queue);
 }

@@ -44,10 +44,11 @@ struct product_part {
 };
 enum { LARGEST_QUEUE = 16 };
 struct product_queue {
+  void (*product)(const struct product_queue *);  // computes what is in the queue
   int32_t capacity, count;
   int32_t fresh;  // whether c is uninitialized: the first products are stored instead of added
   int32_t height, width;        // of c
-  int32_t rows, columns, form;  // of the products in the queue
+  int32_t rows, columns;        // of the products in the queue
   float *c;
   int64_t c_stride;
   char *memory, *free;
@@ -55,11 +56,39 @@ struct product_queue {
   struct product_part parts[LARGEST_QUEUE];
 };
 
+// A product in each of several groups that lie side by side, where width = 2, 4, 8 or 16:
+// c[i][width g + j] += sum over d of a[i][width g + d] b[g][d][j], in fp32.
+struct group_product {
+  int32_t m, groups, width;
+  int32_t rows, valid;  // rows and groups from here on count as zeros and are never read
+  int32_t kind;
+  const void *const *a;  // rows; NULL for a row of zeros
+  int32_t transient;     // whether the memory of rows is reused before a queue of products is finished
+  const void *b;
+  int64_t b_stride[3];  // to the next group, row and column
+  float *c;             // rows of groups * width
+  void *scratch;
+  int64_t scratch_bytes;
+};
+
+// Sums over rows in each of such groups: c[d][width g + j] += sum over i of a[i][width g + d] b[i][width g + j].
+struct group_reduction {
+  int32_t groups, width;
+  int32_t rows, valid;  // as in struct group_product
+  int32_t kind;
+  const void *const *a, *const *b;  // rows; NULL for a row of zeros
+  float *c;                         // rows of groups * width
+  void *scratch;
+};
+
 struct program;
 
 struct services {
   void (*dot)(const struct dot_product *);
+  void (*dot_groups)(const struct group_product *);
+  void (*reduce_groups)(const struct group_reduction *);
   void (*enqueue)(const struct dot_product *, struct product_queue *);
+  void (*enqueue_groups)(const struct group_product *, struct product_queue *);
   void (*finish)(struct product_queue *);
   void (*pack_b)(const struct dot_product *, void *out);
   void (*print)(const struct program *, const char *prefix, const int64_t *index, int rank, int kind, double value, int64_t integer);

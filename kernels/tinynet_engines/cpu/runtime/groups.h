@@ -1,0 +1,257 @@
+// Products of groups: thin matrices side by side, as of grouped convolutions. A vector of C holds columns of several
+// groups; what each of its lanes reads of a row of A lies in the same vector of A, or in the same group's vectors.
+#pragma once
+#include "dot.h"
+
+#if defined(__AVX512F__)
+enum { GROUP_ROWS = 8 };
+#elif defined(__AVX2__)
+enum { GROUP_ROWS = 6 };
+#else
+enum { GROUP_ROWS = 4 };
+#endif
+enum { LARGEST_ROW = 1024 };  // elements: a row of zeros is in `zeros`
+enum { REDUCED_ROWS = 16, MOST_ROWS_AHEAD = 32 };
+
+typedef int32_t lane_numbers __attribute__((vector_size(4 * LANES)));
+#if defined(__AVX512F__)
+static const lane_numbers lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif defined(__AVX2__)
+static const lane_numbers lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+static const lane_numbers lanes = {0, 1, 2, 3};
+#endif
+
+// LANES elements as fp32
+INLINE vector load_vector(const void *line, int64_t start, int kind) {
+  if (kind == ELEMENT_F32) return *(const vector *)((const float *)line + start);
+  const uint16_t *source = (const uint16_t *)line + start;
+#if defined(__AVX512F__)
+  __m256i bits = _mm256_loadu_si256((const void *)source);
+  if (kind == ELEMENT_F16) return (vector)_mm512_cvtph_ps(bits);
+  return (vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+#else
+  vector out;
+  for (int i = 0; i < LANES; i++) out[i] = kind == ELEMENT_BF16 ? load_bf16(source[i]) : load_f16(source[i]);
+  return out;
+#endif
+}
+
+INLINE float read_float(const void *line, int64_t index) { return ((const float *)line)[index]; }
+
+// sum[rows] += a's groups times b's, for the vector of columns at `column` and one part of a queue. `a`: rows
+INLINE void add_groups(int rows, int width, int kind, const void *const *a, const vector *b, int64_t column, vector *sum) {
+  int narrow = width < LANES;
+  const lane_numbers group = lanes & ~(width - 1);  // where a lane's group begins
+  int64_t first = narrow ? column : column / width * width;
+  vector x[GROUP_ROWS];
+#if defined(__AVX512BF16__)
+  if (kind == ELEMENT_BF16) {  // lanes of x are pairs of elements
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+      x[i] = (vector)_mm512_castsi256_si512(_mm256_loadu_si256((const void *)((const uint16_t *)a[i] + first)));
+#pragma GCC unroll 8
+    for (int pair = 0; pair < width / 2; pair++) {
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; i++)
+        sum[i] = (vector)_mm512_dpbf16_ps((__m512)sum[i], (__m512bh)__builtin_shuffle(x[i], group / 2 + pair), (__m512bh)b[pair]);
+    }
+    return;
+  }
+#endif
+  for (int start = 0; start < width; start += LANES, b += LANES) {
+    if (narrow || kind != ELEMENT_F32) {
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; i++) x[i] = load_vector(a[i], first + start, kind);
+    }
+#pragma GCC unroll 16
+    for (int d = 0; d < (narrow ? width : LANES); d++) {
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; i++) {
+        if (narrow) sum[i] += __builtin_shuffle(x[i], group + d) * b[d];
+        else if (kind == ELEMENT_F32) sum[i] += read_float(a[i], first + start + d) * b[d];
+        else sum[i] += __builtin_shuffle(x[i], (lanes & 0) + d) * b[d];
+      }
+    }
+  }
+}
+
+// c[rows][LANES] += sum over parts of a's groups times b's, for the vector of columns at `column`
+INLINE void group_kernel(int rows, int width, int kind, const struct product_queue *queue, int64_t row, int64_t column,
+                         float *c) {
+  vector sum[GROUP_ROWS];
+  int64_t c_stride = queue->c_stride;
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++) sum[i] = queue->fresh ? (vector){0} : *(const vector *)(c + i * c_stride);
+  for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
+    const void *const *a = (const void *const *)part->a_table + row;
+    __asm__("" : "+r"(a));  // one register, from which gcc would derive one per row
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)  // of the next strip: no processor foresees rows that are far apart
+      __builtin_prefetch((const char *)a[rows + i] + column * element_bytes(kind));
+    add_groups(rows, width, kind, a, (const vector *)(part->b + column * part->depth), column, sum);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++) *(vector *)(c + i * c_stride) = sum[i];
+}
+
+// All columns of a strip of rows in turn: rows of A are often whole powers of two apart, whose lines evict each other.
+INLINE int group_strip(int rows, int width, int kind, const struct product_queue *queue, int row) {
+  for (; row + rows <= queue->rows; row += rows) {
+    float *c = queue->c + row * queue->c_stride;
+    for (int64_t column = 0; column < queue->columns; column += LANES)
+      group_kernel(rows, width, kind, queue, row, column, c + column);
+  }
+  return row;
+}
+
+#define DEFINE_GROUPS(NAME, WIDTH, KIND)                                          \
+  static __attribute__((noinline)) void NAME(const struct product_queue *queue) {  \
+    int row = group_strip(GROUP_ROWS, WIDTH, KIND, queue, 0);                      \
+    row = group_strip(2, WIDTH, KIND, queue, row);                                 \
+    group_strip(1, WIDTH, KIND, queue, row);                                       \
+  }
+
+#define DEFINE_WIDTH(WIDTH)                            \
+  DEFINE_GROUPS(groups_of_##WIDTH##_f32, WIDTH, ELEMENT_F32)   \
+  DEFINE_GROUPS(groups_of_##WIDTH##_bf16, WIDTH, ELEMENT_BF16) \
+  DEFINE_GROUPS(groups_of_##WIDTH##_f16, WIDTH, ELEMENT_F16)
+DEFINE_WIDTH(2)
+DEFINE_WIDTH(4)
+DEFINE_WIDTH(8)
+DEFINE_WIDTH(16)
+
+#define OF_WIDTH(WIDTH) [WIDTH] = {groups_of_##WIDTH##_f32, groups_of_##WIDTH##_bf16, groups_of_##WIDTH##_f16}
+static void (*const group_products[17][3])(const struct product_queue *) = {OF_WIDTH(2), OF_WIDTH(4), OF_WIDTH(8), OF_WIDTH(16)};
+
+INLINE int whole_vectors(int columns) { return (columns + LANES - 1) / LANES * LANES; }
+
+INLINE int takes_pairs(int kind) { return kind == ELEMENT_BF16 && HAS_PAIRS; }
+
+// B as panels out[vector][d][LANES] in fp32 or, of bf16 where the processor multiplies pairs, out[vector][d / 2][LANES];
+// zeros past the last group
+INLINE void pack_groups(const struct group_product *p, int kind, float *panel) {
+  int columns = p->valid * p->width, step = takes_pairs(kind) ? 2 : 1;
+  for (int first = 0; first < columns; first += LANES) {
+    int count = (int)least(LANES, columns - first);
+    if (kind == ELEMENT_F32 && p->b_stride[1] == 1 && p->width >= LANES && count == LANES) {
+      const uint32_t *line[LANES];
+      for (int i = 0; i < LANES; i++)
+        line[i] = (const uint32_t *)p->b + (first + i) / p->width * p->b_stride[0] + (first + i) % p->width * p->b_stride[2];
+      transpose_lines(line, LANES, p->width, (uint32_t *)panel, LANES);
+      panel += p->width * LANES;
+      continue;
+    }
+    int64_t offset[LANES] = {0};
+    for (int i = 0; i < count; i++)
+      offset[i] = (first + i) / p->width * p->b_stride[0] + (first + i) % p->width * p->b_stride[2];
+    for (int d = 0; d < p->width; d += step, panel += LANES) {
+      const char *line = (const char *)p->b + d * p->b_stride[1] * element_bytes(kind);
+      if (takes_pairs(kind)) {
+        const uint16_t *even = (const uint16_t *)line, *odd = even + p->b_stride[1];
+        for (int i = 0; i < LANES; i++) panel[i] = float_from_bits((uint32_t)odd[offset[i]] << 16 | even[offset[i]]);
+      } else
+        for (int i = 0; i < LANES; i++) panel[i] = read_element(line, offset[i], kind);
+      for (int i = count; i < LANES; i++) panel[i] = 0.0f;
+    }
+  }
+}
+
+// A table of rows that may be read in whole vectors: zeros for NULL, copies where the last group ends within a vector.
+// Rows of zeros follow, for strips and prefetches that reach past the end.
+static const void **rows_of_groups(const void *const *source, int rows, int columns, int kind, char **memory) {
+  const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * (rows + MOST_ROWS_AHEAD));
+  int64_t bytes = (int64_t)columns * element_bytes(kind), whole = (int64_t)whole_vectors(columns) * element_bytes(kind);
+  for (int i = 0; i < rows; i++) {
+    table[i] = source[i] ? source[i] : zeros;
+    if (bytes == whole) continue;
+    char *copy = memset(take(memory, whole), 0, (size_t)whole);
+    table[i] = memcpy(copy, table[i], (size_t)bytes);
+  }
+  for (int i = 0; i < MOST_ROWS_AHEAD; i++) table[rows + i] = zeros;
+  return table;
+}
+
+static void enqueue_groups(const struct group_product *p, struct product_queue *queue) {
+  if (p->valid <= 0 || p->rows <= 0) return;
+  int columns = whole_vectors(p->valid * p->width);
+  if (queue->count && (queue->count == queue->capacity || columns != queue->columns || p->rows != queue->rows)) finish(queue);
+  char **memory = &queue->free;
+  struct product_part part = {.depth = takes_pairs(p->kind) ? p->width / 2 : p->width};
+  part.a_table = rows_of_groups(p->a, p->rows, p->valid * p->width, p->kind, memory);
+  float *panels = (float *)take(memory, (int64_t)sizeof(float) * columns * p->width);
+  if (p->kind == ELEMENT_F32) pack_groups(p, ELEMENT_F32, panels);
+  else if (p->kind == ELEMENT_BF16) pack_groups(p, ELEMENT_BF16, panels);
+  else pack_groups(p, ELEMENT_F16, panels);
+  part.b = panels;
+  queue->product = group_products[p->width][p->kind];
+  queue->rows = p->rows, queue->columns = columns;
+  queue->parts[queue->count++] = part;
+  if (p->transient) finish(queue);
+}
+
+static void dot_groups(const struct group_product *p) {
+  int width = p->groups * p->width;
+  struct product_queue queue = {.capacity = 1, .height = p->m, .width = width, .c = p->c, .c_stride = width,
+                                .memory = p->scratch, .free = p->scratch};
+  enqueue_groups(p, &queue);
+  finish(&queue);
+}
+
+// --------------------------------------------------------------------------------------------- sums over rows
+
+// c[width][LANES] += sum over REDUCED_ROWS rows of a's groups times b, for the vector of columns at `column`
+INLINE void reduce_kernel(int width, int kind, const void *const *a, const void *const *b, int64_t column, float *c,
+                          int64_t c_stride) {
+  enum { MOST = LANES < 16 ? LANES : 16 };
+  int narrow = width < LANES, block = narrow ? width : MOST, chains = block >= 8 ? 1 : 8 / block;
+  const lane_numbers group = lanes & ~(width - 1);
+  int64_t first = narrow ? column : column / width * width;
+  for (int start = 0; start < width; start += block) {
+    vector sum[16] = {0};  // several of each: a processor adds to others while it waits for one
+    for (int row = 0; row < REDUCED_ROWS; row += chains) {
+#pragma GCC unroll 4
+      for (int chain = 0; chain < chains; chain++) {
+        const void *line = a[row + chain];
+        __builtin_prefetch((const char *)a[row + chain + REDUCED_ROWS] + column * element_bytes(kind));
+        __builtin_prefetch((const char *)b[row + chain + REDUCED_ROWS] + column * element_bytes(kind));
+        vector x = load_vector(line, first + start, kind), z = load_vector(b[row + chain], column, kind);
+        const float *numbers = (const float *)&x;
+        if (kind == ELEMENT_F32) {
+          numbers = (const float *)line + first + start;
+          __asm__("" : "+r"(numbers));
+        }
+#pragma GCC unroll 16
+        for (int d = 0; d < block; d++)
+          sum[chain * block + d] += narrow ? __builtin_shuffle(x, group + d) * z : numbers[d] * z;
+      }
+    }
+#pragma GCC unroll 16
+    for (int d = 0; d < block; d++) {
+#pragma GCC unroll 4
+      for (int chain = 1; chain < chains; chain++) sum[d] += sum[chain * block + d];
+      *(vector *)(c + (start + d) * c_stride) += sum[d];
+    }
+  }
+}
+
+INLINE void reduce_all(int width, int kind, const void *const *a, const void *const *b, int rows, int columns, float *c,
+                       int64_t c_stride) {
+  for (int row = 0; row < rows; row += REDUCED_ROWS)
+    for (int column = 0; column < columns; column += LANES)
+      reduce_kernel(width, kind, a + row, b + row, column, c + column, c_stride);
+}
+
+static void reduce_groups(const struct group_reduction *p) {
+  if (p->valid <= 0 || p->rows <= 0) return;
+  int count = p->valid * p->width, columns = whole_vectors(count), c_stride = p->groups * p->width;
+  char *memory = p->scratch;
+  const void **a = rows_of_groups(p->a, p->rows, count, p->kind, &memory);
+  const void **b = rows_of_groups(p->b, p->rows, count, p->kind, &memory);
+#define REDUCE(WIDTH, KIND) \
+  if (p->width == WIDTH && p->kind == KIND) reduce_all(WIDTH, KIND, a, b, p->rows, columns, p->c, c_stride);
+#define REDUCE_WIDTH(WIDTH) REDUCE(WIDTH, ELEMENT_F32) REDUCE(WIDTH, ELEMENT_BF16) REDUCE(WIDTH, ELEMENT_F16)
+  REDUCE_WIDTH(2) REDUCE_WIDTH(4) REDUCE_WIDTH(8) REDUCE_WIDTH(16)
+#undef REDUCE_WIDTH
+#undef REDUCE
+}

@@ -116,6 +116,8 @@ def _side(shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Targ
     inputs, outputs = shape.group_inputs, shape.group_outputs
     if target.kind != "cpu" or min(inputs, outputs) < _FEWEST_CHANNELS or _is_wide(shape):
         return None
+    if shape.groups > 1 and max(inputs, outputs) == _FEWEST_CHANNELS:
+        return None  # such groups are multiplied side by side (`grouped.py`)
     per_position = 1 + _TRANSFORM_COST * (1 / inputs + 1 / outputs)
     # Some processors multiply twice as many bf16 values as fp32 ones at once.
     times: dict[int | None, float] = {None: (4.5 if dtype is torch.bfloat16 else 9.0) * shape.pixels(pool=False)}

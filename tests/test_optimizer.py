@@ -34,11 +34,34 @@ ADAM_OPTIONS: list[dict[str, Any]] = [
     {"weight_decay": 0.1, "amsgrad": True},
     {"betas": (0.5, 0.9), "eps": 1e-3, "maximize": True, "weight_decay": 0.02},
 ]
+OTHER_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("RMSprop", {}),
+    ("RMSprop", {"centered": True, "weight_decay": 0.1, "alpha": 0.9}),
+    ("RMSprop", {"momentum": 0.8, "maximize": True}),
+    ("RMSprop", {"momentum": 0.5, "centered": True}),
+    ("Adagrad", {"lr_decay": 0.1, "weight_decay": 0.1}),
+    ("Adagrad", {"initial_accumulator_value": 0.5, "maximize": True}),
+    ("Adadelta", {"lr": 1.0, "weight_decay": 0.1}),
+    ("Adadelta", {"rho": 0.5, "maximize": True}),
+    ("Adamax", {"weight_decay": 0.1}),
+    ("Adamax", {"betas": (0.5, 0.9), "eps": 1e-3, "maximize": True}),
+    ("NAdam", {"weight_decay": 0.1, "momentum_decay": 0.1}),
+    ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True}),
+    ("RAdam", {"weight_decay": 0.1}),
+    ("RAdam", {"betas": (0.5, 0.7), "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True}),
+]
 CASES = [
+    *((name, {"lr": 0.02, **options}) for name, options in OTHER_OPTIONS),
     *(("SGD", {"lr": 0.1, **options}) for options in SGD_OPTIONS),
     *((name, {"lr": 0.02, **options}) for name in ("Adam", "AdamW") for options in ADAM_OPTIONS),
 ]
-ONE_OF_EACH = [("SGD", {"lr": 0.1, "momentum": 0.9}), ("AdamW", {"lr": 0.02, "amsgrad": True})]
+ONE_OF_EACH = [
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("AdamW", {"lr": 0.02, "amsgrad": True}),
+    ("RMSprop", {"lr": 0.02, "momentum": 0.5, "centered": True}),
+    ("NAdam", {"lr": 0.02}),
+]
+KERNELS = {"SGD": "sgd_kernel", "Adam": "adam_kernel", "AdamW": "adam_kernel"}  # of others `rule_kernel`
 
 
 def make(
@@ -82,7 +105,7 @@ def test_twenty_steps_follow_torch(name: str, options: dict[str, Any], device: s
             give_gradients(ours, exact, seed=step)
             optimizer.step()
             expected.step()
-    assert launches == ["sgd_kernel" if name == "SGD" else "adam_kernel"] * 20
+    assert launches == [KERNELS.get(name, "rule_kernel")] * 20
     assert_params_close(ours, exact, 20 * UNIT[torch.float32])
     for parameter, other in zip(ours, exact, strict=True):
         assert optimizer.state[parameter].keys() == expected.state[other].keys()
@@ -113,7 +136,7 @@ def test_mixed_dtypes_round_once_a_step(name: str, options: dict[str, Any], devi
             assert_close(parameter, other, error)
             for key, value in expected.state[other].items():
                 mine = optimizer.state[parameter][key]
-                assert mine.dtype is (torch.float32 if key == "step" else parameter.dtype)
+                assert mine.dtype is (torch.float32 if mine.dim() == 0 else parameter.dtype)
                 assert_close(mine, value, error, key)
 
 
@@ -290,7 +313,7 @@ def test_layouts(name: str, options: dict[str, Any], device: str) -> None:
     assert_params_close(ours, exact, 1e-5)
     for parameter in ours:
         for key, value in optimizer.state[parameter].items():
-            assert key == "step" or value.stride() == parameter.stride()
+            assert value.dim() == 0 or value.stride() == parameter.stride(), key
 
 
 @pytest.mark.parametrize(("name", "options"), ONE_OF_EACH)
@@ -549,6 +572,63 @@ def test_no_gradient_is_kept(device: str) -> None:
         gradient = weakref.ref(ours[0].grad)
         optimizer.zero_grad()
         assert gradient() is None
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_lion_follows_its_definition(maximize: bool, device: str) -> None:
+    """PyTorch has no Lion: the paper's algorithm, in float64."""
+    ours = make(device)
+    exact = [parameter.detach().double() for parameter in ours]
+    averages = [torch.zeros_like(parameter) for parameter in exact]
+    optimizer = optim.Lion(ours, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1, maximize=maximize)
+    with counted_launches() as launches:
+        for step in range(10):
+            give_gradients(ours, seed=step)
+            optimizer.step()
+            for index, parameter in enumerate(ours):
+                assert parameter.grad is not None
+                gradient = parameter.grad.double() * (-1 if maximize else 1)
+                update = torch.sign(0.8 * averages[index] + 0.2 * gradient)
+                exact[index] = exact[index] - 0.01 * (update + 0.1 * exact[index])
+                averages[index] = 0.95 * averages[index] + 0.05 * gradient
+    assert launches == ["rule_kernel"] * 10
+    for parameter, expected, average in zip(ours, exact, averages, strict=True):
+        assert_close(parameter, expected, 20 * UNIT[torch.float32])
+        assert_close(optimizer.state[parameter]["exp_avg"], average, 20 * UNIT[torch.float32])
+
+
+def test_lion_leaves_where_nothing_points_and_passes_nan_on(device: str) -> None:
+    parameter = torch.tensor([1.0, 2.0, 3.0], device=device, requires_grad=True)
+    parameter.grad = torch.tensor([0.0, float("nan"), -2.0], device=device)
+    optim.Lion([parameter], lr=0.5).step()
+    expected = torch.tensor([1.0, float("nan"), 3.5], device=device)
+    torch.testing.assert_close(parameter.detach(), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "Lion"])
+def test_other_rules_in_float64_and_refusals(name: str, device: str) -> None:
+    """The definition in plain PyTorch serves float64; what torch.optim refuses is refused."""
+    parameter = torch.linspace(-1, 1, 7, dtype=torch.float64, device=device, requires_grad=True)
+    other = parameter.detach().clone().requires_grad_()
+    rule = getattr(optim, name)
+    twin = getattr(torch.optim, name)([other], lr=0.1) if name != "Lion" else None
+    optimizer = rule([parameter], lr=0.1)
+    for step in range(3):
+        parameter.grad = torch.linspace(1, 2, 7, dtype=torch.float64, device=device) * (step - 0.5)
+        other.grad = parameter.grad.clone()
+        with tinynet.engine("auto"):
+            optimizer.step()
+        if twin is not None:
+            twin.step()
+            torch.testing.assert_close(parameter, other, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="lr: got -1"):
+        rule([parameter], lr=-1.0)
+    if "betas" in optimizer.defaults:
+        with pytest.raises(ValueError, match="betas"):
+            rule([parameter], betas=(0.9, 1.0))
+    if "capturable" in optimizer.defaults:
+        with pytest.raises(ValueError, match="capturable"):
+            rule([parameter], capturable=True)
 
 
 def test_an_empty_parameter_leaves_the_others_to_the_kernels(device: str) -> None:

@@ -41,7 +41,7 @@ from tinynet_kernels.launch import Cost, Problem, Reached, costs
 from tinynet_kernels.tiles import ceil_div, current_target, flat_block
 
 ALIGNMENT = 16  # bytes that the widest load of a lane takes at once
-_TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Sgd(NamedTuple):
@@ -316,16 +316,16 @@ def _upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 def sgd_cost(SPEC: Sgd, **launched: Any) -> Cost:
     """Parameter and buffer are read and written once, the gradient is read once."""
     flops = 2 + 2 * SPEC.has_weight_decay + 3 * SPEC.has_momentum + 2 * SPEC.nesterov
-    return _cost(flops, 3 + 2 * SPEC.has_momentum, **launched)
+    return table_cost(flops, 3 + 2 * SPEC.has_momentum, **launched)
 
 
 @costs(adam_kernel)
 def adam_cost(SPEC: Adam, **launched: Any) -> Cost:
     """Parameter and states are read and written once, the gradient is read once; a root and a quotient count as one."""
-    return _cost(14 + 2 * SPEC.has_weight_decay + SPEC.amsgrad, 7 + 2 * SPEC.amsgrad, **launched)
+    return table_cost(14 + 2 * SPEC.has_weight_decay + SPEC.amsgrad, 7 + 2 * SPEC.amsgrad, **launched)
 
 
-def _cost(
+def table_cost(
     flops: int, accesses: int, table_ptr: torch.Tensor, block_ptr: torch.Tensor, DTYPE: Any, TILE: TableTile, **_: Any
 ) -> Cost:
     """The cost of so many operations and accesses per element."""
@@ -413,6 +413,4 @@ def _launch(kernel: str, spec: Sgd | Adam, table: PointerTable, reached: Reached
 def _problem(
     kernel: str, spec: Sgd | Adam, programs: int, dtype: torch.dtype, tile: TableTile, num_warps: int
 ) -> Problem:
-    return Problem(
-        _KERNELS[kernel], (programs,), SPEC=spec, DTYPE=_TRITON_DTYPES[dtype], TILE=tile, num_warps=num_warps
-    )
+    return Problem(_KERNELS[kernel], (programs,), SPEC=spec, DTYPE=TRITON_DTYPES[dtype], TILE=tile, num_warps=num_warps)

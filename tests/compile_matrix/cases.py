@@ -36,6 +36,7 @@ from tinynet_kernels import (
     multilabel_margin_loss,
     nll_loss,
     optimizer,
+    optimizer_rules,
     prelu,
     recurrent,
     rrelu,
@@ -52,6 +53,7 @@ from tinynet_kernels.conv.spec import ConvolutionSpec
 from tinynet_kernels.layer_norm.backward import layer_norm_backward
 from tinynet_kernels.layer_norm.forward import layer_norm_forward
 from tinynet_kernels.loss_spec import Loss
+from tinynet_kernels.optimizer_spec import Rule
 from tinynet_kernels.pool import maximum as pool_maximum
 from tinynet_kernels.pool import mean as pool_mean
 from tinynet_kernels.pool import unpool
@@ -480,7 +482,7 @@ def _linear_cross_entropy(row: Mapping[str, Any]) -> None:
 
 
 def optimizer_cases(target: Target) -> Iterator[Case]:
-    """SGD and Adam with their options, over aligned tensors and over some that are not."""
+    """SGD, Adam and the other rules with their options, over aligned tensors and over some that are not."""
     for row in pairwise({
         "dtype": (FP32, BF16),
         "momentum": (0.9, 0.0),
@@ -500,6 +502,32 @@ def optimizer_cases(target: Target) -> Iterator[Case]:
         "offset": (0, 1),
     }):  # fmt: skip
         yield Case(f"adam {_flags(row)}", partial(_adam, row), aligned=row["offset"] == 0)
+    for row in pairwise({
+        "rule": tuple(RULES),
+        "dtype": (FP32, BF16),
+        "weight_decay": (0.0, 0.01),
+        "offset": (0, 1),
+    }):  # fmt: skip
+        yield Case(f"rule {_flags(row)}", partial(_rule, row), aligned=row["offset"] == 0)
+
+
+# Rules in their largest form, and how many numbers they have.
+RULES = {
+    "rmsprop": (Rule("rmsprop", 3, centered=True, has_momentum=True), 5),
+    "adagrad": (Rule("adagrad", 1), 2),
+    "adadelta": (Rule("adadelta", 2), 4),
+    "adamax": (Rule("adamax", 2), 5),
+    "nadam": (Rule("nadam", 2), 8),
+    "radam": (Rule("radam", 2, rectified=True), 6),
+    "lion": (Rule("lion", 1), 5),
+}
+
+
+def _rule(row: Mapping[str, Any]) -> None:
+    rule, numbers = RULES[row["rule"]]
+    rule = rule._replace(has_weight_decay=row["weight_decay"] != 0)
+    table = optimizer.PointerTable([_parameters(row)] * (2 + rule.states))
+    optimizer_rules.rule_step(table, rule, row["weight_decay"], 1.0, *[0.5] * numbers)
 
 
 def _parameters(row: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tinynet_kernels import multilabel_margin_loss as multilabel_margin_loss
     from tinynet_kernels import nll_loss as nll_loss
     from tinynet_kernels import optimizer as optimizer
+    from tinynet_kernels import optimizer_rules as optimizer_rules
     from tinynet_kernels import prelu as prelu
     from tinynet_kernels import rrelu as rrelu
     from tinynet_kernels import softmax as softmax

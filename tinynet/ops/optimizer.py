@@ -40,13 +40,13 @@ def sgd_reference(
 
     16-bit tensors are computed in float32 and rounded once. Source: torch.optim.SGD.
     """
-    p, g = _widened(parameter), _widened(gradient)
+    p, g = widened(parameter), widened(gradient)
     if maximize:
         g = -g
     if weight_decay != 0:
         g = g + weight_decay * p
     if momentum_buffer is not None:
-        buffer = momentum * _widened(momentum_buffer) + (1 - dampening) * g
+        buffer = momentum * widened(momentum_buffer) + (1 - dampening) * g
         momentum_buffer.copy_(buffer)
         g = g + momentum * buffer if nesterov else buffer
     parameter.copy_(p - lr * g)
@@ -73,25 +73,25 @@ def adam_reference(
     `max_exp_avg_sq` is None without amsgrad. 16-bit tensors are computed in float32 and rounded once. Source:
     torch.optim.Adam and torch.optim.AdamW.
     """
-    p, g = _widened(parameter), _widened(gradient)
+    p, g = widened(parameter), widened(gradient)
     if maximize:
         g = -g
     if decoupled_weight_decay:
         p = p * (1 - lr * weight_decay)
     elif weight_decay != 0:
         g = g + weight_decay * p
-    m = beta1 * _widened(exp_avg) + (1 - beta1) * g
-    v = beta2 * _widened(exp_avg_sq) + (1 - beta2) * g * g
+    m = beta1 * widened(exp_avg) + (1 - beta1) * g
+    v = beta2 * widened(exp_avg_sq) + (1 - beta2) * g * g
     exp_avg.copy_(m)
     exp_avg_sq.copy_(v)
     if max_exp_avg_sq is not None:
-        v = torch.maximum(_widened(max_exp_avg_sq), v)
+        v = torch.maximum(widened(max_exp_avg_sq), v)
         max_exp_avg_sq.copy_(v)
     denominator = v.sqrt() / math.sqrt(1 - beta2**step) + eps
     parameter.copy_(p - lr / (1 - beta1**step) * m / denominator)
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -132,7 +132,7 @@ def sgd(
         for index, parameter in enumerate(params[: len(firsts)]):
             if firsts[index]:
                 momentum_buffer_list[index] = torch.zeros_like(parameter)
-    for bucket in _buckets("sgd", columns, firsts, tables):
+    for bucket in buckets_of("sgd", columns, firsts, tables):
         settings = {
             "lr": lr,
             "momentum": momentum,
@@ -190,7 +190,7 @@ def adam(
     if len(state_steps) != len(params):
         raise ValueError(f"adam: got {len(state_steps)} state_steps for {len(params)} params")
     steps = [step.item() + 1.0 for step in state_steps]
-    buckets = _buckets("adam", columns, steps, tables)
+    buckets = buckets_of("adam", columns, steps, tables)
     for tensor, step in zip(state_steps, steps, strict=True):
         tensor.fill_(step)
     for bucket in buckets:
@@ -231,7 +231,7 @@ class _Bucket(NamedTuple):
     columns: Sequence[Sequence[Tensor]] = ()
 
 
-def _buckets(
+def buckets_of(
     operator: str, columns: dict[str, Sequence[Tensor]], phases: Sequence[Any], tables: list[PointerTable] | None
 ) -> list[_Bucket]:
     """Parameters by device, dtype and phase, in order of appearance.

@@ -1,9 +1,9 @@
 """Optimizers with torch.optim's names, arguments, parameter groups and state_dict, in fused kernels.
 
-`SGD`, `Adam` and `AdamW` are drop-in replacements: PyTorch's learning-rate schedulers and GradScaler work with them,
-and a state_dict can be loaded in both directions. One launch updates all parameters of a group that share device, dtype
-and step count. As in PyTorch, optimizer state has the parameter's dtype; 16-bit parameters are updated in float32 and
-rounded once per step.
+All but `Lion`, which PyTorch lacks, are drop-in replacements: its learning-rate schedulers and GradScaler work with
+them, and a state_dict can be loaded in both directions. One launch updates all parameters of a group that share device,
+dtype and step count. As in PyTorch, optimizer state has the parameter's dtype; 16-bit parameters are updated in float32
+and rounded once per step.
 
 Differences from torch.optim: `foreach` and `fused` are accepted but have no effect (`tinynet.engine` chooses the
 implementation). These are errors: `capturable` and `differentiable`; complex parameters; sparse gradients; a parameter
@@ -17,10 +17,28 @@ from torch.optim import Optimizer
 
 from tinynet.absent import absent
 from tinynet.optim import lr_scheduler, swa_utils
+from tinynet.optim.adagrad import Adadelta, Adagrad
 from tinynet.optim.adam import Adam, AdamW
+from tinynet.optim.adam_variants import Adamax, NAdam, RAdam
+from tinynet.optim.lion import Lion
+from tinynet.optim.rmsprop import RMSprop
 from tinynet.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "lr_scheduler", "swa_utils"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "lr_scheduler",
+    "swa_utils",
+]
 
 
 if not TYPE_CHECKING:  # a type checker would accept any name

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tinynet.ops.optimizer import adam
-from tinynet.optim.optimizer import OPTIONS_ADDED_LATER, FusedOptimizer, check_options
+from tinynet.optim.optimizer import OPTIONS_ADDED_LATER, FusedOptimizer, check_options, count
 
 
 class Adam(FusedOptimizer):
@@ -71,7 +71,7 @@ class Adam(FusedOptimizer):
         super().__setstate__(state)
         for values in self.state.values():
             if "step" in values:  # PyTorch may have saved a number, or a tensor on the GPU
-                values["step"] = torch.tensor(float(values["step"]), dtype=_step_dtype(), device="cpu")
+                values["step"] = count(float(values["step"]))
 
     def _complete(self, group: dict[str, Any]) -> None:
         for name, value in (
@@ -117,7 +117,7 @@ class Adam(FusedOptimizer):
     def _state_of(self, parameter: Tensor, amsgrad: bool) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0, dtype=_step_dtype(), device="cpu")
+            state["step"] = count(0.0)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         if amsgrad and "max_exp_avg_sq" not in state:
@@ -166,8 +166,3 @@ class AdamW(Adam):
     def _complete(self, group: dict[str, Any]) -> None:
         super()._complete(group)
         group["decoupled_weight_decay"] = True  # even if an Adam state was loaded
-
-
-def _step_dtype() -> torch.dtype:
-    """The dtype of step counts, as in PyTorch: float32 (exact up to 2^24) unless the default dtype is float64."""
-    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32

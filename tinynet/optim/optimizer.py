@@ -114,6 +114,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
 
+def count(value: float) -> Tensor:
+    """A number among the states, on the CPU: float32 (exact up to 2^24) unless the default dtype is float64."""
+    dtype = torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32  # as in PyTorch
+    return torch.tensor(value, dtype=dtype, device="cpu")
+
+
 def check_options(group: dict[str, Any], at_least_0: tuple[str, ...], finite: tuple[str, ...] = ()) -> None:
     for name in (*at_least_0, *finite):
         value = group.get(name)
@@ -123,10 +129,13 @@ def check_options(group: dict[str, Any], at_least_0: tuple[str, ...], finite: tu
             raise ValueError(f"{name}: got {value!r}, expected a number")
         if not math.isfinite(value) or (name in at_least_0 and value < 0):
             raise ValueError(f"{name}: got {float(value)}, expected a finite number, not below 0")
-    if group["differentiable"]:
+    if group.get("differentiable"):
         raise ValueError("differentiable: steps are not differentiable, expected False")
-    if group["fused"] and group["foreach"]:
+    if group.get("fused") and group.get("foreach"):
         raise ValueError("fused and foreach: expected at most one of them to be True")
+
+
+_NUMBERS = ("step", "mu_product")  # states that are one number
 
 
 def _check_state_shapes(state: dict[Any, dict[str, Any]]) -> None:
@@ -134,7 +143,7 @@ def _check_state_shapes(state: dict[Any, dict[str, Any]]) -> None:
         if not isinstance(parameter, Tensor):
             continue  # PyTorch keeps entries that belong to no parameter
         for name, value in values.items():
-            if name != "step" and isinstance(value, Tensor) and value.shape != parameter.shape:
+            if name not in _NUMBERS and isinstance(value, Tensor) and value.shape != parameter.shape:
                 raise ValueError(
                     f"state {name}: got shape {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}"
                 )

@@ -1,0 +1,104 @@
+"""The base of optimizers that take their step by one of `tinynet_kernels.optimizer_rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinynet.ops.optimizer_rules import Plan, rule_steps
+from tinynet.optim.optimizer import OPTIONS_ADDED_LATER, FusedOptimizer, check_options, count
+from tinynet_kernels.optimizer_spec import Rule
+
+
+class RuleOptimizer(FusedOptimizer):
+    """What such optimizers share: their states, the count of steps, and the step of a group.
+
+    Attributes:
+        rule: the rule's name.
+        at_least_0: options that must be numbers not below 0.
+        fractions: options that must be in [0, 1).
+        later: options that older versions of PyTorch did not save, and their values then.
+    """
+
+    rule: str
+    at_least_0: tuple[str, ...] = ("lr", "eps", "weight_decay")
+    fractions: tuple[str, ...] = ()
+    later: tuple[tuple[str, Any], ...] = OPTIONS_ADDED_LATER[:3]
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        if defaults.get("capturable"):
+            raise ValueError("capturable: CUDA graph capture of the step is not supported, expected False")
+        super().__init__(params, defaults)
+
+    def _states(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The names of the states, in the rule's order."""
+        raise NotImplementedError
+
+    def _plan(self, group: dict[str, Any], rule: Rule, phase: Any) -> Plan:
+        """The rule and its numbers in a phase, of a rule that knows what all rules have in common."""
+        raise NotImplementedError
+
+    def _first(self, name: str, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """A state before the first step."""
+        return torch.zeros_like(parameter)
+
+    def _phase(self, state: dict[str, Any], group: dict[str, Any]) -> Any:
+        """What the plan of a parameter depends on: the number of its step, from 1."""
+        return state["step"].item() + 1.0
+
+    def _count(self, state: dict[str, Any], phase: Any) -> None:
+        """Writes the phase of a step that was taken into the state."""
+        state["step"].fill_(phase)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for values in self.state.values():
+            if "step" in values:  # PyTorch may have saved a number, or a tensor on the GPU
+                values["step"] = count(float(values["step"]))
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        for name, value in self.later:
+            group.setdefault(name, value)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_options(group, at_least_0=self.at_least_0)
+        for name in self.fractions:
+            values = group.get(name)
+            for value in values if isinstance(values, (tuple, list)) else (values,):
+                if not isinstance(value, (int, float, Tensor)) or not 0.0 <= value < 1.0:
+                    raise ValueError(f"{name}: got {values!r}, expected numbers in [0, 1)")
+        if "betas" in self.fractions and len(group["betas"]) != 2:
+            raise ValueError(f"betas: got {group['betas']!r}, expected two numbers")
+
+    def _step_group(self, group: dict[str, Any], tables: list[Any]) -> None:
+        params = [parameter for parameter in group["params"] if parameter.grad is not None]
+        names = self._states(group)
+        states = [self._state_of(parameter, names, group) for parameter in params]
+        phases = [self._phase(state, group) for state in states]
+        lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
+        is_decoupled = group.get("decoupled_weight_decay", self.rule == "lion")
+        rule = Rule(self.rule, len(names), weight_decay != 0 and not is_decoupled, bool(group["maximize"]))
+        rule_steps(
+            params,
+            [parameter.grad for parameter in params],
+            {name: [state[name] for state in states] for name in names},
+            phases,
+            lambda phase: self._plan(group, rule, phase),
+            weight_decay=weight_decay,
+            decay=1.0 - lr * weight_decay if is_decoupled else 1.0,
+            tables=tables,
+        )
+        for state, phase in zip(states, phases, strict=True):
+            self._count(state, phase)
+
+    def _state_of(self, parameter: Tensor, names: tuple[str, ...], group: dict[str, Any]) -> dict[str, Any]:
+        state = self.state[parameter]
+        if "step" not in state:
+            state["step"] = count(0.0)
+        for name in names:
+            if name not in state:
+                state[name] = self._first(name, parameter, group)
+        return state

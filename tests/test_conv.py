@@ -272,6 +272,7 @@ def test_small_tiles_of_fused_pooling(channels: int, device: str) -> None:
         convolution_weight_tile=weight_tile,
         convolution_weight_splits=3,
         takes_output_gradient=channels < 16,
+        multiplies_patches=False,
         GROUP=2,
     ):
         check_pooled((x.detach(), weight, bias), "gelu", padding=1)
@@ -401,6 +402,7 @@ def test_first_layer_computes_its_gradients_in_one_pass(
 
         with forced_tiles(
             takes_output_gradient=True,
+            multiplies_patches=False,
             convolution_weight_tile=lambda *a: convolution_weight_tile(*a)._replace(consecutive=True),
         ):
             launches = check_against_reference(

@@ -21,7 +21,7 @@ from tinynet_kernels.tiles import Target
 pytestmark = pytest.mark.kernels
 
 KERNELS = [
-    "convolution_groups_kernel",
+    "convolution_groups_forward_kernel",
     "convolution_groups_input_gradient_kernel",
     "convolution_groups_weight_gradient_kernel",
 ]

@@ -20,7 +20,7 @@ from tinynet_kernels.tiles import GemmTile, Target
 
 pytestmark = pytest.mark.kernels
 
-FORWARD = "convolution_patches_kernel"
+FORWARD, WEIGHT_GRADIENT = "convolution_patches_forward_kernel", "convolution_patches_weight_gradient_kernel"
 # image shape, output channels, kernel size, how the window slides, and whether x is copied
 CASES = {
     "7x7 stride 2": ((2, 3, 13, 15), 18, (7, 7), {"padding": 3, "stride": 2}, True),
@@ -77,25 +77,34 @@ def check(tensors: Any, activation: str | None = None, pool: int = 1, **sliding:
 def test_windows(case: str, device: str) -> None:
     *_, sliding, copied = CASES[case]
     launches = check(make(case, device=device), **sliding)
-    assert FORWARD in launches
+    assert FORWARD in launches and WEIGHT_GRADIENT in launches
     assert ("pad_lines_kernel" in launches) == copied
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["7x7 stride 2", "3x3", "patchify"])
 def test_dtypes(case: str, dtype: torch.dtype, device: str) -> None:
-    assert FORWARD in check(make(case, dtype, device), "gelu", **CASES[case][3])
+    launches = check(make(case, dtype, device), "gelu", **CASES[case][3])
+    assert FORWARD in launches and WEIGHT_GRADIENT in launches
 
 
 def test_more_than_one_tile(device: str) -> None:
-    with forced_tiles(patches_tile=GemmTile(16, 16, 32, 4, 1)):
+    tile = GemmTile(16, 16, 32, 4, 1)
+    with forced_tiles(patches_tile=tile, patches_weight_tile=tile, PATCHES_SPLIT_BYTES=1 << 11):
         assert FORWARD in check(make("7x7 stride 2", device=device), "relu", **CASES["7x7 stride 2"][3])
 
 
-@pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_pooled(activation: str, device: str) -> None:
-    x, weight, bias = make("3x3", device=device)
-    assert FORWARD in check((x.detach(), weight, bias), activation, pool=2, padding=1)
+# In 16 bits another of two values that round to one may be the largest of a window.
+@pytest.mark.parametrize(("pool", "dtype"), [(1, torch.float32), (1, torch.bfloat16), (2, torch.float32)])
+@pytest.mark.parametrize("activation", ["relu", "silu", None])
+def test_first_layer(pool: int, activation: str | None, dtype: torch.dtype, device: str) -> None:
+    """Images that want no gradient: dW and db straight from dY, as chosen on a CPU."""
+    x, weight, bias = make("7x7 stride 2", dtype, device)
+    tile = GemmTile(16, 16, 32, 4, 1)
+    with forced_tiles(takes_output_gradient=True, patches_weight_tile=tile, PATCHES_SPLIT_BYTES=1 << 11):
+        launches = check((x.detach(), weight, bias), activation, pool=pool, padding=3, stride=2)
+    assert FORWARD in launches and WEIGHT_GRADIENT in launches
+    assert not {"activation_backward_kernel", "max_pool_backward_kernel"} & set(launches)
 
 
 def test_constant_normalization_and_statistics(device: str) -> None:

@@ -33,9 +33,9 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import single_channel_forward_kernel, single_channel_problem, taps_first
-from tinynet_kernels.conv.grouped import convolution_groups_kernel, groups_problem, multiplies_groups
+from tinynet_kernels.conv.grouped import convolution_groups_forward_kernel, groups_problem, multiplies_groups
 from tinynet_kernels.conv.patches import (
-    convolution_patches_kernel,
+    convolution_patches_forward_kernel,
     multiplies_patches,
     padded_image,
     patches_problem,
@@ -239,8 +239,8 @@ NO_NORMALIZATION = Normalization(None, None, None, None, 0.0)
 @costs(convolution_forward_kernel)
 @costs(convolution_few_channels_kernel)
 @costs(single_channel_forward_kernel)
-@costs(convolution_groups_kernel)
-@costs(convolution_patches_kernel)
+@costs(convolution_groups_forward_kernel)
+@costs(convolution_patches_forward_kernel)
 def convolution_forward_cost(weight_ptr: torch.Tensor, pixels: int, **others: Any) -> Cost:
     """2 N Z P Q K T R S C / groups operations; x, W and b read, y (and z, and argmax) written."""
     return Cost(2 * pixels * weight_ptr.numel(), size_in_bytes(weight_ptr, *others.values()))
@@ -302,7 +302,7 @@ def convolution_forward(
             if winograd.launch(x, weight, **tensors, partial_ptr=partial):
                 return Results(y, saved, argmax, partial)
     partial = room_for_statistics(tiles)
-    if problem.kernel is convolution_patches_kernel:
+    if problem.kernel is convolution_patches_forward_kernel:
         x = padded_image(x, weight.shape[2:], spec)
     elif problem.kernel is single_channel_forward_kernel:
         weight = taps_first(weight)

@@ -126,7 +126,7 @@ def sum_over_taps_of_groups(windows, filters, taps, pixels_left, groups_left, WI
 
 
 @triton.jit
-def convolution_groups_kernel(
+def convolution_groups_forward_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
@@ -275,7 +275,7 @@ def groups_problem(
         ((channels, shape.taps * tile.width), (tile.width, 1)),
     )
     return Problem(
-        convolution_groups_kernel,
+        convolution_groups_forward_kernel,
         (ceil_div(pixels, tile.block_pixels), ceil_div(shape.C, channels)),
         pixels,
         *shape.sides[:7],

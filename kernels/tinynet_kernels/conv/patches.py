@@ -67,7 +67,7 @@ def pad_cost(**arguments: torch.Tensor) -> Cost:
 
 
 @triton.jit
-def convolution_patches_kernel(
+def convolution_patches_forward_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
@@ -168,7 +168,7 @@ def patches_problem(
     )
     unpadded = spec._replace(padding=(0, 0), padding_end=(0, 0))
     return Problem(
-        convolution_patches_kernel,
+        convolution_patches_forward_kernel,
         (ceil_div(pixels, tile.block_m), ceil_div(shape.K, tile.block_n)),
         *(pixels, H, W, shape.P, shape.Q, shape.K),
         WINDOW=unpadded.compiled(kernel_size, wide=wide, pool=pool, epsilon=epsilon, group_inputs=shape.C),

@@ -11,7 +11,7 @@ fixed order. Two kernels, by what one step of the reduction is:
             cost cache. Where x has few channels, these read dY and compute dZ and its sums, the bias gradient, too.
 
 All tensors but dW are channels_last. Depthwise convolutions are in `depthwise.py`, those in thin groups on a CPU in
-`grouped_weight_gradient.py`.
+`grouped_weight_gradient.py`, of images with few channels on a CPU in `patches_weight_gradient.py`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.activation import activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise import depthwise_weight_gradient
 from tinynet_kernels.conv.grouped_weight_gradient import groups_weight_gradient, sums_over_groups
+from tinynet_kernels.conv.patches import multiplies_patches, padded_image
+from tinynet_kernels.conv.patches_weight_gradient import (
+    convolution_patches_weight_gradient_kernel,
+    patches_weight_gradient_problem,
+)
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
@@ -35,7 +39,15 @@ from tinynet_kernels.conv.tiles import (
     convolution_weight_splits,
     convolution_weight_tile,
 )
-from tinynet_kernels.conv.window import box_position, inside, next_box, offset_in, output_position, pixel_position
+from tinynet_kernels.conv.window import (
+    box_position,
+    inside,
+    next_box,
+    offset_in,
+    output_position,
+    pixel_gradients,
+    pixel_position,
+)
 from tinynet_kernels.conv.winograd.tiles import asks_for_exact_products, is_eligible, winograd_weight_tile
 from tinynet_kernels.conv.winograd.weight_gradient import WinogradWeightGradient, winograd_weight_gradient
 from tinynet_kernels.gemm import GROUP, grouped_tile
@@ -223,19 +235,6 @@ def convolution_weight_gradient_boxes_kernel(
 
 
 @triton.jit
-def pixel_gradients(dy_ptr, saved_ptr, argmax_ptr, base, offset, mask, tap, ACTIVATION: constexpr):
-    """dZ = dY act'(saved) of [PIXELS, CHANNELS], fp32; with argmax of 2 x 2 windows 0 where another tap is largest."""
-    dz = tl.load(dy_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
-    if ACTIVATION.name != "identity":
-        saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
-        dz *= activation_derivative(saved, ACTIVATION)
-    if argmax_ptr is not None:
-        argmax = tl.load(argmax_ptr + base + offset, mask=mask, other=-1).to(tl.int32)
-        dz = tl.where(argmax == tap[:, None], dz, 0.0)
-    return dz
-
-
-@triton.jit
 def convolution_weight_gradient_runs_kernel(
     x_ptr,
     dz_ptr,
@@ -360,6 +359,10 @@ def _weight_gradient_problem(
     """The launch, and its splits."""
     output = (*dy_shape[:2], *spec.output_size(x_shape[2:], kernel_size)) if pool else dy_shape
     shape, spec, kernel_size = ConvolutionShape.of(x_shape, output, kernel_size, spec)
+    if multiplies_patches(shape.C, kernel_size, spec, target):
+        return patches_weight_gradient_problem(
+            shape, spec, kernel_size, pool, dtype, precision, activation, channels_last, target
+        )
     group_inputs, group_outputs, taps = shape.group_inputs, shape.group_outputs, shape.taps
     planes, pixels = shape.N * shape.Z, shape.pixels(pool)
     tile = convolution_weight_tile(shape, len(kernel_size) == 3, dtype, precision, target)
@@ -457,7 +460,9 @@ def convolution_weight_gradient(
     )
     dw = torch.empty((splits, *shape), dtype=dtype if splits == 1 else torch.float32, device=x.device)
     db = torch.empty((splits, K), dtype=torch.float32, device=x.device) if want_bias else None
-    if problem.kernel is convolution_weight_gradient_runs_kernel:
+    if problem.kernel is convolution_patches_weight_gradient_kernel:
+        problem.launch(padded_image(x, kernel_size, spec), dy, saved, argmax, dw, db)
+    elif problem.kernel is convolution_weight_gradient_runs_kernel:
         problem.launch(x, dy, saved, argmax, dw, db)
     else:
         problem.launch(x, dy, dw)

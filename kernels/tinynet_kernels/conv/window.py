@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from tinynet_kernels.activation import activate
+from tinynet_kernels.activation import activate, activation_derivative
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.offsets import exceed_int32
 
@@ -385,6 +385,19 @@ def store_statistics(y, partial_ptr, row_start, rows, column_mask, K):
     tl.store(partial_ptr + column, tl.zeros_like(mean) + count, mask=column_mask)
     tl.store(partial_ptr + K + column, mean, mask=column_mask)
     tl.store(partial_ptr + 2 * K + column, tl.sum(deviation * deviation, axis=0), mask=column_mask)
+
+
+@triton.jit
+def pixel_gradients(dy_ptr, saved_ptr, argmax_ptr, base, offset, mask, tap, ACTIVATION: constexpr):
+    """dZ = dY act'(saved) of [PIXELS, CHANNELS], fp32; with argmax of 2 x 2 windows 0 where another tap is largest."""
+    dz = tl.load(dy_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+    if ACTIVATION.name != "identity":
+        saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+        dz *= activation_derivative(saved, ACTIVATION)
+    if argmax_ptr is not None:
+        argmax = tl.load(argmax_ptr + base + offset, mask=mask, other=-1).to(tl.int32)
+        dz = tl.where(argmax == tap[:, None], dz, 0.0)
+    return dz
 
 
 def is_wide_convolution(

@@ -20,8 +20,10 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 // -------------------------------------------------------------------------------------------------- micro-kernels
 
-// How the micro-kernel reads A and B. B is packed in panels except in the last two forms, which read its rows in place.
-enum form { A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE, A_ROW_MAJOR_B_ROWS, A_COLUMN_MAJOR_B_ROWS };
+// How the micro-kernel reads A and B. B is packed in panels except in the last forms, which read its rows in place.
+enum form {
+  A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE, A_ROW_MAJOR_B_ROWS, A_COLUMN_MAJOR_B_ROWS, A_COLUMN_TABLE_B_ROWS
+};
 
 // Packing B costs as much as the products of a few rows: it is not worth it with fewer rows of A than this.
 enum { MOST_ROWS_OF_UNPACKED_B = 128 };
@@ -52,7 +54,7 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
     for (int j = 0; j < vectors; j++) sum[i][j] = queue->fresh ? (vector){0} : *(const vector *)(c + i * c_stride + j * LANES);
   }
   int a_has_rows = form == A_ROW_MAJOR || form == A_ROW_MAJOR_B_ROWS || form == A_ROW_TABLE;
-  int b_has_rows = form == A_ROW_MAJOR_B_ROWS || form == A_COLUMN_MAJOR_B_ROWS;
+  int b_has_rows = form == A_ROW_MAJOR_B_ROWS || form == A_COLUMN_MAJOR_B_ROWS || form == A_COLUMN_TABLE_B_ROWS;
   int fetches = (form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) && !pairs;  // columns of pairs are copies
   for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
     const uint32_t *data = part->a, *const *table = part->a_table, *line[TILE_ROWS];
@@ -70,7 +72,7 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
       if (b_has_rows) b = (const float *)part->b_table[depth + k] + panel * PANEL;
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; j++) right[j] = *(const vector *)(b + j * LANES);
-      if (form == A_COLUMN_TABLE) column = table[depth + k] + row;
+      if (form == A_COLUMN_TABLE || form == A_COLUMN_TABLE_B_ROWS) column = table[depth + k] + row;
       if (fetches && a_ahead) fetch(column + a_ahead);
       if (form == A_COLUMN_MAJOR_B_ROWS && b_ahead) {
 #pragma GCC unroll 2
@@ -102,9 +104,11 @@ INLINE void panel_rows(int vectors, enum form form, int pairs, const struct prod
     micro_kernel(HEIGHT, vectors, form, pairs, queue, row, panel, c + row * c_stride, c_stride);
   STRIP(TILE_ROWS)
 #if defined(__AVX512F__)
+  STRIP(9)  // 9 and 3: taps of three channels
   STRIP(8)
 #endif
   STRIP(4)
+  STRIP(3)
   STRIP(2)
   STRIP(1)
 #undef STRIP
@@ -143,6 +147,7 @@ DEFINE_PRODUCT(product_row_table, A_ROW_TABLE, 0)
 DEFINE_PRODUCT(product_column_table, A_COLUMN_TABLE, 0)
 DEFINE_PRODUCT(product_row_major_b_rows, A_ROW_MAJOR_B_ROWS, 0)
 DEFINE_PRODUCT(product_column_major_b_rows, A_COLUMN_MAJOR_B_ROWS, 0)
+DEFINE_PRODUCT(product_column_table_b_rows, A_COLUMN_TABLE_B_ROWS, 0)
 #if defined(__AVX512BF16__)
 DEFINE_PRODUCT(product_row_major_pairs, A_ROW_MAJOR, 1)
 DEFINE_PRODUCT(product_column_major_pairs, A_COLUMN_MAJOR, 1)
@@ -155,7 +160,7 @@ enum { HAS_PAIRS = 1 };
 enum { HAS_PAIRS = 0 };
 #endif
 
-// by form, then by whether elements are pairs of bf16, which the last three forms never are
+// by form, then by whether elements are pairs of bf16, which the last four forms never are
 static void (*const products[][2])(const struct product_queue *) = {
     [A_ROW_MAJOR] = {product_row_major, product_row_major_pairs},
     [A_COLUMN_MAJOR] = {product_column_major, product_column_major_pairs},
@@ -163,6 +168,7 @@ static void (*const products[][2])(const struct product_queue *) = {
     [A_COLUMN_TABLE] = {product_column_table, NULL},
     [A_ROW_MAJOR_B_ROWS] = {product_row_major_b_rows, NULL},
     [A_COLUMN_MAJOR_B_ROWS] = {product_column_major_b_rows, NULL},
+    [A_COLUMN_TABLE_B_ROWS] = {product_column_table_b_rows, NULL},
 };
 
 // ------------------------------------------------------------------------------------------------------- operands
@@ -333,6 +339,11 @@ INLINE void interleave(const uint16_t *even, const uint16_t *odd, int64_t step, 
       __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(odd + i)));
       _mm512_storeu_si512(out + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
+    __mmask16 rest = (__mmask16)((1u << (count - i)) - 1);
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(rest, even + i));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(rest, odd + i));
+    _mm512_mask_storeu_epi32(out + i, rest, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    return;
   }
 #endif
   for (; i < count; i++) out[i] = (even ? even[i * step] : 0u) | (odd ? (uint32_t)odd[i * step] : 0u) << 16;
@@ -471,7 +482,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   int axis = contiguous_axis(&d->a);  // 1: contiguous along k, 0: along m
   int direct = d->kind == ELEMENT_F32 ? axis >= 0 : pairs && axis == 1 && depth % 2 == 0;
   *form = axis == 0 ? A_COLUMN_MAJOR : A_ROW_MAJOR;
-  if (axis >= 0 && !d->a.rows && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);
+  if (axis >= 0 && (!d->a.rows || axis == 0) && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);
   if (part.b_table) *form = axis == 0 ? A_COLUMN_MAJOR_B_ROWS : A_ROW_MAJOR_B_ROWS;
   else if (!part.b) {
     int64_t width = (columns + LARGEST_PANEL - 1) / LARGEST_PANEL * LARGEST_PANEL;
@@ -485,7 +496,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
     const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * entries);
     int64_t line_bytes = (int64_t)(axis == 1 ? depth : rows) * element_bytes(d->kind);
     part.a_table = complete_table(&d->a, entries, line_bytes, table, memory);
-    *form = axis == 0 ? A_COLUMN_TABLE : A_ROW_TABLE;
+    *form = axis == 1 ? A_ROW_TABLE : part.b_table ? A_COLUMN_TABLE_B_ROWS : A_COLUMN_TABLE;
   } else if (direct) {
     part.a = d->a.data;
     part.a_stride = d->a.stride[1 - axis];

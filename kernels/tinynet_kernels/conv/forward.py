@@ -10,7 +10,7 @@ statistics follows, that:
     16 and more     an implicit matrix product [N Z P Q, C T R S] x [C T R S, K]: no im2col buffer is
                     materialized. One step is one tap of block_k channels (`window.sum_over_taps`)
     2 to 15         the same product, but one step is block_k (tap, channel) pairs: a tap alone would be too thin
-    1               no product: taps unrolled (`depthwise.py`)
+    1               no product: taps unrolled (`depthwise`)
 
 A convolution of one tap with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
 `input_gradient.py` and `weight_gradient.py`. Source: the definition of torch.nn.functional.conv3d; implicit GEMM as in
@@ -28,7 +28,8 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.depthwise import single_channel_forward_kernel, single_channel_problem, taps_first
+from tinynet_kernels.conv.depthwise.general import single_channel_forward_kernel
+from tinynet_kernels.conv.depthwise.launch import single_channel_problem, taps_first
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Normalization, Shape
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
@@ -308,7 +309,7 @@ def _forward_problem(
     shape, spec, kernel_size = ConvolutionShape.of(x_shape, output, tuple(kernel_size), spec)
     result = (N, K, shape.P // 2, shape.Q // 2) if pool else output
     if group_inputs == 1:
-        problem = single_channel_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
+        problem = single_channel_problem(shape, spec, kernel_size, dtype, activation, pool, epsilon, target)
         return problem, result, problem.grid[0]
     pixels, columns = shape.pixels(pool), shape.group_outputs
     window = spec.compiled(kernel_size, pool=pool, precision=precision, epsilon=epsilon)

@@ -11,7 +11,7 @@ from tinynet_kernels.offsets import exceed_int32
 from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
 
 LARGEST_BLOCK = 8  # pixels whose sums stay in vector registers, beside a row of weights
-_UNROLLED_TAPS = 9
+_UNROLLED_WEIGHTS = 9 * 16  # that stay in vector registers
 _MANY_SUMS = 5  # of one row of taps: so many products don't wait for each other
 _LINE = 64
 _PROGRAMS_PER_PROCESSOR = 4
@@ -89,8 +89,9 @@ def forward_tile(shape: ConvolutionShape, window: ConvolutionWindow, dtype: torc
 
 
 def _row_tile(shape: ConvolutionShape, dtype: torch.dtype) -> RowTile:
-    unrolled = shape.T == 1 and shape.taps <= _UNROLLED_TAPS
-    return _with_channels(RowTile(shape.C, 0, 0, 0, unrolled), _LINE // dtype.itemsize)
+    block_channels = _LINE // dtype.itemsize
+    unrolled = shape.T == 1 and shape.taps * block_channels <= _UNROLLED_WEIGHTS
+    return _with_channels(RowTile(shape.C, 0, 0, 0, unrolled), block_channels)
 
 
 def _with_channels(tile: RowTile, block_channels: int) -> RowTile:

@@ -18,6 +18,8 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
+from tinynet_kernels.conv.depthwise.rows import row_of_pixels
+from tinynet_kernels.conv.depthwise.statistics import store_row_statistics
 from tinynet_kernels.conv.depthwise.tiles import divide_rows, forward_tile
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionWindow
 from tinynet_kernels.conv.window import inside, store_activated, with_bias
@@ -35,64 +37,6 @@ class Epilogue(NamedTuple):
     shift: Any
     y: Any
     z: Any
-
-
-class Row(NamedTuple):
-    """A program's row of output pixels, within a kernel.
-
-    Attributes:
-        x: pointer to the image where the row of the first tap begins; outside of the image in its padding.
-        weight: pointer to the first tap.
-        pixel: index of the row's first pixel.
-        tap_start, tap_end: the rows of taps that lie inside the image.
-        plane_start, plane_end: the planes of taps that do.
-        plane_step, row_step: from one plane and row of taps to the next, in elements of x.
-        W: columns of an image.
-        channel_start, channel_end: the program's channels.
-    """
-
-    x: Any
-    weight: Any
-    pixel: Any
-    tap_start: Any
-    tap_end: Any
-    plane_start: Any
-    plane_end: Any
-    plane_step: Any
-    row_step: Any
-    W: Any
-    channel_start: Any
-    channel_end: Any
-
-
-@triton.jit
-def taps_inside(position, size, TAPS: constexpr, DILATION: constexpr):
-    """The taps of a window beginning at `position` that lie in [0, size), as a range."""
-    start = tl.maximum(0, (DILATION - 1 - position) // DILATION)
-    return start, tl.minimum(TAPS, (size - position + DILATION - 1) // DILATION)
-
-
-@triton.jit
-def row_of_pixels(x_ptr, weight_ptr, row, channels, D, H, W, Z, P, Q, WINDOW: constexpr, TILE: constexpr):
-    """The `Row` of an index into [N, Z, P], and of the program's `channels`."""
-    C: constexpr = TILE.channels
-    plane = row // P
-    h = (row - plane * P) * WINDOW.stride_h - WINDOW.padding_h
-    tap_start, tap_end = taps_inside(h, H, WINDOW.R, WINDOW.dilation_h)
-    plane_start = tl.zeros_like(h)
-    plane_end = plane_start + 1
-    if WINDOW.volume:
-        image = plane // Z
-        d = (plane - image * Z) * WINDOW.stride_d - WINDOW.padding_d
-        plane_start, plane_end = taps_inside(d, D, WINDOW.T, WINDOW.dilation_d)
-        plane = image * D + d
-    x = x_ptr + (plane.to(tl.int64) * H + h) * W * C
-    plane_step = WINDOW.dilation_d * H * W * C
-    row_step = WINDOW.dilation_h * W * C
-    start = tl.program_id(1) * channels
-    end = min(start + channels, C)
-    taps = tap_start, tap_end, plane_start, plane_end
-    return Row(x, weight_ptr, row * Q, taps[0], taps[1], taps[2], taps[3], plane_step, row_step, W, start, end)
 
 
 @triton.jit
@@ -236,30 +180,6 @@ def compute_blocks(
         if end == blocks:
             q = (blocks - 1) * SIZE
             compute_block(row, epilogue, q, LAST_SIZE, 0, TILE.right, ALL_ROWS, ACTIVATION, WINDOW, TILE)
-
-
-@triton.jit
-def store_row_statistics(y_ptr, partial_ptr, row, first, last, TILE: constexpr):
-    """Count, mean and sum of squared deviations of y's pixels [first, last), as `window.store_statistics` does."""
-    C: constexpr = TILE.channels
-    BLOCK: constexpr = TILE.block_channels
-    column = tl.arange(0, BLOCK)
-    count = (last - first).to(tl.float32)
-    partial = partial_ptr + tl.program_id(0).to(tl.int64) * 3 * C
-    for c in range(row.channel_start, row.channel_end, BLOCK):
-        mask = column < row.channel_end - c
-        y = y_ptr + row.pixel.to(tl.int64) * C + c + column
-        total = tl.zeros((BLOCK,), tl.float32)
-        for pixel in range(first, last):
-            total += tl.load(y + pixel * C, mask=mask, other=0.0).to(tl.float32)
-        mean = total / count
-        squares = tl.zeros((BLOCK,), tl.float32)
-        for pixel_again in range(first, last):
-            deviation = tl.load(y + pixel_again * C, mask=mask, other=0.0).to(tl.float32) - mean
-            squares += deviation * deviation
-        tl.store(partial + c + column, tl.zeros_like(mean) + count, mask=mask)
-        tl.store(partial + C + c + column, mean, mask=mask)
-        tl.store(partial + 2 * C + c + column, squares, mask=mask)
 
 
 @triton.jit

@@ -9,82 +9,19 @@ taps only those are walked over that reach the row. Weights lie as [T, R, S, C].
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
+from tinynet_kernels.conv.depthwise.rows import gradient_row
 from tinynet_kernels.conv.depthwise.tiles import divide_rows, input_gradient_tile
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionWindow
 from tinynet_kernels.conv.window import inside
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.tiles import Target
-
-
-class GradientRow(NamedTuple):
-    """A program's row of dX, within a kernel.
-
-    Attributes:
-        dz: pointer to the image's dZ.
-        weight: pointer to the first tap.
-        dx: pointer to the row's first pixel.
-        plane, row: of the padded image.
-        plane_start, plane_end: the planes of taps that reach the row, from the first by WINDOW.tap_step_d.
-        tap_start, tap_end: the rows of taps that do.
-        P, Q: rows and columns of dZ.
-        channel_start, channel_end: the program's channels.
-    """
-
-    dz: Any
-    weight: Any
-    dx: Any
-    plane: Any
-    row: Any
-    plane_start: Any
-    plane_end: Any
-    tap_start: Any
-    tap_end: Any
-    P: Any
-    Q: Any
-    channel_start: Any
-    channel_end: Any
-
-
-@triton.jit
-def taps_reaching(position, size, TAPS: constexpr, STRIDE: constexpr, DILATION: constexpr, STEP: constexpr):
-    """The taps that read a position of the padded image from one of `size` output pixels: a range by STEP."""
-    lowest = tl.maximum(0, (position - (size - 1) * STRIDE + DILATION - 1) // DILATION)
-    start = lowest + STEP
-    for candidate in tl.static_range(STEP):  # pyright: ignore
-        reaches = (position - (lowest + candidate) * DILATION) % STRIDE == 0
-        start = tl.where(reaches, lowest + candidate, start)
-    end = tl.minimum(TAPS, position // DILATION + 1)
-    return start, tl.where(start < lowest + STEP, end, 0)
-
-
-@triton.jit
-def gradient_row(dz_ptr, weight_ptr, dx_ptr, row, channels, D, H, W, Z, P, Q, WINDOW: constexpr, TILE: constexpr):
-    """The `GradientRow` of an index into [N, D, H], and of the program's `channels`."""
-    C: constexpr = TILE.channels
-    image = row // H
-    h = row - image * H + WINDOW.padding_h
-    start, end = taps_reaching(h, P, WINDOW.R, WINDOW.stride_h, WINDOW.dilation_h, WINDOW.tap_step_h)
-    d = tl.zeros_like(h)
-    plane_start = d
-    plane_end = d + 1
-    planes = d + 1
-    if WINDOW.volume:
-        planes = d + Z
-        d = image % D + WINDOW.padding_d
-        image = image // D
-        plane_start, plane_end = taps_reaching(d, Z, WINDOW.T, WINDOW.stride_d, WINDOW.dilation_d, WINDOW.tap_step_d)
-    dz = dz_ptr + image.to(tl.int64) * planes * P * Q * C
-    dx = dx_ptr + row.to(tl.int64) * W * C
-    first = tl.program_id(1) * channels
-    last = min(first + channels, C)
-    return GradientRow(dz, weight_ptr, dx, d, h, plane_start, plane_end, start, end, P, Q, first, last)
 
 
 @triton.jit

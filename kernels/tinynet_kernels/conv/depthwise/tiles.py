@@ -13,8 +13,10 @@ from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
 LARGEST_BLOCK = 8  # pixels whose sums stay in vector registers, beside a row of weights
 _UNROLLED_WEIGHTS = 9 * 16  # that stay in vector registers
 _MANY_SUMS = 5  # of one row of taps: so many products don't wait for each other
-_LINE = 64
+_LINE = 64  # bytes of a cache line
 _PROGRAMS_PER_PROCESSOR = 4
+_ROWS_PER_SHARE = 8  # of pixels in one partial sum of a weight gradient: neighbors see the same rows of x
+_PIXELS_PER_SHARE = 256
 
 
 class RowTile(NamedTuple):
@@ -29,9 +31,9 @@ class RowTile(NamedTuple):
         block_q: pixels of a block.
         last_q: pixels of a row's last block.
         blocks: how many a row has; 3 stands for more, too.
-        columns: an end of the columns of the other image that a block sees, from the first block's first one on.
-        left: how many of them lie before that image, in a row's first block.
-        right: how many of them lie before that image's end, in a row's last block.
+        columns: more than a block sees of the other image, whose columns [left, right) the blocks at the ends see.
+        left: of the columns that a row's first block sees, the first that exists.
+        right: the end of those that a row's last block sees.
         masked: whether blocks at any place may see columns outside of the image, so that all ask.
     """
 
@@ -137,10 +139,10 @@ def weight_gradient_tile(shape: ConvolutionShape, window: ConvolutionWindow, dty
 
 def gradient_shares(planes: int, rows: int, columns: int) -> tuple[int, int]:
     """(planes, rows of each) of the pixels that a program of a weight gradient sums over."""
-    per_share = min(rows, 8)
+    per_share = max(_ROWS_PER_SHARE, ceil_div(_PIXELS_PER_SHARE, columns))
     if per_share < rows:
         return 1, per_share
-    return max(1, min(planes, 8 // rows)), rows
+    return max(1, min(planes, _PIXELS_PER_SHARE // (rows * columns))), rows
 
 
 def divide_rows(rows: int, columns: int, tile: RowTile, target: Target) -> Division:

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
+from tinynet_kernels.conv.depthwise.rows import rows_inside
 from tinynet_kernels.conv.depthwise.tiles import gradient_shares, weight_gradient_tile
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionWindow
 from tinynet_kernels.conv.window import inside
@@ -48,13 +49,6 @@ class Share(NamedTuple):
     Z: Any
     P: Any
     Q: Any
-
-
-@triton.jit
-def rows_inside(position, size, rows, STRIDE: constexpr):
-    """The rows of dZ, of so many, whose tap at `position` + row stride lies in [0, size), as a range."""
-    start = tl.maximum(0, (STRIDE - 1 - position) // STRIDE)
-    return start, tl.minimum(rows, (size - position + STRIDE - 1) // STRIDE)
 
 
 @triton.jit

@@ -53,6 +53,7 @@ class Assignment(NamedTuple):
 
 
 _CHAINS = 4  # totals of one reduction over a long last axis
+_LARGEST_LOCAL = 1024  # bytes of a tile that is a local array instead of memory in the arena: it may live in registers
 # combining operation of a reduction -> (identity by kind of element, OpenMP reduction)
 _REDUCTIONS = {
     "arith.addf": ("0", "+"),
@@ -177,9 +178,12 @@ class KernelWriter(DotWriter):
         return form.text
 
     def allocate(self, element: str, count: int, prefix: str = "t") -> str:
-        """A C pointer to ``count`` elements in the arena, until the current scope ends."""
+        """A C array of ``count`` elements, local or in the arena, until the current scope ends."""
         name = self.name(prefix)
         kind = storage_type(element)
+        if count * element_bytes(element) <= _LARGEST_LOCAL:
+            self.lines.append(f"{kind} {name}[{count}] __attribute__((aligned(64)));")
+            return name
         self.lines.append(f"{kind} *restrict const {name} = (void *)(arena + {self.arena_top});")
         self.arena_top += (count * element_bytes(element) + 63) // 64 * 64
         self.arena_bytes = max(self.arena_bytes, self.arena_top)

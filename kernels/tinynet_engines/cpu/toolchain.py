@@ -37,7 +37,11 @@ _FLAGS = [
     "-fno-trapping-math", "-fopenmp-simd", "-fno-semantic-interposition", "-fno-stack-protector",
 ]  # fmt: skip
 # Both passes create special cases for masked loads that yield zero, which gcc then can no longer vectorize.
-_GCC_FLAGS = ["-fno-tree-pre", "-fno-thread-jumps"]
+_GCC_FLAGS = [
+    "-fno-tree-pre", "-fno-thread-jumps",
+    "--param=max-completely-peel-times=7",  # 16 trips would be unrolled into scalar code before they are vectorized
+    "-fno-tree-loop-distribute-patterns",  # a small tile copied by memcpy stays in memory instead of registers
+]  # fmt: skip
 
 
 class ToolchainError(RuntimeError):

@@ -1,5 +1,5 @@
 """Two-dimensional convolution: `forward`, `input_gradient` and `weight_gradient` hold kernels and launchers.
 
-`depthwise` holds those of groups with one input channel, `window` what kernels share, `tiles` the tile rules. `spec`
-needs no Triton, so nothing is imported here.
+The folder `depthwise` has those of groups with one input channel, `window` what kernels share, `tiles` the tile rules.
+`spec` needs no Triton, so nothing is imported here.
 """

@@ -10,7 +10,7 @@ statistics follows, that:
     16 and more     an implicit matrix product [N Z P Q, C T R S] x [C T R S, K]: no im2col buffer is
                     materialized. One step is one tap of block_k channels (`window.sum_over_taps`)
     2 to 15         the same product, but one step is block_k (tap, channel) pairs: a tap alone would be too thin
-    1               no product: taps unrolled (`depthwise.py`)
+    1               no product: taps unrolled (`depthwise`)
     2 to 4          on a CPU, without groups: a step is one row of taps with all channels (`patches.py`)
     2, 4, 8, 16     on a CPU, where groups have as many outputs: products side by side (`grouped.py`)
 
@@ -32,7 +32,8 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.depthwise import single_channel_forward_kernel, single_channel_problem, taps_first
+from tinynet_kernels.conv.depthwise.general import single_channel_forward_kernel
+from tinynet_kernels.conv.depthwise.launch import single_channel_problem, taps_first
 from tinynet_kernels.conv.grouped import convolution_groups_forward_kernel, groups_problem, multiplies_groups
 from tinynet_kernels.conv.patches import (
     convolution_patches_forward_kernel,
@@ -355,7 +356,7 @@ def _forward_problem(
         problem = patches_problem(shape, spec, kernel_size, dtype, activation, pool, epsilon, target)
         return problem, result, problem.grid[0]
     if group_inputs == 1:
-        problem = single_channel_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
+        problem = single_channel_problem(shape, spec, kernel_size, dtype, activation, pool, epsilon, target)
         return problem, result, problem.grid[0]
     if multiplies_groups(shape.C, shape.K, shape.groups, target):
         problem = groups_problem(shape, spec, kernel_size, activation, pool, epsilon, target)

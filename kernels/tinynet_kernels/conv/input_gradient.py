@@ -8,7 +8,7 @@ over its common divisor with the dilation. Phases are a grid axis and none multi
 taps would take stride^2 times the products.
 
 A transposed convolution is the data gradient of the convolution that maps its result to its input, followed by bias
-and activation. All tensors are channels_last. Depthwise convolutions are in `depthwise.py`. Source:
+and activation. All tensors are channels_last. Depthwise convolutions are in `depthwise`. Source:
 torch.nn.functional.conv_transpose3d.
 """
 
@@ -25,7 +25,7 @@ import triton.language as tl
 from tinynet_kernels.activation import activate
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.depthwise import depthwise_input_gradient
+from tinynet_kernels.conv.depthwise.launch import depthwise_input_gradient
 from tinynet_kernels.conv.grouped import (
     convolution_groups_input_gradient_kernel,
     groups_input_gradient_problem,

@@ -10,7 +10,7 @@ fixed order. Two kernels, by what one step of the reduction is:
     runs    consecutive pixels of memory: on a CPU, where a division costs little beside a product and distant pixels
             cost cache. Where x has few channels, these read dY and compute dZ and its sums, the bias gradient, too.
 
-All tensors but dW are channels_last. Depthwise convolutions are in `depthwise.py`, those in thin groups on a CPU in
+All tensors but dW are channels_last. Depthwise convolutions are in `depthwise`, those in thin groups on a CPU in
 `grouped_weight_gradient.py`, of images with few channels on a CPU in `patches_weight_gradient.py`.
 """
 
@@ -25,7 +25,7 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.depthwise import depthwise_weight_gradient
+from tinynet_kernels.conv.depthwise.launch import depthwise_weight_gradient
 from tinynet_kernels.conv.grouped_weight_gradient import groups_weight_gradient, sums_over_groups
 from tinynet_kernels.conv.patches import multiplies_patches, padded_image
 from tinynet_kernels.conv.patches_weight_gradient import (

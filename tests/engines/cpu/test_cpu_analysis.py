@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tinynet_engines.cpu.analysis import Analysis
+from tinynet_engines.cpu.codegen import generate
 from tinynet_engines.cpu.ir import Function, Operation
 from tinynet_engines.cpu.parser import parse
 
@@ -263,3 +264,24 @@ def test_a_loop_keeps_what_its_select_does_not_replace(carried: bool) -> None:
     assert analysis.unchanged_from(argument, loop.regions[0].terminator.operands[0], 0) == (
         [counter] if carried else []
     )
+
+
+@pytest.mark.parametrize(("size", "is_local"), [(16, True), (256, True), (512, False)])
+def test_small_tiles_are_local_arrays(size: int, is_local: bool) -> None:
+    """What a loop carries may then stay in registers; large tiles would fill a thread's stack."""
+    head = HEAD + RANGE.replace("16", str(size))
+    body = """    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %q = tt.addptr %p, %r : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %zero = arith.constant dense<0.000000e+00> : tensor<16xf32>
+    %c0 = arith.constant 0 : i32
+    %c1 = arith.constant 1 : i32
+    %l = scf.for %k = %c0 to %s step %c1 iter_args(%a = %zero) -> (tensor<16xf32>)  : i32 {
+      %v = tt.load %q : tensor<16x!tt.ptr<f32>>
+      %b = arith.addf %a, %v : tensor<16xf32>
+      scf.yield %b : tensor<16xf32>
+    }
+    tt.store %q, %l : tensor<16x!tt.ptr<f32>>
+""".replace("<16x", f"<{size}x")
+    kernel = generate(parse(head + body + "    tt.return\n  }\n}\n"))
+    assert (kernel.arena_bytes == 0) is is_local
+    assert (f"[{size}] __attribute__((aligned(64)))" in kernel.body) is is_local

@@ -61,6 +61,23 @@ def test_several_builders_at_once(cache: Path) -> None:
     assert len(set(paths)) == 1 and answer(paths[0]) == 7
 
 
+def test_small_tiles_stay_in_registers() -> None:
+    """gcc would copy a tile by memcpy, and turn 16 trips into scalar code, before it thinks of vectors."""
+    compiler = toolchain.find_compiler()
+    if compiler is None or compiler.is_clang or "avx2" not in toolchain.cpu_features():
+        pytest.skip("of gcc's flags for processors with vectors")
+    source = """void squares(const float *restrict x, float *restrict y, long n) {
+        for (long k = 0; k < n; k++) {
+            float tile[32] __attribute__((aligned(64)));
+            for (int i = 0; i < 32; i++) tile[i] = x[32 * k + i];
+            for (int i = 0; i < 32; i++) y[32 * k + i] = tile[i] * tile[i];
+        }
+    }"""
+    command = [compiler.path, *toolchain.flags(), "-S", "-x", "c", "-", "-o", "-"]
+    assembly = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+    assert "vmulps" in assembly and "vmulss" not in assembly and "rsp" not in assembly, assembly
+
+
 def test_a_rejected_program_raises(cache: Path) -> None:
     with pytest.raises(toolchain.ToolchainError, match="failed"):
         toolchain.build("this is not C")

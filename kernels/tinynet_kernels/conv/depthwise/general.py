@@ -14,7 +14,6 @@ neighbors. Backward of depthwise convolutions, from dZ:
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, ConvolutionWindow, Shape, Sizes
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, ConvolutionWindow, Sizes
 from tinynet_kernels.conv.tiles import BoxTile, PixelTile, depthwise_box
 from tinynet_kernels.conv.window import (
     box_position,
@@ -38,10 +37,8 @@ from tinynet_kernels.conv.window import (
     with_bias,
 )
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import transpose
 from tinynet_kernels.offsets import exceed_int32, widened
-from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register, rows_and_columns, split_count
+from tinynet_kernels.tiles import Target, ceil_div, every_register, rows_and_columns, split_count
 
 
 @triton.jit
@@ -227,16 +224,7 @@ def depthwise_gradient_cost(dz_ptr: torch.Tensor, WINDOW: ConvolutionWindow, **o
     return Cost(2 * dz_ptr.numel() * WINDOW.T * WINDOW.R * WINDOW.S, size_in_bytes(dz_ptr, *others.values()))
 
 
-def taps_first(weight: torch.Tensor) -> torch.Tensor:
-    """W [K, 1, *kernel size] as [taps, K]."""
-    K = weight.shape[0]
-    taps = weight.numel() // K
-    packed = torch.empty((taps, K), dtype=weight.dtype, device=weight.device)
-    transpose(weight, packed, 1, K, taps)
-    return packed
-
-
-def single_channel_problem(
+def general_forward_problem(
     shape: ConvolutionShape,
     spec: ConvolutionSpec,
     kernel_size: Sizes,
@@ -245,7 +233,7 @@ def single_channel_problem(
     epsilon: float,
     target: Target,
 ) -> Problem:
-    """The launch of `forward.convolution_forward` for W [K, 1, *kernel size], which it is given as `taps_first`."""
+    """The launch of `single_channel_forward_kernel`."""
     C, K, pixels = shape.C, shape.K, shape.pixels(pool)
     block_pixels, block_channels, num_warps = rows_and_columns(pixels, K, target)
     block_pixels = max(block_pixels, 4)  # of one window
@@ -267,20 +255,10 @@ def single_channel_problem(
     )
 
 
-def depthwise_input_gradient(
-    dz: torch.Tensor, weight: torch.Tensor, dx: torch.Tensor, spec: ConvolutionSpec
-) -> torch.Tensor:
-    """dX of dZ and W [K, 1, *kernel size], written into `dx`; see `input_gradient.convolution_input_gradient`."""
-    problem = _input_gradient_problem(dz.shape, dx.shape, weight.shape[2:], spec, current_target())
-    problem.launch(dz, taps_first(weight), dx)
-    return dx
-
-
-@lru_cache(maxsize=4096)
-def _input_gradient_problem(
-    dz_shape: Shape, dx_shape: Shape, kernel_size: Sizes, spec: ConvolutionSpec, target: Target
+def general_input_gradient_problem(
+    shape: ConvolutionShape, spec: ConvolutionSpec, kernel_size: Sizes, target: Target
 ) -> Problem:
-    shape, spec, kernel_size = ConvolutionShape.of(dx_shape, dz_shape, kernel_size, spec)
+    """The launch of `depthwise_input_gradient_kernel`."""
     image_pixels = shape.D * shape.H * shape.W
     pixels = shape.N * image_pixels
     block_pixels, block_channels, num_warps = rows_and_columns(pixels, shape.C, target)
@@ -297,22 +275,10 @@ def _input_gradient_problem(
     )
 
 
-def depthwise_weight_gradient(
-    dz: torch.Tensor, x: torch.Tensor, spec: ConvolutionSpec, kernel_size: Sizes, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """dW [K, 1, *kernel size] in `dtype` (None: x's); see `weight_gradient.convolution_weight_gradient`."""
-    problem, splits = _weight_gradient_problem(dz.shape, x.shape, spec, tuple(kernel_size), current_target())
-    dw = torch.empty((splits, dz.shape[1], 1, *kernel_size), dtype=torch.float32, device=x.device)
-    problem.launch(x, dz, dw)
-    return sum_partials(dw, x.dtype if dtype is None else dtype)
-
-
-@lru_cache(maxsize=4096)
-def _weight_gradient_problem(
-    dz_shape: Shape, x_shape: Shape, spec: ConvolutionSpec, kernel_size: Sizes, target: Target
+def general_weight_gradient_problem(
+    shape: ConvolutionShape, spec: ConvolutionSpec, kernel_size: Sizes, target: Target
 ) -> tuple[Problem, int]:
-    """The launch, and its splits."""
-    shape, spec, kernel_size = ConvolutionShape.of(x_shape, dz_shape, kernel_size, spec)
+    """The launch of `depthwise_weight_gradient_kernel`, and its splits."""
     planes, K = shape.N * shape.Z, shape.K
     _, block_channels, num_warps = rows_and_columns(planes * shape.P * shape.Q, K, target)
     box_n, box_p, box_q = box = depthwise_box((shape.N if len(kernel_size) == 2 else 1, shape.P, shape.Q), target)

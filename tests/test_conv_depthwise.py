@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from forced_tiles import forced_tiles
+from forced_tiles import GPU, forced_tiles
 from helpers import DTYPES, assert_close, check_against_reference, counted_launches, nan_filled_memory, tolerance
 from torch import Tensor
 
 from tinynet import functional, nn
 from tinynet.ops.activation import activation_reference, as_activation
+from tinynet_kernels.conv.depthwise.tiles import computes_rows as rule
 from tinynet_kernels.conv.spec import ConvolutionShape
+from tinynet_kernels.tiles import Target
 
 pytestmark = pytest.mark.kernels
 
@@ -58,6 +60,17 @@ def check(tensors: list[Tensor], activation: Any = None, **window: Any) -> list[
         error=2 * tolerance(x.dtype, weight[0].numel()),
         gradient_errors=4 * tolerance(x.dtype, max(weight[0].numel(), x[:, 0].numel())),
     )
+
+
+def test_which_convolutions_are_computed_by_rows() -> None:
+    cpu = Target("cpu", "", 2, 1 << 30)
+    shape = ConvolutionShape(N=8, D=1, H=14, W=14, C=384, Z=1, P=14, Q=14, K=384, T=1, R=3, S=3, groups=384)
+    assert rule(shape, cpu)
+    assert not rule(shape, GPU)
+    assert not rule(shape._replace(K=768), cpu)  # a multiplier of 2
+    assert not rule(shape._replace(C=1, groups=1), cpu)  # gray images
+    assert not rule(shape._replace(S=33), cpu)
+    assert not rule(shape._replace(H=1 << 20, P=1 << 20), cpu)  # offsets past int32
 
 
 # image shape, kernel size, and how the window slides

@@ -305,7 +305,7 @@ def convolution_forward(
     partial = room_for_statistics(tiles)
     if problem.kernel is convolution_patches_forward_kernel:
         x = padded_image(x, weight.shape[2:], spec)
-    elif problem.kernel is single_channel_forward_kernel:
+    elif weight.shape[1] == 1:
         weight = taps_first(weight)
     problem.launch_named(x_ptr=x, weight_ptr=weight, **tensors, partial_ptr=partial)
     return Results(y, saved, argmax, partial)

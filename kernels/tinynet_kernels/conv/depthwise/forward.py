@@ -5,7 +5,7 @@
 A program computes a row of output pixels, or a part of it, in blocks of [block_q, block_channels] whose sums stay in
 registers. A step is one row of taps: a value of x is loaded and converted once for all pixels of the block that it
 serves. The blocks at both ends of a row are compiled for the taps that lie outside of the image, and those between need
-no mask: nothing is multiplied that PyTorch does not multiply. Weights lie as [T, R, S, C].
+no mask, unless the edges are wider than a block. Weights lie as [T, R, S, C].
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from tinynet_kernels.offsets import exceed_int32
 from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
 
 LARGEST_BLOCK = 8  # pixels whose sums stay in vector registers, beside a row of weights
+_MOST_TAPS = 32  # of a row
 _UNROLLED_WEIGHTS = 9 * 16  # that stay in vector registers
 _MANY_SUMS = 5  # of one row of taps: so many products don't wait for each other
 _LINE = 64  # bytes of a cache line
@@ -63,11 +64,12 @@ class Division(NamedTuple):
 def computes_rows(shape: ConvolutionShape, target: Target) -> bool:
     """Whether programs compute rows of pixels: on a CPU, where their loops cost nothing, for a multiplier of 1.
 
-    Offsets within an image are int32 there, and so are indices of pixels.
+    Offsets within an image are int32 there, and so are indices of pixels. A row of taps is unrolled for every pixel of
+    a block, which must not take the compiler long.
     """
     pixels = shape.N * max(shape.D * shape.H * shape.W, shape.Z * shape.P * shape.Q)
     fits = not exceed_int32(((2, 2 * shape.image_elements),), ((2, 2 * pixels),))
-    return target.kind == "cpu" and shape.C == shape.K == shape.groups > 1 and fits
+    return target.kind == "cpu" and shape.C == shape.K == shape.groups > 1 and shape.S <= _MOST_TAPS and fits
 
 
 def forward_tile(shape: ConvolutionShape, window: ConvolutionWindow, dtype: torch.dtype) -> RowTile:

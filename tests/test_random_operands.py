@@ -272,8 +272,8 @@ def test_batch_norm_and_instance_norm(device: str, data: st.DataObject) -> None:
     draw, dtype = data.draw, data.draw(dtypes)
     function = as_activation(draw(st.sampled_from([None, "relu", "tanh", "gelu"])))
     per_sample, shape = draw(st.booleans()), draw(shapes(2, 5, 9))
-    if per_sample:  # PyTorch needs a channel and two values of it
-        shape = [shape[0], max(1, shape[1]), max(2, math.prod(shape[2:4])), *shape[4:]]
+    if per_sample:  # PyTorch needs a sample, a channel and two values of it
+        shape = [max(1, shape[0]), max(1, shape[1]), max(2, math.prod(shape[2:4])), *shape[4:]]
     training = per_sample or (draw(st.booleans()) and math.prod(shape) != shape[1])
     channels, length = shape[1], math.prod(shape) // max(shape[1], 1)
     # Signs: statistics of few values may be 0, and small deviations from 0 are amplified.

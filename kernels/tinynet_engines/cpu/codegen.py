@@ -53,7 +53,9 @@ class Assignment(NamedTuple):
 
 
 _CHAINS = 4  # totals of one reduction over a long last axis
-_LARGEST_LOCAL = 1024  # bytes of a tile that is a local array instead of memory in the arena: it may live in registers
+# Bytes of a tile that is a local array instead of memory in the arena: it may live in registers. At least a whole
+# vector: gcc 12 miscompiles a masked loop over four elements that it has moved there.
+_LOCAL_BYTES = range(64, 1024 + 1)
 # combining operation of a reduction -> (identity by kind of element, OpenMP reduction)
 _REDUCTIONS = {
     "arith.addf": ("0", "+"),
@@ -181,7 +183,7 @@ class KernelWriter(DotWriter):
         """A C array of ``count`` elements, local or in the arena, until the current scope ends."""
         name = self.name(prefix)
         kind = storage_type(element)
-        if count * element_bytes(element) <= _LARGEST_LOCAL:
+        if count * element_bytes(element) in _LOCAL_BYTES:
             self.lines.append(f"{kind} {name}[{count}] __attribute__((aligned(64)));")
             return name
         self.lines.append(f"{kind} *restrict const {name} = (void *)(arena + {self.arena_top});")

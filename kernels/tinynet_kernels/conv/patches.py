@@ -125,7 +125,7 @@ def convolution_patches_forward_kernel(
 
 
 def multiplies_patches(channels: int, kernel_size: Sizes, spec: ConvolutionSpec, target: Target) -> bool:
-    """Whether a convolution of planes with so many channels is computed here; of one channel in `depthwise.py`."""
+    """Whether a convolution of planes with so many channels is computed here; of one channel in `depthwise`."""
     fits = 2 <= channels <= _MOST_CHANNELS and spec.groups == 1 and len(kernel_size) == 2
     return target.kind == "cpu" and fits and spec.dilation[1] == 1 and kernel_size[1] > 1
 

@@ -32,7 +32,10 @@ from tinynet_kernels.conv.winograd.tiles import WinogradTile, winograd_tile, win
 from tinynet_kernels.launch import INTERPRETED
 from tinynet_kernels.tiles import Target
 
-pytestmark = pytest.mark.kernels
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="no launcher takes these kernels on a GPU"),
+]
 
 CPU = Target("cpu", "", 2, 1 << 30)
 FORWARD, WEIGHT_GRADIENT = "winograd_forward_kernel", "winograd_weight_gradient_kernel"
@@ -120,6 +123,29 @@ def test_pooling(m: int, size: tuple[int, int], activation: str, device: str) ->
             _, weight, bias = inputs
             assert conv2d(torch.full_like(inputs[0], math.nan), weight, bias, padding=1, pool=2).isnan().all()
     assert FORWARD in launches
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("m", [2, 4])
+def test_16_bits_are_rounded_before_what_follows(m: int, dtype: torch.dtype, device: str) -> None:
+    """Pooling picks among rounded values, as a layer of its own does; statistics are those of rounded values."""
+    x, weight, bias = (tensor.detach().to(dtype) for tensor in tensors(2, 16, 8, 9, 20, 1, device))
+    upstream = torch.randn(2, 20, 4, 4, device=device).to(dtype)
+    x.requires_grad_()
+    with forced(m):
+        pooled = conv2d(x, weight, bias, padding=1, pool=2)
+        whole = conv2d(x, weight, bias, padding=1)
+        separate = F.max_pool2d(whole, 2)
+        assert torch.equal(pooled, separate)
+        actual, expected = (torch.autograd.grad(y, x, upstream)[0] for y in (pooled, separate))
+        assert torch.equal(actual, expected)
+        spec = ConvolutionSpec(padding=(1, 1), padding_end=(1, 1))
+        options: Any = {"save": False, "want_statistics": True}
+        last = weight.contiguous(memory_format=torch.channels_last)
+        y, _, _, partial_statistics = forward.convolution_forward(x.detach(), last, bias, spec, IDENTITY, **options)
+    assert partial_statistics is not None
+    count, means, _ = partial_statistics.double().unbind(1)
+    assert_close((count * means).sum(0) / count.sum(0), y.double().mean((0, 2, 3)), 1e-5)
 
 
 @pytest.mark.parametrize("m", [2, 4])
@@ -267,7 +293,7 @@ def exact_products(request: pytest.FixtureRequest) -> Iterator[Callable[[bool], 
     switch(False)
 
 
-def test_the_user_asks_for_exact_products(exact_products: Callable[[bool], None], device: str) -> None:
+def test_the_user_asks_for_full_precision(exact_products: Callable[[bool], None], device: str) -> None:
     exact_ones: list[bool] = []
     rule = lambda shape, dtype, exact, target: exact_ones.append(exact)  # noqa: E731
     x, weight, _ = (tensor.detach() for tensor in tensors(1, 16, 8, 8, 16, 1, device))

@@ -31,6 +31,7 @@ class Lion(RuleOptimizer):
     rule = "lion"
     at_least_0 = ("lr", "weight_decay")
     fractions = ("betas",)
+    decouples_weight_decay = True
 
     def __init__(
         self,

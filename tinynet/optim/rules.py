@@ -20,12 +20,14 @@ class RuleOptimizer(FusedOptimizer):
         rule: the rule's name.
         at_least_0: options that must be numbers not below 0.
         fractions: options that must be in [0, 1).
+        decouples_weight_decay: whether a step multiplies the parameter by 1 - lr weight_decay, where no option says so.
         later: options that older versions of PyTorch did not save, and their values then.
     """
 
     rule: str
     at_least_0: tuple[str, ...] = ("lr", "eps", "weight_decay")
     fractions: tuple[str, ...] = ()
+    decouples_weight_decay = False
     later: tuple[tuple[str, Any], ...] = OPTIONS_ADDED_LATER[:3]
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
@@ -79,7 +81,7 @@ class RuleOptimizer(FusedOptimizer):
         states = [self._state_of(parameter, names, group) for parameter in params]
         phases = [self._phase(state, group) for state in states]
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
-        is_decoupled = group.get("decoupled_weight_decay", self.rule == "lion")
+        is_decoupled = group.get("decoupled_weight_decay", self.decouples_weight_decay)
         rule = Rule(self.rule, len(names), weight_decay != 0 and not is_decoupled, bool(group["maximize"]))
         rule_steps(
             params,

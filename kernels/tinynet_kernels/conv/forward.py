@@ -61,7 +61,7 @@ from tinynet_kernels.conv.window import (
     with_bias,
 )
 from tinynet_kernels.conv.winograd.forward import WinogradConvolution, winograd_convolution
-from tinynet_kernels.conv.winograd.tiles import asks_for_exact_products, is_eligible, winograd_tile
+from tinynet_kernels.conv.winograd.tiles import asks_for_full_precision, is_eligible, winograd_tile
 from tinynet_kernels.gemm import GROUP, tile_start
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
@@ -295,8 +295,8 @@ def convolution_forward(
     def room_for_statistics(tiles: int) -> torch.Tensor | None:
         return y.new_empty((tiles, 3, K), dtype=torch.float32) if want_statistics else None
 
-    if is_eligible(spec, weight.shape[2:]):
-        exact = asks_for_exact_products()
+    if is_eligible(spec, weight.shape[2:], target):
+        exact = asks_for_full_precision()
         winograd = _winograd_problem(x.shape, weight.shape, dtype, spec, activation, pool, epsilon, exact, target)
         if winograd is not None:
             partial = room_for_statistics(winograd.pixel_tiles)

@@ -42,7 +42,7 @@ from tinynet_kernels.conv.window import (
     sum_over_taps,
 )
 from tinynet_kernels.conv.winograd.forward import WinogradConvolution, winograd_convolution
-from tinynet_kernels.conv.winograd.tiles import asks_for_exact_products, is_eligible, winograd_tile
+from tinynet_kernels.conv.winograd.tiles import asks_for_full_precision, is_eligible, winograd_tile
 from tinynet_kernels.gemm import GROUP, tile_start
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
@@ -227,8 +227,8 @@ def _launch(
     activation: Activation,
 ) -> None:
     target = current_target()
-    if is_eligible(spec, weight.shape[2:]):
-        exact = asks_for_exact_products()
+    if is_eligible(spec, weight.shape[2:], target):
+        exact = asks_for_full_precision()
         winograd = _winograd_problem(dz.shape, dx.shape, dz.dtype, spec, activation, exact, target)
         tensors = dict.fromkeys(("mean_ptr", "variance_ptr", "scale_ptr", "shift_ptr"))
         results = {"y_ptr": dx, "z_ptr": z, "argmax_ptr": None, "partial_ptr": None}

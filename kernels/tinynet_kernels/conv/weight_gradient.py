@@ -48,7 +48,7 @@ from tinynet_kernels.conv.window import (
     pixel_gradients,
     pixel_position,
 )
-from tinynet_kernels.conv.winograd.tiles import asks_for_exact_products, is_eligible, winograd_weight_tile
+from tinynet_kernels.conv.winograd.tiles import asks_for_full_precision, is_eligible, winograd_weight_tile
 from tinynet_kernels.conv.winograd.weight_gradient import WinogradWeightGradient, winograd_weight_gradient
 from tinynet_kernels.gemm import GROUP, grouped_tile
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
@@ -439,8 +439,8 @@ def convolution_weight_gradient(
     dtype = x.dtype if dtype is None else dtype
     group_inputs = C // spec.groups
     shape = (K, *kernel_size, group_inputs) if channels_last else (K, group_inputs, *kernel_size)
-    if activation is None and is_eligible(spec, kernel_size):
-        exact = asks_for_exact_products()
+    if activation is None and is_eligible(spec, kernel_size, target):
+        exact = asks_for_full_precision()
         winograd = _winograd_problem(x.shape, dy.shape, x.dtype, spec, channels_last, exact, target)
         if winograd is not None:
             dw = dy.new_empty((winograd.splits, *shape), dtype=dtype if winograd.splits == 1 else torch.float32)

@@ -20,11 +20,11 @@ def store_infinite(sums, infinite_ptr, program):
 
 
 @triton.jit
-def activated(z, ACTIVATION: constexpr):
-    """act of each of a tuple of tiles."""
+def activated(z, ACTIVATION: constexpr, DTYPE: constexpr):
+    """act of each of a tuple of tiles, in fp32 but rounded to DTYPE, as a pool or a norm that follows reads it."""
     y = ()
     for pixel in tl.static_range(len(z)):  # pyright: ignore[reportGeneralTypeIssues]
-        y += (activate(z[pixel], ACTIVATION),)
+        y += (activate(z[pixel], ACTIVATION).to(DTYPE).to(tl.float32),)
     return y
 
 

@@ -2,7 +2,7 @@
 
 A program computes block_tiles tiles of m x m pixels of block_outputs channels, in a loop over the input channels: the
 patches of a block of them are loaded and transformed, then multiplied with the filters, one product and one fp32
-accumulator for each of the (m + 2)^2 positions. Nothing but y leaves it.
+accumulator for each of the (m + 2)^2 positions. Only results are stored.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def winograd_forward_kernel(
             sums[pixel], bias_ptr, mean_ptr, variance_ptr, scale_ptr, shift_ptr, out_channel, columns_left, WINDOW
         )
         z += (value,)
-    y = activated(z, ACTIVATION)
+    y = activated(z, ACTIVATION, y_ptr.dtype.element_ty)
     in_columns = column < columns_left
     STEP: constexpr = 2 if WINDOW.pool else 1
     SIDE: constexpr = TILE.m // STEP
@@ -158,9 +158,9 @@ class WinogradConvolution(NamedTuple):
     """A convolution's launches.
 
     Attributes:
-        filters: transforms the filters; None where the programs do it.
-        filters_shape: of what it stores.
-        convolution: the rest.
+        filters: the transform of the filters; None where each program transforms its own.
+        filters_shape: of what that stores.
+        convolution: the launch of `winograd_forward_kernel`.
         pixel_tiles: how many of its programs, of one block of channels, share the pixels.
     """
 

@@ -52,17 +52,20 @@ class TileGrid(NamedTuple):
         return TileGrid(shape.N * rows * columns, rows, columns)
 
 
-def asks_for_exact_products() -> bool:
-    """Whether the user asks for tiles of 2 x 2, whose error is no larger than the definition's.
+def asks_for_full_precision() -> bool:
+    """Whether the user asks for the smallest errors, for which tiles of 2 x 2 are used.
 
     By `torch.backends.mkldnn.conv.fp32_precision = "ieee"` or `torch.use_deterministic_algorithms(True)`.
     """
     return torch.backends.mkldnn.conv.fp32_precision == "ieee" or torch.are_deterministic_algorithms_enabled()  # pyright: ignore
 
 
-def is_eligible(spec: ConvolutionSpec, kernel_size: Sizes) -> bool:
-    """Whether the algorithm computes such a convolution: 3 x 3 neighboring taps and stride 1."""
-    return kernel_size == (3, 3) and spec.stride == spec.dilation == (1, 1)
+def is_eligible(spec: ConvolutionSpec, kernel_size: Sizes, target: Target) -> bool:
+    """Whether the algorithm computes such a convolution: 3 x 3 neighboring taps and stride 1, not on a GPU.
+
+    It is asked at every call; where it is faster `winograd_tile` decides once for each problem.
+    """
+    return target.kind not in ("cuda", "hip") and kernel_size == (3, 3) and spec.stride == spec.dilation == (1, 1)
 
 
 @lru_cache(maxsize=4096)
@@ -72,7 +75,7 @@ def winograd_tile(shape: ConvolutionShape, dtype: torch.dtype, exact: bool, targ
     Args:
         shape: of the convolution that is computed: for a data gradient x is dZ, and y is dX.
         dtype: of x and W.
-        exact: whether only tiles of 2 x 2 may be used in fp32; see `asks_for_exact_products`.
+        exact: whether only tiles of 2 x 2 may be used in fp32; see `asks_for_full_precision`.
         target: where it runs.
     """
     m = _side(shape, dtype, exact, target)

@@ -20,7 +20,7 @@ import triton.language as tl
 from tinynet_kernels.activation import activate
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.phases import phase_of, phase_pixels, pixels_of_phase, tap_steps
+from tinynet_kernels.conv.phases import offset_of_pixels, phase_of, phase_pixels, pixels_of_phase, tap_steps
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Sizes
 from tinynet_kernels.conv.window import (
     Taps,
@@ -214,7 +214,7 @@ def convolution_groups_input_gradient_kernel(
     if pixel_start >= pixels:
         return
     pixel = pixel_start + tl.arange(0, TILE.block_pixels)
-    of_phase = phase_pixels(dz_ptr, channel, phase, pixel, pixel_start, pixels, D, H, W, Z, P, Q, C, WINDOW)
+    of_phase = phase_pixels(dz_ptr, channel, phase, pixel, pixel_start, pixels, Z, P, Q, C, WINDOW)
     weights = WINDOW.T * WINDOW.R * WINDOW.S * TILE.width
     d = tl.arange(0, TILE.width)
     output = tl.arange(0, TILE.block_groups)[:, None, None] * TILE.width + d[None, :, None]
@@ -232,7 +232,7 @@ def convolution_groups_input_gradient_kernel(
     )
     column = tl.arange(0, BLOCK)
     base = elements_before(of_phase.first_image, D, H, W, C, WINDOW) + channel
-    offset = (of_phase.offset * C)[:, None] + column[None, :]
+    offset = (offset_of_pixels(of_phase, phase, D, H, W, WINDOW) * C)[:, None] + column[None, :]
     mask = (pixel < pixels)[:, None] & (column < columns_left)[None, :]
     if bias_ptr is not None:
         dx += of_channels(bias_ptr, channel, column < columns_left)

@@ -31,7 +31,7 @@ from tinynet_kernels.conv.grouped import (
     groups_input_gradient_problem,
     multiplies_groups,
 )
-from tinynet_kernels.conv.phases import phase_of, phase_pixels, pixels_of_phase, tap_steps
+from tinynet_kernels.conv.phases import offset_of_pixels, phase_of, phase_pixels, pixels_of_phase, tap_steps
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes
 from tinynet_kernels.conv.tiles import convolution_precision, convolution_tile
 from tinynet_kernels.conv.window import (
@@ -93,9 +93,7 @@ def convolution_input_gradient_kernel(
     columns_left = group_inputs - column_start
     column = tl.arange(0, TILE.block_n) % columns_left  # past the end: copies, never stored
 
-    of_phase = phase_pixels(
-        dz_ptr, group * group_outputs, phase, pixel, pixel_start, pixels, D, H, W, Z, P, Q, K, WINDOW
-    )
+    of_phase = phase_pixels(dz_ptr, group * group_outputs, phase, pixel, pixel_start, pixels, Z, P, Q, K, WINDOW)
     weights = WINDOW.T * WINDOW.R * WINDOW.S * group_inputs
     weight_base = weight_ptr + (group * group_outputs).to(tl.int64) * weights + of_phase.tap * group_inputs
     steps = tap_steps(of_phase.taps, group_inputs, WINDOW)
@@ -110,7 +108,7 @@ def convolution_input_gradient_kernel(
     dx = sum_over_taps(of_phase.windows, filters, of_phase.taps, group_outputs, WINDOW, TILE)
 
     base = elements_before(of_phase.first_image, D, H, W, C, WINDOW) + group * group_inputs + column_start
-    offset = (of_phase.offset * C)[:, None] + tl.arange(0, TILE.block_n)[None, :]
+    offset = (offset_of_pixels(of_phase, phase, D, H, W, WINDOW) * C)[:, None] + tl.arange(0, TILE.block_n)[None, :]
     column_mask = tl.arange(0, TILE.block_n) < columns_left
     mask = (pixel < pixels)[:, None] & column_mask[None, :]
     if bias_ptr is not None:

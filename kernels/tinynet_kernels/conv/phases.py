@@ -32,14 +32,18 @@ class PhasePixels(NamedTuple):
 
     Attributes:
         first_image: of the first pixel.
-        offset: pixels of dX from the start of that image, one element per pixel.
+        image: of each pixel, counted from there.
+        plane, row, along: its place among the phase's pixels.
         windows: the `Windows` of dZ that they are computed from.
         taps: the `Taps`.
         tap: the first, counted in memory.
     """
 
     first_image: Any
-    offset: Any
+    image: Any
+    plane: Any
+    row: Any
+    along: Any
     windows: Any
     taps: Any
     tap: Any
@@ -87,7 +91,7 @@ def pixels_of_phase(phase, WINDOW: constexpr):
 
 
 @triton.jit
-def phase_pixels(dz_ptr, channel, phase, pixel, pixel_start, pixels, D, H, W, Z, P, Q, K, WINDOW: constexpr):
+def phase_pixels(dz_ptr, channel, phase, pixel, pixel_start, pixels, Z, P, Q, K, WINDOW: constexpr):
     """The `PhasePixels` of `pixel`, from `pixel_start` on; dZ's channels from `channel` on are read.
 
     Offsets are relative to the first pixel's image: int32, or int64 where sizes are (huge images).
@@ -117,11 +121,20 @@ def phase_pixels(dz_ptr, channel, phase, pixel, pixel_start, pixels, D, H, W, Z,
     q = along + (phase.w + WINDOW.padding_w - s * WINDOW.dilation_w) // WINDOW.stride_w
     base = dz_ptr + elements_before(first_image, Z, P, Q, K, WINDOW) + channel
     windows = Windows(pixel < pixels, o, p, q, base, offset_in(image, o, p, q, Z, P, Q, WINDOW) * K, Z, P, Q, K)
-    d = plane * WINDOW.stride_d + phase.d
-    h = row * WINDOW.stride_h + phase.h
-    w = along * WINDOW.stride_w + phase.w
-    offset = offset_in(image, d, h, w, D, H, W, WINDOW)
-    return PhasePixels(first_image, offset, windows, Taps(tap_planes, tap_rows, tap_columns), tap)
+    taps = Taps(tap_planes, tap_rows, tap_columns)
+    return PhasePixels(first_image, image, plane, row, along, windows, taps, tap)
+
+
+@triton.jit
+def offset_of_pixels(pixels, phase, D, H, W, WINDOW: constexpr):
+    """Pixels of dX before each of the `PhasePixels`, from the start of their first image on.
+
+    Not one of their attributes: computed before the taps are walked over, it would take registers from that loop.
+    """
+    d = pixels.plane * WINDOW.stride_d + phase.d
+    h = pixels.row * WINDOW.stride_h + phase.h
+    w = pixels.along * WINDOW.stride_w + phase.w
+    return offset_in(pixels.image, d, h, w, D, H, W, WINDOW)
 
 
 @triton.jit

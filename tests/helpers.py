@@ -51,6 +51,18 @@ def nan_filled_memory() -> Iterator[None]:
 
 
 @contextmanager
+def convolution_precision(setting: str) -> Iterator[None]:
+    """PyTorch's fp32 precision of convolutions on GPUs, for a while: its default, tf32, would hide errors."""
+    backend: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    before = backend.fp32_precision
+    backend.fp32_precision = setting
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+@contextmanager
 def counted_launches() -> Iterator[list[str]]:
     """The names of the kernels launched inside, in order."""
     from tinynet_kernels import launch

@@ -5,13 +5,20 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from forced_tiles import GPU, forced_tiles
-from helpers import DTYPES, assert_close, check_against_reference, counted_launches, nan_filled_memory, tolerance
+from helpers import (
+    DTYPES,
+    assert_close,
+    check_against_reference,
+    convolution_precision,
+    counted_launches,
+    nan_filled_memory,
+    tolerance,
+)
 
 from tinynet.nn.conv import Conv2d
 from tinynet.ops.activation_like import ActivationLike, as_activation
@@ -26,21 +33,8 @@ from tinynet_kernels.tiles import GemmTile
 pytestmark = pytest.mark.kernels
 
 
-@contextmanager
-def convolution_precision(setting: str) -> Iterator[None]:
-    """PyTorch's fp32 precision of convolutions, for a while."""
-    backend: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
-    before = backend.fp32_precision
-    backend.fp32_precision = setting
-    try:
-        yield
-    finally:
-        backend.fp32_precision = before
-
-
 @pytest.fixture(autouse=True)
 def exact_products() -> Iterator[None]:
-    """PyTorch's default for fp32 convolutions is tf32, whose rounding would hide errors."""
     with convolution_precision("ieee"):
         yield
 

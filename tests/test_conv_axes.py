@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from forced_tiles import forced_tiles
-from helpers import assert_close, check_against_reference, counted_launches, tolerance
+from helpers import assert_close, check_against_reference, convolution_precision, counted_launches, tolerance
 from torch import Tensor
 
 from tinynet import functional, nn
@@ -27,6 +28,12 @@ WINDOWS: tuple[dict[str, Any], ...] = (
 )
 
 pytestmark = pytest.mark.kernels
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    with convolution_precision("ieee"):
+        yield
 
 
 def tensors(

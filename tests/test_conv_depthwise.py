@@ -154,5 +154,6 @@ def test_statistics_for_the_norm_that_follows(shape: tuple[int, ...], dtype: tor
     theirs.eval()
     with torch.no_grad(), counted_launches() as launches:
         y = ours(x)
-    assert launches.count(FORWARD) == 1 and len(launches) <= 3
+    others = [name for name in launches if name not in (FORWARD, "transpose_kernel")]
+    assert launches.count(FORWARD) == 1 and not others, "the norm costs no launch"
     assert_close(y, F.relu6(theirs(x.double())), 8 * tolerance(dtype, 9))

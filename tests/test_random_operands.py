@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DTYPES, UNIT, assert_close, counted_launches, nan_filled_memory, tolerance
+from helpers import DTYPES, UNIT, assert_close, convolution_precision, counted_launches, nan_filled_memory, tolerance
 from hypothesis import given, note
 from hypothesis import strategies as st
 from torch import Tensor
@@ -324,11 +324,8 @@ def test_linear(device: str, data: st.DataObject) -> None:
 
 @pytest.fixture(scope="module")
 def exact_products() -> Iterator[None]:
-    """PyTorch's default for fp32 convolutions is tf32, whose rounding would hide errors."""
-    backend: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
-    before, backend.fp32_precision = backend.fp32_precision, "ieee"
-    yield
-    backend.fp32_precision = before
+    with convolution_precision("ieee"):
+        yield
 
 
 def pairs(numbers: st.SearchStrategy[int]) -> st.SearchStrategy[int | tuple[int, int]]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from forced_tiles import forced_tiles
-from helpers import UNIT, assert_close, check_against_reference, tolerance
+from helpers import UNIT, assert_close, check_against_reference, convolution_precision, tolerance
 from torch import Tensor
 
 import tinynet.nn
@@ -42,12 +42,8 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 @pytest.fixture(autouse=True)
 def exact_products() -> Iterator[None]:
-    """PyTorch's default for fp32 convolutions is tf32, whose rounding would hide errors."""
-    backend: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
-    before = backend.fp32_precision
-    backend.fp32_precision = "ieee"
-    yield
-    backend.fp32_precision = before
+    with convolution_precision("ieee"):
+        yield
 
 
 def values(*shape: int, dtype: torch.dtype, device: str) -> Tensor:

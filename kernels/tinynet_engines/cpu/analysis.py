@@ -307,7 +307,7 @@ class Analysis:
                 source, bound = operands[0].owner, self.uniform(operands[1])
                 if source is None or source.name != "tt.make_range" or source.integer("start", 0) or bound is None:
                     return None
-                wraps.append((bound, shape[dimension]))
+                wraps.append((self._spelled_out(bound), shape[dimension]))
                 return 1
             case "arith.addi" | "tt.addptr" | "arith.subi":
                 left, right = (self.step(operand, dimension, wraps, run) for operand in operands)
@@ -516,8 +516,16 @@ class Analysis:
                     moving = moving.operands[0].owner
                 walks = self.step(owner.operands[0], dimension) == 1
                 if walks and moving.name == "tt.make_range" and not moving.integer("start", 0):
-                    return [bound]
+                    return [self._spelled_out(bound)]
         return []
+
+    def _spelled_out(self, bound: Expression) -> Expression:
+        """A sum or difference as an expression of its operands, which may be known where it is not computed yet."""
+        owner = bound.owner if isinstance(bound, Value) else None
+        symbol = {"arith.addi": "+", "arith.subi": "-"}.get(owner.name) if owner is not None else None
+        if owner is None or symbol is None:
+            return bound
+        return (symbol, *(self._spelled_out(self.uniform(operand) or 0) for operand in owner.operands))
 
     # ------------------------------------------------------------------------------------------------ memory
 

@@ -240,6 +240,20 @@ def test_a_use_that_bypasses_a_select_lifts_its_limit() -> None:
     assert Analysis(kernel).needed_below(find(kernel, "arith.addf").result, 0) == []
 
 
+def test_a_bound_that_is_computed_after_a_product_limits_what_the_product_computes() -> None:
+    """As of an epilogue's mask ``arange < n - start``: the difference is spelled out by operands that come before."""
+    kernel = function(
+        PREFIX
+        + """    %left = arith.subi %n, %s : i32
+    %lefts = tt.splat %left : i32 -> tensor<16xi32>
+    %mask = arith.cmpi slt, %r, %lefts : tensor<16xi32>
+    tt.store %q, %w, %mask : tensor<16x!tt.ptr<f32>>
+"""
+    )
+    _, _, n, start = kernel.parameters
+    assert Analysis(kernel).needed_below(find(kernel, "arith.addf").result, 0) == [("-", n, start)]
+
+
 @pytest.mark.parametrize("carried", [True, False])
 def test_a_loop_keeps_what_its_select_does_not_replace(carried: bool) -> None:
     """The limit of one iteration applies to what that iteration replaces, not to what the next one reads."""

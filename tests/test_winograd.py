@@ -260,18 +260,25 @@ def shape_of(N: int, C: int, H: int, W: int, K: int, groups: int = 1) -> Convolu
 def side(
     shape: ConvolutionShape, exact: bool = False, target: Target = CPU, dtype: torch.dtype = torch.float32
 ) -> int | None:
-    tile, weight_tile = (rule(shape, dtype, exact, target) for rule in (winograd_tile, winograd_weight_tile))
-    assert (tile and tile.m) == (weight_tile and weight_tile.m)
+    """Of the forward. Both gradients have the same, and no cost of filters."""
+    weight_tile = winograd_weight_tile(shape, dtype, exact, target)
+    gradient = winograd_tile(shape, dtype, exact, target, is_gradient=True)
+    assert (gradient and gradient.m) == (weight_tile and weight_tile.m)
+    tile = winograd_tile(shape, dtype, exact, target)
     return tile and tile.m
 
 
 def test_where_it_is_used() -> None:
     for shape in ((8, 64, 56, 56, 64), (8, 512, 7, 7, 512), (32, 64, 32, 32, 128), (1, 256, 14, 14, 256)):
         assert side(shape_of(*shape)) == 4 and side(shape_of(*shape), exact=True) == 2
-        assert side(shape_of(*shape), exact=True, dtype=torch.bfloat16) == 4, "rounding hides the error"
-    assert side(shape_of(1, 512, 7, 7, 512), dtype=torch.bfloat16) is None
-    assert side(shape_of(1, 512, 7, 7, 512)) == 2, "four tiles of 4 x 4 don't fill a product"
-    assert side(shape_of(8, 512, 2, 2, 512)) == 2 and side(shape_of(64, 256, 1, 1, 256)) is None, "mostly past the edge"
+        assert side(shape_of(*shape), exact=True, dtype=torch.float16) == 4, "rounding hides the error"
+    assert side(shape_of(8, 512, 7, 7, 512), dtype=torch.bfloat16) is None, "products of bfloat16 are faster"
+    few_pixels = shape_of(1, 512, 7, 7, 512)
+    assert side(few_pixels) is None, "to transform the filters takes longer than all products"
+    gradient = winograd_tile(few_pixels, torch.float32, False, CPU, is_gradient=True)
+    assert gradient and gradient.m == 2, "four tiles of 4 x 4 don't fill a product"
+    assert side(shape_of(64, 512, 2, 2, 512)) == 2
+    assert side(shape_of(64, 256, 1, 1, 256)) is None, "mostly past the edge"
     assert side(shape_of(8, 64, 56, 56, 64, groups=2)) == 4 and side(shape_of(8, 64, 56, 56, 64, groups=4)) is None
     assert side(shape_of(8, 3, 64, 64, 64)) is None
     assert side(shape_of(2, 256, 4096, 4096, 64)) is None, "offsets exceed int32"

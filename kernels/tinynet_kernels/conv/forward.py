@@ -51,6 +51,7 @@ from tinynet_kernels.conv.tiles import (
 from tinynet_kernels.conv.window import (
     Filters,
     Taps,
+    all_channels,
     inside,
     is_wide_convolution,
     line_bits,
@@ -107,8 +108,8 @@ def convolution_forward_kernel(
     W = widened(W, WINDOW.wide)
     P = widened(P, WINDOW.wide)
     group_inputs = widened(group_inputs, WINDOW.wide)
-    C = group_inputs * tl.num_programs(1)
-    K = widened(group_outputs, WINDOW.wide) * tl.num_programs(1)
+    C = all_channels(group_inputs, WINDOW)
+    K = all_channels(widened(group_outputs, WINDOW.wide), WINDOW)
     pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
     group = tl.program_id(1)
     first_output = group * group_outputs
@@ -170,8 +171,8 @@ def convolution_few_channels_kernel(
     H = widened(H, WINDOW.wide)
     W = widened(W, WINDOW.wide)
     P = widened(P, WINDOW.wide)
-    C = widened(WINDOW.group_inputs * tl.num_programs(1), WINDOW.wide)
-    K = widened(group_outputs, WINDOW.wide) * tl.num_programs(1)
+    C = all_channels(WINDOW.group_inputs, WINDOW)
+    K = all_channels(widened(group_outputs, WINDOW.wide), WINDOW)
     pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_outputs, WINDOW, TILE)
     group = tl.program_id(1)
     first_output = group * group_outputs
@@ -362,7 +363,7 @@ def _forward_problem(
         problem = groups_problem(shape, spec, kernel_size, activation, pool, epsilon, target)
         return problem, result, problem.grid[0]
     pixels, columns = shape.pixels(pool), shape.group_outputs
-    window = spec.compiled(kernel_size, pool=pool, precision=precision, epsilon=epsilon)
+    window = spec.compiled(kernel_size, pool=pool, precision=precision, grouped=spec.groups > 1, epsilon=epsilon)
     if group_inputs < FEW_CHANNELS:
         kernel, groups = convolution_few_channels_kernel, (columns,)
         tile = convolution_few_channels_tile(pixels, columns, shape.taps * group_inputs, dtype, target)

@@ -85,7 +85,7 @@ def sum_over_taps_of_groups(windows, filters, taps, pixels_left, groups_left, WI
     x_base = windows.base
     filter_base = filters.base
     if BITMASK:
-        bits = tap_bits(windows, taps, WINDOW)
+        bits = tap_bits(windows, windows.h, taps, WINDOW)
     count = taps.rows * taps.columns
     if WINDOW.volume:
         plane = WALK.step_d * windows.H * windows.W * windows.C
@@ -99,9 +99,9 @@ def sum_over_taps_of_groups(windows, filters, taps, pixels_left, groups_left, WI
         if BITMASK:
             valid = tl.cast(bits & 1, tl.int1)
         elif WINDOW.volume:
-            valid = tap_is_inside(windows, tap // plane_taps, row, column, WINDOW)
+            valid = tap_is_inside(windows, windows.h, tap // plane_taps, row, column, WINDOW)
         else:
-            valid = tap_is_inside(windows, 0, row, column, WINDOW)
+            valid = tap_is_inside(windows, windows.h, 0, row, column, WINDOW)
         mask = tl.broadcast_to(valid[None, :, None], (G, M, D)) & in_tile
         x = tl.load(x_base + offset, mask=mask, other=0.0)
         weight = tl.load(filter_base + filters.offset, mask=in_groups, other=0.0)

@@ -252,5 +252,5 @@ def _winograd_problem(
     """The convolution of dZ, padded by what is left of the window, with inputs and outputs exchanged."""
     padding = 2 - spec.padding[0], 2 - spec.padding[1]
     shape = ConvolutionShape.of(dz_shape, dx_shape, (3, 3), spec)[0]
-    tile = winograd_tile(shape, dtype, exact, target)
+    tile = winograd_tile(shape, dtype, exact, target, is_gradient=True)
     return None if tile is None else winograd_convolution(shape, padding, tile, activation, reversed=True)

@@ -126,6 +126,7 @@ class ConvolutionWindow(NamedTuple):
         even: whether the tile's depth divides the reduction, which then needs no mask.
         precision: `input_precision` of `tl.dot`.
         group: row tiles that share a column tile in the second-level cache (`gemm.grouped_tile`).
+        grouped: whether there are several groups; to read their number takes registers of the main loop.
         group_inputs: input channels of a group, for the kernel that is compiled for them.
         multiplier: output channels to each input channel, where groups hold one.
         one_channel: whether the image has one channel.
@@ -154,6 +155,7 @@ class ConvolutionWindow(NamedTuple):
     even: bool = False
     precision: str = "ieee"
     group: int = 1
+    grouped: bool = False
     group_inputs: int = 0
     multiplier: int = 0
     one_channel: bool = False

@@ -25,6 +25,7 @@ from tinynet_kernels.tiles import (
 FEW_CHANNELS = 16  # below this a tap's channels are too thin a step for a matrix instruction
 _CACHED_BYTES = 512 << 10  # half of a small second-level cache: the other half is for the tiles themselves
 _LONGEST_CPU_TILE = 1 << 15  # elements of an fp32 tile that leaves the second-level cache to the operands
+_DEEPEST_CPU_STEP = 256  # channels of one step of the reduction
 _MANY_COLUMNS = 512  # of one tile that holds several taps: its sums stay in the second-level cache
 
 
@@ -95,8 +96,8 @@ def convolution_tile(
 ) -> GemmTile:
     """The tile for a convolution, or its data gradient: [pixels, channels_in] x [channels_in, channels_out].
 
-    A step of the reduction is one tap of block_k channels, so block_k should divide the channels: their largest power
-    of two is taken where it is worth a step, else the last step of each tap is masked.
+    A step of the reduction is one tap of block_k channels. On a GPU block_k should divide the channels: their largest
+    power of two is taken where it is worth a step, else the last step of each tap is masked.
 
     Args:
         pixels: of all images of the output.
@@ -118,15 +119,32 @@ def convolution_tile(
             tile = largest
     if target.kind in ("cuda", "hip") and (channels_in % 16 or keeps_operands_in_registers(precision, target)):
         tile = GemmTile(64, 64, 32, 8, 2)  # unaligned loads are one value each and fill registers too
+    block_n = min(tile.block_n, max(16, power_of_2_at_least(channels_out)))
+    if target.kind == "cpu":
+        return _of_long_products(tile._replace(block_n=block_n), pixels, channels_out, channels_in, target)
     divisor = min(tile.block_k, channels_in & -channels_in)
     if divisor < (16 if dtype is torch.float32 else 32):
         divisor = min(tile.block_k, max(16, power_of_2_at_least(channels_in)))
-    block_n = min(tile.block_n, max(16, power_of_2_at_least(channels_out)))
-    block_m = tile.block_m
-    if target.kind == "cpu":  # each program packs the weights: few long ones, but enough to share among the threads
-        while block_m * block_n < _LONGEST_CPU_TILE and pixels >= 32 * target.processors * block_m:
-            block_m *= 2
-    return tile._replace(block_m=block_m, block_n=block_n, block_k=divisor)
+    return tile._replace(block_n=block_n, block_k=divisor)
+
+
+def _of_long_products(tile: GemmTile, pixels: int, channels_out: int, channels_in: int, target: Target) -> GemmTile:
+    """The tile on a CPU, where a masked step takes no longer than its channels.
+
+    Each program packs the weights: so there are few long ones, but enough to share among the threads.
+    """
+    block_m, block_n = tile.block_m, tile.block_n
+    programs = 1 if target.processors == 1 else 4 * target.processors
+    while (
+        block_m * block_n < _LONGEST_CPU_TILE
+        and ceil_div(pixels, 2 * block_m) * ceil_div(channels_out, block_n) >= programs
+    ):
+        block_m *= 2
+    while block_n > 32 and ceil_div(pixels, block_m) * ceil_div(channels_out, block_n) < target.processors:
+        block_n //= 2
+    return tile._replace(
+        block_m=block_m, block_n=block_n, block_k=min(_DEEPEST_CPU_STEP, max(16, power_of_2_at_least(channels_in)))
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -162,7 +180,7 @@ def convolution_weight_tile(
         small = keeps_operands_in_registers(precision, target)
         rows = 64 if small or flat or channels_out <= 64 else 128
         width = min(64 if small or flat else 128, max(16, power_of_2_at_least(columns)))
-        warps = 8 if rows == 128 and width == 128 else 4
+        warps = 8 if flat or (rows == 128 and width == 128) else 4
         tile = fit_stages(GemmTile(rows, width, 32 if dtype is torch.float32 else 64, warps, 3), dtype, target)
     consecutive = target.kind == "cpu"
     box = (1, 1, tile.block_k) if consecutive else _box(tile.block_k, (1 if volume else shape.N, shape.P, shape.Q))

@@ -16,6 +16,8 @@ from tinynet_kernels.activation import activate, activation_derivative
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.offsets import exceed_int32
 
+OUTSIDE = tl.constexpr(-(1 << 30))  # a row that no tap leads into the image
+
 
 class Windows(NamedTuple):
     """The pixels of one program's tile within a kernel, and what each reads of an image: one element per tap.
@@ -64,6 +66,12 @@ class Filters(NamedTuple):
     next_row: Any
     next_plane: Any
     next_channels: Any
+
+
+@triton.jit
+def all_channels(channels, WINDOW: constexpr):
+    """The channels of all groups, of which each has so many; the groups are the second axis of the grid."""
+    return channels * tl.num_programs(1) if WINDOW.grouped else channels
 
 
 @triton.jit
@@ -159,28 +167,27 @@ def inside(position, size):
 
 
 @triton.jit
-def tap_is_inside(windows, t, r, s, WINDOW: constexpr):
-    """Whether tap (t, r, s) of each window lies in the image; see `sum_over_taps`."""
+def tap_is_inside(windows, h, t, r, s, WINDOW: constexpr):
+    """Whether tap (t, r, s) of each window, whose first row is `h`, lies in the image; see `sum_over_taps`."""
     WALK: constexpr = WINDOW.walk
-    valid = inside(windows.h + r * WALK.step_h, windows.H) & inside(windows.w + s * WALK.step_w, windows.W)
-    valid = valid & windows.in_tile
+    valid = inside(h + r * WALK.step_h, windows.H) & inside(windows.w + s * WALK.step_w, windows.W)
     if WINDOW.volume:
         valid = valid & inside(windows.d + t * WALK.step_d, windows.D)
     return valid
 
 
 @triton.jit
-def tap_bits(windows, taps, WINDOW: constexpr):
+def tap_bits(windows, h, taps, WINDOW: constexpr):
     """A bit for each tap of a lane's window, in the order of the walk: whether it lies in the image."""
     WALK: constexpr = WINDOW.walk
     PLANES: constexpr = WALK.planes
     ROWS: constexpr = WALK.rows
     COLUMNS: constexpr = WALK.columns
-    bits = tl.zeros(windows.h.shape, tl.int32)
+    bits = tl.zeros(h.shape, tl.int32)
     for t in tl.static_range(PLANES):  # pyright: ignore
         for r in tl.static_range(ROWS):  # pyright: ignore
             for s in tl.static_range(COLUMNS):  # pyright: ignore
-                valid = tap_is_inside(windows, t, r, s, WINDOW) & (r < taps.rows) & (s < taps.columns)
+                valid = tap_is_inside(windows, h, t, r, s, WINDOW) & (r < taps.rows) & (s < taps.columns)
                 tap = r * taps.columns + s
                 if WINDOW.volume:
                     valid = valid & (t < taps.planes)
@@ -210,12 +217,12 @@ def sum_over_taps(windows, filters, taps, channels, WINDOW: constexpr, TILE: con
     BITMASK: constexpr = WALK.planes * WALK.rows * WALK.columns <= 32
     next_tap = WALK.step_w * windows.C
     row = WALK.step_h * windows.W * windows.C
-    row_of_taps = (taps.columns - 1) * next_tap
-    plane_of_taps = (taps.rows - 1) * row + row_of_taps
-    next_channels = BLOCK_K - plane_of_taps
+    next_row = row - (taps.columns - 1) * next_tap
+    next_channels = BLOCK_K - (taps.rows - 1) * row - (taps.columns - 1) * next_tap
     count = taps.rows * taps.columns
     if WINDOW.volume:
         plane = WALK.step_d * windows.H * windows.W * windows.C
+        next_plane = plane - (taps.rows - 1) * row - (taps.columns - 1) * next_tap
         next_channels -= (taps.planes - 1) * plane
         plane_taps = count
         count *= taps.planes
@@ -224,8 +231,9 @@ def sum_over_taps(windows, filters, taps, channels, WINDOW: constexpr, TILE: con
     a_base = windows.base
     b_base = filters.base
     a_offset = windows.offset[:, None] + channel[None, :]
+    h = tl.where(windows.in_tile, windows.h, OUTSIDE)
     if BITMASK:
-        all_bits = tap_bits(windows, taps, WINDOW)
+        all_bits = tap_bits(windows, h, taps, WINDOW)
         bits = all_bits
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     tap = 0
@@ -236,9 +244,9 @@ def sum_over_taps(windows, filters, taps, channels, WINDOW: constexpr, TILE: con
             valid = tl.cast(bits & 1, tl.int1)
         elif WINDOW.volume:
             in_plane = tap % plane_taps
-            valid = tap_is_inside(windows, tap // plane_taps, in_plane // taps.columns, column, WINDOW)
+            valid = tap_is_inside(windows, h, tap // plane_taps, in_plane // taps.columns, column, WINDOW)
         else:
-            valid = tap_is_inside(windows, 0, tap // taps.columns, column, WINDOW)
+            valid = tap_is_inside(windows, h, 0, tap // taps.columns, column, WINDOW)
         if WINDOW.even:
             a = tl.load(a_base + a_offset, mask=valid[:, None], other=0.0)
             b = tl.load(
@@ -252,15 +260,16 @@ def sum_over_taps(windows, filters, taps, channels, WINDOW: constexpr, TILE: con
         column += 1
         row_ends = column == taps.columns
         taps_end = tap == count
-        next_image = tl.where(row_ends, row - row_of_taps, next_tap)
-        next_filters = tl.where(row_ends, filters.next_row, filters.next_tap)
+        next_image = tl.where(row_ends, next_row, next_tap)
         if WINDOW.volume:
             line += tl.where(row_ends, 1, 0)
             plane_ends = line == taps.rows
-            next_image = tl.where(plane_ends, plane - plane_of_taps, next_image)
-            next_filters = tl.where(plane_ends, filters.next_plane, next_filters)
+            next_image = tl.where(plane_ends, next_plane, next_image)
             line = tl.where(plane_ends, 0, line)
         a_base += tl.where(taps_end, next_channels, next_image)
+        next_filters = tl.where(row_ends, filters.next_row, filters.next_tap)
+        if WINDOW.volume:
+            next_filters = tl.where(plane_ends, filters.next_plane, next_filters)
         b_base += tl.where(taps_end, filters.next_channels, next_filters)
         if BITMASK:
             bits = tl.where(taps_end, all_bits, bits >> 1)

@@ -16,7 +16,11 @@ from tinynet_kernels.offsets import exceed_int32
 from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
 
 _FEWEST_CHANNELS = 16  # of a group, in and out: the depth and width of the smallest product
-_TRANSFORM_COST = 20  # of a position of a patch and a channel, in products that take the same time
+# In products of the definition that take the same time:
+_PRODUCT_COST = {2: 1.4, 4: 1.6}  # by m, of a position of a patch: these products are smaller
+_TRANSFORM_COST = 17  # of a position of a patch and a channel
+_FILTER_COST = {2: 24, 4: 12}  # by m, in a forward, of a position of one filter's patch
+_PACKING_COST = 11  # in a forward, of bringing a weight into the order in which the definition multiplies it
 _FEWEST_TILES = 16  # of 4 x 4: fewer don't fill a product's rows
 _OWN_FILTER_TILES = 8  # tiles of rows that share a column's filters: with more, one kernel transforms them for all
 _LONGEST_SUM = 2048  # pixels that a weight gradient adds one after the other: the error grows with their number
@@ -69,7 +73,9 @@ def is_eligible(spec: ConvolutionSpec, kernel_size: Sizes, target: Target) -> bo
 
 
 @lru_cache(maxsize=4096)
-def winograd_tile(shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target) -> WinogradTile | None:
+def winograd_tile(
+    shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target, is_gradient: bool = False
+) -> WinogradTile | None:
     """The tile for a convolution or its data gradient, None where the definition is faster or an offset exceeds int32.
 
     Args:
@@ -77,8 +83,9 @@ def winograd_tile(shape: ConvolutionShape, dtype: torch.dtype, exact: bool, targ
         dtype: of x and W.
         exact: whether only tiles of 2 x 2 may be used in fp32; see `asks_for_full_precision`.
         target: where it runs.
+        is_gradient: whether it is the data gradient, which finds the filters in the order that it needs.
     """
-    m = _side(shape, dtype, exact, target)
+    m = _side(shape, dtype, exact, target, reorders_filters=not is_gradient)
     if m is None:
         return None
     tiles, columns = TileGrid.of(shape, m).tiles, shape.group_outputs
@@ -95,7 +102,7 @@ def winograd_weight_tile(
     shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target
 ) -> WinogradTile | None:
     """The tile for a weight gradient, None as of `winograd_tile`."""
-    m = _side(shape, dtype, exact, target)
+    m = _side(shape, dtype, exact, target, reorders_filters=False)
     if m is None:
         return None
     block_tiles = min(64, max(16, power_of_2_at_least(TileGrid.of(shape, m).tiles)))
@@ -114,19 +121,23 @@ def transforms_own_filters(tiles: int, tile: WinogradTile) -> bool:
     return ceil_div(tiles, tile.block_tiles) <= _OWN_FILTER_TILES
 
 
-def _side(shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target) -> int | None:
-    """The side of the tiles that take the least time; None where that is the definition."""
+def _side(
+    shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target, *, reorders_filters: bool
+) -> int | None:
+    """The side of the tiles that take the least time for each pair of channels; None where that is the definition."""
     inputs, outputs = shape.group_inputs, shape.group_outputs
     if target.kind != "cpu" or min(inputs, outputs) < _FEWEST_CHANNELS or _is_wide(shape):
         return None
     if shape.groups > 1 and max(inputs, outputs) == _FEWEST_CHANNELS:
         return None  # such groups are multiplied side by side (`grouped.py`)
-    per_position = 1 + _TRANSFORM_COST * (1 / inputs + 1 / outputs)
+    of_transforms = _TRANSFORM_COST * (1 / inputs + 1 / outputs)
     # Some processors multiply twice as many bf16 values as fp32 ones at once.
-    times: dict[int | None, float] = {None: (4.5 if dtype is torch.bfloat16 else 9.0) * shape.pixels(pool=False)}
+    product = 0.55 if dtype is torch.bfloat16 else 1.0
+    times: dict[int | None, float] = {None: 9 * (product * shape.pixels(pool=False) + _PACKING_COST * reorders_filters)}
     only_small = (exact and dtype is torch.float32) or TileGrid.of(shape, 4).tiles < _FEWEST_TILES
     for m in (2,) if only_small else (2, 4):
-        times[m] = (m + 2) ** 2 * TileGrid.of(shape, m).tiles * per_position
+        of_tiles = TileGrid.of(shape, m).tiles * (_PRODUCT_COST[m] + of_transforms)
+        times[m] = (m + 2) ** 2 * (of_tiles + _FILTER_COST[m] * reorders_filters)
     return min(times, key=times.__getitem__)
 
 

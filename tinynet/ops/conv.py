@@ -189,7 +189,8 @@ def convolution(
     """
     dtype = autocast_dtype(input)
     route = route_floating(name, dtype, ("input", "weight", "bias"), input, weight, bias)
-    spec = convolution_spec(name, input, weight, bias, stride, padding, dilation, groups)
+    numbers = stride, padding, dilation, groups
+    spec = convolution_spec(name, input, weight, bias, *numbers, remember=route is Route.KERNELS)
     pooled = pool != 1 and check_pool(pool, spec.output_size(input.shape[-2:], weight.shape[2:]))
     if input.dim() < weight.dim():
         x = input.unsqueeze(0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
 from tinynet.ops.arguments import as_integer, as_sizes
-from tinynet_kernels.conv.spec import ConvolutionSpec, Sizes
+from tinynet_kernels.conv.spec import ConvolutionSpec, Shape, Sizes
 
 IntOrSizes = int | Sequence[int]  # one number, or one for each spatial axis
 _LETTERS = {1: "L", 2: "H, W", 3: "D, H, W"}
@@ -23,27 +24,51 @@ def convolution_spec(
     padding: IntOrSizes | str,
     dilation: IntOrSizes,
     groups: int,
+    *,
+    remember: bool = False,
 ) -> ConvolutionSpec:
     """The checked spec of a convolution; arguments as in `conv2d`.
 
     Args:
         name: of the public function: conv1d, conv2d or conv3d.
+        remember: whether to look for the spec of an earlier call: to check the numbers takes longer than a small
+            convolution. Not where a compiler follows the call.
 
     Raises:
         ValueError, TypeError: as `conv2d`.
     """
-    axes = _check_dimensions(name, x, weight, "[K, C / groups, kernel size]")
+    numbers = stride, padding, dilation, groups
+    arguments = name, x.shape, weight.shape, None if bias is None else bias.shape, *numbers
+    if remember:
+        try:
+            return _remembered_spec(*arguments)
+        except TypeError:  # a list cannot be looked up, and what is no number is refused below
+            pass
+    return _spec_of_shapes(*arguments)
+
+
+def _spec_of_shapes(
+    name: str,
+    x_shape: Shape,
+    weight_shape: Shape,
+    bias_shape: Shape | None,
+    stride: IntOrSizes,
+    padding: IntOrSizes | str,
+    dilation: IntOrSizes,
+    groups: int,
+) -> ConvolutionSpec:
+    axes = _check_dimensions(name, x_shape, weight_shape, "[K, C / groups, kernel size]")
     groups = _checked_groups(name, groups)
-    K, group_inputs, *taps = weight.shape
-    C, *size = x.shape[-axes - 1 :]
+    K, group_inputs, *taps = weight_shape
+    C, *size = x_shape[-axes - 1 :]
     if groups < 1 or K % groups != 0:
         raise ValueError(f"{name}: groups must be positive and divide the {K} output channels of weight, got {groups}")
     if group_inputs * groups != C:
         raise ValueError(
-            f"{name}: input {tuple(x.shape)} has {C} channels, but weight {tuple(weight.shape)} with groups={groups} "
+            f"{name}: input {tuple(x_shape)} has {C} channels, but weight {tuple(weight_shape)} with groups={groups} "
             f"takes {group_inputs * groups}"
         )
-    _check_bias(name, bias, K)
+    _check_bias(name, bias_shape, K)
     strides = as_sizes(name, "stride", stride, 1, axes)
     dilations = as_sizes(name, "dilation", dilation, 1, axes)
     begin, end = _padding(name, padding, strides, dilations, taps)
@@ -51,10 +76,13 @@ def convolution_spec(
     padded, window = spec.padded_size(tuple(size)), spec.window(tuple(taps))
     if min(taps) == 0 or any(needed > given for needed, given in zip(window, padded, strict=True)):
         raise ValueError(
-            f"{name}: weight {tuple(weight.shape)} with dilation {dilations} needs {window} pixels, but input "
-            f"{tuple(x.shape)} has {padded} with its padding"
+            f"{name}: weight {tuple(weight_shape)} with dilation {dilations} needs {window} pixels, but input "
+            f"{tuple(x_shape)} has {padded} with its padding"
         )
     return spec
+
+
+_remembered_spec = lru_cache(maxsize=4096, typed=True)(_spec_of_shapes)
 
 
 def transposed_spec(
@@ -76,7 +104,7 @@ def transposed_spec(
     Raises:
         ValueError, TypeError: as `conv_transpose2d`.
     """
-    axes = _check_dimensions(name, x, weight, "[C, K / groups, kernel size]")
+    axes = _check_dimensions(name, x.shape, weight.shape, "[C, K / groups, kernel size]")
     groups = _checked_groups(name, groups)
     C, *size = x.shape[-axes - 1 :]
     taps = weight.shape[2:]
@@ -86,7 +114,7 @@ def transposed_spec(
         raise ValueError(
             f"{name}: input {tuple(x.shape)} has {C} channels, but weight {tuple(weight.shape)} takes {weight.shape[0]}"
         )
-    _check_bias(name, bias, weight.shape[1] * groups)
+    _check_bias(name, None if bias is None else bias.shape, weight.shape[1] * groups)
     strides = as_sizes(name, "stride", stride, 1, axes)
     dilations = as_sizes(name, "dilation", dilation, 1, axes)
     paddings = as_sizes(name, "padding", padding, 0, axes)
@@ -108,14 +136,14 @@ def transposed_spec(
     return spec, result
 
 
-def _check_dimensions(name: str, x: Tensor, weight: Tensor, form: str) -> int:
+def _check_dimensions(name: str, x_shape: Shape, weight_shape: Shape, form: str) -> int:
     """How many spatial axes the function of this name has."""
     axes = int(name[-2])
     sizes = _LETTERS[axes]
-    if weight.dim() != axes + 2:
-        raise ValueError(f"{name}: weight must be {form} with {axes + 2} dimensions, got shape {tuple(weight.shape)}")
-    if x.dim() not in (axes + 1, axes + 2):
-        raise ValueError(f"{name}: input must be [N, C, {sizes}] or [C, {sizes}], got shape {tuple(x.shape)}")
+    if len(weight_shape) != axes + 2:
+        raise ValueError(f"{name}: weight must be {form} with {axes + 2} dimensions, got shape {tuple(weight_shape)}")
+    if len(x_shape) not in (axes + 1, axes + 2):
+        raise ValueError(f"{name}: input must be [N, C, {sizes}] or [C, {sizes}], got shape {tuple(x_shape)}")
     return axes
 
 
@@ -126,9 +154,9 @@ def _checked_groups(name: str, groups: Any) -> int:
     return number
 
 
-def _check_bias(name: str, bias: Tensor | None, channels: int) -> None:
-    if bias is not None and bias.shape != (channels,):
-        raise ValueError(f"{name}: bias must be [{channels}] for this weight, got {tuple(bias.shape)}")
+def _check_bias(name: str, bias_shape: Shape | None, channels: int) -> None:
+    if bias_shape is not None and bias_shape != (channels,):
+        raise ValueError(f"{name}: bias must be [{channels}] for this weight, got {tuple(bias_shape)}")
 
 
 def _padding(name: str, padding: Any, stride: Sizes, dilation: Sizes, taps: Sequence[int]) -> tuple[Sizes, Sizes]:

@@ -136,7 +136,8 @@ def _of_long_products(tile: GemmTile, pixels: int, channels_out: int, channels_i
     block_m, block_n = tile.block_m, tile.block_n
     programs = 1 if target.processors == 1 else 4 * target.processors
     while (
-        block_m * block_n < _LONGEST_CPU_TILE
+        block_m < pixels
+        and block_m * block_n < _LONGEST_CPU_TILE
         and ceil_div(pixels, 2 * block_m) * ceil_div(channels_out, block_n) >= programs
     ):
         block_m *= 2

@@ -717,9 +717,90 @@ def _convolution_tensors(
     return x, weight, dz
 
 
-def _convolution_aligned(problem: ConvolutionProblem) -> bool:
+def _convolution_aligned(problem: ConvolutionProblem | AxesProblem) -> bool:
     """Whether a tap of a group is a multiple of 16 bytes on both sides, so that its loads can be wide."""
     return problem.C // problem.groups % 16 == 0 and problem.K // problem.groups % 16 == 0
+
+
+# ---- convolution of one and three axes, and transposed ones -------------------------------------------------------
+
+
+class AxesProblem(NamedTuple):
+    """x [N, C, *size], weight [K, C / groups, taps of each axis]; of as many axes as `size` has numbers."""
+
+    N: int
+    C: int
+    size: tuple[int, ...]
+    K: int
+    taps: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+
+    @property
+    def spec(self) -> ConvolutionSpec:
+        stride, padding, dilation = ((each,) * len(self.size) for each in (self.stride, self.padding, 1))
+        return ConvolutionSpec(stride, padding, padding, dilation, self.groups)
+
+
+AXES_PROBLEMS = (
+    AxesProblem(64, 128, (4000,), 128, 9, padding=4),
+    AxesProblem(64, 128, (4000,), 128, 41, padding=20),
+    AxesProblem(8, 32, (16, 56, 56), 32, 3, padding=1),
+    AxesProblem(8, 64, (16, 28, 28), 128, 3, stride=2, padding=1),
+    AxesProblem(8, 3, (16, 112, 112), 64, 3, stride=2, padding=1),
+    AxesProblem(8, 64, (8, 28, 28), 64, 3, padding=1, groups=64),
+    AxesProblem(8, 24, (8, 30, 30), 40, 3, padding=1),
+)
+TRANSPOSED_PROBLEMS = (  # the convolution whose data gradient each is
+    AxesProblem(64, 256, (8, 8), 512, 4, stride=2, padding=1),
+    AxesProblem(64, 512, (4, 4), 100, 4),
+    AxesProblem(8, 256, (56, 56), 512, 2, stride=2),
+    AxesProblem(8, 64, (16, 28, 28), 128, 2, stride=2),
+    AxesProblem(64, 64, (2000,), 128, 4, stride=2, padding=1),
+)
+
+
+def conv_axes_cases(target: Target) -> Iterator[Case]:
+    """Convolutions of signals and volumes with both gradients, and transposed ones of every rank."""
+    for dtype in (BF16, FP32):
+        for problem, row in zip(AXES_PROBLEMS, itertools.cycle(pairwise(FUSED_FLAGS)), strict=False):
+            name, spec, aligned = f"{_text(dtype)} {tuple(problem)}", problem.spec, _convolution_aligned(problem)
+            x, weight, dz = _axes_tensors(problem, dtype)
+            bias = _empty(problem.K, dtype=dtype) if row["bias"] else None
+            function = Activation(row["activation"])
+            run = partial(forward.convolution_forward, x, weight, bias, spec, function, save=row["save"])
+            yield Case(f"forward {name} {_flags(row)}", run, aligned)
+            run = partial(input_gradient.convolution_input_gradient, dz, weight, spec, problem.size)
+            yield Case(f"input_gradient {name}", run, aligned)
+            kernel_size = (problem.taps,) * len(problem.size)
+            run = partial(
+                weight_gradient.convolution_weight_gradient,
+                dz,
+                x,
+                spec,
+                kernel_size,
+                channels_last=len(kernel_size) > 1,
+            )
+            yield Case(f"weight_gradient {name}", run, aligned)
+        for problem, row in zip(TRANSPOSED_PROBLEMS, itertools.cycle(pairwise(FUSED_FLAGS)), strict=False):
+            _, weight, dz = _axes_tensors(problem, dtype)
+            bias = _empty(problem.C, dtype=dtype) if row["bias"] else None
+            arguments = dz, weight, bias, problem.spec, problem.size, Activation(row["activation"])
+            run = partial(input_gradient.transposed_convolution_forward, *arguments, save=row["save"])
+            yield Case(f"transposed {_text(dtype)} {tuple(problem)} {_flags(row)}", run, _convolution_aligned(problem))
+
+
+def _axes_tensors(problem: AxesProblem, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(x, weight, dz), all with the channels last."""
+    taps = (problem.taps,) * len(problem.size)
+    shapes = (
+        (problem.N, *problem.size, problem.C),
+        (problem.K, *taps, problem.C // problem.groups),
+        (problem.N, *problem.spec.output_size(problem.size, taps), problem.K),
+    )
+    x, weight, dz = (layout.channels_before(_empty(*shape, dtype=dtype)) for shape in shapes)
+    return x, weight, dz
 
 
 def _flags(row: Mapping[str, Any]) -> str:
@@ -902,6 +983,7 @@ COLUMNS: dict[str, Callable[[Target], Iterator[Case]]] = {
     "activation": activation_cases,
     "linear": linear_cases,
     "conv": conv_cases,
+    "conv_axes": conv_axes_cases,
     "batch_norm": batch_norm_cases,
     "pool": pool_cases,
     "recurrent": recurrent_cases,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -137,11 +138,14 @@ def judge(case: Case, compiled: Sequence[Launch] | Exception) -> Outcome:
 def cost_key(launch: Launch) -> str:
     """Kernel, operand type and tile: variants that differ only in flags share one figure, the worst.
 
-    Pooling gets its own key: pixels are ordered by window, so the main loop has more addresses to compute.
+    Windows that are pooled, that have a depth, or that have more taps than a bitmask holds get keys of their own: their
+    main loops compute more addresses or conditions.
     """
     numbers = dict(launch.numbers())
     tile = " ".join(f"{name}={numbers[name]}" for name in sorted(numbers) if name.startswith(("block", "box")))
-    return f"{launch.name} {launch.operand_type} {tile}{' pool' if numbers.get('pool') else ''}"
+    walk = numbers.get("walk", ())
+    kinds = {"pool": numbers.get("pool"), "volume": numbers.get("volume"), "many taps": math.prod(walk[:3]) > 32}
+    return " ".join([launch.name, launch.operand_type, tile, *(kind for kind, is_kind in kinds.items() if is_kind)])
 
 
 def check(launch: Launch, aligned: bool) -> list[str]:

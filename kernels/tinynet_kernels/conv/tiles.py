@@ -117,8 +117,9 @@ def convolution_tile(
         largest = fit_stages(tiles[0 if pooled in LIGHT_ACTIVATIONS else -1], dtype, target)
         if tile.block_m * tile.block_n > largest.block_m * largest.block_n:
             tile = largest
-    if target.kind in ("cuda", "hip") and (channels_in % 16 or keeps_operands_in_registers(precision, target)):
-        tile = GemmTile(64, 64, 32, 8, 2)  # unaligned loads are one value each and fill registers too
+    unaligned = channels_in % 16 != 0  # loads are one value each and fill registers too
+    if target.kind in ("cuda", "hip") and (unaligned or keeps_operands_in_registers(precision, target)):
+        tile = GemmTile(64, 64, 16 if unaligned and is_gradient and dtype is torch.float32 else 32, 8, 2)
     block_n = min(tile.block_n, max(16, power_of_2_at_least(channels_out)))
     if target.kind == "cpu":
         return _of_long_products(tile._replace(block_n=block_n), pixels, channels_out, channels_in, target)

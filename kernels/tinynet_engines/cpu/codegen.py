@@ -7,7 +7,6 @@ the inner loops are placed outside them; the C compiler vectorizes the innermost
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from .forms import ZERO, Buffer, Index, Nest, Scalar, valid_count
 from .group_codegen import order_of_total
 from .ir import Block, Function, Operation, UnsupportedOperation, Value
 from .operations import (
-    SMALL_FLOATS,
     compute_type,
     element_bytes,
     element_expression,
@@ -30,6 +28,7 @@ from .operations import (
     storage_type,
     to_memory,
 )
+from .reduction_codegen import ReductionWriter
 
 
 @dataclass(frozen=True)
@@ -52,27 +51,12 @@ class Assignment(NamedTuple):
     ends: dict[int, str]
 
 
-_CHAINS = 4  # totals of one reduction over a long last axis
 # Bytes of a tile that is a local array instead of memory in the arena: it may live in registers. At least a whole
 # vector: gcc 12 miscompiles a masked loop over four elements that it has moved there.
 _LOCAL_BYTES = range(64, 1024 + 1)
-# combining operation of a reduction -> (identity by kind of element, OpenMP reduction)
-_REDUCTIONS = {
-    "arith.addf": ("0", "+"),
-    "arith.addi": ("0", "+"),
-    "arith.mulf": ("1", "*"),
-    "arith.muli": ("1", "*"),
-    "arith.ori": ("0", "|"),
-    "arith.xori": ("0", "^"),
-    "arith.andi": ("-1", "&"),
-    "arith.maxnumf": ("NAN", "maxnum"),
-    "arith.minnumf": ("NAN", "minnum"),
-    "arith.maxsi": ("lowest", "max"),
-    "arith.minsi": ("highest", "min"),
-}
 
 
-class KernelWriter(DotWriter):
+class KernelWriter(DotWriter, ReductionWriter):
     """Writes the body of one kernel.
 
     Args:
@@ -774,199 +758,6 @@ class KernelWriter(DotWriter):
             ]
 
         self.loops(value.type.shape, body, vectorize=False)
-
-    # ------------------------------------------------------------------------------------------- reductions
-
-    def visit_tt_reduce(self, operation: Operation) -> None:
-        combine = operation.regions[0].operations
-        simple = len(operation.operands) == 1 and len(combine) == 2 and combine[0].name in _REDUCTIONS
-        arguments = operation.regions[0].arguments
-        if not simple or combine[0].operands not in (arguments, arguments[::-1]):
-            self._reduce_in_order(operation)
-        elif operation.integer("axis") == len(operation.operands[0].type.shape) - 1:
-            self._reduce_last_axis(operation, combine[0])
-        else:
-            self._reduce_outer_axis(operation, combine[0])
-
-    def _reduction(self, combine: Operation, element: str) -> tuple[str, str, Callable[[str, str], str]]:
-        """(identity, OpenMP operator, combination of two C texts) for a simple reduction.
-
-        A sum of small floats is accumulated in fp32 and rounded once.
-        """
-        identity, operator = _REDUCTIONS[combine.name]
-        if identity in ("lowest", "highest"):
-            width = element[1:] if element != "i1" else "8"
-            identity = f"INT{width}_{'MIN' if identity == 'lowest' else 'MAX'}"
-        if element in SMALL_FLOATS and combine.name in ("arith.addf", "arith.mulf"):
-            return identity, operator, lambda left, right: f"({left} {operator} {right})"
-        if operator in ("maxnum", "minnum"):
-            operator += "_f64" if element == "f64" else "_f32"
-        return identity, operator, lambda left, right: element_expression(combine, [left, right])
-
-    def _reduce_last_axis(self, operation: Operation, combine: Operation) -> None:
-        source, result = operation.operands[0], operation.result
-        shape, element = source.type.shape, result.type.element
-        identity, operator, combined = self._reduction(combine, element)
-        order = [dimension for dimension in range(len(shape) - 1) if shape[dimension] > 1]
-        index = [ZERO] * len(shape)
-        for level, dimension in enumerate(order):
-            index[dimension] = Index(self.name("i"), level)
-        inner = Index(self.name("i"), len(order))
-        nest = Nest(len(order) + 1)
-        # A vector of totals waits for each of its sums; several do not wait for each other.
-        chains = _CHAINS if shape[-1] >= 32 * _CHAINS else 1
-        steps = shape[-1] // chains
-        totals, kind = [self.name("r") for _ in range(chains)], compute_type(element)
-        updates = []
-        for chain, total in enumerate(totals):
-            index[-1] = Index(f"({inner.text} + {chain * steps})", inner.level) if chain else inner
-            updates.append(f"{total} = {combined(total, self.element(source, tuple(index), nest))};")
-        self._declare_variable(result, "r")
-        target = self.forms[result]
-        self.lines += ["{", *nest.levels[0]]
-        for level, dimension in enumerate(order):
-            variable = index[dimension].text
-            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
-            self.lines += nest.levels[level + 1]
-        self.lines += [
-            f"{kind} {', '.join(f'{total} = {identity}' for total in totals)};",
-            f"#pragma omp simd reduction({operator}:{', '.join(totals)})",
-            f"for (int32_t {inner.text} = 0; {inner.text} < {steps}; {inner.text}++) {{",
-            *nest.levels[-1],
-            *updates,
-            "}",
-        ]
-        total = functools.reduce(combined, totals)
-        self._store_result(target, tuple(index[:-1]), shape[:-1], rounded(element, total))
-        self.lines.append("}" * (len(order) + 1))
-
-    def _store_result(
-        self, target: Scalar | Buffer, index: tuple[Index, ...], shape: tuple[int, ...], text: str
-    ) -> None:
-        if isinstance(target, Scalar):
-            self.lines.append(f"{target.text} = {text};")
-        else:
-            self.lines.append(f"{target.name}[{self.linear(index, shape)}] = {to_memory(target.element, text)};")
-
-    def _reduce_outer_axis(self, operation: Operation, combine: Operation) -> None:
-        """Reduce with the reduced axis outermost; the innermost loop updates one total per output element."""
-        source, result = operation.operands[0], operation.result
-        axis, shape, element = operation.integer("axis"), source.type.shape, result.type.element
-        identity, _, combined = self._reduction(combine, element)
-        result_shape = shape[:axis] + shape[axis + 1 :]
-        wide = "f32" if element in SMALL_FLOATS else element
-        totals = Buffer(self.allocate(wide, result.type.count, "r"), wide, len(self.preheaders))
-        self.lines.append(f"for (int32_t i = 0; i < {result.type.count}; i++) {totals.name}[i] = {identity};")
-
-        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
-            place = f"{totals.name}[{self.linear(index[:axis] + index[axis + 1 :], result_shape)}]"
-            return [f"{place} = {combined(place, self.element(source, index, nest))};"]
-
-        order = [axis, *(dimension for dimension in range(len(shape)) if dimension != axis)]
-        self._ordered_loops(shape, order, body)
-        if element in SMALL_FLOATS:
-            count = result.type.count
-            self.lines.append(
-                f"for (int32_t i = 0; i < {count}; i++) {totals.name}[i] = {rounded(element, totals.name + '[i]')};"
-            )
-        self.forms[result] = totals
-
-    def _ordered_loops(
-        self, shape: tuple[int, ...], order: list[int], body: Callable[[tuple[Index, ...], Nest], list[str]]
-    ) -> None:
-        permuted = tuple(shape[dimension] for dimension in order)
-
-        def reordered(index: tuple[Index, ...], nest: Nest) -> list[str]:
-            original = [ZERO] * len(order)
-            for position, dimension in zip(index, order, strict=False):
-                original[dimension] = position
-            return body(tuple(original), nest)
-
-        self.loops(permuted, reordered)
-
-    def _reduce_in_order(self, operation: Operation) -> None:
-        for result in operation.results:
-            self._declare_variable(result, "r")
-        axis = operation.integer("axis")
-
-        def finish(totals: list[str], index: tuple[Index, ...]) -> list[str]:
-            outside, self.lines = self.lines, []
-            shape = operation.operands[0].type.shape
-            result_index = index[:axis] + index[axis + 1 :]
-            for result, total in zip(operation.results, totals, strict=False):
-                self._store_result(self.forms[result], result_index, shape[:axis] + shape[axis + 1 :], total)
-            inside, self.lines = self.lines, outside
-            return inside
-
-        self._walk_axis(operation, axis, False, finish, at_end=True)
-
-    def visit_tt_scan(self, operation: Operation) -> None:
-        for result in operation.results:
-            self._declare_variable(result, "c")
-
-        def finish(totals: list[str], index: tuple[Index, ...]) -> list[str]:
-            outside, self.lines = self.lines, []
-            for result, total in zip(operation.results, totals, strict=False):
-                self._store_result(self.forms[result], index, result.type.shape, total)
-            inside, self.lines = self.lines, outside
-            return inside
-
-        reverse = operation.attributes.get("reverse") is True
-        self._walk_axis(operation, operation.integer("axis"), reverse, finish, at_end=False)
-
-    def _walk_axis(
-        self,
-        operation: Operation,
-        axis: int,
-        reverse: bool,
-        finish: Callable[[list[str], tuple[Index, ...]], list[str]],
-        at_end: bool,
-    ) -> None:
-        """Combine elements one after the other along an axis with the operation's region.
-
-        ``finish`` writes the running totals: after the last element (a reduction) or after each one (a scan).
-        """
-        sources, region = operation.operands, operation.regions[0]
-        shape = sources[0].type.shape
-        order = [dimension for dimension in range(len(shape)) if dimension != axis] + [axis]
-        variables = [self.name("i") for _ in shape]
-        index = [ZERO] * len(shape)
-        for level, dimension in enumerate(order):
-            text = variables[dimension]
-            if dimension == axis and reverse:
-                text = f"({shape[axis] - 1} - {text})"
-            index[dimension] = Index(text, level)
-        nest = Nest(len(shape))
-        values = [self.element(source, tuple(index), nest) for source in sources]
-        totals = [self.name("c") for _ in sources]
-        kinds = [compute_type(source.type.element) for source in sources]
-        for argument, text in zip(region.arguments, [*totals, *values], strict=False):
-            self.forms[argument] = Scalar(text)
-        lines, self.lines = self.lines, []
-        self.visit_all(region.operations[:-1])
-        combined = [self.scalar(value) for value in region.terminator.operands]
-        temporaries = [self.name("n") for _ in combined]
-        self.lines += [
-            f"{kind} const {new} = {text};" for kind, new, text in zip(kinds, temporaries, combined, strict=False)
-        ]
-        self.lines += [f"{total} = {new};" for total, new in zip(totals, temporaries, strict=False)]
-        combination, self.lines = self.lines, lines
-        self.lines += ["{", *nest.levels[0]]
-        for level, dimension in enumerate(order[:-1]):
-            variable = variables[dimension]
-            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
-            self.lines += nest.levels[level + 1]
-        self.lines += [f"{kind} {total} = 0;" for kind, total in zip(kinds, totals, strict=False)]
-        variable = variables[axis]
-        self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[axis]}; {variable}++) {{")
-        self.lines += nest.levels[-1]
-        first = " ".join(f"{total} = {value};" for total, value in zip(totals, values, strict=False))
-        self.lines += [f"if ({variable} == 0) {{ {first} }} else {{", *combination, "}"]
-        if at_end:
-            self.lines += ["}", *finish(totals, tuple(index))]
-        else:
-            self.lines += [*finish(totals, tuple(index)), "}"]
-        self.lines.append("}" * len(shape))
 
     # ---------------------------------------------------------------------------------------- control flow
 

@@ -1,0 +1,275 @@
+"""Code generation for reductions and scans along an axis.
+
+Sums and extrema are loops that the C compiler vectorizes. Every other reduction combines the first half of the axis
+with the second until one element is left, as the lanes of a GPU's program do: which of equal elements, or of NaN, comes
+out depends on that order. A scan combines one element after the other. Values of 16 bits or fewer are combined in fp32
+and rounded once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from .analysis import Analysis
+from .forms import ZERO, Buffer, Index, Nest, Scalar
+from .ir import Block, Operation, Value
+from .operations import SMALL_FLOATS, compute_type, element_expression, rounded, to_memory
+
+_CHAINS = 4  # totals of one reduction over a long last axis
+# combining operation of a reduction -> (identity by kind of element, OpenMP reduction)
+_REDUCTIONS = {
+    "arith.addf": ("0", "+"),
+    "arith.addi": ("0", "+"),
+    "arith.mulf": ("1", "*"),
+    "arith.muli": ("1", "*"),
+    "arith.ori": ("0", "|"),
+    "arith.xori": ("0", "^"),
+    "arith.andi": ("-1", "&"),
+    "arith.maxnumf": ("NAN", "maxnum"),
+    "arith.minnumf": ("NAN", "minnum"),
+    "arith.maxsi": ("lowest", "max"),
+    "arith.minsi": ("highest", "min"),
+}
+# In a combination of these, elements of 16 bits may be of 32.
+_WIDENED = {
+    *("arith.constant", "arith.addf", "arith.subf", "arith.mulf", "arith.divf", "arith.negf", "arith.select"),
+    *("arith.maxnumf", "arith.minnumf", "arith.maximumf", "arith.minimumf", "arith.cmpf", "arith.extf", "arith.truncf"),
+    *("arith.cmpi", "arith.andi", "arith.ori", "arith.xori", "arith.addi", "math.exp", "math.log", "math.fma"),
+    "tt.reduce.return",
+    "tt.scan.return",
+}
+
+
+class ReductionWriter:
+    """The part of the kernel writer that compiles reductions and scans."""
+
+    analysis: Analysis
+    forms: dict[Value, Scalar | Buffer]
+    lines: list
+    preheaders: list[list]
+
+    # What the kernel writer provides:
+    name: ...
+    scalar: ...
+    element: ...
+    linear: ...
+    loops: ...
+    allocate: ...
+    arena_scope: ...
+    visit_all: ...
+    _declare_variable: ...
+
+    def visit_tt_reduce(self, operation: Operation) -> None:
+        combine = operation.regions[0].operations
+        simple = len(operation.operands) == 1 and len(combine) == 2 and combine[0].name in _REDUCTIONS
+        arguments = operation.regions[0].arguments
+        if not simple or combine[0].operands not in (arguments, arguments[::-1]):
+            self._reduce_in_tree(operation)
+        elif operation.integer("axis") == len(operation.operands[0].type.shape) - 1:
+            self._reduce_last_axis(operation, combine[0])
+        else:
+            self._reduce_outer_axis(operation, combine[0])
+
+    def _reduction(self, combine: Operation, element: str) -> tuple[str, str, Callable[[str, str], str]]:
+        """(identity, OpenMP operator, combination of two C texts) for a simple reduction.
+
+        A sum of small floats is accumulated in fp32 and rounded once.
+        """
+        identity, operator = _REDUCTIONS[combine.name]
+        if identity in ("lowest", "highest"):
+            width = element[1:] if element != "i1" else "8"
+            identity = f"INT{width}_{'MIN' if identity == 'lowest' else 'MAX'}"
+        if element in SMALL_FLOATS and combine.name in ("arith.addf", "arith.mulf"):
+            return identity, operator, lambda left, right: f"({left} {operator} {right})"
+        if operator in ("maxnum", "minnum"):
+            operator += "_f64" if element == "f64" else "_f32"
+        return identity, operator, lambda left, right: element_expression(combine, [left, right])
+
+    def _reduce_last_axis(self, operation: Operation, combine: Operation) -> None:
+        source, result = operation.operands[0], operation.result
+        shape, element = source.type.shape, result.type.element
+        identity, operator, combined = self._reduction(combine, element)
+        order = [dimension for dimension in range(len(shape) - 1) if shape[dimension] > 1]
+        index = [ZERO] * len(shape)
+        for level, dimension in enumerate(order):
+            index[dimension] = Index(self.name("i"), level)
+        inner = Index(self.name("i"), len(order))
+        nest = Nest(len(order) + 1)
+        # A vector of totals waits for each of its sums; several do not wait for each other.
+        chains = _CHAINS if shape[-1] >= 32 * _CHAINS else 1
+        steps = shape[-1] // chains
+        totals, kind = [self.name("r") for _ in range(chains)], compute_type(element)
+        updates = []
+        for chain, total in enumerate(totals):
+            index[-1] = Index(f"({inner.text} + {chain * steps})", inner.level) if chain else inner
+            updates.append(f"{total} = {combined(total, self.element(source, tuple(index), nest))};")
+        self._declare_variable(result, "r")
+        target = self.forms[result]
+        self.lines += ["{", *nest.levels[0]]
+        for level, dimension in enumerate(order):
+            variable = index[dimension].text
+            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
+            self.lines += nest.levels[level + 1]
+        self.lines += [
+            f"{kind} {', '.join(f'{total} = {identity}' for total in totals)};",
+            f"#pragma omp simd reduction({operator}:{', '.join(totals)})",
+            f"for (int32_t {inner.text} = 0; {inner.text} < {steps}; {inner.text}++) {{",
+            *nest.levels[-1],
+            *updates,
+            "}",
+        ]
+        total = functools.reduce(combined, totals)
+        self._store_result(target, tuple(index[:-1]), shape[:-1], rounded(element, total))
+        self.lines.append("}" * (len(order) + 1))
+
+    def _store_result(
+        self, target: Scalar | Buffer, index: tuple[Index, ...], shape: tuple[int, ...], text: str
+    ) -> None:
+        if isinstance(target, Scalar):
+            self.lines.append(f"{target.text} = {text};")
+        else:
+            self.lines.append(f"{target.name}[{self.linear(index, shape)}] = {to_memory(target.element, text)};")
+
+    def _reduce_outer_axis(self, operation: Operation, combine: Operation) -> None:
+        """Reduce with the reduced axis outermost; the innermost loop updates one total per output element."""
+        source, result = operation.operands[0], operation.result
+        axis, shape, element = operation.integer("axis"), source.type.shape, result.type.element
+        identity, _, combined = self._reduction(combine, element)
+        result_shape = shape[:axis] + shape[axis + 1 :]
+        wide = "f32" if element in SMALL_FLOATS else element
+        totals = Buffer(self.allocate(wide, result.type.count, "r"), wide, len(self.preheaders))
+        self.lines.append(f"for (int32_t i = 0; i < {result.type.count}; i++) {totals.name}[i] = {identity};")
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            place = f"{totals.name}[{self.linear(index[:axis] + index[axis + 1 :], result_shape)}]"
+            return [f"{place} = {combined(place, self.element(source, index, nest))};"]
+
+        order = [axis, *(dimension for dimension in range(len(shape)) if dimension != axis)]
+        self._ordered_loops(shape, order, body)
+        if element in SMALL_FLOATS:
+            count = result.type.count
+            self.lines.append(
+                f"for (int32_t i = 0; i < {count}; i++) {totals.name}[i] = {rounded(element, totals.name + '[i]')};"
+            )
+        self.forms[result] = totals
+
+    def _ordered_loops(
+        self, shape: tuple[int, ...], order: list[int], body: Callable[[tuple[Index, ...], Nest], list[str]]
+    ) -> None:
+        permuted = tuple(shape[dimension] for dimension in order)
+
+        def reordered(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            original = [ZERO] * len(order)
+            for position, dimension in zip(index, order, strict=False):
+                original[dimension] = position
+            return body(tuple(original), nest)
+
+        self.loops(permuted, reordered)
+
+    def _reduce_in_tree(self, operation: Operation) -> None:
+        for result in operation.results:
+            self._declare_variable(result, "r")
+        axis, region = operation.integer("axis"), widened(operation.regions[0])
+        shape = operation.operands[0].type.shape
+        half = shape[axis] // 2
+        order = [dimension for dimension in range(len(shape)) if dimension != axis]
+        index = [ZERO] * len(shape)
+        for level, dimension in enumerate(order):
+            index[dimension] = Index(self.name("i"), level)
+        nest, level = Nest(len(shape)), len(order)
+        inner = self.name("i")
+        with self.arena_scope():
+            kinds = [argument.type.element for argument in region.arguments[: len(operation.operands)]]
+            partial = [self.allocate("f32" if kind in SMALL_FLOATS else kind, max(half, 1), "r") for kind in kinds]
+
+            def elements(position: str) -> list[str]:
+                at = [*index[:axis], Index(position, level), *index[axis + 1 :]]
+                return [self.element(source, tuple(at), nest) for source in operation.operands]
+
+            first = elements(inner)
+            second = elements(f"({inner} + {half})") if half else []
+            at, beside = ([f"{each}[{place}]" for each in partial] for place in (inner, f"{inner} + width"))
+            self.lines += ["{", *nest.levels[0]]
+            for depth, dimension in enumerate(order):
+                text = index[dimension].text
+                self.lines.append(f"for (int32_t {text} = 0; {text} < {shape[dimension]}; {text}++) {{")
+                self.lines += nest.levels[depth + 1]
+            self.lines += [f"for (int32_t {inner} = 0; {inner} < {max(half, 1)}; {inner}++) {{", *nest.levels[-1]]
+            self.lines += self._combined(region, first, second, at) if half else _assignments(at, first)
+            self.lines.append("}")
+            if half > 1:
+                self.lines.append(f"for (int32_t width = {half // 2}; width > 0; width /= 2)")
+                self.lines.append(f"for (int32_t {inner} = 0; {inner} < width; {inner}++) {{")
+                self.lines += [*self._combined(region, at, beside, at), "}"]
+            outer, outer_shape = tuple(index[:axis] + index[axis + 1 :]), shape[:axis] + shape[axis + 1 :]
+            for result, each in zip(operation.results, partial, strict=True):
+                text = rounded(result.type.element, f"{each}[0]")
+                self._store_result(self.forms[result], outer, outer_shape, text)
+            self.lines.append("}" * (len(order) + 1))
+
+    def _combined(
+        self, region: Block, first: Sequence[str], second: Sequence[str], targets: Sequence[str]
+    ) -> list[str]:
+        """Lines that assign the combination of two elements, each of as many values as there are targets."""
+        for argument, text in zip(region.arguments, [*first, *second], strict=True):
+            self.forms[argument] = Scalar(text)
+        outside, self.lines = self.lines, []
+        self.visit_all(region.operations[:-1])
+        results = [self.scalar(value) for value in region.terminator.operands]
+        names = [self.name("n") for _ in results]
+        for argument, name, text in zip(region.arguments, names, results, strict=False):
+            self.lines.append(f"{compute_type(argument.type.element)} const {name} = {text};")
+        self.lines += _assignments(targets, names)
+        inside, self.lines = self.lines, outside
+        return inside
+
+    def visit_tt_scan(self, operation: Operation) -> None:
+        """Combine elements one after the other along an axis, and store the running total after each."""
+        for result in operation.results:
+            self._declare_variable(result, "c")
+        axis, reverse = operation.integer("axis"), operation.attributes.get("reverse") is True
+        sources, region = operation.operands, widened(operation.regions[0])
+        shape = sources[0].type.shape
+        order = [dimension for dimension in range(len(shape)) if dimension != axis] + [axis]
+        variables = [self.name("i") for _ in shape]
+        index = [ZERO] * len(shape)
+        for level, dimension in enumerate(order):
+            text = variables[dimension]
+            if dimension == axis and reverse:
+                text = f"({shape[axis] - 1} - {text})"
+            index[dimension] = Index(text, level)
+        nest = Nest(len(shape))
+        values = [self.element(source, tuple(index), nest) for source in sources]
+        totals = [self.name("c") for _ in sources]
+        combination = self._combined(region, totals, values, totals)
+        self.lines += ["{", *nest.levels[0]]
+        for level, dimension in enumerate(order[:-1]):
+            variable = variables[dimension]
+            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
+            self.lines += nest.levels[level + 1]
+        for source, total in zip(sources, totals, strict=True):
+            self.lines.append(f"{compute_type(source.type.element)} {total} = 0;")
+        variable = variables[axis]
+        self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[axis]}; {variable}++) {{")
+        self.lines += nest.levels[-1]
+        self.lines += [f"if ({variable} == 0) {{", *_assignments(totals, values), "} else {", *combination, "}"]
+        for result, total in zip(operation.results, totals, strict=True):
+            text = rounded(result.type.element, total)
+            self._store_result(self.forms[result], tuple(index), result.type.shape, text)
+        self.lines.append("}" * (len(shape) + 1))
+
+
+def widened(region: Block) -> Block:
+    """A combination with fp32 in place of smaller floats, where its operations allow; it is changed itself."""
+    values = [*region.arguments, *(result for each in region.operations for result in each.results)]
+    if all(each.name in _WIDENED for each in region.operations):
+        for value in values:
+            if value.type.element in SMALL_FLOATS:
+                value.type = replace(value.type, element="f32")
+    return region
+
+
+def _assignments(targets: Sequence[str], values: Sequence[str]) -> list[str]:
+    return [f"{target} = {value};" for target, value in zip(targets, values, strict=True)]

@@ -62,6 +62,8 @@ SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
     ("linear_weight_gradient_kernel", "sm_100"): RELOADED,
     ("max_pool_backward_kernel", "sm_100"): RELOADED,
     ("activation_backward_kernel", "sm_120"): RELOADED,
+    ("convolution_forward_kernel", "sm_120"): PARKED,
+    ("depthwise_input_gradient_kernel", "sm_120"): RELOADED,
     ("mean_pool_forward_kernel", "sm_120"): PARKED._replace(bytes=32),
     ("mean_pool_forward_kernel", "sm_90"): PARKED,
     ("linear_forward_kernel", "sm_120"): PARKED,

@@ -119,7 +119,7 @@ def convolution_tile(
             tile = largest
     unaligned = channels_in % 16 != 0  # loads are one value each and fill registers too
     if target.kind in ("cuda", "hip") and (unaligned or keeps_operands_in_registers(precision, target)):
-        tile = GemmTile(64, 64, 16 if unaligned and is_gradient and dtype is torch.float32 else 32, 8, 2)
+        tile = GemmTile(64, 64, 16 if unaligned and is_gradient else 32, 8, 2)
     block_n = min(tile.block_n, max(16, power_of_2_at_least(channels_out)))
     if target.kind == "cpu":
         return _of_long_products(tile._replace(block_n=block_n), pixels, channels_out, channels_in, target)

@@ -1,6 +1,7 @@
-"""Convolutions of well-known networks, forward alone and with both gradients; PyTorch in both layouts.
+"""Convolutions of well-known networks, forward alone and with both gradients.
 
-Of a first layer the images need no gradient. `--batch 1,8,32` chooses the batch sizes, `--match depthwise` a kind,
+PyTorch in both layouts, and tinynet with images and weights in channels_last, which is what
+`model.to(memory_format=torch.channels_last)` gives both. Of a first layer the images need no gradient. `--batch 1,8,32` chooses the batch sizes, `--match depthwise` a kind,
 `--match ResNet` a network.
 """
 
@@ -46,7 +47,7 @@ def _case(setting: Setting, layer: Layer, N: int, *, training: bool) -> Case:
     contiguous, last = torch.contiguous_format, _CHANNELS_LAST[len(layer.size)]
     ours, eager = getattr(functional, layer.function), getattr(F, layer.function)
     contenders = {
-        OURS: _contender(ours, layer, operands, gradients, last, contiguous),
+        OURS: _contender(ours, layer, operands, gradients, last, last),
         "eager": _contender(eager, layer, operands, gradients, contiguous, contiguous),
         "eager channels_last": _contender(eager, layer, operands, gradients, last, last),
     }

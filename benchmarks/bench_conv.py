@@ -1,8 +1,8 @@
 """Convolutions of well-known networks, forward alone and with both gradients.
 
 PyTorch in both layouts, and tinynet with images and weights in channels_last, which is what
-`model.to(memory_format=torch.channels_last)` gives both. Of a first layer the images need no gradient. `--batch 1,8,32` chooses the batch sizes, `--match depthwise` a kind,
-`--match ResNet` a network.
+`model.to(memory_format=torch.channels_last)` gives both. Of a first layer the images need no gradient.
+`--batch 1,8,32` chooses the batch sizes, `--match depthwise` a kind, `--match ResNet` a network.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .analysis import Analysis, Expression, is_lazy
 from .dot_codegen import DotWriter, Leaf
-from .forms import ZERO, Buffer, Index, Nest, Scalar, valid_count
+from .forms import ZERO, Buffer, Index, Nest, Scalar, loop_heads, valid_count
 from .group_codegen import order_of_total
 from .ir import Block, Function, Operation, UnsupportedOperation, Value
 from .operations import (
@@ -447,21 +447,21 @@ class KernelWriter(DotWriter, ReductionWriter):
             order.remove(inner)
             order.append(inner)
         order = [dimension for dimension in order if shape[dimension] > 1]
+        sizes = [shape[dimension] for dimension in order]
+        stops = [str((ends or {}).get(dimension, shape[dimension])) for dimension in order]
+        indices, heads = loop_heads([self.name("i") for _ in order], sizes, stops if ends else None)
         index = [ZERO] * len(shape)
-        for level, dimension in enumerate(order):
-            index[dimension] = Index(self.name("i"), level)
-        nest = Nest(len(order))
+        for dimension, each in zip(order, indices, strict=True):
+            index[dimension] = each
+        nest = Nest(len(heads))
         statements = body(tuple(index), nest)
         self.lines += ["{", *nest.levels[0]]
-        for level, dimension in enumerate(order):
-            variable = index[dimension].text
-            if level == len(order) - 1 and vectorize:
+        for level, head in enumerate(heads):
+            if level == len(heads) - 1 and vectorize:
                 self.lines.append("#pragma GCC ivdep")
-            end = (ends or {}).get(dimension, shape[dimension])
-            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {end}; {variable}++) {{")
-            self.lines += nest.levels[level + 1]
+            self.lines += [head, *nest.levels[level + 1]]
         self.lines += statements
-        self.lines.append("}" * (len(order) + 1))
+        self.lines.append("}" * (len(heads) + 1))
 
     def fill(self, buffer: Buffer, value: Value, ends: dict[int, str] | None = None, inner: int | None = None) -> None:
         """Evaluate a tensor into a buffer, up to ``ends`` as in :meth:`loops`."""

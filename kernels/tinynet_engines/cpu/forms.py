@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Index:
 
 
 ZERO = Index("0")
+_MOST_LOOPS = 4  # of one nest
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,29 @@ class Nest:
     def __init__(self, depth: int):
         self.levels: list[list[str]] = [[] for _ in range(depth + 1)]
         self.known: dict[tuple, str] = {}
+
+
+def loop_heads(names: list[str], shape: list[int], ends: list[str] | None = None) -> tuple[list[Index], list[str]]:
+    """The indices of nested loops over a shape and the C text that begins each loop, one level for each dimension.
+
+    More than `_MOST_LOOPS` are one loop over all elements, in which the indices are its counter's digits: C compilers
+    unroll every one of many short loops, as of a sort's tiles of shape [2, 2, ..., 2].
+
+    Args:
+        names: of the variables.
+        shape: sizes, powers of two.
+        ends: C text of where the loops end, if not all at their sizes.
+    """
+    if ends is None and len(shape) > _MOST_LOOPS:
+        below, counter, indices = prod(shape), names[0], []
+        for size in shape:
+            below //= size
+            indices.append(Index(f"(({counter} >> {below.bit_length() - 1}) & {size - 1})", 0))
+        return indices, [f"for (int32_t {counter} = 0; {counter} < {prod(shape)}; {counter}++) {{"]
+    heads = [
+        f"for (int32_t {name} = 0; {name} < {end}; {name}++) {{" for name, end in zip(names, ends or shape, strict=True)
+    ]
+    return [Index(name, level) for level, name in enumerate(names)], heads
 
 
 def valid_count(bounds: list[str], size: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from .analysis import Analysis
-from .forms import ZERO, Buffer, Index, Nest, Scalar
+from .forms import ZERO, Buffer, Index, Nest, Scalar, loop_heads
 from .ir import Block, Operation, Value
 from .operations import SMALL_FLOATS, compute_type, element_expression, rounded, to_memory
 
@@ -92,11 +92,9 @@ class ReductionWriter:
         shape, element = source.type.shape, result.type.element
         identity, operator, combined = self._reduction(combine, element)
         order = [dimension for dimension in range(len(shape) - 1) if shape[dimension] > 1]
-        index = [ZERO] * len(shape)
-        for level, dimension in enumerate(order):
-            index[dimension] = Index(self.name("i"), level)
-        inner = Index(self.name("i"), len(order))
-        nest = Nest(len(order) + 1)
+        index, heads = self._outer_loops(shape, order)
+        inner = Index(self.name("i"), len(heads))
+        nest = Nest(len(heads) + 1)
         # A vector of totals waits for each of its sums; several do not wait for each other.
         chains = _CHAINS if shape[-1] >= 32 * _CHAINS else 1
         steps = shape[-1] // chains
@@ -108,10 +106,8 @@ class ReductionWriter:
         self._declare_variable(result, "r")
         target = self.forms[result]
         self.lines += ["{", *nest.levels[0]]
-        for level, dimension in enumerate(order):
-            variable = index[dimension].text
-            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
-            self.lines += nest.levels[level + 1]
+        for level, head in enumerate(heads):
+            self.lines += [head, *nest.levels[level + 1]]
         self.lines += [
             f"{kind} {', '.join(f'{total} = {identity}' for total in totals)};",
             f"#pragma omp simd reduction({operator}:{', '.join(totals)})",
@@ -122,7 +118,15 @@ class ReductionWriter:
         ]
         total = functools.reduce(combined, totals)
         self._store_result(target, tuple(index[:-1]), shape[:-1], rounded(element, total))
-        self.lines.append("}" * (len(order) + 1))
+        self.lines.append("}" * (len(heads) + 1))
+
+    def _outer_loops(self, shape: tuple[int, ...], order: Sequence[int]) -> tuple[list[Index], list[str]]:
+        """An index with a variable for each dimension of `order` and zeros elsewhere, and the heads of its loops."""
+        indices, heads = loop_heads([self.name("i") for _ in order], [shape[dimension] for dimension in order])
+        index = [ZERO] * len(shape)
+        for dimension, each in zip(order, indices, strict=True):
+            index[dimension] = each
+        return index, heads
 
     def _store_result(
         self, target: Scalar | Buffer, index: tuple[Index, ...], shape: tuple[int, ...], text: str
@@ -175,10 +179,8 @@ class ReductionWriter:
         shape = operation.operands[0].type.shape
         half = shape[axis] // 2
         order = [dimension for dimension in range(len(shape)) if dimension != axis]
-        index = [ZERO] * len(shape)
-        for level, dimension in enumerate(order):
-            index[dimension] = Index(self.name("i"), level)
-        nest, level = Nest(len(shape)), len(order)
+        index, heads = self._outer_loops(shape, order)
+        nest, level = Nest(len(heads) + 1), len(heads)
         inner = self.name("i")
         with self.arena_scope():
             kinds = [argument.type.element for argument in region.arguments[: len(operation.operands)]]
@@ -192,10 +194,8 @@ class ReductionWriter:
             second = elements(f"({inner} + {half})") if half else []
             at, beside = ([f"{each}[{place}]" for each in partial] for place in (inner, f"{inner} + width"))
             self.lines += ["{", *nest.levels[0]]
-            for depth, dimension in enumerate(order):
-                text = index[dimension].text
-                self.lines.append(f"for (int32_t {text} = 0; {text} < {shape[dimension]}; {text}++) {{")
-                self.lines += nest.levels[depth + 1]
+            for depth, head in enumerate(heads):
+                self.lines += [head, *nest.levels[depth + 1]]
             self.lines += [f"for (int32_t {inner} = 0; {inner} < {max(half, 1)}; {inner}++) {{", *nest.levels[-1]]
             self.lines += self._combined(region, first, second, at) if half else _assignments(at, first)
             self.lines.append("}")
@@ -207,7 +207,7 @@ class ReductionWriter:
             for result, each in zip(operation.results, partial, strict=True):
                 text = rounded(result.type.element, f"{each}[0]")
                 self._store_result(self.forms[result], outer, outer_shape, text)
-            self.lines.append("}" * (len(order) + 1))
+            self.lines.append("}" * (len(heads) + 1))
 
     def _combined(
         self, region: Block, first: Sequence[str], second: Sequence[str], targets: Sequence[str]

@@ -159,6 +159,8 @@ class Launcher:
 
     def __init__(self, src: Any, metadata: Any):
         self.signature = tuple(src.signature.values())
+        passed = [position for position, kind in enumerate(self.signature) if kind != "constexpr"]
+        self.least_arguments = passed[-1] + 1 if passed else 0
         self.pack: Callable[..., bytes] | None = None
 
     def __call__(
@@ -174,6 +176,8 @@ class Launcher:
         exit_hook: Any,
         *arguments: Any,
     ) -> None:
+        if len(arguments) < self.least_arguments:
+            raise TypeError(f"{kernel.name}: got {len(arguments)} arguments, expected {self.least_arguments}")
         flat = flatten_signature(self.signature, arguments)
         if self.pack is None:
             self.pack = struct.Struct("=" + "".join(slot_format(kind) for kind, _ in flat)).pack

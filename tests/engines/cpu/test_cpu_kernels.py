@@ -511,6 +511,17 @@ def checked_kernel(x_ptr, n):
     tl.device_print("value", value)
 
 
+def test_too_few_arguments_of_a_compiled_kernel_are_counted() -> None:
+    x = torch.rand(64)
+    for _ in range(2):
+        compiled = functions_kernel.warmup(x, torch.empty(6, 64), 64, BLOCK=64, grid=(1,))
+        with pytest.raises(TypeError, match="functions_kernel: got 2 arguments, expected 3"):
+            compiled[(1, 1, 1)](x, torch.empty(6, 64))
+    y = torch.empty(6, 64)
+    compiled[(1, 1, 1)](x, y, 64)
+    torch.testing.assert_close(y[0], x.exp())
+
+
 def test_device_assert_and_print(capfd: pytest.CaptureFixture[str]) -> None:
     x = torch.tensor([1, 2, 3], dtype=torch.int32)
     checked_kernel[(3,)](x, 10, debug=True)

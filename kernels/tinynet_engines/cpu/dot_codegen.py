@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from math import prod
 
 from .analysis import Analysis, Expression, writes_memory
 from .forms import ZERO, Buffer, Index, Nest, Scalar, valid_count
@@ -20,7 +21,7 @@ from .group_codegen import (
     reduction_of_groups,
     scratch_bytes,
 )
-from .ir import Operation, UnsupportedOperation, Value
+from .ir import Operation, Value
 from .operations import compute_type, from_memory, predicate_of, to_memory
 
 _KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}
@@ -473,22 +474,22 @@ class DotWriter:
     # --------------------------------------------------------------------------------------------- without the library
 
     def _plain_dot(self, operation: Operation, total: Buffer) -> None:
-        """Multiply integers or fp64 in three loops."""
+        """Multiply integers or fp64, of each product of a batch, in three loops."""
         left, right, initial = operation.operands
-        if len(left.type.shape) != 2:
-            raise UnsupportedOperation(operation, "in a batch is supported for floats only")
-        (m, k), n = left.type.shape, right.type.shape[1]
+        *batch, m, k = left.type.shape
+        n = right.type.shape[-1]
         a, b = (self.materialize(value) for value in (left, right))
         kind = compute_type(initial.type.element)
         if not initial.type.is_float:
             kind = f"u{kind}"
-        source_a = from_memory(a.element, f"{a.name}[m * {k} + k]")
-        source_b = from_memory(b.element, f"{b.name}[k * {n} + n]")
+        source_a = from_memory(a.element, f"{a.name}[(z * {m} + m) * {k} + k]")
+        source_b = from_memory(b.element, f"{b.name}[(z * {k} + k) * {n} + n]")
         self.lines += [
+            f"for (int32_t z = 0; z < {prod(batch)}; z++)",
             f"for (int32_t m = 0; m < {m}; m++) for (int32_t k = 0; k < {k}; k++) {{",
             f"{kind} const left = ({kind}){source_a};",
             "#pragma GCC ivdep",
-            f"for (int32_t n = 0; n < {n}; n++) {total.name}[m * {n} + n] += left * ({kind}){source_b}; }}",
+            f"for (int32_t n = 0; n < {n}; n++) {total.name}[(z * {m} + m) * {n} + n] += left * ({kind}){source_b}; }}",
         ]
 
 

@@ -464,14 +464,44 @@ def _copy_callee(call: Operation, target: Block, mapping: dict[Value, Value], fu
     callee = functions.get(match.group(1).strip('"')) if match else None
     if callee is None:
         raise UnsupportedOperation(call, "calls a function that is not in the module")
-    if len(callee.blocks) != 1:
-        raise UnsupportedOperation(call, "calls a noinline function with an early return: drop noinline")
     inner = dict(zip(callee.parameters, (mapping[value] for value in call.operands), strict=False))
-    body = Block()
-    _copy_operations(callee.blocks[0], body, inner, functions)
-    returned = body.operations.pop()
-    for value in returned.operands:
-        value.users.remove(returned)
-    for operation in body.operations:
-        target.append(operation)
-    mapping.update(zip(call.results, returned.operands, strict=False))
+    blocks = {block.label: block for block in callee.blocks}
+    returned = _copy_until_return(callee.blocks[0], target, inner, blocks, functions)
+    mapping.update(zip(call.results, returned, strict=False))
+
+
+def _copy_until_return(
+    source: Block,
+    target: Block,
+    mapping: dict[Value, Value],
+    blocks: dict[str, Block],
+    functions: dict[str, Function],
+) -> list[Value]:
+    """Copy a block of a called function, and those that follow it; returns the copies of what the function returns.
+
+    A branch becomes an ``scf.if``, each side of which is copied to the function's end.
+    """
+    *body, terminator = source.operations
+    _copy_operations(Block(operations=body), target, mapping, functions)
+    if terminator.name == "tt.return":
+        return [mapping[value] for value in terminator.operands]
+
+    def follow(successor: tuple[str, list[Value]], into: Block) -> list[Value]:
+        block, values = blocks[successor[0]], [mapping[value] for value in successor[1]]
+        known = {**mapping, **dict(zip(block.arguments, values, strict=True))}
+        return _copy_until_return(block, into, known, blocks, functions)
+
+    if len(terminator.successors) == 1:
+        return follow(terminator.successors[0], target)
+    branch = Operation("scf.if", [mapping[terminator.operands[0]]], text=terminator.text, location=terminator.location)
+    branch.operands[0].users.append(branch)
+    for successor in terminator.successors:
+        side = Block()
+        end = Operation("scf.yield", follow(successor, side))
+        for value in end.operands:
+            value.users.append(end)
+        side.append(end)
+        branch.regions.append(side)
+    branch.results = [Value(value.type, value.name, branch) for value in branch.regions[0].terminator.operands]
+    target.append(branch)
+    return branch.results

@@ -421,6 +421,21 @@ def test_products_with_rows_of_several_segments(width: int, dtype: torch.dtype) 
 
 
 @triton.jit
+def batched_product_kernel(a_ptr, b_ptr, c_ptr, DTYPE: tl.constexpr):
+    offset = tl.arange(0, 2)[:, None, None] * 256 + tl.arange(0, 16)[None, :, None] * 16 + tl.arange(0, 16)
+    a, b = tl.load(a_ptr + offset), tl.load(b_ptr + offset)
+    tl.store(c_ptr + offset, tl.dot(a, b, out_dtype=DTYPE))
+
+
+@pytest.mark.parametrize(("dtype", "result"), [(torch.int8, torch.int32), (torch.float64, torch.float64)])
+def test_products_in_a_batch_of_integers_and_doubles(dtype: torch.dtype, result: torch.dtype) -> None:
+    a, b = (torch.randint(-128, 128, (2, 16, 16)).to(dtype) for _ in range(2))
+    c = torch.empty(2, 16, 16, dtype=result)
+    batched_product_kernel[(1,)](a, b, c, tl.int32 if dtype is torch.int8 else tl.float64)
+    assert torch.equal(c, a.to(result) @ b.to(result))
+
+
+@triton.jit
 def attention_kernel(q_ptr, k_ptr, v_ptr, o_ptr, n, SCALE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     row, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
     q = tl.load(q_ptr + row[:, None] * D + lane[None, :], mask=row[:, None] < n, other=0.0)
@@ -509,6 +524,42 @@ def checked_kernel(x_ptr, n):
     value = tl.load(x_ptr + tl.program_id(0))
     tl.device_assert(value < n, "value too large")
     tl.device_print("value", value)
+
+
+@triton.jit
+def steps_of_collatz(number, LIMIT: tl.constexpr):
+    if number < 1:
+        return number - 1, number
+    if number == 1:
+        return 0, number
+    steps = 0
+    while number != 1 and steps < LIMIT:
+        number = 3 * number + 1 if number % 2 == 1 else number // 2
+        steps += 1
+    if steps == LIMIT:
+        return -LIMIT, number
+    return steps, number
+
+
+@triton.jit
+def early_returns_kernel(steps_ptr, last_ptr, first, count):
+    for i in range(count):
+        steps, last = steps_of_collatz(first + i, 100)
+        tl.store(steps_ptr + i, steps)
+        tl.store(last_ptr + i, last)
+
+
+def test_early_returns_of_a_function_that_is_called_in_a_loop() -> None:
+    steps, last = (torch.full((30,), -7, dtype=torch.int32) for _ in range(2))
+    early_returns_kernel[(1,)](steps, last, -1, 30)
+    expected = []
+    for number in range(-1, 29):
+        count = 0
+        while number > 1 and count < 100:
+            number = 3 * number + 1 if number % 2 else number // 2
+            count += 1
+        expected.append((number - 1 if number < 1 else -100 if count == 100 else count, number))
+    assert list(zip(steps.tolist(), last.tolist(), strict=True)) == expected
 
 
 def test_too_few_arguments_of_a_compiled_kernel_are_counted() -> None:

@@ -1,0 +1,128 @@
+"""The forward of a module whose layers run joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import Signature, signature
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._pytree import TreeSpec, tree_flatten
+
+from tinynet.conversion.joins import join
+from tinynet.conversion.tracing import SLOT, trace
+
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_CONSTANTS = (type(None), bool, int, float, str)
+_MOST_PROGRAMS = 32  # of one module: a forward given other constants at every call is not traced again and again
+
+
+class Program(NamedTuple):
+    """What a traced forward computes, for arguments of one structure.
+
+    Attributes:
+        run: takes the module and the tensors among its arguments; None where joining was not possible.
+        attributes: the attributes of the module that it depends on.
+        children: how many children the module had.
+        absent: the names of those that were None.
+        joined: the layers of each joined call, by name.
+        reason: why it could not be traced, or None.
+    """
+
+    run: Callable[..., Any] | None
+    attributes: tuple[tuple[str, Any], ...] = ()
+    children: int = 0
+    absent: tuple[str, ...] = ()
+    joined: tuple[tuple[str, ...], ...] = ()
+    reason: str | None = None
+
+    def fits(self, module: torch.nn.Module) -> bool:
+        """Whether the module is still what it was when it was traced."""
+        own, children = module.__dict__, module._modules
+        return (
+            len(children) == self.children
+            and all(own.get(name) is value for name, value in self.attributes)
+            and all(children.get(name) is None for name in self.absent)
+        )
+
+
+class JoinedForward:
+    """The forward of a module whose class's own forward is traced, once for each structure of its arguments.
+
+    What cannot be traced, other arguments than tensors and constants, and torch.compile run the class's own forward.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.programs: dict[Any, Program] = {}
+
+    @property
+    def __signature__(self) -> Signature:
+        return signature(type(self.module).forward.__get__(self.module))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "programs": {}}  # traced again where they are needed
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module
+        if torch.compiler.is_compiling():
+            return type(module).forward(module, *args, **kwargs)
+        if not kwargs and all([type(x) in _TENSORS for x in args]):
+            tensors, key = args, (module.training, len(args))
+        else:
+            tensors, key = _split(args, kwargs, module.training)
+        program = self.programs.get(key)
+        if program is None or not program.fits(module):
+            program = self.prepare(key, args, kwargs)
+        if program.run is None:
+            return type(module).forward(module, *args, **kwargs)
+        return program.run(module, *tensors)
+
+    def prepare(self, key: Any, args: Any, kwargs: Any) -> Program:
+        """The program for arguments like these."""
+        if key is None or len(self.programs) >= _MOST_PROGRAMS:
+            return Program(None)
+        program = self.programs[key] = _program(self.module, *tree_flatten((args, kwargs)))
+        return program
+
+
+def program_for_tensors(module: torch.nn.Module) -> Program:
+    """The program of a call with one tensor for each argument that has no default."""
+    own = signature(type(module).forward.__get__(module)).parameters.values()
+    count = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in own)
+    return _program(module, *tree_flatten(((SLOT,) * count, {})))
+
+
+def _split(args: Any, kwargs: Any, training: bool) -> tuple[list[Any], Any]:
+    """The tensors of a call, and a key of all else; None for the key where there is something that cannot be traced."""
+    leaves, spec = tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if type(leaf) in _TENSORS]
+    others = [leaf for leaf in leaves if type(leaf) not in _TENSORS]
+    if any(type(other) not in _CONSTANTS for other in others):
+        return tensors, None
+    kinds = tuple(SLOT if type(leaf) in _TENSORS else (type(leaf), leaf) for leaf in leaves)
+    return tensors, (training, kinds, spec)
+
+
+def _program(module: torch.nn.Module, leaves: list[Any], spec: TreeSpec) -> Program:
+    places = [SLOT if type(leaf) in _TENSORS else leaf for leaf in leaves]
+    children = module._modules
+    absent = tuple(name for name, child in children.items() if child is None)
+    try:
+        graph, attributes = trace(module, places, spec)
+        joined = join(graph, module)
+        run = _compiled(graph) if joined else None
+        return Program(run, tuple(attributes.items()), len(children), absent, tuple(joined))
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0]
+        reason = f"{type(error).__name__}: {text[:150]}"
+        return Program(None, (), len(children), absent, reason=reason)
+
+
+def _compiled(graph: Any) -> Callable[..., Any]:
+    """The function that torch.fx writes for a graph."""
+    graph.lint()
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(code.src, scope)
+    return scope["forward"]

@@ -155,6 +155,13 @@ def _is_traceable(module: torch.nn.Module) -> bool:
 def _join_forward(name: str, module: torch.nn.Module, report: Report) -> None:
     """Gives a module a joined forward, if there is something to join in training or evaluation."""
     programs = list(_programs(module))
+    overwriting = {layer for program in programs for layer in program.overwriting}
+    for layer in overwriting:
+        restore(module.get_submodule(layer))
+        report.replaced.pop(f"{name}.{layer}" if name else layer, None)
+        report.left[f"{name}.{layer}" if name else layer] = "it writes to an input that is read again"
+    if overwriting:
+        programs = list(_programs(module))
     reasons = [program.reason for program in programs if program.reason is not None]
     if len(reasons) == len(programs):
         report.not_traced[name] = reasons[0]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from tinynet.conversion.joins import join
+from tinynet.conversion.joins import join, overwriting
 from tinynet.conversion.tracing import SLOT, trace
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
@@ -26,6 +26,7 @@ class Program(NamedTuple):
         children: how many children the module had.
         absent: the names of those that were None.
         joined: the layers of each joined call, by name.
+        overwriting: the layers whose input is read again, which they must write to if they have `inplace=True`.
         reason: why it could not be traced, or None.
     """
 
@@ -34,6 +35,7 @@ class Program(NamedTuple):
     children: int = 0
     absent: tuple[str, ...] = ()
     joined: tuple[tuple[str, ...], ...] = ()
+    overwriting: tuple[str, ...] = ()
     reason: str | None = None
 
     def fits(self, module: torch.nn.Module) -> bool:
@@ -110,9 +112,10 @@ def _program(module: torch.nn.Module, leaves: list[Any], spec: TreeSpec) -> Prog
     absent = tuple(name for name, child in children.items() if child is None)
     try:
         graph, attributes = trace(module, places, spec)
+        again = overwriting(graph, module)
         joined = join(graph, module)
         run = _compiled(graph) if joined else None
-        return Program(run, tuple(attributes.items()), len(children), absent, tuple(joined))
+        return Program(run, tuple(attributes.items()), len(children), absent, tuple(joined), again)
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
         reason = f"{type(error).__name__}: {text[:150]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -67,6 +67,18 @@ def join(graph: Graph, module: torch.nn.Module) -> list[tuple[str, ...]]:
             _replace(graph, chain)
             joined += runs
     return joined
+
+
+def overwriting(graph: Graph, module: torch.nn.Module) -> tuple[str, ...]:
+    """The names of layers with `inplace=True` whose input is read again after them."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    return tuple(
+        str(node.target)
+        for node in graph.nodes
+        if node.op == "call_module"
+        and getattr(module.get_submodule(str(node.target)), "inplace", False)
+        and any(order[user] > order[node] for given in node.all_input_nodes for user in given.users)
+    )
 
 
 def joinable_runs(steps: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -139,7 +139,7 @@ def _adopted_for(kind: type, subclasses: Subclasses) -> type | None:
     return _adopted(kind, twin) if issubclass(twin, _ORIGINALS[twin]) else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adopted(kind: type, twin: type) -> type:
     """`kind` with `twin` between it and its base, so that its `super()` calls reach tinynet's layer."""
     body = {"__module__": kind.__module__, "__reduce_ex__": _reduce, "adopted": (kind, twin)}

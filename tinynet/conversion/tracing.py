@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Proxy, Tracer
 from torch.fx.proxy import TraceError
-from torch.utils._pytree import TreeSpec, tree_unflatten
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 

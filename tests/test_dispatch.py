@@ -165,6 +165,16 @@ def test_traced_models(trace: str) -> None:
         torch.testing.assert_close(parameter.grad, wanted)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [nn.BatchNorm2d(4), nn.InstanceNorm2d(4), nn.Softmax2d(), nn.ConvTranspose2d(4, 3, 2), nn.GroupNorm(2, 4)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_look_at_shapes_are_traced_by_fx(layer: torch.nn.Module) -> None:
+    model, x = torch.nn.Sequential(layer.eval()), torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
 IN_PLACE = {
     **{
         name: (lambda name=name: getattr(nn, name)())

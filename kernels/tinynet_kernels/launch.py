@@ -1,8 +1,8 @@
 """The one door through which every kernel is launched, and the cost of what goes through it.
 
-Launching in one place lets an engine plan repeated launches (`planner`), a test count them (`observers`), torch.profiler
-show them by name, and a report ask what a launch must at least move and compute (`cost_of`), without any change to a
-launcher.
+Launching in one place lets an engine plan repeated launches (`planner`), a test count them (`observers`),
+torch.profiler show them by name, and a report ask what a launch must at least move and compute (`cost_of`), without any
+change to a launcher.
 """
 
 from __future__ import annotations

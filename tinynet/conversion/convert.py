@@ -183,7 +183,8 @@ def _programs(module: torch.nn.Module) -> Iterator[Program]:
 
 
 def _qualified(prefix: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{prefix}.{name}" if prefix and name != RESIDUAL else name for name in names)
+    """The names of layers within the model, of names within one of its modules."""
+    return tuple(f"{prefix}.{n}" if prefix and n != RESIDUAL and not n.endswith("()") else n for n in names)
 
 
 def _longest(runs: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -69,7 +69,7 @@ class JoinedForward:
         module = self.module
         if torch.compiler.is_compiling():
             return type(module).forward(module, *args, **kwargs)
-        if not kwargs and all([type(x) in _TENSORS for x in args]):
+        if not kwargs and all(type(x) in _TENSORS for x in args):
             tensors, key = args, (module.training, len(args))
         else:
             tensors, key = _split(args, kwargs, module.training)

@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from tinynet import nn
 from tinynet.nn.activation import FUNCTIONS
-from tinynet.nn.joins import BATCH_NORMS, CONVOLUTIONS, NORMS, Added, add_and_normalize, call_in_turn
+from tinynet.nn.joins import BATCH_NORMS, CONVOLUTIONS, NORMS, Added, add_and_normalize, call_in_turn, is_half
 from tinynet.nn.sequential import flattened
 from tinynet.ops.activation_like import as_activation
 from tinynet_kernels.activation_spec import Activation
@@ -83,14 +83,20 @@ def overwriting(graph: Graph, module: torch.nn.Module) -> tuple[str, ...]:
 
 def joinable_runs(steps: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, ...]]:
     """The names of neighbors that run in one call, of named steps in order."""
-    steps = [(name, what) for name, what in _leaves(steps) if type(what) is not torch.nn.Identity]
     run: list[str] = []
-    for (name, what), following in zip(steps, [*steps[1:], None], strict=False):
-        run.append(name)
-        if following is None or not _joinable(what, following[1], is_first=len(run) == 1):
+    layer = last = None
+    for name, what in _leaves(steps):
+        if type(what) is torch.nn.Identity:
+            continue
+        if not _joinable(layer, last, what):
             if len(run) > 1:
                 yield tuple(run)
-            run = []
+            run, layer = [], what
+        elif not _is_activation(what) and what is not Added:
+            layer = what
+        run, last = [*run, name], what
+    if len(run) > 1:
+        yield tuple(run)
 
 
 def _leaves(steps: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -102,17 +108,22 @@ def _leaves(steps: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
             yield name, what
 
 
-def _joinable(what: Any, following: Any, *, is_first: bool) -> bool:
-    """Whether one call may compute both."""
-    is_activation = isinstance(following, Activation) or type(following) in FUNCTIONS
-    if type(what) is nn.Conv2d and type(following) is nn.BatchNorm2d:
+def _joinable(layer: Any, last: Any, following: Any) -> bool:
+    """Whether the call that computes a layer, and after it activations or additions up to `last`, takes one step more."""
+    kind, next_kind = type(layer), type(following)
+    if (kind is nn.Linear and next_kind is nn.Linear) or (kind is nn.Conv2d and is_half(following)):
         return True
-    if type(what) is nn.Linear and type(following) is nn.Linear:
+    if last is not layer:
+        return last is Added and _is_activation(following)
+    if kind is nn.Conv2d and next_kind is nn.BatchNorm2d:
         return True
-    if type(what) in (nn.Linear, *CONVOLUTIONS, *NORMS):
-        has_own = what.activation.name != "identity"
-        return not has_own and (is_activation or (type(what) in BATCH_NORMS and following is Added))
-    return what is Added and not is_first and is_activation
+    if kind not in (nn.Linear, *CONVOLUTIONS, *NORMS) or layer.activation.name != "identity":
+        return False
+    return _is_activation(following) or (kind in BATCH_NORMS and following is Added)
+
+
+def _is_activation(what: Any) -> bool:
+    return isinstance(what, Activation) or type(what) in FUNCTIONS
 
 
 def _chains(graph: Graph, module: torch.nn.Module) -> list[Chain]:
@@ -138,7 +149,7 @@ def _chains(graph: Graph, module: torch.nn.Module) -> list[Chain]:
                 chain = extendable(node.args[1], node)
             if not _ends_in_norm(chain) or node.args[0] is node.args[1]:
                 continue
-        elif _writes(node, module) and not (chain and _joinable(chain[-1].what, step.what, is_first=False)):
+        elif _writes(node, module) and not (chain and _joinable(chain[-1].what, chain[-1].what, step.what)):
             continue
         if chain is None:
             ending[node] = [step]
@@ -160,7 +171,7 @@ def _step(node: Node, module: torch.nn.Module) -> Step | None:
         given = len(node.args) == 2 and isinstance(node.args[1], Node) and not node.kwargs
         return Step(node, Added, RESIDUAL) if given else None
     activation = _activation(node)
-    return None if activation is None else Step(node, activation, activation.name)
+    return None if activation is None else Step(node, activation, f"{activation.name}()")
 
 
 def _activation(node: Node) -> Activation | None:

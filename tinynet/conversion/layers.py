@@ -114,7 +114,7 @@ def _reason_of_class(kind: type) -> str | None:
     for base in kind.__mro__[1:]:
         if base in TWINS:
             return f"{kind.__name__} is a subclass of {base.__name__}; `subclasses=` replaces those"
-    if kind.__module__.startswith(("torch.nn.modules.", "torch.ao.", "torch.jit.")):
+    if kind.__module__.startswith(("torch.nn.modules.", "torch.ao.nn.", "torch.jit.")):
         return f"tinynet.nn has no {kind.__name__}"
     return None
 

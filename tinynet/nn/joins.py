@@ -131,7 +131,7 @@ def _join_convolution_2d(steps: Steps, position: int, x: Any) -> tuple[Any, int]
         return _join_convolution_and_norm(convolution, steps, after, x)
     activation, position = _activation(steps, position + 1, convolution.activation)
     after = _next(steps, position)
-    if after < len(steps) and _is_half(steps[after]):
+    if after < len(steps) and is_half(steps[after]):
         return convolution.convolve(x, activation, pool=2)[0], after + 1
     return convolution.convolve(x, activation)[0], position
 
@@ -159,9 +159,9 @@ def _normalize(steps: Steps, position: int, x: Any, partial: Tensor | None = Non
     """A batch normalization, with the addition and the activation after it."""
     norm, residual = steps[position], None
     after = _next(steps, position + 1)
-    if after < len(steps) and type(steps[after]) is Added and norm.activation.name == "identity":
-        if _are_alike(x, steps[after].tensor):
-            residual, position = steps[after].tensor, after
+    following = steps[after] if after < len(steps) else None
+    if type(following) is Added and norm.activation.name == "identity" and _are_alike(x, following.tensor):
+        residual, position = following.tensor, after
     activation, position = _activation(steps, position + 1, norm.activation)
     return norm.normalize(x, activation, residual, partial=partial), position
 
@@ -219,7 +219,7 @@ def _are_alike(x: Tensor, y: Any) -> bool:
     return isinstance(y, Tensor) and x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
 
 
-def _is_half(module: Any) -> bool:
+def is_half(module: Any) -> bool:
     """Whether a module is a plain 2 x 2 max-pooling."""
     if type(module) is not MaxPool2d or not is_plain(module):
         return False

@@ -70,7 +70,7 @@ def test_modes_see_every_operator() -> None:
     images = torch.randn(2, 4, 8, 8, requires_grad=True)
     model = nn.Sequential(
         *(nn.Conv2d(4, 8, 3, padding=1, activation="gelu", pool=2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)),
-        *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 3), nn.Tanh()),
+        *(nn.Flatten(), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)),
     )
     with Seen() as seen, counted_launches() as launches:
         loss = nn.CrossEntropyLoss()(model(images), torch.tensor([0, 2]))

@@ -118,7 +118,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def built(name: str, device: str) -> tuple[nn.Module, Tensor]:
+def built(name: str, device: str) -> tuple[Any, Tensor]:
     torch.manual_seed(3)
     make, shape = MODELS[name]
     model = make().to(device)
@@ -176,13 +176,13 @@ def test_residual_blocks_with_a_shared_relu_are_joined(device: str) -> None:
     with torch.no_grad():
         launches = kernels_of(model, x)
     assert launches.count("normalize_kernel") == launches.count("merge_statistics_kernel") == 8
-    assert "activation_kernel" not in launches and "norm_statistics_kernel" not in launches
+    assert "activation_forward_kernel" not in launches and "norm_statistics_kernel" not in launches
     model.eval()
     with torch.no_grad():
         launches = kernels_of(model, x)
     # Those with a residual; convolutions normalize for the others.
-    assert launches.count("normalize_kernel") == 3 and "activation_kernel" not in launches
-    joined = model.conversion.joined  # pyright: ignore[reportAttributeAccessIssue]
+    assert launches.count("normalize_kernel") == 3 and "activation_forward_kernel" not in launches
+    joined = model.conversion.joined
     assert ("0.conv2", "0.bn2", "residual", "0.relu") in joined and ("0.conv1", "0.bn1", "0.relu") in joined
     assert ("1.downsample.0", "1.downsample.1") in joined
 
@@ -191,8 +191,8 @@ def test_sequences_are_joined_across_their_ends(device: str) -> None:
     model, x = built("inverted", device)
     tinynet.convert(model, verbose=False)
     launches = kernels_of(model, x)
-    assert "activation_kernel" not in launches[: launches.index("merge_statistics_kernel")]
-    joined = model.conversion.joined  # pyright: ignore[reportAttributeAccessIssue]
+    assert "activation_forward_kernel" not in launches[: launches.index("merge_statistics_kernel")]
+    joined = model.conversion.joined
     assert ("1.project.0", "1.project.1", "residual") in joined
     assert ("1.squeeze", "relu()") in joined and ("1.excite", "1.gate") in joined
 
@@ -200,16 +200,16 @@ def test_sequences_are_joined_across_their_ends(device: str) -> None:
 def test_sums_and_layer_norms_are_joined(device: str) -> None:
     model, x = built("prenorm", device)
     tinynet.convert(model, verbose=False)
-    joined = model.conversion.joined  # pyright: ignore[reportAttributeAccessIssue]
+    joined = model.conversion.joined
     assert ("residual", "0.norm2") in joined and ("1.up", "gelu_tanh()", "1.down") in joined
-    assert "activation_kernel" not in kernels_of(model, x)
+    assert "activation_forward_kernel" not in kernels_of(model, x)
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
 def test_hooks_run(kind: str, device: str) -> None:
     model, x = built("residual", device)
     before, after = [], []
-    block: Any = model[0]  # pyright: ignore[reportIndexIssue]
+    block: Any = model[0]
     block.relu.inplace = False  # of which PyTorch's backward hooks allow nothing
     getattr(block.bn1, f"register_{kind}_hook")(lambda module, *_: before.append(module))
     expected = results(copy.deepcopy(model), x)
@@ -239,10 +239,10 @@ def test_everything_else_stays_as_it_is(device: str) -> None:
                 y = layer(y)
             return self.head(y)
 
-    model = Tied().to(device)
+    model: Any = Tied().to(device)
     model.shared.eval()
     model.table.weight.requires_grad_(False)
-    model.head.custom = "kept"  # pyright: ignore[reportAttributeAccessIssue]
+    model.head.custom = "kept"
     parameters, x = list(model.parameters()), torch.randint(0, 11, (3, 5), device=device)
     expected = model(x)
     assert tinynet.convert(model, verbose=False) is model
@@ -258,16 +258,16 @@ def test_channels_last_weights_are_the_same_parameters(device: str) -> None:
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     tinynet.convert(model, verbose=False)
-    weight: Any = model[0].weight  # pyright: ignore[reportIndexIssue]
+    weight: Any = model[0].weight
     assert weight is parameters[0] and weight.is_contiguous(memory_format=torch.channels_last)
     before = weight.detach().clone()
     model(x).sum().backward()
     optimizer.step()
     assert not torch.equal(weight, before)
     tinynet.revert(model, verbose=False)
-    assert weight is model[0].weight and weight.is_contiguous()  # pyright: ignore[reportIndexIssue]
+    assert weight is model[0].weight and weight.is_contiguous()
     other = tinynet.convert(built("inverted", device)[0], channels_last=False, verbose=False)
-    assert other[0].weight.is_contiguous()  # pyright: ignore[reportIndexIssue]
+    assert other[0].weight.is_contiguous()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -283,11 +283,11 @@ def test_revert_gives_the_torch_model_back(name: str, device: str) -> None:
 
 
 def test_own_models_become_torch_nns_where_they_can() -> None:
-    model = tinynet.nn.Sequential(tinynet.nn.Linear(3, 4), tinynet.nn.Linear(4, 2, activation="gelu"))
-    copied = tinynet.revert(model, verbose=False, inplace=False)
+    model: Any = tinynet.nn.Sequential(tinynet.nn.Linear(3, 4), tinynet.nn.Linear(4, 2, activation="gelu"))
+    copied: Any = tinynet.revert(model, verbose=False, inplace=False)
     assert type(copied) is nn.Sequential and type(copied[0]) is nn.Linear and type(model[0]) is tinynet.nn.Linear
     assert type(copied[1]) is tinynet.nn.Linear
-    assert copied.conversion.left == {"1": "torch.nn has no counterpart of activation=gelu"}  # pyright: ignore
+    assert copied.conversion.left == {"1": "torch.nn has no counterpart of activation=gelu"}
 
 
 @pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save"])
@@ -343,11 +343,12 @@ class Named(nn.Linear):
 
 def test_subclasses_are_left_unless_asked_for(device: str) -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(Scaled(5, 4), Named(4, 3)).to(device), torch.randn(2, 5, device=device)
+    model: Any = nn.Sequential(Scaled(5, 4), Named(4, 3)).to(device)
+    x = torch.randn(2, 5, device=device)
     expected = model(x)
     tinynet.convert(model, verbose=False)
     assert type(model[0]) is Scaled and type(model[1]) is Named
-    assert "subclass of Linear" in str(model.conversion)  # pyright: ignore[reportAttributeAccessIssue]
+    assert "subclass of Linear" in str(model.conversion)
     tinynet.convert(model, verbose=False, subclasses=[Scaled])
     assert isinstance(model[0], Scaled) and isinstance(model[0], tinynet.nn.Linear) and type(model[1]) is Named
     tinynet.convert(model, verbose=False, subclasses=True)
@@ -398,11 +399,16 @@ def test_bags_and_losses(device: str) -> None:
 
 
 def test_what_stays_is_reported(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    quantization: Any = torch.ao.quantization
+
     class Odd(nn.Module):
+        quantized: Any
+        replaced: Any
+
         def __init__(self) -> None:
             super().__init__()
             self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-            self.quantized = torch.ao.nn.qat.Linear(4, 4, qconfig=torch.ao.quantization.default_qconfig)
+            self.quantized = torch.ao.nn.qat.Linear(4, 4, qconfig=quantization.default_qconfig)
             self.sparse = nn.Embedding(5, 4, sparse=True)
             self.replaced = nn.Linear(4, 4)
             self.replaced.forward = lambda x: x
@@ -412,10 +418,11 @@ def test_what_stays_is_reported(device: str, capsys: pytest.CaptureFixture[str])
         def forward(self, x: Tensor) -> Tensor:
             return self.attention(x, x, x)[0]
 
-    model, x = Odd().to(device), torch.randn(2, 3, 4, device=device)
+    model: Any = Odd().to(device)
+    x = torch.randn(2, 3, 4, device=device)
     expected = model(x)
     tinynet.convert(model)
-    left = model.conversion.left  # pyright: ignore[reportAttributeAccessIssue]
+    left = model.conversion.left
     assert set(left) == {"attention", "quantized", "sparse", "replaced", "complex"}
     printed = capsys.readouterr().out
     assert "attention: tinynet.nn has no MultiheadAttention" in printed and "sparse: sparse gradients" in printed
@@ -459,28 +466,29 @@ class Options(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.relu, self.half = nn.Linear(4, 4), nn.ReLU(), False
+        self.linear, self.relu, self.halved = nn.Linear(4, 4), nn.ReLU(), False
 
     def forward(self, x: Any, *, factor: float = 1.0) -> Tensor:
         x = x if isinstance(x, Tensor) else torch.cat(x)
         y = self.relu(self.linear(x)) * factor
         y = F.dropout(y, 1.0, self.training)
-        return y / 2 if self.half else y
+        return y / 2 if self.halved else y
 
 
 def test_a_traced_forward_follows_attributes_mode_and_arguments(device: str) -> None:
     torch.manual_seed(0)
-    theirs, x = Options().to(device).eval(), torch.randn(3, 4, device=device)
+    theirs: Any = Options().to(device).eval()
+    x = torch.randn(3, 4, device=device)
     ours = tinynet.convert(theirs, verbose=False, inplace=False)
-    assert "activation_kernel" not in kernels_of(ours, x)
-    for change in (lambda model: None, lambda model: setattr(model, "half", True), lambda model: model.train()):
+    assert "activation_forward_kernel" not in kernels_of(ours, x)
+    for change in (lambda model: None, lambda model: setattr(model, "halved", True), lambda model: model.train()):
         for model in (theirs, ours):
             change(model)
         assert_close(ours(x), theirs(x), 1e-6)
         assert_close(ours([x, x[:1]], factor=3.0), theirs([x, x[:1]], factor=3.0), 1e-6)
-    theirs.eval(), ours.eval()
-    theirs.relu = nn.GELU()  # pyright: ignore[reportAttributeAccessIssue]
-    ours.relu = nn.GELU()  # pyright: ignore[reportAttributeAccessIssue]
+    for model in (theirs, ours):
+        model.eval()
+        model.relu = nn.GELU()
     assert_close(ours(x), theirs(x), 1e-6)
 
 
@@ -494,11 +502,12 @@ def test_a_layer_that_writes_to_what_is_read_again_still_does(device: str) -> No
             x = self.linear(x)
             return self.relu(x) + 2 * x
 
-    model, x = Preactivated().to(device), torch.randn(5, 4, device=device)
+    model: Any = Preactivated().to(device)
+    x = torch.randn(5, 4, device=device)
     expected = model(x)
     tinynet.convert(model, verbose=False)
     assert_close(model(x), expected, 1e-6)
-    assert model.conversion.left == {"relu": "it writes to an input that is read again"}  # pyright: ignore
+    assert model.conversion.left == {"relu": "it writes to an input that is read again"}
 
 
 @pytest.mark.parametrize("name", ["residual", "prenorm"])
@@ -511,7 +520,8 @@ def test_captured(name: str, device: str) -> None:
         assert_close(torch.export.export(model, (x,)).module()(x), expected, 1e-5)
         assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), expected, 1e-5)
         assert_close(torch.fx.symbolic_trace(model)(x), expected, 1e-5)
-        assert_close(torch.jit.trace(model, x)(x), expected, 1e-5)
+        traced: Any = torch.jit.trace(model, x)
+        assert_close(traced(x), expected, 1e-5)
 
 
 def test_autocast(device: str) -> None:

@@ -151,7 +151,5 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match=r"export: path must end in .pt2 for format 'program', got 'model.onnx'"):
         tinynet.export(model, x, "model.onnx", format="program")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ImportError, match="export: writing ONNX needs onnx and onnxscript: pip install"
-    ):
+    with pytest.raises(ImportError, match="export: writing ONNX needs onnx and onnxscript: pip install"):
         tinynet.export(model, x, tmp_path / "model.onnx")

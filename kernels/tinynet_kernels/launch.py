@@ -17,6 +17,8 @@ from triton import knobs
 # Triton reads TRITON_INTERPRET when a kernel is decorated, so one process has one answer.
 INTERPRETED: bool = bool(knobs.runtime.interpret)
 
+# What TorchInductor shows its kernels with; torch.profiler.record_function takes no shapes.
+_RECORD: Any = torch._C._profiler._RecordFunctionFast  # pyright: ignore[reportAttributeAccessIssue]
 Grid = tuple[int, ...]
 # planner(kernel, grid, arguments, constants) launches and returns True, or returns False and leaves it to Triton.
 planner: Callable[[Any, Grid, tuple[Any, ...], Mapping[str, Any]], bool] | None = None
@@ -105,7 +107,7 @@ def _run(
 def _run_profiled(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
     """Runs a kernel as an event of torch.profiler, with its name and the shapes of its tensors."""
     tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
-    with torch._C._profiler._RecordFunctionFast(kernel.__name__, tensors):
+    with _RECORD(kernel.__name__, tensors):
         if planner is None or not planner(kernel, grid, arguments, constants):
             _run_by_triton(kernel, grid, arguments, constants)
 

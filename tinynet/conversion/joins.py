@@ -109,7 +109,7 @@ def _leaves(steps: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def _joinable(layer: Any, last: Any, following: Any) -> bool:
-    """Whether the call that computes a layer, and after it activations or additions up to `last`, takes one step more."""
+    """Whether the call that computes a layer, and what follows it up to `last`, takes one step more."""
     kind, next_kind = type(layer), type(following)
     if (kind is nn.Linear and next_kind is nn.Linear) or (kind is nn.Conv2d and is_half(following)):
         return True
@@ -176,11 +176,11 @@ def _step(node: Node, module: torch.nn.Module) -> Step | None:
 
 def _activation(node: Node) -> Activation | None:
     """The activation that a function or method computes of its first argument."""
-    function = node.target
+    function: Any = node.target
     if node.op == "call_method":
-        function = getattr(torch.Tensor, str(node.target).rstrip("_"), None)
+        function = getattr(torch.Tensor, function.rstrip("_"), None)
     elif getattr(function, "__name__", "").endswith("_"):
-        function = getattr(F, function.__name__.rstrip("_"), None)  # pyright: ignore[reportFunctionMemberAccess]
+        function = getattr(F, function.__name__.rstrip("_"), None)
     try:
         return as_activation(partial(function, *node.args[1:], **node.kwargs))  # pyright: ignore
     except (TypeError, ValueError):

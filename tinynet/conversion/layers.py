@@ -62,7 +62,7 @@ def replace(module: torch.nn.Module, subclasses: Subclasses) -> str | None:
     return None
 
 
-def restore(module: torch.nn.Module) -> str | None:
+def restore(module: Any) -> str | None:
     """Gives a layer of tinynet torch.nn's class; returns why not if it stays as it is."""
     kind = class_of(module)
     own = module.__dict__

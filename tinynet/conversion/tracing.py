@@ -108,7 +108,7 @@ class _NoTensors(TorchDispatchMode):
         raise TraceError(f"its forward computes {func} from no argument")
 
 
-def _watched(kind: type, attributes: dict[str, Any]) -> type:
+def _watched(kind: Any, attributes: dict[str, Any]) -> type:
     """The class of a module whose attributes are noted when read, and cannot be set."""
 
     def read(self: Any, name: str) -> Any:

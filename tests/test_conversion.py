@@ -283,11 +283,11 @@ def test_revert_gives_the_torch_model_back(name: str, device: str) -> None:
 
 
 def test_own_models_become_torch_nns_where_they_can() -> None:
-    model: Any = tinynet.nn.Sequential(tinynet.nn.Linear(3, 4), tinynet.nn.Linear(4, 2, activation="gelu"))
-    copied: Any = tinynet.revert(model, verbose=False, inplace=False)
+    model = tinynet.nn.Sequential(tinynet.nn.Linear(3, 4), tinynet.nn.Linear(4, 2, activation="gelu"))
+    copied = tinynet.revert(model, verbose=False, inplace=False)
     assert type(copied) is nn.Sequential and type(copied[0]) is nn.Linear and type(model[0]) is tinynet.nn.Linear
     assert type(copied[1]) is tinynet.nn.Linear
-    assert copied.conversion.left == {"1": "torch.nn has no counterpart of activation=gelu"}
+    assert vars(copied)["conversion"].left == {"1": "torch.nn has no counterpart of activation=gelu"}
 
 
 @pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save"])

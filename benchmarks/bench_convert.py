@@ -27,6 +27,7 @@ MODELS = (
     *("googlenet", "squeezenet1_0", "shufflenet_v2_x1_0", "efficientnet_b0"),
     *("timm.resnet10t", "timm.mobilenetv4_conv_small", "timm.vit_tiny_patch16_224"),
 )
+SGD: dict[str, Any] = {"lr": 1e-4, "momentum": 0.9}
 LAYOUTS = {"eager": torch.contiguous_format, "eager channels_last": torch.channels_last}
 
 
@@ -86,9 +87,6 @@ def _training(setting: Setting, model: torch.nn.Module, images: Tensor) -> dict[
         optimizer = torch.optim.SGD(theirs.parameters(), **SGD, fused=True)
         contenders[layout] = _step(setting, theirs, torch.nn, optimizer, images.to(memory_format=memory), labels)
     return contenders
-
-
-SGD: dict[str, float] = {"lr": 1e-4, "momentum": 0.9}
 
 
 def _step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import FunctionType
 from typing import TypeVar
 
 import torch
@@ -144,8 +145,11 @@ def _join(model: torch.nn.Module, report: Report) -> None:
 
 def _is_traceable(module: torch.nn.Module) -> bool:
     """Whether a module has a forward of its own that calls children."""
+    forward = type(module).forward
     return (
-        any(child is not None for child in module._modules.values())
+        isinstance(forward, FunctionType)
+        and forward is not torch.nn.Module.forward
+        and any(child is not None for child in module._modules.values())
         and not type(module).__module__.startswith(("torch.", "tinynet."))
         and "forward" not in module.__dict__
         and not isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule)

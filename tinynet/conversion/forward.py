@@ -43,8 +43,8 @@ class Program(NamedTuple):
         own, children = module.__dict__, module._modules
         return (
             len(children) == self.children
-            and all(own.get(name) is value for name, value in self.attributes)
-            and all(children.get(name) is None for name in self.absent)
+            and (not self.attributes or all(own.get(name) is value for name, value in self.attributes))
+            and (not self.absent or all(children.get(name) is None for name in self.absent))
         )
 
 

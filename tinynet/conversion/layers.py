@@ -66,7 +66,7 @@ def restore(module: Any) -> str | None:
     """Gives a layer of tinynet torch.nn's class; returns why not if it stays as it is."""
     kind = class_of(module)
     own = module.__dict__
-    original = own.get("_replaced_class") or getattr(kind, "adopted", (None,))[0] or _ORIGINALS.get(kind)
+    original = own.get("_replaced_class") or getattr(kind, "_adopted_from", (None,))[0] or _ORIGINALS.get(kind)
     if original is None:
         return None
     if "_replaced_class" not in own and any(own.get(name, value) != value for name, value in _ADDED.items()):
@@ -109,7 +109,7 @@ def reorder(module: torch.nn.Module) -> None:
 
 def _reason_of_class(kind: type) -> str | None:
     """Why a module of this class has no twin; None for tinynet's own layers and modules that are no layers."""
-    if kind in _ORIGINALS or kind in _SHARED or hasattr(kind, "adopted") or issubclass(kind, torch.nn.Sequential):
+    if kind in _ORIGINALS or kind in _SHARED or hasattr(kind, "_adopted_from") or issubclass(kind, torch.nn.Sequential):
         return None
     for base in kind.__mro__[1:]:
         if base in TWINS:
@@ -134,7 +134,7 @@ def _adopted_for(kind: type, subclasses: Subclasses) -> type | None:
     """For a subclass of torch.nn's layer that is asked for, the same subclass of tinynet's; else None."""
     asked = subclasses is True or (not isinstance(subclasses, bool) and issubclass(kind, tuple(subclasses)))
     twin = next((TWINS[base] for base in kind.__mro__[1:] if base in TWINS), None)
-    if not asked or twin is None or kind in _ORIGINALS or hasattr(kind, "adopted"):
+    if not asked or twin is None or kind in _ORIGINALS or hasattr(kind, "_adopted_from"):
         return None
     return _adopted(kind, twin) if issubclass(twin, _ORIGINALS[twin]) else None
 
@@ -142,13 +142,13 @@ def _adopted_for(kind: type, subclasses: Subclasses) -> type | None:
 @cache
 def _adopted(kind: type, twin: type) -> type:
     """`kind` with `twin` between it and its base, so that its `super()` calls reach tinynet's layer."""
-    body = {"__module__": kind.__module__, "__reduce_ex__": _reduce, "adopted": (kind, twin)}
+    body = {"__module__": kind.__module__, "__reduce_ex__": _reduce, "_adopted_from": (kind, twin)}
     return type(kind.__name__, (kind, twin), body)
 
 
 def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
     """How such a layer is copied and pickled: its class cannot be imported, but made again."""
-    return _new, type(module).adopted, *object.__reduce_ex__(module, protocol)[2:]
+    return _new, type(module)._adopted_from, *object.__reduce_ex__(module, protocol)[2:]
 
 
 def _new(kind: type, twin: type) -> Any:

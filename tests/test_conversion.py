@@ -510,6 +510,31 @@ def test_a_layer_that_writes_to_what_is_read_again_still_does(device: str) -> No
     assert model.conversion.left == {"relu": "it writes to an input that is read again"}
 
 
+def test_a_traced_forward_follows_what_a_method_of_a_child_reads(device: str) -> None:
+    class Child(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = 2.0
+
+        def scaled(self, x: Tensor) -> Tensor:
+            return self.factor * x
+
+    class Parent(Untraceable):
+        def __init__(self) -> None:
+            super().__init__()
+            self.child = Child()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.child.scaled(self.relu(self.linear(x)))
+
+    model, x = Parent().to(device), torch.rand(2, 4, device=device)
+    tinynet.convert(model, verbose=False)
+    assert "activation_forward_kernel" not in kernels_of(model, x)
+    y = model(x)
+    model.child.factor = 6.0
+    assert_close(model(x), 3 * y, 1e-6)
+
+
 @pytest.mark.parametrize("name", ["residual", "prenorm"])
 def test_captured(name: str, device: str) -> None:
     model, x = built(name, device)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from tinynet.conversion.forward import JoinedForward, Program, program_for_tensors
-from tinynet.conversion.joins import RESIDUAL, joinable_runs
+from tinynet.conversion.joins import RESIDUAL
 from tinynet.conversion.layers import (
     Subclasses,
     class_of,
@@ -22,6 +22,7 @@ from tinynet.conversion.layers import (
     restore,
 )
 from tinynet.conversion.report import Report
+from tinynet.conversion.runs import joinable_runs
 from tinynet.nn.sequential import InTurn
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -159,11 +160,12 @@ def _is_traceable(module: torch.nn.Module) -> bool:
 def _join_forward(name: str, module: torch.nn.Module, report: Report) -> None:
     """Gives a module a joined forward, if there is something to join in training or evaluation."""
     programs = list(_programs(module))
-    overwriting = {layer for program in programs for layer in program.overwriting}
+    named = {f"{name}.{layer}" if name else layer: layer for program in programs for layer in program.overwriting}
+    overwriting = named.keys() & report.replaced.keys()
     for layer in overwriting:
-        restore(module.get_submodule(layer))
-        report.replaced.pop(f"{name}.{layer}" if name else layer, None)
-        report.left[f"{name}.{layer}" if name else layer] = "it writes to an input that is read again"
+        restore(module.get_submodule(named[layer]))
+        del report.replaced[layer]
+        report.left[layer] = "it writes to an input that is read again"
     if overwriting:
         programs = list(_programs(module))
     reasons = [program.reason for program in programs if program.reason is not None]

@@ -22,7 +22,7 @@ class Program(NamedTuple):
 
     Attributes:
         run: takes the module and the tensors among its arguments; None where joining was not possible.
-        attributes: the attributes of the module that it depends on.
+        attributes: those that it depends on, as in `Trace`.
         children: how many children the module had.
         absent: the names of those that were None.
         joined: the layers of each joined call, by name.
@@ -31,7 +31,7 @@ class Program(NamedTuple):
     """
 
     run: Callable[..., Any] | None
-    attributes: tuple[tuple[str, Any], ...] = ()
+    attributes: tuple[tuple[str, str, Any], ...] = ()
     children: int = 0
     absent: tuple[str, ...] = ()
     joined: tuple[tuple[str, ...], ...] = ()
@@ -40,12 +40,16 @@ class Program(NamedTuple):
 
     def fits(self, module: torch.nn.Module) -> bool:
         """Whether the module is still what it was when it was traced."""
-        own, children = module.__dict__, module._modules
+        children = module._modules
         return (
             len(children) == self.children
-            and (not self.attributes or all(own.get(name) is value for name, value in self.attributes))
+            and (not self.attributes or all(_has(module, *each) for each in self.attributes))
             and (not self.absent or all(children.get(name) is None for name in self.absent))
         )
+
+
+def _has(module: torch.nn.Module, path: str, name: str, value: Any) -> bool:
+    return (module.get_submodule(path) if path else module).__dict__.get(name) is value
 
 
 class JoinedForward:
@@ -115,7 +119,7 @@ def _program(module: torch.nn.Module, leaves: list[Any], spec: TreeSpec) -> Prog
         again = overwriting(graph, module)
         joined = join(graph, module)
         run = _compiled(graph) if joined else None
-        return Program(run, tuple(attributes.items()), len(children), absent, tuple(joined), again)
+        return Program(run, tuple(attributes), len(children), absent, tuple(joined), again)
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
         reason = f"{type(error).__name__}: {text[:150]}"

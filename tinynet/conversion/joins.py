@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from tinynet import nn
-from tinynet.nn.activation import FUNCTIONS
-from tinynet.nn.joins import BATCH_NORMS, CONVOLUTIONS, NORMS, Added, add_and_normalize, call_in_turn, is_half
+from tinynet.conversion.runs import is_joinable, joinable_runs, leaves
+from tinynet.nn.joins import BATCH_NORMS, Added, add_and_normalize, call_in_turn
 from tinynet.nn.sequential import flattened
 from tinynet.ops.activation_like import as_activation
 from tinynet_kernels.activation_spec import Activation
@@ -81,51 +81,6 @@ def overwriting(graph: Graph, module: torch.nn.Module) -> tuple[str, ...]:
     )
 
 
-def joinable_runs(steps: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """The names of neighbors that run in one call, of named steps in order."""
-    run: list[str] = []
-    layer = last = None
-    for name, what in _leaves(steps):
-        if type(what) is torch.nn.Identity:
-            continue
-        if not _joinable(layer, last, what):
-            if len(run) > 1:
-                yield tuple(run)
-            run, layer = [], what
-        elif not _is_activation(what) and what is not Added:
-            layer = what
-        run, last = [*run, name], what
-    if len(run) > 1:
-        yield tuple(run)
-
-
-def _leaves(steps: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """The steps with those of sequences in their place."""
-    for name, what in steps:
-        if isinstance(what, torch.nn.Sequential) and flattened([what]) != [what]:
-            yield from _leaves([(f"{name}.{key}", child) for key, child in what._modules.items()])
-        else:
-            yield name, what
-
-
-def _joinable(layer: Any, last: Any, following: Any) -> bool:
-    """Whether the call that computes a layer, and what follows it up to `last`, takes one step more."""
-    kind, next_kind = type(layer), type(following)
-    if (kind is nn.Linear and next_kind is nn.Linear) or (kind is nn.Conv2d and is_half(following)):
-        return True
-    if last is not layer:
-        return last is Added and _is_activation(following)
-    if kind is nn.Conv2d and next_kind is nn.BatchNorm2d:
-        return True
-    if kind not in (nn.Linear, *CONVOLUTIONS, *NORMS) or layer.activation.name != "identity":
-        return False
-    return _is_activation(following) or (kind in BATCH_NORMS and following is Added)
-
-
-def _is_activation(what: Any) -> bool:
-    return isinstance(what, Activation) or type(what) in FUNCTIONS
-
-
 def _chains(graph: Graph, module: torch.nn.Module) -> list[Chain]:
     """The longest chains of the graph, in order of their last steps."""
     ending: dict[Node, Chain] = {}
@@ -149,7 +104,7 @@ def _chains(graph: Graph, module: torch.nn.Module) -> list[Chain]:
                 chain = extendable(node.args[1], node)
             if not _ends_in_norm(chain) or node.args[0] is node.args[1]:
                 continue
-        elif _writes(node, module) and not (chain and _joinable(chain[-1].what, chain[-1].what, step.what)):
+        elif _writes(node, module) and not (chain and is_joinable(chain[-1].what, chain[-1].what, step.what)):
             continue
         if chain is None:
             ending[node] = [step]
@@ -189,7 +144,7 @@ def _activation(node: Node) -> Activation | None:
 
 def _ends_in_norm(chain: Chain | None) -> bool:
     """Whether the chain's last layer is a batch normalization."""
-    last = list(_leaves([("", step.what) for step in chain or []]))[-1:]
+    last = list(leaves([("", step.what) for step in chain or []]))[-1:]
     return bool(last) and type(last[0][1]) in BATCH_NORMS
 
 
@@ -197,7 +152,7 @@ def _writes(node: Node, module: torch.nn.Module) -> bool:
     """Whether a node writes to a tensor that it is given."""
     if node.op == "call_module":
         layer = module.get_submodule(str(node.target))
-        return bool(getattr(layer, "inplace", False)) and type(layer).__module__.startswith("torch.")
+        return bool(getattr(layer, "inplace", False)) and not type(layer).__module__.startswith("tinynet.")
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_method":
         return name.endswith("_") and not name.endswith("__")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from torch.fx.proxy import TraceError
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
+# Attributes of every module, and ours: a child may have a joined forward, or not yet.
+_IGNORED = frozenset({*vars(torch.nn.Module()), "forward"})
 
 
 class Trace(NamedTuple):
@@ -20,11 +22,11 @@ class Trace(NamedTuple):
 
     Attributes:
         graph: calls of the module's children, of functions and of methods of tensors.
-        attributes: those of the module that its forward read, with their values.
+        attributes: (the name of a module within, "" for itself; an attribute of it that was read; its value).
     """
 
     graph: Graph
-    attributes: dict[str, Any]
+    attributes: list[tuple[str, str, Any]]
 
 
 class Slot:
@@ -46,18 +48,13 @@ def trace(module: torch.nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Tra
         Exception: the forward asks for something that no proxy knows, computes with tensors of its own, draws random
             numbers or sets attributes.
     """
-    tracer, attributes, kind = _Tracer(leaves, spec), {}, type(module)
-    before = random.getstate()
-    module.__class__ = _watched(kind, attributes)
-    try:
-        with _NoTensors():
-            graph = tracer.trace(module)
-    finally:
-        object.__setattr__(module, "__class__", kind)
+    tracer, before = _Tracer(leaves, spec), random.getstate()
+    with _watched(module) as attributes, _NoTensors():
+        graph = tracer.trace(module)
     if random.getstate() != before:
         random.setstate(before)
         raise TraceError("its forward draws random numbers")
-    return Trace(graph, attributes)
+    return Trace(graph, [(path, name, value) for (path, name), value in attributes.items()])
 
 
 class _TensorProxy(Proxy):
@@ -108,13 +105,32 @@ class _NoTensors(TorchDispatchMode):
         raise TraceError(f"its forward computes {func} from no argument")
 
 
-def _watched(kind: Any, attributes: dict[str, Any]) -> type:
+@contextmanager
+def _watched(module: torch.nn.Module) -> Iterator[dict[tuple[str, str], Any]]:
+    """Notes which attributes of the module, and of those in it that are not layers, are read; none can be set."""
+    attributes: dict[tuple[str, str], Any] = {}
+    classes = [
+        (path, inner, type(inner))
+        for path, inner in module.named_modules()
+        if inner is module
+        or not (isinstance(inner, torch.jit.ScriptModule) or type(inner).__module__.startswith(("torch.", "tinynet.")))
+    ]
+    try:
+        for path, inner, kind in classes:
+            inner.__class__ = _watching(kind, path, attributes)
+        yield attributes
+    finally:
+        for _, inner, kind in classes:
+            object.__setattr__(inner, "__class__", kind)
+
+
+def _watching(kind: Any, path: str, attributes: dict[tuple[str, str], Any]) -> type:
     """The class of a module whose attributes are noted when read, and cannot be set."""
 
     def read(self: Any, name: str) -> Any:
         value = kind.__getattribute__(self, name)
-        if name not in _OF_EVERY_MODULE and name in kind.__getattribute__(self, "__dict__"):
-            attributes[name] = value
+        if name not in _IGNORED and name in kind.__getattribute__(self, "__dict__"):
+            attributes[path, name] = value
         return value
 
     def write(self: Any, name: str, value: Any) -> None:

@@ -214,9 +214,11 @@ def _can_join(convolution: Conv2d, norm: BatchNorm2d, x: Tensor) -> bool:
     )
 
 
-def _are_alike(x: Tensor, y: Any) -> bool:
+def _are_alike(x: Any, y: Any) -> bool:
     """Whether a kernel may add the two."""
-    return isinstance(y, Tensor) and x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return False
+    return x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
 
 
 def is_half(module: Any) -> bool:

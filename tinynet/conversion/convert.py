@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from tinynet.conversion.forward import JoinedForward, Program, program_for_tensors
+from tinynet.conversion.forward import Program, joined_class, program_for_tensors, separate
 from tinynet.conversion.joins import RESIDUAL
 from tinynet.conversion.layers import (
     Subclasses,
@@ -23,7 +23,6 @@ from tinynet.conversion.layers import (
 )
 from tinynet.conversion.report import Report
 from tinynet.conversion.runs import joinable_runs
-from tinynet.nn.sequential import InTurn
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -111,8 +110,7 @@ def revert(model: M, verbose: bool = True, *, inplace: bool = True) -> M:
     model = model if inplace else copy.deepcopy(model)
     report = Report()
     for name, module in model.named_modules():
-        if isinstance(module.__dict__.get("forward"), JoinedForward | InTurn):
-            del module.forward
+        separate(module)
         before = class_of(module)
         reason = restore(module)
         if reason is not None:
@@ -129,6 +127,7 @@ def _join(model: torch.nn.Module, report: Report) -> None:
     """Joins the layers of every module of a model."""
     modules = dict(replaceable(model))
     for module in modules.values():
+        separate(module)
         if is_sequence(module):
             join_sequence(module)
     for name, module in modules.items():
@@ -173,7 +172,7 @@ def _join_forward(name: str, module: torch.nn.Module, report: Report) -> None:
         report.not_traced[name] = reasons[0]
     joined = max((program.joined for program in programs), key=len)
     if joined:
-        module.forward = JoinedForward(module)  # pyright: ignore[reportAttributeAccessIssue]
+        module.__class__ = joined_class(type(module))
         report.joined += [_qualified(name, run) for run in joined]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from inspect import Signature, signature
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -52,44 +53,57 @@ def _has(module: torch.nn.Module, path: str, name: str, value: Any) -> bool:
     return (module.get_submodule(path) if path else module).__dict__.get(name) is value
 
 
-class JoinedForward:
-    """The forward of a module whose class's own forward is traced, once for each structure of its arguments.
+@functools.cache
+def joined_class(kind: Any) -> type:
+    """A class like `kind` whose forward runs joined: it is traced once for each structure of its arguments.
 
-    What cannot be traced, other arguments than tensors and constants, and torch.compile run the class's own forward.
+    What cannot be traced, other arguments than tensors and constants, and torch.compile run the forward of `kind`.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
-        self.programs: dict[Any, Program] = {}
-
-    @property
-    def __signature__(self) -> Signature:
-        return signature(type(self.module).forward.__get__(self.module))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "programs": {}}  # traced again where they are needed
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module = self.module
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return type(module).forward(module, *args, **kwargs)
+            return kind.forward(self, *args, **kwargs)
         if not kwargs and all(type(x) in _TENSORS for x in args):
-            tensors, key = args, (module.training, len(args))
+            tensors, key = args, (self.training, len(args))
         else:
-            tensors, key = _split(args, kwargs, module.training)
-        program = self.programs.get(key)
-        if program is None or not program.fits(module):
-            program = self.prepare(key, args, kwargs)
-        if program.run is None:
-            return type(module).forward(module, *args, **kwargs)
-        return program.run(module, *tensors)
+            tensors, key = _split(args, kwargs, self.training)
+        programs = self.__dict__.get(_PROGRAMS)
+        program = None if programs is None else programs.get(key)
+        if program is None or not program.fits(self):
+            program = _prepare(self, key, args, kwargs)
+        return kind.forward(self, *args, **kwargs) if program.run is None else program.run(self, *tensors)
 
-    def prepare(self, key: Any, args: Any, kwargs: Any) -> Program:
-        """The program for arguments like these."""
-        if key is None or len(self.programs) >= _MOST_PROGRAMS:
-            return Program(None)
-        program = self.programs[key] = _program(self.module, *tree_flatten((args, kwargs)))
-        return program
+    body = {"__module__": kind.__module__, "forward": forward, "__reduce_ex__": _reduce, "_joined_from": kind}
+    return type(kind.__name__, (kind,), body)
+
+
+def separate(module: torch.nn.Module) -> None:
+    """Gives a module with a joined forward its own class back."""
+    module.__class__ = getattr(type(module), "_joined_from", type(module))
+    module.__dict__.pop(_PROGRAMS, None)
+
+
+_PROGRAMS = "_programs"  # the attribute that holds a module's programs
+
+
+def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
+    """How such a module is copied and pickled: its class is derived again, and its forward traced again."""
+    _, _, state, *rest = object.__reduce_ex__(module, protocol)
+    return _new, (type(module)._joined_from,), {k: v for k, v in state.items() if k != _PROGRAMS}, *rest
+
+
+def _new(kind: type) -> Any:
+    return object.__new__(joined_class(kind))
+
+
+def _prepare(module: torch.nn.Module, key: Any, args: Any, kwargs: Any) -> Program:
+    """The program for arguments like these."""
+    programs = module.__dict__.setdefault(_PROGRAMS, {})
+    if key is None or len(programs) >= _MOST_PROGRAMS:
+        return Program(None)
+    program = programs[key] = _program(module, *tree_flatten((args, kwargs)))
+    return program
 
 
 def program_for_tensors(module: torch.nn.Module) -> Program:

@@ -12,7 +12,6 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tinynet import nn
 from tinynet.conversion.wrappers import wrapper_of
-from tinynet.nn.sequential import InTurn
 from tinynet_kernels.activation_spec import IDENTITY
 
 # torch.nn's layers and tinynet's of the same name. Sequences are replaced only to join their layers.
@@ -147,7 +146,7 @@ def _adopted(kind: type, twin: type) -> type:
 
 
 def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
-    """How such a layer is copied and pickled: its class cannot be imported, but made again."""
+    """How such a layer is copied and pickled: its class cannot be imported, but derived again."""
     return _new, type(module)._adopted_from, *object.__reduce_ex__(module, protocol)[2:]
 
 
@@ -169,4 +168,4 @@ def join_sequence(module: torch.nn.Module) -> None:
     if type(module) is torch.nn.Sequential:
         module.__class__ = nn.Sequential
     else:
-        module.forward = InTurn(module)  # pyright: ignore
+        module.__class__ = _adopted(type(module), nn.Sequential)

@@ -13,8 +13,7 @@ from torch.fx.proxy import TraceError
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-# Attributes of every module, and ours: a child may have a joined forward, or not yet.
-_IGNORED = frozenset({*vars(torch.nn.Module()), "forward"})
+_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 
 
 class Trace(NamedTuple):
@@ -117,7 +116,7 @@ def _watched(module: torch.nn.Module) -> Iterator[dict[tuple[str, str], Any]]:
     ]
     try:
         for path, inner, kind in classes:
-            inner.__class__ = _watching(kind, path, attributes)
+            inner.__class__ = _watching(getattr(kind, "_joined_from", kind), path, attributes)
         yield attributes
     finally:
         for _, inner, kind in classes:
@@ -129,7 +128,7 @@ def _watching(kind: Any, path: str, attributes: dict[tuple[str, str], Any]) -> t
 
     def read(self: Any, name: str) -> Any:
         value = kind.__getattribute__(self, name)
-        if name not in _IGNORED and name in kind.__getattribute__(self, "__dict__"):
+        if name not in _OF_EVERY_MODULE and name in kind.__getattribute__(self, "__dict__"):
             attributes[path, name] = value
         return value
 

@@ -25,25 +25,9 @@ class Sequential(torch.nn.Sequential):
     """
 
     def forward(self, input: Any) -> Any:
-        return _in_turn(self, input)
-
-
-class InTurn:
-    """What `Sequential.forward` does, as the forward of an instance of another subclass of torch.nn.Sequential."""
-
-    def __init__(self, sequence: torch.nn.Sequential) -> None:
-        self.sequence = sequence
-
-    def __call__(self, input: Any) -> Any:
-        return _in_turn(self.sequence, input)
-
-
-def _in_turn(sequence: torch.nn.Sequential, input: Any) -> Any:
-    if torch.compiler.is_compiling() or not isinstance(input, torch.Tensor):
-        for module in sequence:
-            input = module(input)
-        return input
-    return call_in_turn(flattened(sequence._modules.values()), input)
+        if torch.compiler.is_compiling() or not isinstance(input, torch.Tensor):
+            return super().forward(input)
+        return call_in_turn(flattened(self._modules.values()), input)
 
 
 def flattened(steps: Iterable[Any]) -> list[Any]:
@@ -63,10 +47,9 @@ _FORWARDS = torch.nn.Sequential.forward, Sequential.forward
 
 def _is_sequence(module: torch.nn.Sequential) -> bool:
     """Whether calling the module calls its modules in turn and runs nothing else."""
-    own = module.__dict__.get("forward")
     return (
-        (own is None or type(own) is InTurn)
-        and type(module).forward in _FORWARDS
+        type(module).forward in _FORWARDS
+        and "forward" not in module.__dict__
         and type(module).__call__ is _CALL
         and not has_hooks(module)
     )

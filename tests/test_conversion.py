@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -221,6 +223,50 @@ def test_hooks_run(kind: str, device: str) -> None:
     handle.remove()
     for a, b in zip(found[:2], expected[:2], strict=True):
         assert_close(a, b, 1e-4)
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's, whose name it takes below."""
+
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), act
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+BatchNormAct2d.__module__ = "timm.layers.norm_act"
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.Identity(), nn.LeakyReLU(0.3), nn.Softmax2d()], ids=str)
+def test_norms_with_an_activation_of_their_own(act: nn.Module, device: str) -> None:
+    torch.manual_seed(0)
+    theirs: Any = nn.Sequential(nn.Conv2d(3, 5, 3), BatchNormAct2d(5, act)).to(device)
+    x = torch.randn(2, 3, 6, 7, device=device)
+    ours: Any = tinynet.convert(theirs, verbose=False, inplace=False)
+    known = not isinstance(act, nn.Softmax2d)
+    assert isinstance(ours[1], BatchNormAct2d) is not known and ("1" in ours.conversion.left) is not known
+    if known:
+        launches = kernels_of(copy.deepcopy(ours), x)
+        assert "merge_statistics_kernel" in launches and "activation_forward_kernel" not in launches
+    exact = copy.deepcopy(theirs).double()
+    assert_same(results(ours, x), results(theirs, x), results(exact, x.double()))
+    tinynet.revert(ours, verbose=False)
+    assert type(ours[1]) is BatchNormAct2d and type(ours[1].act) is type(act)
+
+
+def test_a_model_is_freed_without_the_garbage_collector(device: str) -> None:
+    model, x = built("inverted", device)
+    model = tinynet.convert(model, verbose=False)
+    model(x)
+    found = weakref.ref(model[1])
+    gc.disable()
+    try:
+        del model
+        assert found() is None
+    finally:
+        gc.enable()
 
 
 def test_everything_else_stays_as_it_is(device: str) -> None:

@@ -89,6 +89,7 @@ _PROGRAMS = "_programs"  # the attribute that holds a module's programs
 
 def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
     """How such a module is copied and pickled: its class is derived again, and its forward traced again."""
+    state: Any
     _, _, state, *rest = object.__reduce_ex__(module, protocol)
     return _new, (type(module)._joined_from,), {k: v for k, v in state.items() if k != _PROGRAMS}, *rest
 

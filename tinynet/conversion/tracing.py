@@ -48,8 +48,11 @@ def trace(module: torch.nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Tra
             numbers or sets attributes.
     """
     tracer, before = _Tracer(leaves, spec), random.getstate()
-    with _watched(module) as attributes, _NoTensors():
-        graph = tracer.trace(module)
+    try:
+        with _watched(module) as attributes, _NoTensors():
+            graph = tracer.trace(module)
+    finally:
+        tracer.__dict__.pop("root", None)  # proxies and tracer form a circle, which would keep the module
     if random.getstate() != before:
         random.setstate(before)
         raise TraceError("its forward draws random numbers")

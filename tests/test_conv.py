@@ -21,6 +21,7 @@ from helpers import (
 )
 
 from tinynet.nn.conv import Conv2d
+from tinynet.nn.conv_transpose import ConvTranspose2d
 from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.conv import conv2d
 from tinynet.ops.convolution_operator import convolution_operator, convolution_reference
@@ -510,6 +511,18 @@ def test_layout_conversions(shape: tuple[int, ...], dtype: torch.dtype, device: 
     assert back.is_contiguous() and back.stride() == x.stride()
     assert torch.equal(images, x) and torch.equal(back, x)
     assert torch.equal(as_rows(images), x.permute(0, 2, 3, 1).reshape(-1, shape[1]))
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_results_may_be_written_in_place(size: int, channels_last: bool, device: str) -> None:
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, 4, size, size, device=device).to(memory_format=memory).requires_grad_()
+    for layer in (Conv2d(4, 5, 1), Conv2d(4, 5, size), ConvTranspose2d(4, 5, 1)):
+        layer.to(device)
+        y = layer(x)
+        (found,) = torch.autograd.grad(y.mul_(3.0).sum(), x)
+        torch.testing.assert_close(found, 3 * torch.autograd.grad(layer(x).sum(), x)[0])
 
 
 def test_unbatched(device: str) -> None:

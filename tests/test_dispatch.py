@@ -70,7 +70,7 @@ def test_modes_see_every_operator() -> None:
     images = torch.randn(2, 4, 8, 8, requires_grad=True)
     model = nn.Sequential(
         *(nn.Conv2d(4, 8, 3, padding=1, activation="gelu", pool=2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)),
-        *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 3), nn.Tanh()),
+        *(nn.Flatten(), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)),
     )
     with Seen() as seen, counted_launches() as launches:
         loss = nn.CrossEntropyLoss()(model(images), torch.tensor([0, 2]))
@@ -163,6 +163,16 @@ def test_traced_models(trace: str) -> None:
     traced(x, index)[1].backward()
     for parameter, wanted in zip(traced.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, wanted)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.BatchNorm2d(4), nn.InstanceNorm2d(4), nn.Softmax2d(), nn.ConvTranspose2d(4, 3, 2), nn.GroupNorm(2, 4)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_look_at_shapes_are_traced_by_fx(layer: torch.nn.Module) -> None:
+    model, x = torch.nn.Sequential(layer.eval()), torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
 
 
 IN_PLACE = {

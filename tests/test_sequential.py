@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 import tinynet
 from tinynet import nn
+from tinynet.nn.joins import Added, call_in_turn
 from tinynet_kernels.tiles import current_target
 
 pytestmark = pytest.mark.kernels
@@ -289,7 +290,7 @@ def test_convolutions_leave_statistics_for_the_norm_in_training(norm: dict, dtyp
             y = model(x)
             actual = gradients(y, model, x)
         assert launches.count("merge_statistics_kernel") == launches.count("normalize_kernel") == 3
-        assert "norm_statistics_kernel" not in launches and "activation_kernel" not in launches
+        assert "norm_statistics_kernel" not in launches and "activation_forward_kernel" not in launches
         expected_y = one_by_one(separate, x)
         assert_close(y, expected_y, error, "output")
         for found, expected in zip(actual, gradients(expected_y, separate, x), strict=True):
@@ -362,8 +363,49 @@ def test_norms_compute_the_activation_after_them(norm: Any, shape: tuple[int, ..
     x = torch.randn(shape, device=device, requires_grad=True)
     with counted_launches() as launches:
         y = model(x)
-    assert launches.count("activation_kernel") + launches.count("activation_forward_kernel") == 1  # tanh
+    assert launches.count("activation_forward_kernel") == 1  # tanh
     expected_y = one_by_one(model, x)
     assert_close(y, expected_y, tolerance(torch.float32, 64), "output")
     for found, expected in zip(gradients(y, model, x), gradients(expected_y, model, x), strict=True):
         assert_close(found, expected, 20 * tolerance(torch.float32, 64), "gradient")
+
+
+FOLLOWED = {
+    "convolution": (lambda: (nn.Conv2d(3, 5, 3), nn.ReLU()), (2, 3, 7, 6)),
+    "convolution of signals": (lambda: (nn.Conv1d(3, 5, 3), nn.GELU()), (2, 3, 9)),
+    "convolution of volumes": (lambda: (nn.Conv3d(2, 3, 2), nn.SiLU()), (2, 2, 4, 5, 3)),
+    "convolution and pool": (lambda: (nn.Conv2d(3, 5, 3), nn.Identity(), nn.Tanh(), nn.MaxPool2d(2)), (2, 3, 9, 8)),
+    "linear layers": (lambda: (nn.Linear(6, 5), nn.LeakyReLU(0.3), nn.Linear(5, 4), nn.Sigmoid()), (3, 7, 6)),
+    "nested": (lambda: (torch.nn.Sequential(nn.Conv2d(3, 5, 1)), nn.Sequential(nn.Hardswish())), (2, 3, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_layers_compute_the_activation_after_them(name: str, device: str) -> None:
+    torch.manual_seed(5)
+    layers, shape = FOLLOWED[name]
+    model, x = nn.Sequential(*layers()).to(device), torch.randn(shape, device=device, requires_grad=True)
+    with counted_launches() as launches:
+        y = model(x)
+        actual = gradients(y, model, x)
+    assert "activation_forward_kernel" not in launches and "max_pool_forward_kernel" not in launches
+    expected_y = one_by_one(model, x)
+    assert_close(y, expected_y, tolerance(torch.float32, 64))
+    for found, expected in zip(actual, gradients(expected_y, model, x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    model[-1].register_forward_hook(lambda *_: None)
+    if name != "convolution and pool":
+        with counted_launches() as launches:
+            model(x)
+        assert "activation_forward_kernel" in launches
+
+
+@pytest.mark.parametrize("kind", ["same", "broadcast", "of another dtype"])
+def test_a_norm_adds_a_tensor_that_it_can_read(kind: str, device: str) -> None:
+    norm, x = nn.BatchNorm2d(4).to(device), torch.randn(3, 4, 5, 6, device=device)
+    other = {"same": x + 1, "broadcast": x[:1], "of another dtype": x.to(torch.bfloat16)}[kind]
+    with counted_launches() as launches:
+        y = call_in_turn([norm, Added(other), nn.ReLU()], x)
+    assert ("activation_forward_kernel" in launches) is (kind != "same")
+    expected = torch.relu(torch.nn.functional.batch_norm(x, None, None, training=True) + other)
+    assert_close(y, expected, 1e-5)

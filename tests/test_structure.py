@@ -21,6 +21,7 @@ FLOORS = {
     "tinynet.optim": 3,
     "tinynet.train": 4,
     "tinynet.models": 4,
+    "tinynet.conversion": 4,
     "tinynet.data": 4,
     "tinynet.cli": 5,
     "tinynet": 5,  # its names are those of all floors, loaded on first use

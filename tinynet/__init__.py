@@ -14,18 +14,36 @@ if TYPE_CHECKING:
     from tinynet import functional as functional
     from tinynet import nn as nn
     from tinynet import optim as optim
+    from tinynet.conversion import convert as convert
+    from tinynet.conversion import export as export
+    from tinynet.conversion import revert as revert
     from tinynet.dispatch import describe as describe
     from tinynet.dispatch import engine as engine
     from tinynet_engines.interpreter import guard as guard
     from tinynet_engines.offline import inspect as inspect
     from tinynet_kernels.activation_spec import Activation as Activation
 
-__all__ = ["Activation", "describe", "engine", "functional", "guard", "inspect", "nn", "optim"]
+__all__ = [
+    "Activation",
+    "convert",
+    "describe",
+    "engine",
+    "export",
+    "functional",
+    "guard",
+    "inspect",
+    "nn",
+    "optim",
+    "revert",
+]
 __version__ = "0.1.0"
 
 # Imported on first use, so that `import tinynet` is fast and imports neither PyTorch nor Triton.
 _LAZY = {
     "Activation": ("tinynet_kernels.activation_spec", "Activation"),
+    "convert": ("tinynet.conversion", "convert"),
+    "export": ("tinynet.conversion", "export"),
+    "revert": ("tinynet.conversion", "revert"),
     "describe": ("tinynet.dispatch", "describe"),
     "engine": ("tinynet.dispatch", "engine"),
     "functional": ("tinynet.functional", None),

@@ -8,7 +8,8 @@ the device.
 
 Graph capture (`torch.compile`, `torch.export`, fake tensors) and dispatch modes (`FlopCounterMode`) cannot see kernel
 launches, so there an operator registered with `torch.library` replaces the launcher. Eager code does not use it,
-because it costs 20 to 30 us per call.
+because it costs 20 to 30 us per call. What ends in a file of another program's operators (`torch.jit.trace`, ONNX,
+TensorBoard's graphs) gets the reference.
 """
 
 from __future__ import annotations
@@ -233,8 +234,8 @@ def _kernels_serve_now(device_type: str, dtype: torch.dtype) -> bool:
 
 
 def _kernels_serve(device_type: str, dtype: torch.dtype) -> bool:
-    """Like `_kernels_serve_now`, but evaluated once per compilation."""
-    return _kernels_serve_now(device_type, dtype)
+    """Like `_kernels_serve_now`, but evaluated once per compilation. ONNX knows none of our operators."""
+    return not torch.onnx.is_in_onnx_export() and _kernels_serve_now(device_type, dtype)
 
 
 # The attribute that torch.compiler.assume_constant_result sets; calling that would import the compiler, for seconds.

@@ -1,7 +1,8 @@
 """The one door through which every kernel is launched, and the cost of what goes through it.
 
-Launching in one place lets an engine plan repeated launches (`planner`), a test count them (`observers`), and a report
-ask what a launch must at least move and compute (`cost_of`), without any change to a launcher.
+Launching in one place lets an engine plan repeated launches (`planner`), a test count them (`observers`),
+torch.profiler show them by name, and a report ask what a launch must at least move and compute (`cost_of`), without any
+change to a launcher.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import profiler
 from triton import knobs
 
 # Triton reads TRITON_INTERPRET when a kernel is decorated, so one process has one answer.
 INTERPRETED: bool = bool(knobs.runtime.interpret)
 
+# What TorchInductor shows its kernels with; torch.profiler.record_function takes no shapes.
+_RECORD: Any = torch._C._profiler._RecordFunctionFast  # pyright: ignore[reportAttributeAccessIssue]
 Grid = tuple[int, ...]
 # planner(kernel, grid, arguments, constants) launches and returns True, or returns False and leaves it to Triton.
 planner: Callable[[Any, Grid, tuple[Any, ...], Mapping[str, Any]], bool] | None = None
@@ -94,8 +98,21 @@ def _run(
 ) -> None:
     for observe in observers:
         observe(kernel, grid, reached)
-    if planner is not None and planner(kernel, grid, arguments, constants):
-        return
+    if profiler._is_profiler_enabled:
+        _run_profiled(kernel, grid, arguments, constants)
+    elif planner is None or not planner(kernel, grid, arguments, constants):
+        _run_by_triton(kernel, grid, arguments, constants)
+
+
+def _run_profiled(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
+    """Runs a kernel as an event of torch.profiler, with its name and the shapes of its tensors."""
+    tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
+    with _RECORD(kernel.__name__, tensors):
+        if planner is None or not planner(kernel, grid, arguments, constants):
+            _run_by_triton(kernel, grid, arguments, constants)
+
+
+def _run_by_triton(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
     device = arguments[0].device
     if device.type == "cuda":
         with torch.cuda.device(device):

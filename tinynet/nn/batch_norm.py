@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from tinynet.nn.linear import with_activation
+from tinynet.nn.proxies import as_leaf
 from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.batch_norm import normalize
 from tinynet_kernels.activation_spec import Activation
@@ -32,6 +34,8 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
         self, input: Tensor, activation: Activation, residual: Tensor | None = None, partial: Tensor | None = None
     ) -> Tensor:
         """Like `forward`, with the activation, and the statistics of parts of the input if known, as arguments."""
+        if isinstance(input, Proxy):
+            return as_leaf(self, input, *(() if residual is None else (residual,)))
         self._check_input_dim(input)
         training = self.training or (self.running_mean is None and self.running_var is None)
         running_mean, running_var = self.running_mean, self.running_var

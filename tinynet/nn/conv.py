@@ -60,8 +60,12 @@ class Conv1d(torch.nn.Conv1d):
         self.activation = as_activation(activation)
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.convolve(input, self.activation)[0]
+
+    def convolve(self, input: Tensor, activation: Activation) -> tuple[Tensor, None]:
+        """Like `Conv2d.convolve`."""
         input, window = _padded(self, input)
-        return ops.conv1d(input, self.weight, self.bias, *window, self.activation)
+        return ops.conv1d(input, self.weight, self.bias, *window, activation), None
 
     def extra_repr(self) -> str:
         return with_activation(super().extra_repr(), self.activation)
@@ -195,8 +199,12 @@ class Conv3d(torch.nn.Conv3d):
         self.activation = as_activation(activation)
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.convolve(input, self.activation)[0]
+
+    def convolve(self, input: Tensor, activation: Activation) -> tuple[Tensor, None]:
+        """Like `Conv2d.convolve`."""
         input, window = _padded(self, input)
-        return ops.conv3d(input, self.weight, self.bias, *window, self.activation)
+        return ops.conv3d(input, self.weight, self.bias, *window, activation), None
 
     def extra_repr(self) -> str:
         return with_activation(super().extra_repr(), self.activation)

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from tinynet.nn.batch_norm import without_bias
 from tinynet.nn.linear import with_activation
+from tinynet.nn.proxies import as_leaf
 from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.instance_norm import instance_norm
 from tinynet_kernels.activation_spec import Activation
@@ -18,6 +20,9 @@ class _InstanceNormForward(torch.nn.modules.instancenorm._InstanceNorm):
     """Instance normalization, and its activation, for torch.nn's forward, which checks the input."""
 
     activation: Activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        return as_leaf(self, input) if isinstance(input, Proxy) else super().forward(input)
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         return instance_norm(

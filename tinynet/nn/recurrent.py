@@ -15,15 +15,10 @@ from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from tinynet.dispatch import check_strided
+from tinynet.nn.proxies import as_leaf
 from tinynet.ops.recurrent import recurrent, recurrent_cell
 
 # torch.nn.RNN, LSTM and GRU are not the base classes, because torch.compile does not trace into their subclasses.
-
-
-def as_leaf(module: torch.nn.Module, input: Proxy, *arguments: Any, **keywords: Any) -> Any:
-    """Records a call of `module` as one node of an fx graph: fx cannot trace code that depends on the input's rank."""
-    tracer: Any = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, *arguments), keywords)
 
 
 class _RecurrentLayer(torch.nn.RNNBase):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
+from tinynet.nn.proxies import as_leaf
 from tinynet.ops import softmax as ops
 
 
@@ -50,6 +52,8 @@ class Softmax2d(torch.nn.Softmax2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input)
         if input.dim() not in (3, 4):
             raise ValueError(f"Softmax2d: input must be [N, C, H, W] or [C, H, W], got shape {tuple(input.shape)}")
         return ops.softmax(input, -3)

@@ -137,8 +137,12 @@ def convolution_forward(
 
 
 def in_order(y: Tensor, channels_last: bool) -> Tensor:
-    """A channels_last tensor, converted to contiguous unless `channels_last`."""
-    return y if channels_last else kernels.layout.to_contiguous(y)
+    """A channels_last tensor, converted to contiguous unless `channels_last`.
+
+    It is no view, since autograd lets nobody write to the views that a function returns.
+    """
+    y = y if channels_last else kernels.layout.to_contiguous(y)
+    return y.data if y._is_view() else y
 
 
 def convolution_gradients(

@@ -1,0 +1,150 @@
+"""The forward of a module whose layers run joined."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._pytree import TreeSpec, tree_flatten
+
+from tinynet.conversion.joins import join, overwriting
+from tinynet.conversion.tracing import SLOT, trace
+
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_CONSTANTS = (type(None), bool, int, float, str)
+_MOST_PROGRAMS = 32  # of one module: a forward given other constants at every call is not traced again and again
+
+
+class Program(NamedTuple):
+    """What a traced forward computes, for arguments of one structure.
+
+    Attributes:
+        run: takes the module and the tensors among its arguments; None where joining was not possible.
+        attributes: those that it depends on, as in `Trace`.
+        children: how many children the module had.
+        absent: the names of those that were None.
+        joined: the layers of each joined call, by name.
+        overwriting: the layers whose input is read again, which they must write to if they have `inplace=True`.
+        reason: why it could not be traced, or None.
+    """
+
+    run: Callable[..., Any] | None
+    attributes: tuple[tuple[str, str, Any], ...] = ()
+    children: int = 0
+    absent: tuple[str, ...] = ()
+    joined: tuple[tuple[str, ...], ...] = ()
+    overwriting: tuple[str, ...] = ()
+    reason: str | None = None
+
+    def fits(self, module: torch.nn.Module) -> bool:
+        """Whether the module is still what it was when it was traced."""
+        children = module._modules
+        return (
+            len(children) == self.children
+            and (not self.attributes or all(_has(module, *each) for each in self.attributes))
+            and (not self.absent or all(children.get(name) is None for name in self.absent))
+        )
+
+
+def _has(module: torch.nn.Module, path: str, name: str, value: Any) -> bool:
+    return (module.get_submodule(path) if path else module).__dict__.get(name) is value
+
+
+@functools.cache
+def joined_class(kind: Any) -> type:
+    """A class like `kind` whose forward runs joined: it is traced once for each structure of its arguments.
+
+    What cannot be traced, other arguments than tensors and constants, and torch.compile run the forward of `kind`.
+    """
+
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return kind.forward(self, *args, **kwargs)
+        if not kwargs and all(type(x) in _TENSORS for x in args):
+            tensors, key = args, (self.training, len(args))
+        else:
+            tensors, key = _split(args, kwargs, self.training)
+        programs = self.__dict__.get(_PROGRAMS)
+        program = None if programs is None else programs.get(key)
+        if program is None or not program.fits(self):
+            program = _prepare(self, key, args, kwargs)
+        return kind.forward(self, *args, **kwargs) if program.run is None else program.run(self, *tensors)
+
+    body = {"__module__": kind.__module__, "forward": forward, "__reduce_ex__": _reduce, "_joined_from": kind}
+    return type(kind.__name__, (kind,), body)
+
+
+def separate(module: torch.nn.Module) -> None:
+    """Gives a module with a joined forward its own class back."""
+    module.__class__ = getattr(type(module), "_joined_from", type(module))
+    module.__dict__.pop(_PROGRAMS, None)
+
+
+_PROGRAMS = "_programs"  # the attribute that holds a module's programs
+
+
+def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
+    """How such a module is copied and pickled: its class is derived again, and its forward traced again."""
+    state: Any
+    _, _, state, *rest = object.__reduce_ex__(module, protocol)
+    return _new, (type(module)._joined_from,), {k: v for k, v in state.items() if k != _PROGRAMS}, *rest
+
+
+def _new(kind: type) -> Any:
+    return object.__new__(joined_class(kind))
+
+
+def _prepare(module: torch.nn.Module, key: Any, args: Any, kwargs: Any) -> Program:
+    """The program for arguments like these."""
+    programs = module.__dict__.setdefault(_PROGRAMS, {})
+    if key is None or len(programs) >= _MOST_PROGRAMS:
+        return Program(None)
+    program = programs[key] = _program(module, *tree_flatten((args, kwargs)))
+    return program
+
+
+def program_for_tensors(module: torch.nn.Module) -> Program:
+    """The program of a call with one tensor for each argument that has no default."""
+    own = signature(type(module).forward.__get__(module)).parameters.values()
+    count = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in own)
+    return _program(module, *tree_flatten(((SLOT,) * count, {})))
+
+
+def _split(args: Any, kwargs: Any, training: bool) -> tuple[list[Any], Any]:
+    """The tensors of a call, and a key of all else; None for the key where there is something that cannot be traced."""
+    leaves, spec = tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if type(leaf) in _TENSORS]
+    others = [leaf for leaf in leaves if type(leaf) not in _TENSORS]
+    if any(type(other) not in _CONSTANTS for other in others):
+        return tensors, None
+    kinds = tuple(SLOT if type(leaf) in _TENSORS else (type(leaf), leaf) for leaf in leaves)
+    return tensors, (training, kinds, spec)
+
+
+def _program(module: torch.nn.Module, leaves: list[Any], spec: TreeSpec) -> Program:
+    places = [SLOT if type(leaf) in _TENSORS else leaf for leaf in leaves]
+    children = module._modules
+    absent = tuple(name for name, child in children.items() if child is None)
+    try:
+        graph, attributes = trace(module, places, spec)
+        again = overwriting(graph, module)
+        joined = join(graph, module)
+        run = _compiled(graph) if joined else None
+        return Program(run, tuple(attributes), len(children), absent, tuple(joined), again)
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0]
+        reason = f"{type(error).__name__}: {text[:150]}"
+        return Program(None, (), len(children), absent, reason=reason)
+
+
+def _compiled(graph: Any) -> Callable[..., Any]:
+    """The function that torch.fx writes for a graph."""
+    graph.lint()
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(code.src, scope)
+    return scope["forward"]

@@ -512,13 +512,16 @@ def optimizer_cases(target: Target) -> Iterator[Case]:
         "offset": (0, 1),
     }):  # fmt: skip
         yield Case(f"rule {_flags(row)}", partial(_rule, row), aligned=row["offset"] == 0)
-    for row in pairwise({"dtype": (FP32, BF16), "weight_decay": (0.0, 0.01), "maximize": (False, True), "offset": (0, 1)}):
+    for row in pairwise(
+        {"dtype": (FP32, BF16), "weight_decay": (0.0, 0.01), "maximize": (False, True), "offset": (0, 1)}
+    ):
         yield Case(f"lamb {_flags(row)}", partial(_lamb, row), aligned=row["offset"] == 0)
     for row in pairwise({"dtype": (FP32, BF16), "norm": ("1", "2", "inf"), "offset": (0, 1)}):
         yield Case(f"clip {_flags(row)}", partial(_clip, row), aligned=row["offset"] == 0)
     for dtype in (BF16, FP32):
         for M, N, K in ((32, 32, 288), (128, 576, 128), (1024, 1024, 4096), (17, 33, 63)):
-            yield Case(f"batched product {M}x{N}x{K} {dtype}", partial(_batched_product, M, N, K, dtype))
+            name = f"batched_product {M}x{N}x{K} {_text(dtype)}"
+            yield Case(name, partial(_batched_product, M, N, K, dtype), aligned=N % 8 == 0 == K % 8)
 
 
 # Rules in their largest form, and how many numbers they have.
@@ -542,8 +545,16 @@ def _rule(row: Mapping[str, Any]) -> None:
 
 def _lamb(row: Mapping[str, Any]) -> None:
     table = optimizer.PointerTable([_parameters(row)] * 4)
-    options = {"step": 1.0, "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
-    lamb.lamb_step(table, weight_decay=row["weight_decay"], maximize=row["maximize"], **options)
+    lamb.lamb_step(
+        table,
+        step=1.0,
+        lr=0.1,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-6,
+        weight_decay=row["weight_decay"],
+        maximize=row["maximize"],
+    )
 
 
 def _clip(row: Mapping[str, Any]) -> None:

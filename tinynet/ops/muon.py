@@ -87,13 +87,13 @@ def muon(
         alike.setdefault((shape, row[0].dtype, row[1].dtype, row[0].device), []).append(row)
     for rows in alike.values():
         parameters, gradients, buffers = (list(column) for column in zip(*rows, strict=True))
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, buffers, momentum) if nesterov else buffers
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+        updates = torch._foreach_lerp(gradients, buffers, momentum) if nesterov else buffers  # pyright: ignore[reportPrivateImportUsage]
         matrices = torch.stack([update.flatten(1) for update in updates])
         steps = orthogonalize(matrices, ns_coefficients, ns_steps, eps).to(parameters[0].dtype)
-        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)  # pyright: ignore[reportPrivateImportUsage]
         shaped = [step.reshape(parameter.shape) for step, parameter in zip(steps, parameters, strict=True)]
-        torch._foreach_add_(parameters, shaped, alpha=-lr * _ratio(adjust_lr_fn, *matrices.shape[1:]))
+        torch._foreach_add_(parameters, shaped, alpha=-lr * _ratio(adjust_lr_fn, *matrices.shape[1:]))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:

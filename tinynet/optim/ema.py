@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -37,12 +36,13 @@ class EMA(AveragedModel):
     def __init__(self, model: torch.nn.Module, decay: float = 0.999) -> None:
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay: got {decay}, expected a number from 0 to 1")
-        super().__init__(model, multi_avg_fn=partial(_average, decay=decay), use_buffers=True)
+        average: Any = partial(_average, decay=decay)
+        super().__init__(model, multi_avg_fn=average, use_buffers=True)
 
 
 @torch.no_grad()
-def _average(averages: Sequence[Tensor], values: Sequence[Tensor], count: Any, *, decay: float) -> None:
+def _average(averages: list[Tensor], values: list[Tensor], count: Any, *, decay: float) -> None:
     if averages[0].is_floating_point():
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        torch._foreach_lerp_(averages, values, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
     else:
-        torch._foreach_copy_(averages, values)
+        torch._foreach_copy_(averages, values)  # pyright: ignore[reportPrivateImportUsage]

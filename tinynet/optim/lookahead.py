@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Lookahead(torch.optim.Optimizer):
-    """Slow weights that move, every `k` steps of an optimizer, a part of the way to its weights, which then start again.
+    """Slow weights that move every `k` steps a part of the way to an optimizer's weights, which start again from there.
 
     Schedulers, GradScaler and hooks take it in the optimizer's place. It has the optimizer's groups; its state_dict is
     the optimizer's and one more entry, "lookahead".
@@ -66,8 +66,8 @@ class Lookahead(torch.optim.Optimizer):
         self.count += 1
         if self.count % self.k == 0:
             for group, slow in zip(self.param_groups, self.slow, strict=True):
-                torch._foreach_lerp_(slow, group["params"], self.alpha)
-                torch._foreach_copy_(group["params"], slow)
+                torch._foreach_lerp_(slow, group["params"], self.alpha)  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_copy_(group["params"], slow)  # pyright: ignore[reportPrivateImportUsage]
         return loss
 
     def state_dict(self) -> dict[str, Any]:

@@ -83,7 +83,8 @@ class Muon(FusedOptimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group, at_least_0=("lr", "weight_decay", "momentum", "eps"))
-        coefficients, steps, adjust = (group.get(name) for name in ("ns_coefficients", "ns_steps", "adjust_lr_fn"))
+        coefficients: Any = group.get("ns_coefficients")
+        steps, adjust = group.get("ns_steps"), group.get("adjust_lr_fn")
         are_three = isinstance(coefficients, (tuple, list)) and len(coefficients) == 3
         if not are_three or not all(map(math.isfinite, coefficients)):
             raise ValueError(f"ns_coefficients: got {coefficients!r}, expected three finite numbers")

@@ -8,6 +8,7 @@ from tinynet import nn
 from tinynet.models.airbench import Airbench
 from tinynet.models.char_language_model import CharLanguageModel
 from tinynet.models.cnn import CNN
+from tinynet.models.convnet import ConvNet
 from tinynet.models.convnext import ConvNeXt
 from tinynet.models.forecaster import Forecaster
 from tinynet.models.mlp import MLP
@@ -18,6 +19,7 @@ from tinynet.models.unet import UNet
 from tinynet.models.vgg import VGG
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "convnet": ConvNet,
     "cnn": CNN,
     "mlp": MLP,
     "airbench": Airbench,
@@ -37,6 +39,7 @@ __all__ = [
     "Airbench",
     "CharLanguageModel",
     "ConvNeXt",
+    "ConvNet",
     "Forecaster",
     "MobileNetV2",
     "ResNet",

@@ -65,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
     run_help = "folder of an image classifier's run, or its checkpoint"
     predict = commands.add_parser("predict", help="print the classes' probabilities of images")
-    predict.add_argument(
-        "path", type=Path, metavar="RUN", help="folder of an image classifier's run, or its checkpoint"
-    )
+    predict.add_argument("path", type=Path, metavar="RUN", help=run_help)
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files of any size, grey or color")
     predict.add_argument("--top", type=_positive, default=3, help="how many classes to print (default: 3)")
     predict.set_defaults(run=_predict)

@@ -32,28 +32,27 @@ from tinynet.data import (
     load_image_folder,
     load_images,
 )
-from tinynet.models import MODELS, build
-from tinynet.train import DTYPES, MultiCrop, Trainer, accuracy, make_deterministic, warm_up_and_cosine
+from tinynet.models import MODELS, Airbench, build
+from tinynet.train import DTYPES, MultiCrop, Trainer, accuracy, make_deterministic
 from tinynet.train.classifier import about_classifier
 from tinynet.train.log import TensorBoardLog
-from tinynet.train.optimizers import OPTIMIZERS, build_optimizer
+from tinynet.train.optimizers import OPTIMIZERS
 from tinynet.train.options import RunParser, not_negative_float
+from tinynet.train.recipes import Recipe, optimizer_and_schedule, recipe_of
 from tinynet.train.report import IMAGE_PICTURES, write_image_report
 from tinynet.train.run import run_training
 
-LABEL_SMOOTHING = 0.1
-WARM_UP = 0.2  # fraction of all steps
 FAST_EPOCHS = 6
 ONLY_HERE = ("eval", "fast", "log", "tta")  # options that a resumed run need not share
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = RunParser("train_image_classifier", "Train an image classifier.", epochs=24, batch_size=64, lr=None)
+    parser = RunParser("train_image_classifier", __doc__.splitlines()[0], epochs=None, batch_size=None, lr=None)
     add = parser.add_argument
     add("--model", choices=MODELS, default="convnet", help="the model to train")
     add("--data", type=data_name, default="mnist5k", help=f"{', '.join(IMAGE_DATA)}, or a folder with one per class")
-    add("--optimizer", choices=OPTIMIZERS, default="sgd", help="the optimizer; it chooses --lr if that is not given")
-    add("--weight-decay", type=not_negative_float, default=5e-4, help="of weights, not of norms and biases")
+    add("--optimizer", choices=OPTIMIZERS, default=None, help="sgd, if neither this nor the model says otherwise")
+    add("--weight-decay", type=not_negative_float, default=None, help="of weights, not of norms and biases")
     add("--fast", action="store_true", help=f"train for {FAST_EPOCHS} epochs")
     add("--log", choices=["tensorboard"], default=None, help="also write the metrics for another program")
     add("--tta", action="store_true", help="also evaluate with the mean over shifted copies of each test image")
@@ -61,28 +60,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_run(arguments)
     if options.eval and options.resume is None:
         parser.error("--eval evaluates a checkpoint: give its run as --resume runs/NAME")
-    if options.fast and options.steps is None:
-        options.epochs = FAST_EPOCHS
+    recipe = recipe_of(options.model)
+    options.epochs = FAST_EPOCHS if options.fast else options.epochs or recipe.epochs
+    options.batch_size = options.batch_size or recipe.batch_size
     make_deterministic(options.seed)
     with parser.report_errors(), tinynet.engine(options.engine):
-        return train(parser, options)
+        return train(parser, options, recipe)
 
 
-def train(parser: RunParser, options: argparse.Namespace) -> int:
+def train(parser: RunParser, options: argparse.Namespace, recipe: Recipe) -> int:
     data = load_images(options.data) if options.data in IMAGE_DATA else load_image_folder(options.data)
     model = build_model(parser, options, data)
     batches = ImageBatches(
         data, options.batch_size, seed=options.seed, device=options.device, augmentation=augmentation(data)
     )
+    if isinstance(model, Airbench):
+        model.whiten(batches.normalize(batches.train_images[:5000]))
     total_steps = options.steps or options.epochs * len(batches)
-    optimizer = build_optimizer(options.optimizer, model, options.lr, options.weight_decay)
+    optimizer, schedule = optimizer_and_schedule(
+        options.optimizer or ("airbench" if options.model == "airbench" else "sgd"),
+        model,
+        options.lr,
+        recipe.weight_decay if options.weight_decay is None else options.weight_decay,
+        options.batch_size,
+        total_steps,
+    )
     log = tensorboard_log(parser) if options.log else None
     trainer = Trainer(
         model,
         batches,
-        nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING),
+        nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
         optimizer,
-        warm_up_and_cosine(optimizer, total_steps, round(WARM_UP * total_steps)),
+        schedule,
         measures={"accuracy": accuracy},
         dtype=DTYPES[options.dtype],
         unit="images",
@@ -90,9 +99,10 @@ def train(parser: RunParser, options: argparse.Namespace) -> int:
         about=about_classifier(options.model, data),
         on_row=lambda row: log(trainer.folder, row) if log and trainer.folder else None,
     )
+    with_crops = options.tta or recipe.crops
     if options.eval:
         trainer.resume(options.resume)
-        print(summary(trainer, data, options.tta))
+        print(summary(trainer, data, with_crops))
         return 0
     return run_training(
         parser,
@@ -104,7 +114,7 @@ def train(parser: RunParser, options: argparse.Namespace) -> int:
         folder_name=f"{options.model}-{data.name}",
         report_names=IMAGE_PICTURES,
         report=lambda folder: write_image_report(folder, trainer, data),
-        summary=lambda: summary(trainer, data, options.tta),
+        summary=lambda: summary(trainer, data, with_crops),
     )
 
 

@@ -28,10 +28,12 @@ class RunParser(argparse.ArgumentParser):
     Args:
         name: the program's name; it is saved in checkpoints, and those of other programs are rejected.
         description: the first line of the help.
-        epochs, batch_size, lr: defaults of these options; lr is None where it depends on others.
+        epochs, batch_size, lr: defaults of these options; None where they depend on others.
     """
 
-    def __init__(self, name: str, description: str, *, epochs: int, batch_size: int, lr: float | None) -> None:
+    def __init__(
+        self, name: str, description: str, *, epochs: int | None, batch_size: int | None, lr: float | None
+    ) -> None:
         super().__init__(
             prog=name,
             description=description,

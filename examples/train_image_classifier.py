@@ -47,7 +47,7 @@ ONLY_HERE = ("eval", "fast", "log", "tta")  # options that a resumed run need no
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = RunParser("train_image_classifier", __doc__.splitlines()[0], epochs=None, batch_size=None, lr=None)
+    parser = RunParser("train_image_classifier", "Train an image classifier.", epochs=None, batch_size=None, lr=None)
     add = parser.add_argument
     add("--model", choices=MODELS, default="convnet", help="the model to train")
     add("--data", type=data_name, default="mnist5k", help=f"{', '.join(IMAGE_DATA)}, or a folder with one per class")

@@ -21,6 +21,7 @@ from tinynet.models import (
     UNet,
     build,
 )
+from tinynet.models.steps import training_step
 
 
 def torch_twin(model: nn.Module) -> torch.nn.Sequential:
@@ -84,6 +85,11 @@ def test_logits_of_every_model(name):
     with torch.device("meta"):
         model = build(name, image_shape=(1, 32, 40), classes=7)
         assert model(torch.empty(2, 1, 32, 40)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "unet"])
+def test_the_step_that_tinynet_inspect_runs(name):
+    training_step(name, 2, torch.float32)  # on the device "meta"
 
 
 def test_unet_has_logits_of_each_pixel():

@@ -26,7 +26,7 @@ THREADS := 2
 # `make test` runs every eighth case of a test that has many; SHARE=1 runs all of them.
 SHARE := 8
 PYTEST := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2 --share $(SHARE)
-INTERPRETED := activation glu prelu linear conv conv_grouped conv_patches winograd pool loss dropout embedding optimizer sequential reruns wide_strides
+INTERPRETED := activation glu prelu linear conv conv_grouped conv_patches winograd pool loss dropout embedding optimizer optimizer_wrappers clip_grad sequential reruns wide_strides
 
 test: test-interpreter test-driver ## run the test suite on every engine of this machine
 

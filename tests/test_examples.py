@@ -49,9 +49,9 @@ def assert_same_weights(first: Path, second: Path) -> None:
         assert torch.equal(weights(second)[name], weight), name
 
 
-@pytest.mark.parametrize(("model", "bar"), [("cnn", 0.980), ("mlp", 0.960)])
+@pytest.mark.parametrize(("model", "bar"), [("convnet", 0.985), ("mlp", 0.960)])
 def test_mnist5k_reaches_its_bar_from_the_default_seed(tmp_path, model, bar):
-    result = run(tmp_path, *([] if model == "cnn" else ["--model", model]))
+    result = run(tmp_path, "--fast" if model == "convnet" else "--model=mlp")
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "runs" / f"{model}-mnist5k"
     assert float(metrics(folder)[-1]["test_accuracy"]) >= bar
@@ -108,7 +108,7 @@ def test_same_seed_gives_the_same_numbers_bit_for_bit(tmp_path, script, flags):
 @pytest.mark.parametrize(
     ("script", "flags", "steps", "picture", "number"),
     [
-        (CLASSIFIER, ["--data", "digits", "--epochs", "40"], 960, "confusion.png", signal.SIGINT),
+        (CLASSIFIER, ["--model", "cnn", "--data", "digits", "--epochs", "40"], 960, "confusion.png", signal.SIGINT),
         (NAMES, ["--epochs", "12", "--batch-size", "128"], 384, "confusion.png", signal.SIGTERM),
         (FORECASTER, ["--epochs", "30"], 390, "forecast.png", signal.SIGTERM),
     ],
@@ -200,6 +200,37 @@ def test_a_signal_during_the_pictures_costs_nothing_and_resume_draws_them_or_see
     assert "out/checkpoint.pt cannot be read as a checkpoint" in refused.stderr
 
 
+def test_options_of_the_classifier(tmp_path):
+    """Another optimizer, an own folder of images, learning rates in metrics.csv, crops, and evaluation alone."""
+    image = pytest.importorskip("PIL.Image")
+    for name, value in (("bright", 200), ("dark", 60)):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for index in range(20):
+            image.new("RGB", (9, 9), (value, value, index)).save(tmp_path / "mine" / name / f"{index}.png")
+    flags = ["--model", "cnn", "--engine", "reference"]
+    own = ["--data", "mine", "--optimizer", "lion", "--weight-decay", "0.1", "--epochs", "4", "--tta", "--out", "out"]
+    result = run(tmp_path, *flags, *own)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"test accuracy 100.00 %, 100.00 % with shifted copies \(50.0 % for always", result.stdout)
+    rates = [float(row["lr"]) for row in metrics(tmp_path / "out")]
+    assert len(rates) == 4 and 0 == rates[-1] < rates[1] < 5e-4
+    only = run(tmp_path, "--eval", "--engine", "reference", "--resume", "out")
+    assert only.returncode == 0 and only.stdout.startswith("test accuracy 100.00 % (50.0 % for always"), only.stderr
+
+
+def test_tensorboard_that_is_not_installed_gets_a_sentence(tmp_path):
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide" / "sitecustomize.py").write_text(
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, package=None: None if name == 'tensorboard' else find(name, package)\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "hide"), os.environ.get("PYTHONPATH", "")])
+    result = run(tmp_path, "--data", "digits", "--log", "tensorboard", PYTHONPATH=path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "--log tensorboard: TensorBoard is not installed: pip install tensorboard" in result.stderr
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_16_bit_training_learns(tmp_path, dtype):
     result = run(tmp_path, "--data", "digits", "--model", "mlp", "--epochs", "8", "--dtype", dtype, "--out", "out")
@@ -258,6 +289,10 @@ def test_bad_input_to_sequence_examples_gets_a_sentence(tmp_path, script, flags,
     [
         (["--lr", "-0.1"], "--lr: must be a finite number above 0, got '-0.1'"),
         (["--model", "vgg"], "--model: invalid choice: 'vgg'"),
+        (["--model", "vgg11"], "--model vgg11: image_shape must be"),
+        (["--eval"], "--eval evaluates a checkpoint: give its run as --resume runs/NAME"),
+        (["--optimizer", "fastest"], "--optimizer: invalid choice: 'fastest'"),
+        (["--weight-decay", "-1"], "--weight-decay: must be a finite number of at least 0, got '-1'"),
         (["--data", "mnist6k"], "--data: invalid choice: 'mnist6k'"),
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--out", "file"], "--out file is not a folder"),

@@ -6,7 +6,22 @@ from helpers import assert_close
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from tinynet import nn
-from tinynet.models import CNN, MLP, MODELS, CharLanguageModel, Forecaster, SequenceClassifier, build
+from tinynet.models import (
+    CNN,
+    MLP,
+    MODELS,
+    VGG,
+    Airbench,
+    CharLanguageModel,
+    ConvNeXt,
+    Forecaster,
+    MobileNetV2,
+    ResNet,
+    SequenceClassifier,
+    UNet,
+    build,
+)
+from tinynet.models.steps import training_step
 
 
 def torch_twin(model: nn.Module) -> torch.nn.Sequential:
@@ -29,7 +44,7 @@ def torch_twin(model: nn.Module) -> torch.nn.Sequential:
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
 def test_logits_and_gradients_are_those_of_torch_layers(name, device):
     torch.manual_seed(0)
     model = build(name, image_shape=(3, 8, 11), classes=5).to(device)
@@ -57,15 +72,82 @@ def test_the_mlp_has_the_hidden_sizes_given():
     assert [tuple(weight.shape) for weight in model.parameters()] == [(7, 20), (7,), (6, 7), (6,), (3, 6), (3,)]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 32, 32), (2, 5, 9)])
 def test_logits_have_one_column_per_class(name, image_shape):
     model = build(name, image_shape=image_shape, classes=7)
     assert model(torch.zeros(2, *image_shape)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_of_every_model(name):
+    """Without memory, so that large models take no time; `test_networks` compares numbers."""
+    with torch.device("meta"):
+        model = build(name, image_shape=(1, 32, 40), classes=7)
+        assert model(torch.empty(2, 1, 32, 40)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "unet"])
+def test_the_step_that_tinynet_inspect_runs(name):
+    training_step(name, 2, torch.float32)  # on the device "meta"
+
+
+def test_unet_has_logits_of_each_pixel():
+    model = UNet(channels=3, classes=5, width=4, depth=2)
+    assert model(torch.zeros(1, 3, 12, 20)).shape == (1, 5, 12, 20)
+    with pytest.raises(ValueError, match=r"multiples of 4, got \[1, 3, 12, 18\]"):
+        model(torch.zeros(1, 3, 12, 18))
+
+
+# Name, and what builds the twin.
+OF_TORCHVISION = {
+    "resnet18": lambda: ResNet(depth=18),
+    "resnet34": lambda: ResNet(depth=34),
+    "resnet50": lambda: ResNet(depth=50),
+    "vgg11_bn": lambda: VGG(depth=11),
+    "vgg19_bn": lambda: VGG(depth=19),
+    "mobilenet_v2": lambda: MobileNetV2(),
+    "convnext_tiny": lambda: ConvNeXt(),
+}
+
+
+@pytest.mark.parametrize("name", OF_TORCHVISION)
+def test_state_dicts_are_torchvisions(name):
+    torchvision = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        theirs, ours = getattr(torchvision, name)().state_dict(), OF_TORCHVISION[name]().state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    assert list(ours) == list(theirs)
+
+
+def test_logits_are_torchvisions():
+    torchvision = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 64, 64)
+    for name in ("resnet18", "mobilenet_v2"):
+        theirs, ours = getattr(torchvision, name)().eval(), OF_TORCHVISION[name]().eval()
+        ours.load_state_dict(theirs.state_dict())
+        with torch.no_grad():
+            assert_close(ours(images), theirs.double()(images.double()), 1e-5, name)
+
+
+def test_airbench_whitens_its_patches():
+    torch.manual_seed(0)
+    mixed = torch.einsum("nchw,cd->ndhw", torch.randn(50, 3, 10, 10), torch.randn(3, 3))
+    model = Airbench((3, 10, 10), classes=4, widths=(8, 8))
+    assert not model.whitening.weight.requires_grad
+    model.whiten(mixed, eps=0.0)
+    with torch.no_grad():
+        outputs = torch.nn.functional.conv2d(mixed.double(), model.whitening.weight.double())
+    assert torch.equal(outputs[:, :12], -outputs[:, 12:])
+    components = outputs[:, :12].transpose(0, 1).flatten(1)
+    assert_close(components @ components.T / components.shape[1], torch.eye(12), 1e-4, "covariance")
+    weights = dict(model.named_parameters())
+    assert torch.equal(weights["blocks.0.weight"][3, 3], torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]]))
+
+
 def test_unknown_model_is_refused():
-    with pytest.raises(ValueError, match="unknown model 'vgg', expected one of cnn, mlp"):
+    with pytest.raises(ValueError, match="unknown model 'vgg', expected one of convnet, cnn, mlp, airbench, resnet18"):
         build("vgg")
 
 
@@ -77,6 +159,8 @@ def test_unknown_model_is_refused():
         ("mlp", {"image_shape": (1, 8)}, "image_shape"),
         ("mlp", {"classes": 0}, "classes must be at least 1, got 0"),
         ("cnn", {"classes": -1}, "classes"),
+        ("vgg11", {"image_shape": (1, 28, 28)}, "at least 1 channel and 32"),
+        ("resnet18", {"stem": "other"}, "stem 'cifar' or 'imagenet', got 18 and 'other'"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(name, arguments, message):

@@ -146,7 +146,7 @@ def test_metrics_csv_has_one_line_per_epoch_and_one_for_the_unfinished(tmp_path,
     with open(tmp_path / "metrics.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["epoch"], line["step"]) for line in lines] == [("1", "3"), ("2", "6"), ("3", "7")]
-    assert list(lines[0])[:3] == ["epoch", "step", "train_loss"]
+    assert list(lines[0])[:4] == ["epoch", "step", "lr", "train_loss"]
     assert float(lines[1]["test_loss"]) == trainer.rows[1]["test_loss"]
     assert read_checkpoint(tmp_path / "checkpoint.pt")["progress"]["rows"] == trainer.rows[:2]
 
@@ -427,7 +427,7 @@ ABSURD = [
     ("progress.steps.6.0", 21, "progress.steps[6][0]: got 21"),
     ("progress.steps.6.1", "much", "progress.steps[6][1]: got 'much'"),
     ("progress.rows", [{}], "progress.rows: got [{}], expected a list of 2"),
-    ("progress.rows.1", {}, "progress.rows[1]: got {}, expected a dict of epoch, step, train_loss"),
+    ("progress.rows.1", {}, "progress.rows[1]: got {}, expected a dict of epoch, step, lr, train_loss"),
     ("progress.rows.1.epoch", 7, "progress.rows[1].epoch: got 7, expected 2"),
     ("progress.rows.1.step", -6, "progress.rows[1].step: got -6, expected 6"),
     ("progress.rows.1.test_loss", None, "progress.rows[1].test_loss: got None"),

@@ -1,4 +1,4 @@
-"""The command line: `tinynet inspect`."""
+"""The command line: `tinynet inspect`, `tinynet predict` and `tinynet export`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,17 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", type=Path, help="write the whole report to this JSON file")
     inspect.add_argument("--html", type=Path, help="write the report to this HTML page")
     inspect.set_defaults(run=_inspect)
+    run_help = "folder of an image classifier's run, or its checkpoint"
+    predict = commands.add_parser("predict", help="print the classes' probabilities of images")
+    predict.add_argument("path", type=Path, metavar="RUN", help=run_help)
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files of any size, grey or color")
+    predict.add_argument("--top", type=_positive, default=3, help="how many classes to print (default: 3)")
+    predict.set_defaults(run=_predict)
+    export = commands.add_parser("export", help="write a trained image classifier for other programs")
+    export.add_argument("path", type=Path, metavar="RUN", help=run_help)
+    export.add_argument("--to", choices=("safetensors", "onnx"), required=True, help="the file's format")
+    export.add_argument("--out", type=Path, help="the file to write (default: model.FORMAT beside the checkpoint)")
+    export.set_defaults(run=_export)
     return parser
 
 
@@ -138,3 +149,53 @@ def _training_step(options: argparse.Namespace, parser: argparse.ArgumentParser)
         parser.error(f"--model: expected one of {', '.join(STEPS)}, got {options.model!r}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
     return partial(training_step, options.model, options.batch_size, dtype)
+
+
+def _predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Prints one line for each image: the most probable classes."""
+    import torch
+
+    from tinynet.data import DataError
+    from tinynet.train import CheckpointError, Classifier
+
+    try:
+        classifier = Classifier.load(options.path)
+        read = [classifier.read(path) for path in options.images]
+    except (CheckpointError, DataError) as error:
+        parser.error(str(error))
+    probabilities = classifier.probabilities(torch.stack([pixels for pixels, _ in read]))
+    for path, (_, is_inverted), row in zip(options.images, read, probabilities, strict=True):
+        best = row.topk(min(options.top, len(row)))
+        classes = [f"{classifier.class_names[index]} {100 * row[index]:.1f} %" for index in best.indices.tolist()]
+        print(f"{path}: {', '.join(classes)}{' (inverted)' if is_inverted else ''}")
+    return 0
+
+
+def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Writes the classifier's weights, or its whole computation, into a file."""
+    import json
+
+    import torch
+
+    import tinynet
+    from tinynet.train import CheckpointError, Classifier, export_weights
+
+    folder = options.path if options.path.is_dir() else options.path.parent
+    path = options.out or folder / f"model.{options.to}"
+    try:
+        classifier = Classifier.load(options.path)
+        if options.to == "safetensors":
+            about = {"class_names": classifier.class_names, "image_shape": classifier.image_shape}
+            pixels = {"mean": classifier.mean.flatten().tolist(), "std": classifier.std.flatten().tolist()}
+            metadata = {name: json.dumps(value) for name, value in {**about, **pixels}.items()}
+            export_weights(classifier.model, path, metadata)
+        else:
+            tinynet.export(classifier.model, torch.zeros(1, *classifier.image_shape), path)  # pyright: ignore
+    except (CheckpointError, ImportError) as error:
+        parser.error(str(error))
+    except AttributeError:
+        parser.error(f"--to {options.to}: this version of tinynet has no export of computations")
+    except OSError as error:
+        parser.error(f"{path} cannot be written: {error.strerror or error}")
+    print(path)
+    return 0

@@ -83,11 +83,11 @@ class TableTile(NamedTuple):
 
 
 @triton.jit
-def table_block(table_ptr, block_ptr, TILE: constexpr):
-    """This program's row of the table, its first element (int64), and how many elements are left from there on."""
-    program = tl.program_id(0).to(tl.int64)
-    row = tl.load(block_ptr + 2 * program)  # in bounds: one pair per program
-    block = tl.load(block_ptr + 2 * program + 1)  # in bounds: as above
+def table_block(table_ptr, block_ptr, number, TILE: constexpr):
+    """Block `number`: its row of the table, its first element (int64), and how many elements are left from there on."""
+    number = tl.cast(number, tl.int64)
+    row = tl.load(block_ptr + 2 * number)  # in bounds: one pair per block
+    block = tl.load(block_ptr + 2 * number + 1)  # in bounds: as above
     row_ptr = table_ptr + row.to(tl.int64) * TILE.columns
     start = block.to(tl.int64) * TILE.block
     left = tl.load(row_ptr) - start  # in bounds: the row's first column
@@ -100,6 +100,24 @@ def tensor_pointer(column_ptr, start, DTYPE: constexpr, TILE: constexpr):
     address = tl.load(column_ptr)  # in bounds: a column of the program's row
     pointer = address.to(tl.pointer_type(DTYPE)) + start  # pyright: ignore[reportArgumentType]
     return tl.multiple_of(pointer, 16) if TILE.aligned else pointer  # start counts whole blocks
+
+
+@triton.jit
+def load_block(pointer, left, TILE: constexpr):
+    """The first `left` elements of a block in fp32, 0 after them; all elements where `left` is None."""
+    offset = tl.arange(0, TILE.block)
+    if left is None:
+        return tl.load(pointer + offset).to(tl.float32)  # in bounds: a full block
+    else:
+        return tl.load(pointer + offset, mask=offset < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_block(pointer, values, left, TILE: constexpr):
+    """The first `left` elements of a block; all where `left` is None."""
+    offset = tl.arange(0, TILE.block)
+    mask = None if left is None else offset < left
+    tl.store(pointer + offset, values.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -135,7 +153,7 @@ def sgd_kernel(
     table_ptr, block_ptr, lr, momentum, grad_weight, weight_decay, SPEC: constexpr, DTYPE: constexpr, TILE: constexpr
 ):
     """One SGD step in place; columns: elements, parameter, gradient and, with momentum, its buffer."""
-    row_ptr, start, left = table_block(table_ptr, block_ptr, TILE)
+    row_ptr, start, left = table_block(table_ptr, block_ptr, tl.program_id(0), TILE)
     scalars = (lr, momentum, grad_weight, weight_decay)
     if TILE.aligned and left == TILE.block:
         sgd_block(row_ptr, start, None, scalars, SPEC, DTYPE, TILE)
@@ -202,7 +220,7 @@ def adam_kernel(
 
     Columns: elements, parameter, gradient, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq.
     """
-    row_ptr, start, left = table_block(table_ptr, block_ptr, TILE)
+    row_ptr, start, left = table_block(table_ptr, block_ptr, tl.program_id(0), TILE)
     moments = (beta1, one_minus_beta1, beta2, one_minus_beta2)
     scalars = (step_size, eps, inverse_root_correction, weight_decay, decay)
     if TILE.aligned and left == TILE.block:
@@ -222,7 +240,7 @@ class PointerTable:
 
     Attributes:
         addresses: int64 [parameters * width], row by row: elements, then the address of each tensor.
-        blocks: int32 [programs, 2]: row of `addresses`, and block within its tensors.
+        blocks: int32 [blocks, 2]: row of `addresses`, and block within its tensors.
         dtype: of all tensors.
         tile, num_warps: how kernels walk the table.
     """
@@ -263,6 +281,7 @@ class PointerTable:
         block = min(block, 1024) if target.kind == "cpu" else block
         pairs = [(row, place) for row, size in enumerate(sizes) for place in range(ceil_div(size, block))]
         self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32, device="cpu"), parameter.device)
+        self._first_blocks: torch.Tensor | None = None
         self.dtype, self._device = parameter.dtype, parameter.device
         width = 1 + len(columns)
         self.tile = TableTile(width, block, aligned=False)
@@ -274,6 +293,15 @@ class PointerTable:
         self._fixed_aligned = target.kind != "interpreter" and all(map(_all_aligned, self._fixed))
         self._point_to(gradients)
         self._views = _views(columns)
+
+    @property
+    def first_blocks(self) -> torch.Tensor:
+        """int32 [parameters]: the first block of each row, for kernels that combine a tensor's blocks."""
+        if self._first_blocks is None:
+            counts = [0, *(ceil_div(size, self.tile.block) for size in self._entries[:: self.tile.columns])]
+            firsts = torch.tensor(counts[:-1], dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32)
+            self._first_blocks = _upload(firsts, self._device)
+        return self._first_blocks
 
     def _point_to(self, gradients: list[int]) -> None:
         self._gradients = gradients

@@ -174,7 +174,7 @@ def rule_kernel(
     TILE: constexpr,
 ):
     """One step of the rule in place; columns: elements, parameter, gradient and states in the rule's order."""
-    row_ptr, start, left = table_block(table_ptr, block_ptr, TILE)
+    row_ptr, start, left = table_block(table_ptr, block_ptr, tl.program_id(0), TILE)
     decays = (weight_decay, decay)
     scalars = (scalar0, scalar1, scalar2, scalar3, scalar4, scalar5, scalar6, scalar7)
     if TILE.aligned and left == TILE.block:

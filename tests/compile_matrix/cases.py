@@ -17,6 +17,8 @@ import torch
 from tinynet_engines.offline.targets import Target
 from tinynet_kernels import (
     activation,
+    batched_product,
+    clip_grad,
     cosine_similarity,
     cross_entropy,
     ctc_loss,
@@ -27,6 +29,7 @@ from tinynet_kernels import (
     embedding_bag,
     glu,
     group_norm,
+    lamb,
     layout,
     linear,
     linear_cross_entropy,
@@ -509,6 +512,16 @@ def optimizer_cases(target: Target) -> Iterator[Case]:
         "offset": (0, 1),
     }):  # fmt: skip
         yield Case(f"rule {_flags(row)}", partial(_rule, row), aligned=row["offset"] == 0)
+    for row in pairwise(
+        {"dtype": (FP32, BF16), "weight_decay": (0.0, 0.01), "maximize": (False, True), "offset": (0, 1)}
+    ):
+        yield Case(f"lamb {_flags(row)}", partial(_lamb, row), aligned=row["offset"] == 0)
+    for row in pairwise({"dtype": (FP32, BF16), "norm": ("1", "2", "inf"), "offset": (0, 1)}):
+        yield Case(f"clip {_flags(row)}", partial(_clip, row), aligned=row["offset"] == 0)
+    for dtype in (BF16, FP32):
+        for M, N, K in ((32, 32, 288), (128, 576, 128), (1024, 1024, 4096), (17, 33, 63)):
+            name = f"batched_product {M}x{N}x{K} {_text(dtype)}"
+            yield Case(name, partial(_batched_product, M, N, K, dtype), aligned=N % 8 == 0 == K % 8)
 
 
 # Rules in their largest form, and how many numbers they have.
@@ -528,6 +541,34 @@ def _rule(row: Mapping[str, Any]) -> None:
     rule = rule._replace(has_weight_decay=row["weight_decay"] != 0)
     table = optimizer.PointerTable([_parameters(row)] * (2 + rule.states))
     optimizer_rules.rule_step(table, rule, row["weight_decay"], 1.0, *[0.5] * numbers)
+
+
+def _lamb(row: Mapping[str, Any]) -> None:
+    table = optimizer.PointerTable([_parameters(row)] * 4)
+    lamb.lamb_step(
+        table,
+        step=1.0,
+        lr=0.1,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-6,
+        weight_decay=row["weight_decay"],
+        maximize=row["maximize"],
+    )
+
+
+def _clip(row: Mapping[str, Any]) -> None:
+    table, norm = optimizer.PointerTable([_parameters(row)] * 2), row["norm"]
+    partial_norms = clip_grad.gradient_partials([table], norm, [()])
+    clip_grad.clip_norm([table], partial_norms, 1.0, norm, [()])
+    clip_grad.clip_value(table, 1.0, ())
+
+
+def _batched_product(M: int, N: int, K: int, dtype: torch.dtype) -> None:
+    """The products of Newton and Schulz's iteration: with a transposed operand, and with a third matrix added."""
+    a = _empty(4, M, K, dtype=dtype)
+    batched_product.batched_product(a, a.mT)
+    batched_product.batched_product(a, _empty(4, K, N, dtype=dtype), _empty(4, M, N, dtype=dtype), 1.0, 0.5)
 
 
 def _parameters(row: Mapping[str, Any]) -> list[torch.Tensor]:

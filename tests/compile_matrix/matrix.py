@@ -67,6 +67,7 @@ SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
     ("mean_pool_forward_kernel", "sm_120"): PARKED._replace(bytes=32),
     ("mean_pool_forward_kernel", "sm_90"): PARKED,
     ("linear_forward_kernel", "sm_120"): PARKED,
+    ("batched_product_kernel", "sm_120"): PARKED,
     ("linear_input_gradient_kernel", "sm_120"): RELOADED,
     ("linear_weight_gradient_kernel", "sm_120"): RELOADED,
 }

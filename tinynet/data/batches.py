@@ -1,4 +1,4 @@
-"""Shuffled batches, and batches of images, which are shifted and normalized with tensor operations on any device."""
+"""Shuffled batches, and batches of images, which are changed and normalized with tensor operations on any device."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from tinynet.data.augmentation import Augmentation, Shift
 from tinynet.data.images import ImageData
 
 
@@ -54,39 +54,19 @@ class ShuffledBatches(ABC):
         """Returns the batch of the training samples with the indices `chosen`, [B] on the CPU."""
 
 
-def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
-    """Shifts each image by its own number of pixels, padding with 0.
-
-    Args:
-        images: [N, C, H, W].
-        shifts: [N, 2] int64 on the same device: pixels down and right; negative for up and left.
-
-    Returns:
-        [N, C, H, W], contiguous, same dtype.
-    """
-    count, _, height, width = images.shape
-    margin = int(shifts.abs().max()) if shifts.numel() else 0
-    padded = pad(images, (margin, margin, margin, margin))
-    rows = torch.arange(height, device=images.device) + margin - shifts[:, :1]
-    columns = torch.arange(width, device=images.device) + margin - shifts[:, 1:]
-    image = torch.arange(count, device=images.device)
-    # Index tensors on both sides of the channel slice move the channels last: [N, H, W, C].
-    moved = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return moved.permute(0, 3, 1, 2).contiguous()
-
-
 class ImageBatches:
     """Batches of images on a device.
 
-    The order and the shifts depend only on the seed and the epoch, so that a run resumed in the middle of an epoch gets
-    the same batches as an uninterrupted one.
+    The order and the changes depend only on the seed and the epoch, so that a run resumed in the middle of an epoch
+    gets the same batches as an uninterrupted one.
 
     Args:
         data: the images, which are copied to the device once, as uint8.
         batch_size: images per batch, at least 1; the last batch of an epoch may be smaller.
-        seed: determines the order and the shifts.
+        seed: determines the order and the changes.
         shift: maximum shift of a training image in each direction, in pixels.
         device: of the batches.
+        augmentation: changes the training images, instead of `shift`.
     """
 
     def __init__(
@@ -97,6 +77,7 @@ class ImageBatches:
         seed: int = 0,
         shift: int = 0,
         device: torch.device | str = "cpu",
+        augmentation: Augmentation | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -104,7 +85,7 @@ class ImageBatches:
             raise ValueError(f"shift must be at least 0, got {shift}")
         self.batch_size = batch_size
         self.seed = seed
-        self.shift = shift
+        self.augmentation = Shift(shift) if shift and augmentation is None else augmentation
         self.train_images = data.train_images.to(device)
         self.train_labels = data.train_labels.to(device)
         self.test_images = data.test_images.to(device)
@@ -122,12 +103,16 @@ class ImageBatches:
 
     def train(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields an epoch's training batches, beginning with batch `start`: images [B, C, H, W] float32, labels [B]."""
-        order, shifts = self._draw(epoch)
+        generator = epoch_generator(self.seed, epoch)
+        count, device = len(self.train_labels), self.train_labels.device
+        order = torch.randperm(count, generator=generator, device="cpu").to(device)
+        augment = self.augmentation
+        drawn = None if augment is None else augment.draw(count, epoch, generator).to(device)
         for batch in range(start, len(self)):
             chosen = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             images = self.train_images[order[chosen]]
-            if self.shift:
-                images = shift_images(images, shifts[chosen])
+            if augment is not None and drawn is not None:
+                images = augment(images, drawn[chosen])
             yield self.normalize(images), self.train_labels[order[chosen]]
 
     def test(self, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
@@ -139,12 +124,3 @@ class ImageBatches:
     def normalize(self, images: Tensor) -> Tensor:
         """Returns the images as float32, scaled so that the training set has mean 0 and standard deviation 1."""
         return (images.float() - self.mean) / self.std
-
-    def _draw(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Returns an epoch's order [N] and shifts [N, 2], drawn on the CPU to be the same on every device."""
-        generator = epoch_generator(self.seed, epoch)
-        count = len(self.train_labels)
-        order = torch.randperm(count, generator=generator, device="cpu")
-        shifts = torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator, device="cpu")
-        device = self.train_labels.device
-        return order.to(device), shifts.to(device)

@@ -47,6 +47,19 @@ class ImageData:
         """The number of classes."""
         return len(self.class_names)
 
+    @property
+    def baseline(self) -> float:
+        """The part of the test images that have the class most frequent among the training images."""
+        most_frequent = self.train_labels.bincount().argmax()
+        return (self.test_labels == most_frequent).double().mean().item()
+
+    @property
+    def background(self) -> float:
+        """The mean brightness of the training images' outermost pixels, from 0 to 255."""
+        images = self.train_images.double()
+        sides = images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]
+        return torch.cat([side.flatten() for side in sides]).mean().item()
+
     def __str__(self) -> str:
         shape = "x".join(map(str, self.image_shape))
         counts = f"{len(self.train_labels):,} train and {len(self.test_labels):,} test images"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from tinynet import functional, nn, optim
-from tinynet.models import MODELS, CharLanguageModel, Forecaster, SequenceClassifier, build
+from tinynet.models import MODELS, CharLanguageModel, Forecaster, SequenceClassifier, UNet, build
 
 # Returns a model and its loss on one batch, on PyTorch's default device.
 Step = Callable[[int, torch.dtype], tuple[nn.Module, Tensor]]
@@ -17,8 +18,9 @@ Step = Callable[[int, torch.dtype], tuple[nn.Module, Tensor]]
 
 def _of_images(name: str) -> Step:
     def step(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+        image_shape = signature(MODELS[name]).parameters["image_shape"].default
         model = build(name).to(dtype)
-        logits = model(torch.empty(batch_size, 1, 28, 28, dtype=dtype))
+        logits = model(torch.empty(batch_size, *image_shape, dtype=dtype))
         return model, functional.cross_entropy(logits, torch.empty(batch_size, dtype=torch.int64))
 
     return step
@@ -50,11 +52,19 @@ def _forecaster(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]
     return model, functional.mse_loss(forecast, torch.empty_like(forecast))
 
 
+def _unet(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """A batch of images of 128 x 128 pixels, of two classes."""
+    model = UNet().to(dtype)
+    logits = model(torch.empty(batch_size, 1, 128, 128, dtype=dtype))
+    return model, functional.cross_entropy(logits, torch.empty(batch_size, 128, 128, dtype=torch.int64))
+
+
 STEPS: dict[str, Step] = {
     **{name: _of_images(name) for name in MODELS},
     "sequence-classifier": _sequence_classifier,
     "char-language-model": _char_language_model,
     "forecaster": _forecaster,
+    "unet": _unet,
 }
 
 

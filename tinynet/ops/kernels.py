@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tinynet_kernels import activation as activation
+    from tinynet_kernels import batched_product as batched_product
+    from tinynet_kernels import clip_grad as clip_grad
     from tinynet_kernels import cross_entropy as cross_entropy
     from tinynet_kernels import ctc_loss as ctc_loss
     from tinynet_kernels import distance as distance
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tinynet_kernels import embedding_bag as embedding_bag
     from tinynet_kernels import glu as glu
     from tinynet_kernels import group_norm as group_norm
+    from tinynet_kernels import lamb as lamb
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear
     from tinynet_kernels import linear_cross_entropy as linear_cross_entropy

@@ -251,7 +251,7 @@ def buckets_of(
     launches = 0
     for (phase, scattered), rows in _groups(lists, phases):
         parameters = [row[0] for row in rows]
-        if scattered or not _takes_kernels(operator, parameters) or _share_memory(parameters):
+        if scattered or not _takes_kernels(operator, parameters) or share_memory(parameters):
             buckets.append(_Bucket(phase, rows, None))
             continue
         flat = list(zip(*rows, strict=True))
@@ -309,7 +309,7 @@ def _flat_row(row: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     return (parameter, gradient, *states)
 
 
-def _share_memory(dense: Sequence[Tensor]) -> bool:
+def share_memory(dense: Sequence[Tensor]) -> bool:
     """Whether any two of these dense tensors overlap."""
     end = 0
     for start, size in sorted([(tensor.data_ptr(), tensor.nbytes) for tensor in dense]):

@@ -103,8 +103,13 @@ def _is(value: Any, expected: Any) -> bool:
     return type(value) is type(expected) and value == expected
 
 
-def export_weights(model: torch.nn.Module, path: Path) -> None:
+def export_weights(model: torch.nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes the model's state_dict to a safetensors file, which programs can read without PyTorch.
+
+    Args:
+        model: any module.
+        path: the file to write.
+        metadata: texts by name, saved in the file's head.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -113,4 +118,5 @@ def export_weights(model: torch.nn.Module, path: Path) -> None:
         from safetensors.torch import save_file
     except ImportError as error:
         raise ImportError("export_weights needs safetensors: pip install 'tinynet-triton[export]'") from error
-    save_file({name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}, path)
+    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, path, metadata=metadata)

@@ -28,10 +28,12 @@ class RunParser(argparse.ArgumentParser):
     Args:
         name: the program's name; it is saved in checkpoints, and those of other programs are rejected.
         description: the first line of the help.
-        epochs, batch_size, lr: defaults of these options.
+        epochs, batch_size, lr: defaults of these options; None where they depend on others.
     """
 
-    def __init__(self, name: str, description: str, *, epochs: int, batch_size: int, lr: float) -> None:
+    def __init__(
+        self, name: str, description: str, *, epochs: int | None, batch_size: int | None, lr: float | None
+    ) -> None:
         super().__init__(
             prog=name,
             description=description,
@@ -230,6 +232,17 @@ def positive_float(text: str) -> float:
         value = math.nan
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
+    return value
+
+
+def not_negative_float(text: str) -> float:
+    """Parses a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text!r}")
     return value
 
 

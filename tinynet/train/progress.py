@@ -29,8 +29,9 @@ class Progress:
 
 
 def row_names(measures: Sequence[str]) -> list[str]:
-    """Returns the columns of metrics.csv for these measures, which include the loss."""
-    return ["epoch", "step", *(f"train_{name}" for name in measures), *(f"test_{name}" for name in measures), "seconds"]
+    """Returns the columns of metrics.csv for these measures, which include the loss; lr is that of the next step."""
+    train, test = [f"train_{name}" for name in measures], [f"test_{name}" for name in measures]
+    return ["epoch", "step", "lr", *train, *test, "seconds"]
 
 
 def read_progress(saved: Any, *, batches: int, samples: int, measures: Sequence[str]) -> Progress:

@@ -95,6 +95,8 @@ class Trainer:
         unit: name of the samples in the progress bar.
         folder: where to write metrics.csv and checkpoint.pt after each epoch; None to write nothing.
         config: further values to save in checkpoints.
+        about: what a program that loads the model needs to know, saved in checkpoints too.
+        on_row: called with each new row of metrics.csv.
 
     Attributes:
         progress: the progress of the run.
@@ -114,6 +116,8 @@ class Trainer:
         unit: str = "samples",
         folder: Path | None = None,
         config: dict[str, Any] | None = None,
+        about: dict[str, Any] | None = None,
+        on_row: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.model = model
         self.batches = batches
@@ -125,6 +129,8 @@ class Trainer:
         self.unit = unit
         self.folder = folder
         self.config = config or {}
+        self.about = about or {}
+        self.on_row = on_row
         self.progress = Progress()
         self.stopped_by: signal.Signals | None = None
         self.device = next(model.parameters()).device
@@ -187,6 +193,8 @@ class Trainer:
                 self.save()  # before the slow evaluation: schedulers kill soon after SIGTERM
             row = self._row()
             self._print(row, samples_per_second)
+            if self.on_row is not None:
+                self.on_row(row)
             if is_finished:
                 self.progress.rows.append(row)
                 self.progress.epoch += 1
@@ -238,6 +246,7 @@ class Trainer:
             "random": _random_state(self.device),
             "progress": asdict(self.progress),
             "config": self.config,
+            "about": self.about,
         }
         save_checkpoint(self.folder / CHECKPOINT_NAME, state)
         if self.rows:
@@ -360,7 +369,8 @@ class Trainer:
         """Returns the row of metrics.csv for the current epoch."""
         train, test = self._train_means(), self.evaluate()
         means = [means[name] for means in (train, test) for name in self._names]
-        values = [self.progress.epoch + 1, self.progress.step, *means, round(self.progress.seconds, 2)]
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        values = [self.progress.epoch + 1, self.progress.step, lr, *means, round(self.progress.seconds, 2)]
         return dict(zip(row_names(self._names), values, strict=True))
 
     def _print(self, row: dict[str, float], samples_per_second: float) -> None:

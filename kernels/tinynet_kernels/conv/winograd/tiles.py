@@ -16,14 +16,33 @@ from tinynet_kernels.offsets import exceed_int32
 from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
 
 _FEWEST_CHANNELS = 16  # of a group, in and out: the depth and width of the smallest product
-# In products of the definition that take the same time:
-_PRODUCT_COST = {2: 1.4, 4: 1.6}  # by m, of a position of a patch: these products are smaller
-_TRANSFORM_COST = 17  # of a position of a patch and a channel
-_FILTER_COST = {2: 24, 4: 12}  # by m, in a forward, of a position of one filter's patch
-_PACKING_COST = 11  # in a forward, of bringing a weight into the order in which the definition multiplies it
+_PRODUCT_COST = {2: 1.4, 4: 1.6}  # by m, of a position of a patch, in products of the definition: these are smaller
+_TRANSFORM_COST = 17  # of a position of a patch and a channel, in such products
+_TILES_AT_ONCE = 16  # fewer take as long
 _FEWEST_TILES = 16  # of 4 x 4: fewer don't fill a product's rows
 _OWN_FILTER_TILES = 8  # tiles of rows that share a column's filters: with more, one kernel transforms them for all
 _LONGEST_SUM = 2048  # pixels that a weight gradient adds one after the other: the error grows with their number
+
+
+class _Costs(NamedTuple):
+    """What depends on which of a convolution's three kernels it is, for each pair of channels.
+
+    Attributes:
+        product: of the definition, relative to the forward's.
+        packing: of bringing a weight, or its gradient, into order, in products.
+        filters: by m, of transforming a position of a filter's patch, in products.
+        thin: of a product of a position, divided by both numbers of channels: thin ones fill no vector.
+    """
+
+    product: float
+    packing: float
+    filters: dict[int, float]
+    thin: float
+
+
+_FORWARD = _Costs(1.0, 20, {2: 25, 4: 15}, 450)
+_INPUT_GRADIENT = _Costs(1.4, 25, {2: 21, 4: 12}, 450)
+_WEIGHT_GRADIENT = _Costs(1.0, 90, {2: 28, 4: 21}, 0)
 
 
 class WinogradTile(NamedTuple):
@@ -83,9 +102,9 @@ def winograd_tile(
         dtype: of x and W.
         exact: whether only tiles of 2 x 2 may be used in fp32; see `asks_for_full_precision`.
         target: where it runs.
-        is_gradient: whether it is the data gradient, which finds the filters in the order that it needs.
+        is_gradient: whether it is the data gradient.
     """
-    m = _side(shape, dtype, exact, target, reorders_filters=not is_gradient)
+    m = _side(shape, dtype, exact, target, _INPUT_GRADIENT if is_gradient else _FORWARD)
     if m is None:
         return None
     tiles, columns = TileGrid.of(shape, m).tiles, shape.group_outputs
@@ -102,7 +121,7 @@ def winograd_weight_tile(
     shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target
 ) -> WinogradTile | None:
     """The tile for a weight gradient, None as of `winograd_tile`."""
-    m = _side(shape, dtype, exact, target, reorders_filters=False)
+    m = _side(shape, dtype, exact, target, _WEIGHT_GRADIENT)
     if m is None:
         return None
     block_tiles = min(64, max(16, power_of_2_at_least(TileGrid.of(shape, m).tiles)))
@@ -121,23 +140,21 @@ def transforms_own_filters(tiles: int, tile: WinogradTile) -> bool:
     return ceil_div(tiles, tile.block_tiles) <= _OWN_FILTER_TILES
 
 
-def _side(
-    shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target, *, reorders_filters: bool
-) -> int | None:
+def _side(shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Target, costs: _Costs) -> int | None:
     """The side of the tiles that take the least time for each pair of channels; None where that is the definition."""
     inputs, outputs = shape.group_inputs, shape.group_outputs
     if target.kind != "cpu" or min(inputs, outputs) < _FEWEST_CHANNELS or _is_wide(shape):
         return None
     if shape.groups > 1 and max(inputs, outputs) == _FEWEST_CHANNELS:
         return None  # such groups are multiplied side by side (`grouped.py`)
-    of_transforms = _TRANSFORM_COST * (1 / inputs + 1 / outputs)
+    of_transforms = _TRANSFORM_COST * (1 / inputs + 1 / outputs) + costs.thin / (inputs * outputs)
     # Some processors multiply twice as many bf16 values as fp32 ones at once.
-    product = 0.55 if dtype is torch.bfloat16 else 1.0
-    times: dict[int | None, float] = {None: 9 * (product * shape.pixels(pool=False) + _PACKING_COST * reorders_filters)}
+    product = costs.product * (0.55 if dtype is torch.bfloat16 else 1.0)
+    times: dict[int | None, float] = {None: 9 * (product * shape.pixels(pool=False) + costs.packing)}
     only_small = (exact and dtype is torch.float32) or TileGrid.of(shape, 4).tiles < _FEWEST_TILES
     for m in (2,) if only_small else (2, 4):
-        of_tiles = TileGrid.of(shape, m).tiles * (_PRODUCT_COST[m] + of_transforms)
-        times[m] = (m + 2) ** 2 * (of_tiles + _FILTER_COST[m] * reorders_filters)
+        tiles = ceil_div(TileGrid.of(shape, m).tiles, _TILES_AT_ONCE) * _TILES_AT_ONCE
+        times[m] = (m + 2) ** 2 * (tiles * (_PRODUCT_COST[m] + of_transforms) + costs.filters[m])
     return min(times, key=times.__getitem__)
 
 

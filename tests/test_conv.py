@@ -656,6 +656,8 @@ def test_costs(device: str) -> None:
 
 def test_refuses_what_does_not_fit(device: str) -> None:
     x, weight, bias = make((1, 4, 6, 5), 8, device=device, grad=False)
+    conv2d(x, weight, bias, stride=(1, 1))
+    conv2d(x, weight, bias, dilation=(1, 1))
     wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (ValueError, "input must be", {"input": x[0, 0]}),
         (ValueError, "weight must be", {"weight": weight[0]}),
@@ -671,6 +673,8 @@ def test_refuses_what_does_not_fit(device: str) -> None:
         (ValueError, "stride must be at least 1", {"stride": (1, -1)}),
         (ValueError, "stride must be one number", {"stride": (1, 1, 1)}),
         (TypeError, "stride must be an integer", {"stride": 1.5}),
+        (TypeError, "stride must be an integer", {"stride": (1.0, 1)}),  # equals one that was looked up before
+        (TypeError, "dilation must be an integer", {"dilation": (1, True)}),
         (ValueError, "dilation must be at least 1", {"dilation": 0}),
         (ValueError, "padding must be at least 0", {"padding": -1}),
         (ValueError, "'same' needs stride 1", {"padding": "same", "stride": 2}),

@@ -39,13 +39,8 @@ CPU_PARTS = 32  # each block reads all of them, in a small part of the time that
 
 
 @triton.jit
-def combined(total, values, NORM: constexpr):
-    """total and values added, or the larger of them; NaN wins."""
-    return tl.maximum(total, values, propagate_nan=tl.PropagateNan.ALL) if NORM == "inf" else total + values
-
-
-@triton.jit
 def larger(a, b):
+    """The larger of two; NaN wins."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -57,9 +52,10 @@ def reduced(values, NORM: constexpr):
 
 @triton.jit
 def added(total, gradient_ptr, left, NORM: constexpr, TILE: constexpr):
-    """total and the first `left` elements of one block; all of them where `left` is None."""
+    """total with the first `left` elements of one block, added or the largest; all of them where `left` is None."""
     gradient = load_block(gradient_ptr, left, TILE)
-    return combined(total, gradient * gradient if NORM == "2" else tl.abs(gradient), NORM)
+    values = gradient * gradient if NORM == "2" else tl.abs(gradient)
+    return larger(total, values) if NORM == "inf" else total + values
 
 
 @triton.jit

@@ -124,28 +124,22 @@ def store_block(pointer, values, left, TILE: constexpr):
 def sgd_block(row_ptr, start, left, scalars, SPEC: constexpr, DTYPE: constexpr, TILE: constexpr):
     """The step of the first `left` elements of one block; all of them where `left` is None."""
     lr, momentum, grad_weight, weight_decay = scalars
-    offset = tl.arange(0, TILE.block)
     parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, TILE)
-    gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, TILE)
-    mask = None if left is None else offset < left
-    other = None if left is None else 0.0
-    parameter = tl.load(parameter_ptr + offset, mask=mask, other=other)
-    gradient = tl.load(gradient_ptr + offset, mask=mask, other=other).to(tl.float32)
-    updated = parameter.to(tl.float32)
+    updated = load_block(parameter_ptr, left, TILE)
+    gradient = load_block(tensor_pointer(row_ptr + 2, start, DTYPE, TILE), left, TILE)
     if SPEC.maximize:
         gradient = -gradient
     if SPEC.has_weight_decay:
         gradient += weight_decay * updated
     if SPEC.has_momentum:
         buffer_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, TILE)
-        buffer = tl.load(buffer_ptr + offset, mask=mask, other=other)
-        velocity = momentum * buffer.to(tl.float32) + grad_weight * gradient
+        velocity = momentum * load_block(buffer_ptr, left, TILE) + grad_weight * gradient
         gradient = gradient + momentum * velocity if SPEC.nesterov else velocity
     updated -= lr * gradient
     tl.debug_barrier()  # in a small block several warps hold the same element: all load before any stores
     if SPEC.has_momentum:
-        tl.store(buffer_ptr + offset, velocity.to(buffer.dtype), mask=mask)
-    tl.store(parameter_ptr + offset, updated.to(parameter.dtype), mask=mask)
+        store_block(buffer_ptr, velocity, left, TILE)
+    store_block(parameter_ptr, updated, left, TILE)
 
 
 @triton.jit
@@ -166,18 +160,13 @@ def adam_block(row_ptr, start, left, moments, scalars, SPEC: constexpr, DTYPE: c
     """The step of the first `left` elements of one block; all of them where `left` is None."""
     beta1, one_minus_beta1, beta2, one_minus_beta2 = moments
     step_size, eps, inverse_root_correction, weight_decay, decay = scalars
-    offset = tl.arange(0, TILE.block)
     parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, TILE)
-    gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, TILE)
     exp_avg_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, TILE)
     exp_avg_sq_ptr = tensor_pointer(row_ptr + 4, start, DTYPE, TILE)
-    mask = None if left is None else offset < left
-    other = None if left is None else 0.0
-    parameter = tl.load(parameter_ptr + offset, mask=mask, other=other)
-    gradient = tl.load(gradient_ptr + offset, mask=mask, other=other).to(tl.float32)
-    exp_avg = tl.load(exp_avg_ptr + offset, mask=mask, other=other).to(tl.float32)
-    exp_avg_sq = tl.load(exp_avg_sq_ptr + offset, mask=mask, other=other).to(tl.float32)
-    updated = parameter.to(tl.float32)
+    updated = load_block(parameter_ptr, left, TILE)
+    gradient = load_block(tensor_pointer(row_ptr + 2, start, DTYPE, TILE), left, TILE)
+    exp_avg = load_block(exp_avg_ptr, left, TILE)
+    exp_avg_sq = load_block(exp_avg_sq_ptr, left, TILE)
     if SPEC.maximize:
         gradient = -gradient
     if SPEC.has_weight_decay:
@@ -187,16 +176,16 @@ def adam_block(row_ptr, start, left, moments, scalars, SPEC: constexpr, DTYPE: c
     second_moment = exp_avg_sq
     if SPEC.amsgrad:
         max_exp_avg_sq_ptr = tensor_pointer(row_ptr + 5, start, DTYPE, TILE)
-        largest = tl.load(max_exp_avg_sq_ptr + offset, mask=mask, other=other).to(tl.float32)
+        largest = load_block(max_exp_avg_sq_ptr, left, TILE)
         second_moment = tl.maximum(largest, exp_avg_sq, propagate_nan=tl.PropagateNan.ALL)
     denominator = tl.sqrt(second_moment) * inverse_root_correction + eps
     updated = decay * updated - step_size * exp_avg / denominator
     tl.debug_barrier()  # in a small block several warps hold the same element: all load before any stores
-    tl.store(exp_avg_ptr + offset, exp_avg.to(parameter.dtype), mask=mask)
-    tl.store(exp_avg_sq_ptr + offset, exp_avg_sq.to(parameter.dtype), mask=mask)
+    store_block(exp_avg_ptr, exp_avg, left, TILE)
+    store_block(exp_avg_sq_ptr, exp_avg_sq, left, TILE)
     if SPEC.amsgrad:
-        tl.store(max_exp_avg_sq_ptr + offset, second_moment.to(parameter.dtype), mask=mask)
-    tl.store(parameter_ptr + offset, updated.to(parameter.dtype), mask=mask)
+        store_block(max_exp_avg_sq_ptr, second_moment, left, TILE)
+    store_block(parameter_ptr, updated, left, TILE)
 
 
 @triton.jit

@@ -28,7 +28,16 @@ import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, Reached, costs
-from tinynet_kernels.optimizer import TRITON_DTYPES, PointerTable, TableTile, table_block, table_cost, tensor_pointer
+from tinynet_kernels.optimizer import (
+    TRITON_DTYPES,
+    PointerTable,
+    TableTile,
+    load_block,
+    store_block,
+    table_block,
+    table_cost,
+    tensor_pointer,
+)
 from tinynet_kernels.optimizer_spec import Rule
 
 SCALARS = 8  # that the kernel takes; a rule reads as many as it has
@@ -131,18 +140,12 @@ def ruled(p, g, states, scalars, RULE: constexpr):
 def rule_block(row_ptr, start, left, decays, scalars, RULE: constexpr, DTYPE: constexpr, TILE: constexpr):
     """The step of the first `left` elements of one block; all of them where `left` is None."""
     weight_decay, decay = decays
-    offset = tl.arange(0, TILE.block)
-    mask = None if left is None else offset < left
-    other = None if left is None else 0.0
     parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, TILE)
-    gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, TILE)
-    parameter = tl.load(parameter_ptr + offset, mask=mask, other=other)
-    g = tl.load(gradient_ptr + offset, mask=mask, other=other).to(tl.float32)
+    p = load_block(parameter_ptr, left, TILE)
+    g = load_block(tensor_pointer(row_ptr + 2, start, DTYPE, TILE), left, TILE)
     states = ()
     for state in tl.static_range(RULE.states):  # pyright: ignore[reportGeneralTypeIssues]
-        state_ptr = tensor_pointer(row_ptr + 3 + state, start, DTYPE, TILE)
-        states += (tl.load(state_ptr + offset, mask=mask, other=other).to(tl.float32),)
-    p = parameter.to(tl.float32)
+        states += (load_block(tensor_pointer(row_ptr + 3 + state, start, DTYPE, TILE), left, TILE),)
     if RULE.maximize:
         g = -g
     if RULE.has_weight_decay:
@@ -150,9 +153,8 @@ def rule_block(row_ptr, start, left, decays, scalars, RULE: constexpr, DTYPE: co
     p, states = ruled(decay * p, g, states, scalars, RULE)
     tl.debug_barrier()  # in a small block several warps hold the same element: all load before any stores
     for state in tl.static_range(RULE.states):  # pyright: ignore[reportGeneralTypeIssues]
-        state_ptr = tensor_pointer(row_ptr + 3 + state, start, DTYPE, TILE)
-        tl.store(state_ptr + offset, states[state].to(parameter.dtype), mask=mask)
-    tl.store(parameter_ptr + offset, p.to(parameter.dtype), mask=mask)
+        store_block(tensor_pointer(row_ptr + 3 + state, start, DTYPE, TILE), states[state], left, TILE)
+    store_block(parameter_ptr, p, left, TILE)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tinynet import nn
 from tinynet.models.checks import check_classes, check_image_shape
-from tinynet.models.layers import in_turn
+from tinynet.nn.sequential import in_turn
 
 
 class ChannelNorm(nn.LayerNorm):

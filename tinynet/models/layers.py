@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tinynet import nn
 
@@ -16,15 +15,6 @@ def conv_norm(
     """A convolution that keeps the size of the image (divided by `stride`), its normalization, and its activation."""
     convolution = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs, activation=activation))
-
-
-def in_turn(x: Tensor, *modules: torch.nn.Module) -> Tensor:
-    """The last module's output, neighbors being fused as in `nn.Sequential`: for modules with names of their own."""
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
-        for module in modules:
-            x = module(x)
-        return x
-    return nn.Sequential(*modules)(x)
 
 
 @torch.no_grad()

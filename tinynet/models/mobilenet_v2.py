@@ -4,7 +4,8 @@ from torch import Tensor
 
 from tinynet import nn
 from tinynet.models.checks import check_classes, check_image_shape
-from tinynet.models.layers import conv_norm, in_turn, initialize, initialize_linear
+from tinynet.models.layers import conv_norm, initialize, initialize_linear
+from tinynet.nn.sequential import in_turn
 
 # Expansion, channels, blocks, and stride of the first block, of each stage.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from tinynet import nn
 from tinynet.models.checks import check_classes, check_image_shape
-from tinynet.models.layers import conv_norm, in_turn, initialize
+from tinynet.models.layers import conv_norm, initialize
+from tinynet.nn.sequential import in_turn
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # blocks
 

@@ -25,9 +25,16 @@ class Sequential(torch.nn.Sequential):
     """
 
     def forward(self, input: Any) -> Any:
-        if torch.compiler.is_compiling() or not isinstance(input, torch.Tensor):
-            return super().forward(input)
-        return call_in_turn(flattened(self._modules.values()), input)
+        return in_turn(input, *self._modules.values())
+
+
+def in_turn(input: Any, *modules: Any) -> Any:
+    """The last module's output, neighbors being fused as in `Sequential`: for modules with names of their own."""
+    if torch.compiler.is_compiling() or not isinstance(input, torch.Tensor):
+        for module in modules:
+            input = module(input)
+        return input
+    return call_in_turn(flattened(modules), input)
 
 
 def flattened(steps: Iterable[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from tinynet.dispatch import Route
 from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import ActivationLike, as_activation
@@ -258,7 +259,8 @@ def _conv_transpose(
     activation: Activation,
 ) -> Tensor:
     route = route_floating(name, autocast_dtype(input), ("input", "weight", "bias"), input, weight, bias)
-    spec, size = transposed_spec(name, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    numbers = stride, padding, output_padding, groups, dilation
+    spec, size = transposed_spec(name, input, weight, bias, *numbers, remember=route is Route.KERNELS)
     x, weight, bias = autocast(input, weight, bias)
     if x.dim() < weight.dim():
         return conv_transpose_operator(route, x.unsqueeze(0), weight, bias, spec, size, activation).squeeze(0)

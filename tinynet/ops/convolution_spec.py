@@ -39,12 +39,8 @@ def convolution_spec(
     """
     numbers = stride, padding, dilation, groups
     arguments = name, x.shape, weight.shape, None if bias is None else bias.shape, *numbers
-    if remember:
-        try:
-            return _remembered_spec(*arguments)
-        except TypeError:  # a list cannot be looked up, and what is no number is refused below
-            pass
-    return _spec_of_shapes(*arguments)
+    check = _remembered_spec if remember and _are_plain(numbers) else _spec_of_shapes
+    return check(*arguments)
 
 
 def _spec_of_shapes(
@@ -82,7 +78,7 @@ def _spec_of_shapes(
     return spec
 
 
-_remembered_spec = lru_cache(maxsize=4096, typed=True)(_spec_of_shapes)
+_remembered_spec = lru_cache(maxsize=4096)(_spec_of_shapes)
 
 
 def transposed_spec(
@@ -95,26 +91,46 @@ def transposed_spec(
     output_padding: IntOrSizes,
     groups: int,
     dilation: IntOrSizes,
+    *,
+    remember: bool = False,
 ) -> tuple[ConvolutionSpec, Sizes]:
     """The checked spec of the convolution that maps a transposed convolution's result to its input; the result's size.
 
     Args:
         name: of the public function: conv_transpose1d, conv_transpose2d or conv_transpose3d.
+        remember: as in `convolution_spec`.
 
     Raises:
         ValueError, TypeError: as `conv_transpose2d`.
     """
-    axes = _check_dimensions(name, x.shape, weight.shape, "[C, K / groups, kernel size]")
+    numbers = stride, padding, output_padding, groups, dilation
+    arguments = name, x.shape, weight.shape, None if bias is None else bias.shape, *numbers
+    check = _remembered_transposed_spec if remember and _are_plain(numbers) else _transposed_spec_of_shapes
+    return check(*arguments)
+
+
+def _transposed_spec_of_shapes(
+    name: str,
+    x_shape: Shape,
+    weight_shape: Shape,
+    bias_shape: Shape | None,
+    stride: IntOrSizes,
+    padding: IntOrSizes,
+    output_padding: IntOrSizes,
+    groups: int,
+    dilation: IntOrSizes,
+) -> tuple[ConvolutionSpec, Sizes]:
+    axes = _check_dimensions(name, x_shape, weight_shape, "[C, K / groups, kernel size]")
     groups = _checked_groups(name, groups)
-    C, *size = x.shape[-axes - 1 :]
-    taps = weight.shape[2:]
+    C, *size = x_shape[-axes - 1 :]
+    taps = weight_shape[2:]
     if groups < 1 or C % groups != 0:
         raise ValueError(f"{name}: groups must be positive and divide the {C} channels of input, got {groups}")
-    if weight.shape[0] != C:
+    if weight_shape[0] != C:
         raise ValueError(
-            f"{name}: input {tuple(x.shape)} has {C} channels, but weight {tuple(weight.shape)} takes {weight.shape[0]}"
+            f"{name}: input {tuple(x_shape)} has {C} channels, but weight {tuple(weight_shape)} takes {weight_shape[0]}"
         )
-    _check_bias(name, None if bias is None else bias.shape, weight.shape[1] * groups)
+    _check_bias(name, bias_shape, weight_shape[1] * groups)
     strides = as_sizes(name, "stride", stride, 1, axes)
     dilations = as_sizes(name, "dilation", dilation, 1, axes)
     paddings = as_sizes(name, "padding", padding, 0, axes)
@@ -130,10 +146,22 @@ def transposed_spec(
     result = tuple((pixels - 1) * step + window - first - last for pixels, step, window, first, last in before)
     if min(taps) == 0 or min(result) < 1:
         raise ValueError(
-            f"{name}: weight {tuple(weight.shape)} with padding {paddings} gives an output of {result} pixels for "
-            f"input {tuple(x.shape)}"
+            f"{name}: weight {tuple(weight_shape)} with padding {paddings} gives an output of {result} pixels for "
+            f"input {tuple(x_shape)}"
         )
     return spec, result
+
+
+_remembered_transposed_spec = lru_cache(maxsize=4096)(_transposed_spec_of_shapes)
+
+
+def _are_plain(numbers: Sequence[Any]) -> bool:
+    """Whether they can be looked up: integers, tuples of these, and strings; 1.0 and True would be taken for 1."""
+    for number in numbers:
+        for each in number if type(number) is tuple else (number,):
+            if type(each) is not int and type(each) is not str:
+                return False
+    return True
 
 
 def _check_dimensions(name: str, x_shape: Shape, weight_shape: Shape, form: str) -> int:

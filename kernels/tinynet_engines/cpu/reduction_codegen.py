@@ -232,33 +232,25 @@ class ReductionWriter:
         axis, reverse = operation.integer("axis"), operation.attributes.get("reverse") is True
         sources, region = operation.operands, widened(operation.regions[0])
         shape = sources[0].type.shape
-        order = [dimension for dimension in range(len(shape)) if dimension != axis] + [axis]
-        variables = [self.name("i") for _ in shape]
-        index = [ZERO] * len(shape)
-        for level, dimension in enumerate(order):
-            text = variables[dimension]
-            if dimension == axis and reverse:
-                text = f"({shape[axis] - 1} - {text})"
-            index[dimension] = Index(text, level)
-        nest = Nest(len(shape))
+        index, heads = self._outer_loops(shape, [dimension for dimension in range(len(shape)) if dimension != axis])
+        along = self.name("i")
+        index[axis] = Index(f"({shape[axis] - 1} - {along})" if reverse else along, len(heads))
+        nest = Nest(len(heads) + 1)
         values = [self.element(source, tuple(index), nest) for source in sources]
         totals = [self.name("c") for _ in sources]
         combination = self._combined(region, totals, values, totals)
         self.lines += ["{", *nest.levels[0]]
-        for level, dimension in enumerate(order[:-1]):
-            variable = variables[dimension]
-            self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[dimension]}; {variable}++) {{")
-            self.lines += nest.levels[level + 1]
+        for level, head in enumerate(heads):
+            self.lines += [head, *nest.levels[level + 1]]
         for source, total in zip(sources, totals, strict=True):
             self.lines.append(f"{compute_type(source.type.element)} {total} = 0;")
-        variable = variables[axis]
-        self.lines.append(f"for (int32_t {variable} = 0; {variable} < {shape[axis]}; {variable}++) {{")
+        self.lines.append(f"for (int32_t {along} = 0; {along} < {shape[axis]}; {along}++) {{")
         self.lines += nest.levels[-1]
-        self.lines += [f"if ({variable} == 0) {{", *_assignments(totals, values), "} else {", *combination, "}"]
+        self.lines += [f"if ({along} == 0) {{", *_assignments(totals, values), "} else {", *combination, "}"]
         for result, total in zip(operation.results, totals, strict=True):
             text = rounded(result.type.element, total)
             self._store_result(self.forms[result], tuple(index), result.type.shape, text)
-        self.lines.append("}" * (len(shape) + 1))
+        self.lines.append("}" * (len(heads) + 2))
 
 
 def widened(region: Block) -> Block:

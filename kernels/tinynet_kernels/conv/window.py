@@ -16,7 +16,7 @@ from tinynet_kernels.activation import activate, activation_derivative
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.offsets import exceed_int32
 
-OUTSIDE = tl.constexpr(-(1 << 30))  # a row that no tap leads into the image
+OUTSIDE = tl.constexpr(-(1 << 30))  # a row from which no tap leads into the image: windows have fewer rows
 
 
 class Windows(NamedTuple):

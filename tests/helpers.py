@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +60,19 @@ def convolution_precision(setting: str) -> Iterator[None]:
         yield
     finally:
         backend.fp32_precision = before
+
+
+class PlannerOf:
+    """A planner whose launches call a function of (kernel, grid, arguments, constants)."""
+
+    def __init__(self, run: Callable[[Any, Any, tuple[Any, ...], Mapping[str, Any]], bool]) -> None:
+        self.launch = run
+        self.generation = object()
+
+    def bind(
+        self, kernel: Any, grid: Any, types: Any, numbers: tuple[Any, ...], constants: Mapping[str, Any]
+    ) -> Callable[[tuple[Any, ...]], bool]:
+        return lambda arguments: self.launch(kernel, grid, arguments + numbers, constants)
 
 
 @contextmanager

@@ -6,14 +6,14 @@ import copy
 import functools
 import itertools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
 from compile_matrix.cases import pairwise
 from forced_tiles import forced_tiles
-from helpers import UNIT, assert_close, counted_launches, nan_filled_memory, non_contiguous
+from helpers import UNIT, PlannerOf, assert_close, counted_launches, nan_filled_memory, non_contiguous
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -440,7 +440,7 @@ def test_launches(
 
     Launches are counted, not run, and the reduction over the rows is split in two.
     """
-    monkeypatch.setattr(launch, "planner", lambda *_: True)
+    monkeypatch.setattr(launch, "planner", PlannerOf(lambda *_: True))
     kind, *projected = kind.split()
     T, B, H = 4, 100, 12
     lengths = torch.arange(B) % T + 1 if packed else None
@@ -476,13 +476,13 @@ def test_every_launch_has_a_cost(monkeypatch: pytest.MonkeyPatch, regime: str, d
     """An LSTM's recurrence takes 2 R (4 H P + H P) operations in either regime and direction of time."""
     operations: list[int] = []
 
-    def planner(kernel: Any, grid: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> bool:
-        cost = launch.cost_of(kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | constants)
+    def run(kernel: Any, grid: Any, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> bool:
+        cost = launch.cost_of(kernel, {**dict(zip(kernel.arg_names, arguments, strict=False)), **constants})
         assert cost is not None and cost.bytes > 0, kernel.__name__
         operations.append(cost.flops if kernel.__name__.startswith(("lstm", "step")) else 0)
         return False
 
-    monkeypatch.setattr(launch, "planner", planner)
+    monkeypatch.setattr(launch, "planner", PlannerOf(run))
     ours, _ = build("LSTM", torch.float32, device, proj_size=5)
     x = torch.randn(4, 3, INPUTS, device=device)
     y, _ = ours(x)

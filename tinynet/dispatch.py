@@ -300,8 +300,23 @@ def _find_reason(device_type: str) -> str | None:
         return f"no Triton driver is active for device type {device_type!r}; a GPU build of PyTorch is needed"
     served = driver.get_active_torch_device().type
     if served == device_type:
+        _plan_launches(driver)
         return None
     return f"the tensor is on {device_type!r} but Triton's active driver serves {served!r}"
+
+
+def _plan_launches(driver: Any) -> None:
+    """Shortens repeated launches on the active driver."""
+    from tinynet_engines import cpu
+    from tinynet_kernels import launch
+
+    if cpu.is_active():
+        from tinynet_engines.cpu.plan import planner
+    else:
+        from tinynet_engines.driver_plan import planner_of
+
+        planner = planner_of(driver)
+    launch.planner = planner
 
 
 def _active_driver() -> Any:
@@ -317,7 +332,6 @@ def _active_driver() -> Any:
 def _activate_cpu_engine() -> str | None:
     """Activates the native CPU engine as Triton's driver; returns why it cannot run, or None."""
     from tinynet_engines import cpu
-    from tinynet_kernels import launch
 
     reason = cpu.unavailable_reason()
     if reason is not None:
@@ -330,9 +344,6 @@ def _activate_cpu_engine() -> str | None:
         reason = f"the CPU engine cannot build kernels: {' '.join(str(error).split())[:300]}"
         warnings.warn(f"{reason}; plain PyTorch runs instead", RuntimeWarning, stacklevel=2)
         return reason
-    from tinynet_engines.cpu import plan
-
-    launch.planner = plan.launch
     return None
 
 

@@ -8,7 +8,7 @@ change to a launcher.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.autograd import profiler
@@ -20,8 +20,27 @@ INTERPRETED: bool = bool(knobs.runtime.interpret)
 # What TorchInductor shows its kernels with; torch.profiler.record_function takes no shapes.
 _RECORD: Any = torch._C._profiler._RecordFunctionFast  # pyright: ignore[reportAttributeAccessIssue]
 Grid = tuple[int, ...]
-# planner(kernel, grid, arguments, constants) launches and returns True, or returns False and leaves it to Triton.
-planner: Callable[[Any, Grid, tuple[Any, ...], Mapping[str, Any]], bool] | None = None
+# launch(arguments) launches and returns True, or returns False and leaves it to Triton.
+Launch = Callable[[tuple[Any, ...]], bool]
+
+
+class Planner(Protocol):
+    """What shortens repeated launches on a driver; `tinynet_engines.plans.Planner` is one."""
+
+    generation: object
+
+    def launch(self, kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> bool:
+        """Launches and returns True, or returns False and leaves it to Triton."""
+        ...
+
+    def bind(
+        self, kernel: Any, grid: Grid, types: tuple[type, ...], numbers: tuple[Any, ...], constants: Mapping[str, Any]
+    ) -> Launch | None:
+        """The same as a function of the arguments before `numbers`, valid until `generation` is another object."""
+        ...
+
+
+planner: Planner | None = None
 # Columns of tensors that a kernel reaches through a table of their addresses.
 Reached = Sequence[Sequence[torch.Tensor]]
 # Each observer is called with (kernel, grid, reached) before a launch.
@@ -40,14 +59,6 @@ def launch(kernel: Any, grid: Grid, *arguments: Any, **constants: Any) -> None:
     _run(kernel, grid, arguments, constants)
 
 
-class Constants(dict[str, Any]):
-    """Constants that never change: they are compared by identity, which saves an engine time."""
-
-    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
-    __eq__ = object.__eq__
-    __ne__ = object.__ne__
-
-
 class Problem:
     """Everything about a launch except its tensors, decided once for each problem.
 
@@ -60,14 +71,16 @@ class Problem:
         constants: as in `launch`.
     """
 
-    __slots__ = ("constants", "grid", "kernel", "names_checked", "numbers")
+    __slots__ = ("bound", "constants", "generation", "grid", "kernel", "names_checked", "numbers")
 
     def __init__(self, kernel: Any, grid: Grid, *numbers: Any, **constants: Any) -> None:
         self.kernel = kernel
         self.grid = grid
         self.numbers = numbers
-        self.constants = Constants(constants)
+        self.constants = constants
         self.names_checked = False
+        self.bound: dict[tuple[type, ...], Launch | None] = {}  # by the types of the arguments
+        self.generation: object = None  # of the planner that bound them
 
     def launch(self, *arguments: Any, reached: Reached = ()) -> None:
         """Runs the kernel on the device of the first argument.
@@ -76,7 +89,22 @@ class Problem:
             arguments: the ones before `numbers`, tensors mostly, in the kernel's order.
             reached: tensors that the kernel reads or writes through addresses in one of its arguments.
         """
-        _run(self.kernel, self.grid, arguments + self.numbers, self.constants, reached)
+        if planner is None or observers or profiler._is_profiler_enabled:
+            _run(self.kernel, self.grid, arguments + self.numbers, self.constants, reached)
+            return
+        types = tuple(map(type, arguments))
+        launch = self.bound.get(types)
+        if launch is None or self.generation is not planner.generation:
+            launch = self._bind(planner, types)
+        if launch is None or not launch(arguments):
+            _run_by_triton(self.kernel, self.grid, arguments + self.numbers, self.constants)
+
+    def _bind(self, planner: Planner, types: tuple[type, ...]) -> Launch | None:
+        if self.generation is not planner.generation:
+            self.bound.clear()
+            self.generation = planner.generation
+        launch = self.bound[types] = planner.bind(self.kernel, self.grid, types, self.numbers, self.constants)
+        return launch
 
     def launch_named(self, **arguments: Any) -> None:
         """As `launch`, the arguments by the kernel's names for them, in the kernel's order.
@@ -90,7 +118,7 @@ class Problem:
             if names != list(arguments):
                 raise TypeError(f"{self.kernel.__name__}: got {', '.join(arguments)}; expected {', '.join(names)}")
             self.names_checked = True
-        _run(self.kernel, self.grid, (*arguments.values(), *self.numbers), self.constants)
+        self.launch(*arguments.values())
 
 
 def _run(
@@ -100,7 +128,7 @@ def _run(
         observe(kernel, grid, reached)
     if profiler._is_profiler_enabled:
         _run_profiled(kernel, grid, arguments, constants)
-    elif planner is None or not planner(kernel, grid, arguments, constants):
+    elif planner is None or not planner.launch(kernel, grid, arguments, constants):
         _run_by_triton(kernel, grid, arguments, constants)
 
 
@@ -108,7 +136,7 @@ def _run_profiled(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants
     """Runs a kernel as an event of torch.profiler, with its name and the shapes of its tensors."""
     tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
     with _RECORD(kernel.__name__, tensors):
-        if planner is None or not planner(kernel, grid, arguments, constants):
+        if planner is None or not planner.launch(kernel, grid, arguments, constants):
             _run_by_triton(kernel, grid, arguments, constants)
 
 

@@ -114,6 +114,6 @@ def plan_launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], co
 
     Arguments and errors as for :func:`launch`.
     """
-    from .plan import launch as planned
+    from .plan import planner
 
-    return planned(kernel, grid, arguments, constants)
+    return planner.launch(kernel, grid, tuple(arguments), constants)

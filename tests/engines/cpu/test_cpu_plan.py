@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from tinynet_engines import cpu
-from tinynet_engines.cpu import plan
-from tinynet_kernels.launch import Constants
+from tinynet_engines import cpu, plans
+from tinynet_engines.cpu.plan import planner
+from tinynet_kernels.launch import Problem
 
 SCALE = tl.constexpr(2.0)
 
@@ -107,27 +107,23 @@ def test_plans_hold_no_tensors_and_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     del x
     gc.collect()
     assert reference() is None
-    monkeypatch.setattr(plan, "_LARGEST_CACHE", 8)
+    monkeypatch.setattr(plans, "LARGEST_CACHE", 8)
     x = torch.randn(4096)
     y = torch.zeros(4096)
+    site = next(site for site in planner.sites.values() if site.kernel is scale_kernel)
+    created: dict[tuple, Any] = {}
     for n in range(2, 40):
         assert run(x, y, n, 0.5)
-    own = [site for site in plan._sites.values() if site.kernel is scale_kernel]
-    assert own and all(len(site.plans) <= 8 for site in own)
+        site.prepare(created, (n,), (1,), (x, y, n, 0.5, None))
+        site.launch((n,), ())
+    assert 0 < len(created) <= 8 and 0 < len(site.launches) <= 8
 
 
-def test_constants_of_a_problem_are_distinguished_by_identity_and_share_plans_by_content() -> None:
-    x, y = torch.randn(64), torch.zeros(64)
-    variants = [Constants({"BLOCK": 64, "HAS_EXTRA": flag, "num_warps": 4}) for flag in (False, False, True)]
-    assert variants[0] != variants[1] and len(set(variants)) == 3
-    sites = []
-    for constants in variants:
-        extra = torch.ones(1) if constants["HAS_EXTRA"] else None
-        assert cpu.plan_launch(scale_kernel, (1,), (x, y, 64, 0.5, extra), constants)
-        torch.testing.assert_close(y, (x + (0.0 if extra is None else 1.0)) * 64)
-        types = (torch.Tensor, torch.Tensor, int, float, type(extra))
-        sites.append(plan._sites[id(scale_kernel), types, constants])
-    assert sites[0] is sites[1] is not sites[2]
+def test_problems_share_plans_by_content() -> None:
+    variants = [Problem(scale_kernel, (1,), 64, 0.5, HAS_EXTRA=False, BLOCK=64, num_warps=w) for w in (4, 4, 8)]
+    types = (torch.Tensor, torch.Tensor)
+    bound = [planner.bind(each.kernel, each.grid, types, each.numbers, each.constants) for each in variants]
+    assert bound[0] is bound[1] is not bound[2]
 
 
 def test_a_plan_is_created_without_launching() -> None:

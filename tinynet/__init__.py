@@ -19,17 +19,23 @@ if TYPE_CHECKING:
     from tinynet.conversion import revert as revert
     from tinynet.dispatch import describe as describe
     from tinynet.dispatch import engine as engine
+    from tinynet.graphs import Graphed as Graphed
+    from tinynet.graphs import GraphError as GraphError
+    from tinynet.graphs import graphed as graphed
     from tinynet_engines.interpreter import guard as guard
     from tinynet_engines.offline import inspect as inspect
     from tinynet_kernels.activation_spec import Activation as Activation
 
 __all__ = [
     "Activation",
+    "GraphError",
+    "Graphed",
     "convert",
     "describe",
     "engine",
     "export",
     "functional",
+    "graphed",
     "guard",
     "inspect",
     "nn",
@@ -47,6 +53,9 @@ _LAZY = {
     "describe": ("tinynet.dispatch", "describe"),
     "engine": ("tinynet.dispatch", "engine"),
     "functional": ("tinynet.functional", None),
+    "GraphError": ("tinynet.graphs", "GraphError"),
+    "Graphed": ("tinynet.graphs", "Graphed"),
+    "graphed": ("tinynet.graphs", "graphed"),
     "nn": ("tinynet.nn", None),
     "optim": ("tinynet.optim", None),
     "guard": ("tinynet_engines.interpreter", "guard"),

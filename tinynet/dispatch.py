@@ -89,6 +89,8 @@ class engine:
 # Bound here because looking them up through two modules takes longer than calling them.
 _transforms_active = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
+# Dispatch modes of ours that are active: they watch PyTorch's operators beside the launches, not ours.
+own_modes = 0
 _tracing_state = torch._C._get_tracing_state
 
 
@@ -124,7 +126,7 @@ def route_of_plain(first: torch.Tensor) -> Route:
         return Route.REFERENCE
     if _transforms_active() or forward_ad._current_level >= 0 or _tracing_state() is not None:
         return Route.REFERENCE  # these support only PyTorch's own operators
-    return Route.OPERATOR if _modes() else Route.KERNELS
+    return Route.OPERATOR if _modes() > own_modes else Route.KERNELS
 
 
 def _all_plain(tensors: Sequence[torch.Tensor | None]) -> bool:
@@ -170,7 +172,7 @@ def are_plain_and_alike(operands: Sequence[torch.Tensor | None]) -> bool:
 
 def is_plain_eager(*tensors: torch.Tensor | None) -> bool:
     """Whether these can be passed to kernels directly: they are plain, and no dispatch mode is active."""
-    return (_all_plain(tensors) and not _modes()) or offline.is_inspecting()
+    return (_all_plain(tensors) and _modes() <= own_modes) or offline.is_inspecting()
 
 
 def _any_empty(tensors: Sequence[torch.Tensor | None]) -> bool:

@@ -76,7 +76,7 @@ class DriverCallSite(CallSite):
         call = f"run(x, y, z, stream(device), function, metadata, None, None, None, {passed}) is None"
         return Form(condition, lines, key, "unchanged, run, function, metadata, x, y, z = plan", call, scope)
 
-    def _create(self, grid: Grid, arguments: tuple[Any, ...]) -> DriverPlan | None:
+    def create(self, grid: Grid, arguments: tuple[Any, ...]) -> DriverPlan | None:
         compiled: Any = self.kernel.warmup(*arguments, grid=grid, **self.constants)
         if compiled is None:
             return None

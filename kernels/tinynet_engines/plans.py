@@ -87,7 +87,7 @@ class CallSite(ABC):
         """The driver's part of a launch."""
 
     @abstractmethod
-    def _create(self, grid: Grid, arguments: tuple[Any, ...]) -> Any:
+    def create(self, grid: Grid, arguments: tuple[Any, ...]) -> Any:
         """A plan, which holds what `unchanged` returns; None if there can be none."""
 
     def launch(self, grid: Grid, numbers: tuple[Any, ...]) -> Launch:
@@ -131,7 +131,7 @@ class CallSite(ABC):
     def prepare(self, plans: dict[tuple, Any], key: tuple, grid: Grid, arguments: tuple[Any, ...]) -> Any:
         """A new plan; None if only Triton's own launcher can run it. Concurrent threads create it once."""
         with self.compiling:
-            plan = plans.get(key) or self._create(grid, arguments)
+            plan = plans.get(key) or self.create(grid, arguments)
             if plan is not None:
                 if len(plans) >= LARGEST_CACHE:
                     plans.clear()
@@ -184,7 +184,7 @@ class Planner:
 
     def launch(self, kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> bool:
         """Runs a kernel by its plan; False if only Triton's own launcher can run it."""
-        site = self._site(kernel, grid, tuple(map(type, arguments)), 0, constants)
+        site = self.site(kernel, grid, tuple(map(type, arguments)), 0, constants)
         return site is not None and site.launch(grid, ())(arguments)
 
     def bind(
@@ -199,10 +199,10 @@ class Planner:
             numbers: the arguments behind those.
             constants: the other arguments, and the launch's options.
         """
-        site = self._site(kernel, grid, types + tuple(map(type, numbers)), len(numbers), constants)
+        site = self.site(kernel, grid, types + tuple(map(type, numbers)), len(numbers), constants)
         return None if site is None else site.launch(grid, numbers)
 
-    def _site(
+    def site(
         self, kernel: Any, grid: Grid, types: tuple[type, ...], fixed: int, constants: Mapping[str, Any]
     ) -> CallSite | None:
         """The call site of a launch; None for what is not a plain launch of a kernel."""

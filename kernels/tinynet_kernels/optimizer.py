@@ -36,6 +36,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels import replays
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, Reached, costs
 from tinynet_kernels.tiles import ceil_div, current_target, flat_block
@@ -325,6 +326,10 @@ def _views(columns: Sequence[Sequence[torch.Tensor]]) -> list[Any]:
 
 def _upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
+        if replays.recorder is not None:  # a replay would copy pinned memory that others have written to since
+            uploaded = torch.empty_like(values, device=device)
+            replays.recorder.upload(uploaded, values.clone())
+            return uploaded
         return values.pin_memory().to(device, non_blocking=True)
     return values if device.type in ("cpu", "meta") else values.to(device)
 

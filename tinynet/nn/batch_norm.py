@@ -12,6 +12,7 @@ from tinynet.nn.linear import with_activation
 from tinynet.nn.proxies import as_leaf
 from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.batch_norm import normalize
+from tinynet_kernels import replays
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.spec import Normalization
 
@@ -50,7 +51,7 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
         tensors = input, running_mean, running_var, self.weight, self.bias
         y = normalize(*tensors, training, momentum, self.eps, activation, residual, partial)
         if batches is not None:
-            batches.add_(1)
+            replays.fill(batches, lambda count: count.add_(1))
         return y
 
     def constants(self) -> Normalization | None:

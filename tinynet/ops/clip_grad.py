@@ -15,6 +15,7 @@ from tinynet.dispatch import Route, is_plain_eager, route_of
 from tinynet.ops import kernels
 from tinynet.ops.arguments import is_dense
 from tinynet.ops.optimizer import share_memory
+from tinynet_kernels import replays
 
 if TYPE_CHECKING:
     from tinynet_kernels.optimizer import PointerTable
@@ -114,6 +115,8 @@ class _Tables(threading.local):
         self._tables: dict[Any, PointerTable] = {}
 
     def of(self, group: Group) -> PointerTable:
+        if replays.recorder is not None:  # a replay reads the table, which later calls would change
+            return kernels.optimizer.PointerTable(group)
         params, gradients = group
         key = len(params), gradients[0].dtype, gradients[0].device
         table = self._tables.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from tinynet.dispatch import Route, route_of
 from tinynet.ops import kernels
 from tinynet.ops.arguments import as_integer, autocast_to_float32, check_device, check_floating, checked_reduction
-from tinynet.ops.labels import has_nan
+from tinynet.ops.labels import look_where_nan
 from tinynet.ops.operator import Operator, Tensors, contiguous_like
 
 Lengths = Tensor | Sequence[int] | int
@@ -32,8 +33,7 @@ def _forward(
     x: Tensor, targets: Tensor, steps: Tensor, lengths: Tensor, blank: int, zero_infinity: bool, save: bool
 ) -> Tensors:
     results = kernels.ctc_loss.ctc_loss_forward(x, targets, steps, lengths, blank, zero_infinity)
-    if has_nan(results[0]):
-        _check_labels(targets, lengths, x.shape[2])
+    look_where_nan(partial(_check_labels, x.shape[2]), results[0], targets, lengths)
     return results
 
 
@@ -165,7 +165,7 @@ def _in_rows(targets: Tensor, lengths: Tensor, count: int) -> Tensor:
     return targets[place.clamp_max(max(targets.shape[0] - 1, 0))] if longest else targets.new_zeros((count, 0))
 
 
-def _check_labels(targets: Tensor, lengths: Tensor, classes: int) -> None:
+def _check_labels(classes: int, targets: Tensor, lengths: Tensor) -> None:
     counts = torch.arange(targets.shape[1], device=targets.device) < lengths[:, None]
     out_of_range = counts & ((targets < 0) | (targets >= classes))
     if out_of_range.any():

@@ -17,6 +17,7 @@ from tinynet.ops import kernels
 from tinynet.ops.arguments import check_floating, is_dense, needs_gradient
 from tinynet.ops.autograd import through_kernels
 from tinynet.ops.operator import Operator, contiguous_like
+from tinynet_kernels import replays
 
 # An element that is kept becomes x / divisor + shift, any other one `dropped`.
 Scale = tuple[float, float, float]  # (divisor, shift, dropped)
@@ -118,7 +119,7 @@ def _drop_elements(operator: str, input: Tensor, p: float, training: bool, scale
         return input * 0.0
     if route is Route.REFERENCE:
         return reference(input, p, training=True)
-    seed = torch.randint(1 << 62, (1,), device=input.device)
+    seed = replays.fill(torch.empty(1, dtype=torch.int64, device=input.device), lambda seed: seed.random_(1 << 62))
     scale = scale_of(p)
     if route is Route.OPERATOR:
         return dropout_operator(route, input, seed, p, *scale)
@@ -139,7 +140,7 @@ def _drop_channels(operator: str, input: Tensor, p: float, training: bool, scale
     if p == 1.0:
         return input * 0.0
     N, C = input.shape[:2]
-    keep = input.new_empty((N, C)).bernoulli_(1.0 - p)
+    keep = replays.fill(input.new_empty((N, C)), lambda keep: keep.bernoulli_(1.0 - p))
     channels_last = not input.is_contiguous() and input.movedim(1, -1).is_contiguous()
     x = input.movedim(1, -1) if channels_last else input.contiguous()
     rows, keep = (x.reshape(N, -1, C), keep.unsqueeze(1)) if channels_last else (x.reshape(N, C, -1), keep.unsqueeze(2))

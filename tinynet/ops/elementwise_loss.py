@@ -18,6 +18,7 @@ from torch import Tensor
 from tinynet.dispatch import Route
 from tinynet.ops import kernels
 from tinynet.ops.arguments import autocast_to_float32, is_dense, needs_gradient, route_floating
+from tinynet.ops.labels import look_where_nan
 from tinynet.ops.operator import Operator, Tensors, contiguous_like
 from tinynet_kernels.loss_spec import Loss
 
@@ -78,8 +79,8 @@ def _forward(input: Tensor, target: Tensor, other: Tensor | None, weight: Tensor
     loss = Loss(*fields)
     operands = (input, target, other, weight)
     result = kernels.elementwise_loss.elementwise_loss_forward(operands, loss, reduction, divisor)
-    if loss.name in _CHECKS and result.is_cpu and math.isnan(result.sum().item() if result.dim() else result.item()):
-        _CHECKS[loss.name](input, target, other)
+    if loss.name in _CHECKS:
+        look_where_nan(_CHECKS[loss.name], result, input, target, other)
     return [result]
 
 

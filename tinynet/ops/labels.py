@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
+
+from tinynet_kernels import replays
 
 
 def as_rows(tensor: Tensor, classes: bool) -> Tensor:
@@ -15,9 +19,15 @@ def as_rows(tensor: Tensor, classes: bool) -> Tensor:
     return tensor.unsqueeze(0) if tensor.dim() < lead else tensor.flatten(lead)
 
 
-def has_nan(loss: Tensor) -> bool:
-    """Whether any loss is NaN, as for a label out of range; False on a device, where looking would wait."""
-    return loss.is_cpu and (bool(loss.isnan().any()) if loss.dim() else math.isnan(loss.item()))
+def look_where_nan(check: Callable[..., None], loss: Tensor, *operands: Tensor | None) -> None:
+    """Checks the operands where a loss is NaN, as for a label out of range, unless looking would wait for a device."""
+    if loss.is_cpu:
+        replays.on_host(partial(_look, check), loss, *operands)
+
+
+def _look(check: Callable[..., None], loss: Tensor, *operands: Tensor | None) -> None:
+    if bool(loss.isnan().any()) if loss.dim() else math.isnan(loss.item()):
+        check(*operands)
 
 
 def check_labels(operator: str, loss: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
@@ -26,8 +36,10 @@ def check_labels(operator: str, loss: Tensor, target: Tensor, classes: int, igno
     Raises:
         IndexError: a label neither in [0, classes) nor `ignore_index`.
     """
-    if not has_nan(loss):
-        return
+    look_where_nan(partial(_check_labels, operator, classes, ignore_index), loss, target)
+
+
+def _check_labels(operator: str, classes: int, ignore_index: int, target: Tensor) -> None:
     out_of_range = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if out_of_range.any():
         label = int(target[out_of_range][0])

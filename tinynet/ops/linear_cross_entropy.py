@@ -24,6 +24,7 @@ from tinynet.ops.arguments import (
 from tinynet.ops.autograd import hold, through_kernels
 from tinynet.ops.labels import check_labels
 from tinynet.ops.operator import Operator, Tensors
+from tinynet_kernels import replays
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions  # pyright: ignore[reportAttributeAccessIssue]
@@ -136,7 +137,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             gradients = _run(ctx.saved_tensors, ctx.options, grad, ctx.needs_input_grad)[1]
-        elif not grad.is_cpu or grad.item() != 1:
+        elif not grad.is_cpu or replays.recorder is not None or grad.item() != 1:
             gradients = [None if each is None else each.mul_(grad) for each in gradients]
         return *gradients, *[None] * len(ctx.options)
 

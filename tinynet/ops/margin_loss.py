@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from tinynet.dispatch import Route, route_of
 from tinynet.ops import kernels
 from tinynet.ops.arguments import autocast_to_float32, check_device, check_floating, checked_reduction
-from tinynet.ops.labels import has_nan
+from tinynet.ops.labels import look_where_nan
 from tinynet.ops.operator import Operator, Tensors, contiguous_like
 
 
@@ -52,8 +53,7 @@ def _multi_margin_forward(x: Tensor, target: Tensor, weight: Tensor | None, *res
     *options, save = rest
     weight = None if weight is None else weight.contiguous()
     results = kernels.multi_margin_loss.multi_margin_loss_forward(x, target, weight, *options, save=save)
-    if has_nan(results[0]):
-        _check_range("multi_margin_loss", target, 0, x.shape[1])
+    look_where_nan(partial(_check_range, "multi_margin_loss", 0, x.shape[1]), results[0], target)
     return results
 
 
@@ -81,8 +81,7 @@ multi_margin_loss_operator = Operator(
 
 def _multilabel_margin_forward(x: Tensor, target: Tensor, reduction: str, save: bool) -> Tensors:
     results = kernels.multilabel_margin_loss.multilabel_margin_loss_forward(x, target, reduction)
-    if has_nan(results[0]):
-        _check_range("multilabel_margin_loss", target, -1, x.shape[1])
+    look_where_nan(partial(_check_range, "multilabel_margin_loss", -1, x.shape[1]), results[0], target)
     return results
 
 
@@ -226,7 +225,7 @@ def _route(operator: str, input: Tensor, target: Any, weight: Tensor | None) -> 
     return route
 
 
-def _check_range(operator: str, target: Tensor, least: int, classes: int) -> None:
+def _check_range(operator: str, least: int, classes: int, target: Tensor) -> None:
     if target.is_cpu:
         out_of_range = (target < least) | (target >= classes)
         if out_of_range.any():

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinynet_kernels import replays
+
 
 class Lookahead(torch.optim.Optimizer):
     """Slow weights that move every `k` steps a part of the way to an optimizer's weights, which start again from there.
@@ -63,12 +65,16 @@ class Lookahead(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A step of the optimizer and, every k-th time, one of the slow weights."""
         loss = self.optimizer.step(closure)
+        replays.on_host(self._step_slow_weights)
+        return loss
+
+    @torch.no_grad()
+    def _step_slow_weights(self) -> None:
         self.count += 1
         if self.count % self.k == 0:
             for group, slow in zip(self.param_groups, self.slow, strict=True):
                 torch._foreach_lerp_(slow, group["params"], self.alpha)  # pyright: ignore[reportPrivateImportUsage]
                 torch._foreach_copy_(group["params"], slow)  # pyright: ignore[reportPrivateImportUsage]
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state_dict, with the slow weights and the count of steps in "lookahead"."""

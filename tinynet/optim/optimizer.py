@@ -14,6 +14,8 @@ from torch import Tensor
 from torch._C._autograd import _profiler_enabled
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from tinynet_kernels import replays
+
 # Options that PyTorch added to its optimizers over time, with the values that older state_dicts imply.
 OPTIONS_ADDED_LATER = (("maximize", False), ("foreach", None), ("differentiable", False), ("fused", None))
 
@@ -98,9 +100,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        replays.on_host(self._step_groups)
+        return loss
+
+    @torch.no_grad()
+    def _step_groups(self) -> None:
         for index, group in enumerate(self.param_groups):
             self._step_group(group, self._tables[index])
-        return loss
 
     def _step_group(self, group: dict[str, Any], tables: list[Any]) -> None:
         raise NotImplementedError

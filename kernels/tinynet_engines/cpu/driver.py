@@ -34,6 +34,9 @@ class Runtime:
         self.launch_checked = self.library.tinynet_launch_checked
         self.launch_checked.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64]
         self.launch_checked.restype = ctypes.c_char_p
+        self.replay = self.library.tinynet_replay
+        self.replay.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
+        self.replay.restype = ctypes.c_char_p
         self.parallel = _find_pool()
 
 

@@ -21,20 +21,35 @@ from . import driver, storage
 class Plan:
     """One compiled kernel for one grid, number of threads and list of integers."""
 
-    __slots__ = ("exact", "head", "kernel", "pack", "pair_count", "pairs", "send", "unchanged", "written")
+    __slots__ = (
+        "exact",
+        "grid",
+        "head",
+        "kernel",
+        "pack",
+        "pair_count",
+        "pairs",
+        "passed",
+        "send",
+        "unchanged",
+        "written",
+    )
 
     def __init__(
         self,
         compiled: Any,
         grid: Grid,
         flat: list[tuple[str, Any]],
+        passed: list[int],
         unchanged: Callable[[], bool] | None,
         send: Callable[..., bool],
     ) -> None:
         kernel: driver.Kernel = compiled.function
         self.kernel = kernel
-        self.head = driver.block_head(kernel.address, kernel.arena_bytes, (*grid, 1, 1)[:3], torch.get_num_threads())
+        self.grid = (*grid, 1, 1)[:3]
+        self.head = driver.block_head(kernel.address, kernel.arena_bytes, self.grid, torch.get_num_threads())
         self.pack = struct.Struct("=" + "".join(driver.slot_format(kind) for kind, _ in flat)).pack
+        self.passed = passed  # positions of the arguments that the compiled kernel takes
         self.unchanged = unchanged
         self.send = send
         # A kernel that relies on its arguments not to overlap: the minimal distance between them. What a kernel touches
@@ -49,6 +64,13 @@ class Plan:
             if kernel.overlap_matters and not self.exact and span is not None and other != target
         ]
         self.pairs, self.pair_count = b"".join(pairs), len(pairs)
+
+    def block(self, passed: Sequence[Any]) -> bytes:
+        """The block of a launch with these arguments, which may overlap in memory."""
+        head = self.head
+        if self.kernel.overlap_matters and _share_memory(self.written, passed):
+            head = driver.block_head(*self.kernel.overlapping, self.grid, torch.get_num_threads())
+        return head + self.pack(*(each.data_ptr() if isinstance(each, torch.Tensor) else each for each in passed))
 
 
 def _length(span: tuple[int, int] | None) -> int:
@@ -68,7 +90,7 @@ class CPUCallSite(CallSite):
         call = f"plan.send({', '.join(['plan', *self.names])})"
         return Form(on_cpu, [], ["threads()"], "unchanged = plan.unchanged", call, {"threads": torch.get_num_threads})
 
-    def _create(self, grid: Grid, arguments: tuple[Any, ...]) -> Plan | None:
+    def create(self, grid: Grid, arguments: tuple[Any, ...]) -> Plan | None:
         values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | self.constants
         compiled = self._compile(grid, arguments)
         if compiled is None:
@@ -81,7 +103,9 @@ class CPUCallSite(CallSite):
         by_name = dict(zip(self.kernel.arg_names, self.names, strict=False))
         if any(name not in by_name for name in passed):
             return None
-        return Plan(compiled, grid, flat, self.unchanged(), self._sender(tuple(by_name[name] for name in passed)))
+        positions = [self.names.index(by_name[name]) for name in passed]
+        send = self._sender(tuple(by_name[name] for name in passed))
+        return Plan(compiled, grid, flat, positions, self.unchanged(), send)
 
     def _compile(self, grid: Grid, arguments: tuple[Any, ...]) -> Any:
         """The compiled kernel for these arguments. Triton distinguishes integers as :func:`_specialized` does."""
@@ -131,7 +155,8 @@ def _specialized(value: int) -> tuple:
 
 
 def _share_memory(written: list[int], arguments: Sequence[Any]) -> bool:
-    return driver.overlaps(written, [None if a is None else driver.memory_span(a) for a in arguments])
+    spans = [driver.memory_span(each) if isinstance(each, torch.Tensor) else None for each in arguments]
+    return driver.overlaps(written, spans)
 
 
 planner = Planner(CPUCallSite)

@@ -41,6 +41,7 @@ from tinynet_kernels.conv.window import (
     of_channels,
     sum_over_taps,
 )
+from tinynet_kernels.conv.winograd.check import is_right
 from tinynet_kernels.conv.winograd.forward import WinogradConvolution, winograd_convolution
 from tinynet_kernels.conv.winograd.tiles import asks_for_full_precision, is_eligible, winograd_tile
 from tinynet_kernels.gemm import GROUP, tile_start
@@ -225,18 +226,21 @@ def _launch(
     activation: Activation,
 ) -> None:
     target = current_target()
+    precision = convolution_precision(dz.dtype, target)
+    problem = _input_gradient_problem(
+        dz.shape, dx.shape, weight.shape[2:], dz.dtype, precision, spec, activation, target
+    )
+    operands = dz, weight, bias, dx, z
     if is_eligible(spec, weight.shape[2:], target):
         exact = asks_for_full_precision()
         winograd = _winograd_problem(dz.shape, dx.shape, dz.dtype, spec, activation, exact, target)
         tensors = dict.fromkeys(("mean_ptr", "variance_ptr", "scale_ptr", "shift_ptr"))
         results = {"y_ptr": dx, "z_ptr": z, "argmax_ptr": None, "partial_ptr": None}
-        if winograd is not None and winograd.launch(dz, weight, bias_ptr=bias, **tensors, **results):
-            return
-    precision = convolution_precision(dz.dtype, target)
-    problem = _input_gradient_problem(
-        dz.shape, dx.shape, weight.shape[2:], dz.dtype, precision, spec, activation, target
-    )
-    problem.launch(dz, weight, bias, dx, z)
+        if winograd is not None:
+            infinite = winograd.launch(dz, weight, bias_ptr=bias, **tensors, **results)
+            if is_right(infinite, problem.launch, *operands):
+                return
+    problem.launch(*operands)
 
 
 @lru_cache(maxsize=4096)

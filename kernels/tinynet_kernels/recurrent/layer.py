@@ -18,12 +18,13 @@ otherwise. D directions, I inputs, H hidden units, P output units (H without a p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tinynet_kernels import replays
 from tinynet_kernels.activation_spec import IDENTITY
 from tinynet_kernels.launch import Grid, Problem
 from tinynet_kernels.linear import linear_forward, linear_input_gradient
@@ -117,12 +118,16 @@ def _folded_bias(mode: str, weights: Weights) -> Tensor | None:
     """b_ih + b_hh in fp32; the GRU's b_hn stays out, since r multiplies it."""
     if weights.input_bias is None or weights.hidden_bias is None:
         return None
-    hidden_bias = weights.hidden_bias.float()
-    if mode == "gru":
-        outside = hidden_bias.view(weights.hidden.shape[0], 3, -1).clone()
-        outside[:, 2] = 0
-        hidden_bias = outside.view(-1)
-    return weights.input_bias.float() + hidden_bias
+    folded = torch.empty_like(weights.input_bias, dtype=torch.float32)
+    fold = partial(_fold, directions=weights.hidden.shape[0] if mode == "gru" else None)
+    return replays.fill(folded, fold, weights.input_bias, weights.hidden_bias)
+
+
+def _fold(folded: Tensor, input_bias: Tensor, hidden_bias: Tensor, *, directions: int | None) -> None:
+    """Writes the sum of the biases; of the last third in each of a GRU's `directions`, b_ih alone."""
+    folded.copy_(input_bias).add_(hidden_bias)
+    if directions is not None:
+        folded.view(directions, 3, -1)[:, 2] = input_bias.view(directions, 3, -1)[:, 2]
 
 
 class _Call:

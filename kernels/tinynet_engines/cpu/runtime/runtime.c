@@ -130,3 +130,15 @@ const char *tinynet_launch_checked(const struct launch *launch, const struct dis
   }
   return tinynet_launch(launch);
 }
+
+// Runs launches one after another, on so many threads each. Returns NULL, or the first error message.
+const char *tinynet_replay(struct launch *const *launches, int64_t count,
+                           void (*parallel)(void (*)(void *), void *, unsigned, unsigned), int64_t threads) {
+  for (int64_t i = 0; i < count; i++) {
+    launches[i]->parallel = parallel;
+    launches[i]->threads = threads;
+    const char *failure = tinynet_launch(launches[i]);
+    if (failure) return failure;
+  }
+  return NULL;
+}

@@ -13,7 +13,7 @@ products per tile and channel where the definition has 9 m^2. m is 2 or 4 (`tran
     weight_gradient.py   G^T [sum over tiles of (A dZ A^T) (B^T d B)] G
 
 A value that is not finite would spread over its tile, and large values may overflow in the transforms. Each program
-therefore reports whether all its results are finite; if not, the launchers return None, and the definition is computed.
+therefore reports whether all its results are finite; if not, the definition is computed (`check.py`).
 
 Source: Winograd 1980; Lavin and Gray 2016, arXiv:1509.09308.
 """

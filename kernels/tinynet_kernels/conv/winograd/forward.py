@@ -169,15 +169,15 @@ class WinogradConvolution(NamedTuple):
     convolution: Problem
     pixel_tiles: int
 
-    def launch(self, x: torch.Tensor, weight: torch.Tensor, **others: torch.Tensor | None) -> bool:
-        """Computes what `others` hold by the kernel's names; returns whether it is right: all sums are finite."""
+    def launch(self, x: torch.Tensor, weight: torch.Tensor, **others: torch.Tensor | None) -> torch.Tensor:
+        """Computes what `others` hold by the kernel's names; returns `infinite_ptr`'s numbers (see `is_right`)."""
         filters = None
         if self.filters is not None:
             filters = weight.new_empty(self.filters_shape, dtype=torch.float32)
             self.filters.launch(weight, filters)
         infinite = x.new_empty(self.convolution.grid, dtype=torch.float32)
         self.convolution.launch_named(x_ptr=x, weight_ptr=weight, filters_ptr=filters, infinite_ptr=infinite, **others)
-        return not infinite.any()
+        return infinite
 
 
 @costs(winograd_forward_kernel)

@@ -1,0 +1,119 @@
+"""Records launches of the CPU engine and runs them again, many of them in one call of C.
+
+A recording is a list of launches and of Python functions in order. Launches between two functions lie one behind the
+other in memory, as the blocks that the run-time library takes: the kernel's address, the grid and the arguments.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tinynet_kernels.launch import Grid, Launch
+
+from . import driver
+from .plan import CPUCallSite, planner
+
+_ALIGNMENT = 64  # bytes, of each block
+
+
+class LaunchRecorder:
+    """A planner (see `tinynet_kernels.launch`) that records launches instead of running them.
+
+    Args:
+        watch: called with the tensors of each launch and those of them that it writes.
+    """
+
+    def __init__(self, watch: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None]) -> None:
+        self.watch = watch
+        self.generation = object()
+        self.items: list[bytes | Callable[[], object]] = []
+
+    def launch(self, kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> bool:
+        """Records a launch.
+
+        Raises:
+            RuntimeError: no plan can run it, as a kernel of the autotuner.
+        """
+        site = planner.site(kernel, grid, tuple(map(type, arguments)), 0, constants)
+        plan = site.create(grid, arguments) if isinstance(site, CPUCallSite) else None
+        if plan is None:
+            raise RuntimeError(f"{kernel.__name__}: only Triton's own launcher can run this launch")
+        passed = [arguments[position] for position in plan.passed]
+        self.items.append(plan.block(passed))
+        tensors = [each for each in passed if isinstance(each, torch.Tensor)]
+        # A kernel that loads addresses is thought to write to all of its arguments.
+        written = () if plan.kernel.data_dependent else plan.written
+        self.watch(tensors, [passed[position] for position in written])
+        return True
+
+    def bind(
+        self, kernel: Any, grid: Grid, types: tuple[type, ...], numbers: tuple[Any, ...], constants: Mapping[str, Any]
+    ) -> Launch:
+        """The function that records a launch of its arguments and `numbers`."""
+        return lambda arguments: self.launch(kernel, grid, arguments + numbers, constants)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Records that a function is to be called."""
+        self.items.append(function)
+
+    def recording(self) -> Recording:
+        """What has been recorded so far."""
+        return Recording(self.items)
+
+
+class Recording:
+    """Launches and functions, to be run again and again. The memory that the launches use must be kept alive.
+
+    Args:
+        items: blocks of launches (see `driver.block_head`), and functions.
+    """
+
+    def __init__(self, items: Sequence[bytes | Callable[[], object]]) -> None:
+        self.steps: list[_Launches | Callable[[], object]] = []
+        blocks: list[bytes] = []
+        for item in items:
+            if isinstance(item, bytes):
+                blocks.append(item)
+                continue
+            self._end(blocks)
+            self.steps.append(item)
+        self._end(blocks)
+
+    def _end(self, blocks: list[bytes]) -> None:
+        if blocks:
+            self.steps.append(_Launches(blocks))
+            blocks.clear()
+
+    def replay(self) -> None:
+        """Runs everything, on as many threads as PyTorch uses now.
+
+        Raises:
+            RuntimeError: a device assertion failed, or memory for the tiles could not be allocated.
+        """
+        for step in self.steps:
+            step()
+
+
+class _Launches:
+    """Launches that one call of C runs."""
+
+    def __init__(self, blocks: Sequence[bytes]) -> None:
+        starts, end = [], 0
+        for block in blocks:
+            starts.append(end)
+            end += -(-len(block) // _ALIGNMENT) * _ALIGNMENT
+        self._memory = ctypes.create_string_buffer(end + _ALIGNMENT)
+        base = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
+        for start, block in zip(starts, blocks, strict=True):
+            ctypes.memmove(base + start, block, len(block))
+        self._blocks = (ctypes.c_void_p * len(starts))(*(base + start for start in starts))
+
+    def __call__(self) -> None:
+        runtime = driver.runtime()
+        failure = runtime.replay(self._blocks, len(self._blocks), runtime.parallel, torch.get_num_threads())
+        if failure is not None:
+            raise RuntimeError(failure.decode())

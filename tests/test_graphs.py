@@ -1,0 +1,295 @@
+"""`tinynet.graphed`: replays give the bits of eager steps, and what a replay would miss is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tinynet
+import tinynet.functional as F
+from tinynet import nn, optim
+from tinynet.graphs.cuda import CUDARecorder
+from tinynet_kernels.launch import INTERPRETED
+
+pytestmark = pytest.mark.kernels
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu_engine(device: str) -> None:
+    if device != "cpu" or INTERPRETED:
+        pytest.skip("records on the CPU engine")
+
+
+class Classifier(nn.Module):
+    """An LSTM and what follows its last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 8, batch_first=True)
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+class Residual(nn.Module):
+    """A block whose input is added to its output, so that autograd sums two gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(12, 12, activation="gelu"), nn.LayerNorm(12))
+        self.out = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x + self.inner(x))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp with dropout": (
+        lambda: nn.Sequential(nn.Linear(12, 16, activation="relu"), nn.Dropout(0.3), nn.Linear(16, 5)),
+        (12,),
+    ),
+    "cnn": (
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(16, 16, 3, padding=1, activation="gelu"), nn.Dropout2d(0.2)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)),
+        ),
+        (3, 16, 16),
+    ),
+    "lstm": (Classifier, (7, 6)),
+    "residual": (Residual, (12,)),
+}
+
+
+def training(build: Callable[[], nn.Module], optimizer: Callable[..., Any], clip: bool = False) -> tuple[Step, Any, Any]:
+    """A training step, its model and its optimizer; the same each time."""
+    torch.manual_seed(0)
+    model = build()
+    chosen = optimizer(model.parameters())
+
+    def step(x: Tensor, labels: Tensor) -> Tensor:
+        chosen.zero_grad()
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        chosen.step()
+        return loss
+
+    return step, model, chosen
+
+
+def batches(shape: tuple[int, ...], count: int, size: int = 6) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(size, *shape, generator=generator), torch.randint(5, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def sgd(params: Any) -> optim.SGD:
+    return optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replays_give_the_bits_of_eager_steps(name: str) -> None:
+    """With a schedule, clipped gradients, random numbers, running statistics, and a smaller batch between replays."""
+    build, shape = MODELS[name]
+    data = [*batches(shape, 3), *batches(shape, 1, size=4), *batches(shape, 5)]
+    results = []
+    for records in (False, True):
+        step, model, optimizer = training(build, sgd, clip=True)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
+        torch.manual_seed(7)
+        losses, recorded = [], None
+        for index, (x, labels) in enumerate(data):
+            if records and index == 2:
+                recorded = tinynet.graphed(step, x, labels, warmup=0)
+            run = step if recorded is None or len(x) != 6 else recorded
+            losses.append(run(x, labels).item())
+            schedule.step()
+        results.append((losses, [*model.state_dict().values()], [parameter.grad for parameter in model.parameters()]))
+    (eager, state, gradients), (replayed, other_state, other_gradients) = results
+    assert replayed == eager
+    for a, b in zip([*state, *gradients], [*other_state, *other_gradients], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda params: optim.AdamW(params, lr=0.01, amsgrad=True),
+        lambda params: optim.RAdam(params, lr=0.01),
+        lambda params: optim.LAMB(params, lr=0.01),
+        lambda params: optim.Lookahead(optim.Adam(params, lr=0.01), k=2),
+        lambda params: optim.Muon([each for each in params if each.dim() == 2], lr=0.01),
+    ],
+    ids=["adamw", "radam", "lamb", "lookahead", "muon"],
+)
+def test_optimizers_count_their_steps(optimizer: Callable[..., Any]) -> None:
+    data = batches((12,), 9)
+    results = []
+    for records in (False, True):
+        step, model, _ = training(lambda: nn.Sequential(nn.Linear(12, 8, activation="silu"), nn.Linear(8, 5)), optimizer)
+        run: Any = tinynet.graphed(step, *data[0], warmup=0) if records else step
+        losses = [run(*batch).item() for batch in data]
+        results.append((losses, [*model.parameters()]))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+def test_warm_up_steps_are_ordinary_steps() -> None:
+    (batch,) = batches((12,), 1)
+    step, model, _ = training(Residual, sgd)
+    expected, other, _ = training(Residual, sgd)
+    tinynet.graphed(step, *batch, warmup=2)
+    for _ in range(2):
+        expected(*batch)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_outputs_keep_their_memory_and_inputs_may_be_written_in_place() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(12, 5, activation="tanh")
+    with torch.no_grad():
+        recorded = tinynet.graphed(lambda given: {"y": model(given["x"])}, {"x": torch.zeros(4, 12)})
+        x = torch.randn(4, 12)
+        outputs = recorded({"x": x})
+        torch.testing.assert_close(outputs["y"], model(x))
+        recorded.inputs[0]["x"].fill_(2.0)
+        assert recorded(*recorded.inputs)["y"] is outputs["y"]
+        torch.testing.assert_close(outputs["y"], model(torch.full((4, 12), 2.0)))
+
+
+def test_threads_are_those_of_the_replay() -> None:
+    (batch,) = batches((12,), 1)
+    step, _, _ = training(Residual, sgd)
+    expected, _, _ = training(Residual, sgd)
+    recorded = tinynet.graphed(step, *batch, warmup=0)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            torch.testing.assert_close(recorded(*batch), expected(*batch).detach())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_replay_checks_labels_and_values_that_are_not_finite() -> None:
+    (x, labels), *_ = batches((16, 8, 8), 1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Flatten(), nn.Linear(1024, 5))
+    recorded = tinynet.graphed(lambda x, labels: F.cross_entropy(model(x), labels), x, labels)
+    with pytest.raises(IndexError, match="target 9"):
+        recorded(x, torch.full_like(labels, 9))
+    convolution = model[0]
+    images = tinynet.graphed(lambda x: convolution(x), x)
+    x = x.clone()
+    x[0, 0, 0, 0] = float("inf")
+    expected = convolution(x)
+    assert expected.isfinite().sum() > expected.numel() * 0.9
+    torch.testing.assert_close(images(x), expected.detach(), equal_nan=True)
+
+
+def keep(memory: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    def step(x: Tensor) -> Tensor:
+        memory.append(F.relu(x))
+        return F.relu(x)
+
+    return step
+
+
+def into_ones(x: Tensor) -> Tensor:
+    total = torch.zeros(x.shape)
+    return total.add_(x)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda x: F.relu(x).sin(), "aten::sin"),
+        (lambda x: F.relu(x) * 2, "aten::mul"),
+        (lambda x: F.relu(x) if x.sum().item() > 0 else x, "aten::sum"),
+        (lambda x: F.relu(x) if x[0, 0].item() > 0 else x, "aten::_local_scalar_dense"),
+        (lambda x: F.relu(torch.randn(3)) + x[0, 0], "aten::randn"),
+        (into_ones, "aten::zeros"),
+        (keep([]), "keeps a tensor of 48 bytes"),
+    ],
+)
+def test_what_a_replay_would_miss_is_refused(step: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(tinynet.GraphError, match=message):
+        tinynet.graphed(step, torch.randn(3, 4))
+
+
+def test_a_refused_step_has_changed_nothing() -> None:
+    (batch,) = batches((12,), 1)
+    step, model, optimizer = training(Residual, sgd)
+    step(*batch)
+    before = [parameter.clone() for parameter in model.parameters()]
+    state = [value.clone() for values in optimizer.state.values() for value in values.values()]
+    with pytest.raises(tinynet.GraphError, match="aten::exp"):
+        tinynet.graphed(lambda x, labels: step(x, labels).exp(), *batch, warmup=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(state, (v for values in optimizer.state.values() for v in values.values()), strict=True)
+    )
+    assert torch.isfinite(step(*batch))  # and eager steps go on
+
+
+def test_inputs_other_than_recorded_are_refused() -> None:
+    recorded = tinynet.graphed(lambda x, scale: F.relu(x), torch.randn(3, 4), 2.0)
+    for inputs, message in (
+        ((torch.randn(4, 4), 2.0), r"input 0: got torch.float32 of shape \(4, 4\)"),
+        ((torch.randn(3, 4).double(), 2.0), "input 0: got torch.float64"),
+        ((torch.randn(3, 4), 3.0), "input 1: got 3.0; expected 2.0"),
+        ((2.0, 2.0), "input 0: got float; expected a tensor"),
+        ((torch.randn(3, 4),), "structure"),
+    ):
+        with pytest.raises(tinynet.GraphError, match=message):
+            recorded(*inputs)
+    with pytest.raises(ValueError, match="hold no tensor"):
+        tinynet.graphed(lambda: None)
+
+
+def test_a_model_for_inference() -> None:
+    torch.manual_seed(0)
+    model = MODELS["cnn"][0]().eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        recorded = tinynet.graphed(model, x)
+        assert torch.equal(recorded(x), model(x))
+
+
+def test_actions_of_the_host_divide_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: the order in which graphs begin, end and are replayed."""
+    events: list[Any] = []
+
+    class Graph:
+        def capture_begin(self, pool: Any) -> None:
+            events.append(("begin", pool))
+
+        def capture_end(self) -> None:
+            events.append("end")
+
+        def replay(self) -> None:
+            events.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    recorder = CUDARecorder("pool")
+    recorder.begin()
+    seed = torch.zeros(1)
+    recorder.fill(seed, lambda tensor: tensor.fill_(3.0))
+    recorder.on_host(lambda tensor: events.append(tensor.item()), seed)
+    recorder.end()
+    assert events == [("begin", "pool"), "end", ("begin", "pool"), "end"]
+    events.clear()
+    for action in recorder.steps:
+        action()
+    assert events == ["replay", 3.0, "replay"]

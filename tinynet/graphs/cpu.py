@@ -1,0 +1,108 @@
+"""Steps recorded on the CPU engine: a list of launches that calls of C replay."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tinynet import dispatch
+from tinynet.graphs.errors import GraphError
+from tinynet.graphs.watch import Watch, address_of
+from tinynet_engines.cpu.recording import LaunchRecorder
+from tinynet_kernels import launch, replays
+
+_references: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class CPURecorder:
+    """See `tinynet_kernels.replays.Recorder`."""
+
+    def __init__(self) -> None:
+        self.launches = LaunchRecorder(self._watch_launch)
+        self.watch = Watch(self.on_host)
+        self.operands: list[Tensor] = []  # of actions of the host
+
+    def on_host(self, action: Callable[..., object], *operands: Any) -> None:
+        held = [each.detach() if isinstance(each, Tensor) else each for each in operands]  # without what computed them
+        self.operands += [each for each in held if isinstance(each, Tensor)]
+        self.launches.call(partial(action, *held))
+
+    def fill(self, tensor: Tensor, fill: Callable[..., object], *operands: Tensor | None) -> None:
+        self.watch.written((tensor,))
+        self.on_host(fill, tensor, *operands)
+
+    def upload(self, tensor: Tensor, values: Tensor) -> None:
+        raise AssertionError("values for the CPU need no upload")
+
+    def _watch_launch(self, tensors: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            self.watch.hold(tensor)
+        self.watch.written(written)
+
+
+class CPUGraph:
+    """A recorded step.
+
+    Args:
+        step: the step, a function without arguments.
+
+    Attributes:
+        outputs: what the step returned, detached; each replay writes to its tensors.
+
+    Raises:
+        GraphError: the step does something that a replay would miss.
+    """
+
+    def __init__(self, step: Callable[[], Any]) -> None:
+        recorder = CPURecorder()
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(replays, "recorder", recorder))
+            stack.enter_context(mock.patch.object(launch, "planner", recorder.launches))
+            stack.enter_context(mock.patch.object(dispatch, "own_modes", 1))
+            stack.enter_context(recorder.watch)
+            self.outputs = detached(step())
+        self._memory = recorder.watch
+        self._recording = recorder.launches.recording()
+        self._gradients = gradients_in(self._memory.allocated)
+        self._check_memory(recorder.operands)
+
+    def replay(self) -> None:
+        """Runs the step again."""
+        for leaf, gradient in self._gradients:  # another step may have replaced them
+            leaf.grad = gradient
+        self._recording.replay()
+
+    def _check_memory(self, operands: Iterable[Tensor]) -> None:
+        """Refuses a step that keeps tensors of its own from one call to the next."""
+        kept = [gradient for _, gradient in self._gradients]
+        allowed = {address_of(tensor) for tensor in (*tree_leaves(self.outputs), *kept) if isinstance(tensor, Tensor)}
+        ours = Counter(address_of(operand) for operand in operands)
+        for address, storage in self._memory.allocated.items():
+            references = _references(storage._cdata) - 1 - ours[address]
+            if references > 0 and address not in allowed and not self._memory.is_constant(address):
+                raise GraphError(
+                    f"graphed: the step keeps a tensor of {storage.nbytes()} bytes that it computed, which a replay "
+                    "would not replace: return it from the step instead"
+                )
+
+
+def detached(outputs: Any) -> Any:
+    """The outputs with their tensors detached from what computed them."""
+    return tree_map(lambda each: each.detach() if isinstance(each, Tensor) else each, outputs)
+
+
+def gradients_in(memory: Container[int]) -> list[tuple[Tensor, Tensor]]:
+    """The leaves whose gradients lie in memory at one of these addresses, with the gradients."""
+    gc.collect()
+    leaves = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and each.is_leaf]
+    found = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
+    return [(leaf, gradient) for leaf, gradient in found if address_of(gradient) in memory]

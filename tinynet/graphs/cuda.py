@@ -1,0 +1,76 @@
+"""Steps recorded on a GPU: CUDA graphs, with the host's work between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from tinynet.graphs.cpu import detached
+from tinynet_kernels import replays
+
+
+class CUDARecorder:
+    """See `tinynet_kernels.replays.Recorder`. Each action of the host ends a graph and begins the next one.
+
+    Args:
+        pool: the memory that all graphs share.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+        self.steps: list[Callable[[], object]] = []
+        self.uploads: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """Begins a graph."""
+        self._graph = torch.cuda.CUDAGraph()
+        self._graph.capture_begin(pool=self.pool)
+
+    def end(self) -> None:
+        """Ends the graph."""
+        self._graph.capture_end()
+        self.steps.append(self._graph.replay)
+
+    def on_host(self, action: Callable[..., object], *operands: Tensor | None) -> None:
+        self.end()
+        self.steps.append(partial(action, *operands))
+        self.begin()
+
+    def fill(self, tensor: Tensor, fill: Callable[..., object], *operands: Tensor | None) -> None:
+        fill(tensor, *operands)  # a graph holds PyTorch's kernels too, and draws new random numbers in each replay
+
+    def upload(self, tensor: Tensor, values: Tensor) -> None:
+        self.uploads.append((tensor, values))
+
+
+class CUDAGraph:
+    """A recorded step, as `tinynet.graphs.cpu.CPUGraph`.
+
+    Args:
+        step: the step, a function without arguments.
+        warm: the stream that the step has run on before.
+    """
+
+    def __init__(self, step: Callable[[], Any], warm: torch.cuda.Stream) -> None:
+        recorder = CUDARecorder(torch.cuda.graph_pool_handle())
+        torch.cuda.synchronize()
+        with torch.cuda.stream(warm), mock.patch.object(replays, "recorder", recorder):
+            recorder.begin()
+            try:
+                self.outputs = detached(step())
+            finally:
+                recorder.end()
+        torch.cuda.current_stream().wait_stream(warm)
+        for tensor, values in recorder.uploads:
+            tensor.copy_(values)
+        self._steps = recorder.steps
+
+    def replay(self) -> None:
+        """Runs the step again."""
+        for step in self._steps:
+            step()

@@ -1,0 +1,124 @@
+"""Watches PyTorch's operators while a step is recorded on the CPU, and refuses those that a replay would miss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from tinynet.graphs.errors import GraphError
+
+aten = torch.ops.aten
+# Their results share memory with an operand, or are literals.
+_VIEWS = {aten.detach, aten.alias, aten._unsafe_view, aten.lift_fresh}
+# Their results have no values yet.
+_UNINITIALIZED = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
+# Their results depend on nothing but the shape and dtype of an operand.
+_FILLED = {aten.ones_like, aten.zeros_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full}
+# They move values and compute none, but for the sums in which autograd collects the gradients of a tensor.
+_MOVES = {
+    *(aten.clone, aten._to_copy, aten.cat, aten.constant_pad_nd, aten.repeat, aten.roll, aten.flip, aten.index_select),
+    *(aten.select_backward, aten.slice_backward, aten.diagonal_backward, aten.unfold_backward),
+}
+
+
+class Watch(TorchDispatchMode):
+    """Runs PyTorch's operators while a step is recorded.
+
+    Views and new memory need no replay. Copies, and sums of two gradients, are replayed by PyTorch. A computation whose
+    operands are all constants has the same result each time. Everything else is refused.
+
+    Args:
+        record: takes a function that each replay is to call, and its operands.
+
+    Attributes:
+        allocated: by address, the memory that the step allocated. It is never freed, for replays use it.
+    """
+
+    def __init__(self, record: Callable[..., None]) -> None:
+        super().__init__()
+        self.record = record
+        self.allocated: dict[int, torch.UntypedStorage] = {}
+        self._others: dict[int, torch.UntypedStorage] = {}  # that launches use
+        self._constants: dict[int, str] = {}  # the operator that computed what is at an address
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves, structure = tree_flatten((args, kwargs or {}))
+        tensors = [each for each in leaves if isinstance(each, Tensor)]
+        packet = func.overloadpacket
+        if func.is_view or packet in _VIEWS:
+            result = func(*args, **(kwargs or {}))
+            return self._add(result, func) if packet is aten.lift_fresh else result
+        if packet in _UNINITIALIZED:
+            return self._add(func(*args, **(kwargs or {})))
+        if packet is aten.copy_ or _is_sum_in_place(func, args):
+            self.written(tensors[:1])
+            self.record(partial(func, **(kwargs or {})), *args)
+            return args[0]
+        if packet in _MOVES or _is_sum(func, args):
+            result = self._add(func(*args, **(kwargs or {})))
+            self.record(partial(_move, func, structure), result, *leaves)
+            return result
+        is_constant = packet in _FILLED or all(self.is_constant(address_of(tensor)) for tensor in tensors)
+        is_random = torch.Tag.nondeterministic_seeded in func.tags
+        if not is_constant or is_random or func._schema.is_mutable:
+            raise GraphError(
+                f"graphed: the step calls PyTorch's {func.name()}, which a replay would miss; only tinynet's kernels, "
+                "views, copies and constants can be replayed on the CPU. Compute it outside of the step"
+            )
+        return self._add(func(*args, **(kwargs or {})), func)
+
+    def written(self, tensors: Iterable[Tensor]) -> None:
+        """Says that each replay writes to these tensors.
+
+        Raises:
+            GraphError: one is a constant, computed once.
+        """
+        for tensor in tensors:
+            name = self._constants.get(address_of(tensor))
+            if name is not None:
+                raise GraphError(
+                    f"graphed: the step changes the result of PyTorch's {name}, which a replay would not compute "
+                    "again. Create it outside of the step, or let a kernel fill it"
+                )
+
+    def hold(self, tensor: Tensor) -> None:
+        """Keeps the memory of a tensor that replays use."""
+        if address_of(tensor) not in self.allocated:
+            self._others[address_of(tensor)] = tensor.untyped_storage()
+
+    def is_constant(self, address: int) -> bool:
+        """Whether what lies in the memory at this address is computed once."""
+        return address in self._constants
+
+    def _add(self, results: Any, constant: Any = None) -> Any:
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor):
+                self.allocated[address_of(result)] = result.untyped_storage()
+                if constant is not None:
+                    self._constants[address_of(result)] = constant.name()
+        return results
+
+
+def address_of(tensor: Tensor) -> int:
+    """The address of a tensor's memory."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _is_sum(func: Any, args: Any) -> bool:
+    """Whether this adds two tensors of one shape."""
+    return func is aten.add.Tensor and isinstance(args[1], Tensor) and args[0].shape == args[1].shape
+
+
+def _is_sum_in_place(func: Any, args: Any) -> bool:
+    return func is aten.add_.Tensor and isinstance(args[1], Tensor) and args[0].shape == args[1].shape
+
+
+def _move(func: Any, structure: Any, result: Tensor, *leaves: Any) -> None:
+    args, kwargs = tree_unflatten(leaves, structure)
+    result.copy_(args[0] if func.overloadpacket in (aten.clone, aten._to_copy) else func(*args, **kwargs))

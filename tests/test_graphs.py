@@ -67,7 +67,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def training(build: Callable[[], nn.Module], optimizer: Callable[..., Any], clip: bool = False) -> tuple[Step, Any, Any]:
+def training(
+    build: Callable[[], nn.Module], optimizer: Callable[..., Any], clip: bool = False
+) -> tuple[Step, Any, Any]:
     """A training step, its model and its optimizer; the same each time."""
     torch.manual_seed(0)
     model = build()
@@ -136,7 +138,9 @@ def test_optimizers_count_their_steps(optimizer: Callable[..., Any]) -> None:
     data = batches((12,), 9)
     results = []
     for records in (False, True):
-        step, model, _ = training(lambda: nn.Sequential(nn.Linear(12, 8, activation="silu"), nn.Linear(8, 5)), optimizer)
+        step, model, _ = training(
+            lambda: nn.Sequential(nn.Linear(12, 8, activation="silu"), nn.Linear(8, 5)), optimizer
+        )
         run: Any = tinynet.graphed(step, *data[0], warmup=0) if records else step
         losses = [run(*batch).item() for batch in data]
         results.append((losses, [*model.parameters()]))

@@ -17,6 +17,7 @@ FLOORS = {
     "tinynet.dispatch": 2,
     "tinynet.ops": 2,
     "tinynet.functional": 2,
+    "tinynet.graphs": 3,
     "tinynet.nn": 3,
     "tinynet.optim": 3,
     "tinynet.train": 4,

@@ -43,6 +43,7 @@ from tinynet.train.report import (
     write_image_report,
 )
 from tinynet_engines.cpu.toolchain import find_compiler
+from tinynet_kernels.launch import INTERPRETED
 
 TOTAL_STEPS = 9  # batches of 8 from 20 images: three epochs of three
 
@@ -778,7 +779,9 @@ def test_an_out_folder_with_too_long_a_name_is_refused(tmp_path, capsys):
 # Kernels
 
 
-def train_digits(engine: str, device: str, steps: int = 30) -> tuple[list[float], dict[str, Tensor]]:
+def train_digits(
+    engine: str, device: str, steps: int = 30, graph: bool = False
+) -> tuple[list[float], dict[str, Tensor]]:
     """Trains a CNN by SGD with momentum on 8x8 digits; returns the loss of each step and the weights."""
     torch.manual_seed(0)
     with tinynet.engine(engine):  # pyright: ignore[reportArgumentType]
@@ -787,7 +790,8 @@ def train_digits(engine: str, device: str, steps: int = 30) -> tuple[list[float]
         optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         loss = nn.CrossEntropyLoss()
         scheduler = warm_up_and_cosine(optimizer, 10 * steps, 0)
-        trainer = Trainer(model, batches, loss, optimizer, scheduler, measures={"accuracy": accuracy})
+        measures: Any = {"accuracy": accuracy}
+        trainer = Trainer(model, batches, loss, optimizer, scheduler, measures=measures, graph=graph)
         losses = []
         for images, labels in batches.train(0):
             losses.append(trainer.step(images, labels).item())
@@ -807,6 +811,16 @@ def test_thirty_steps_through_the_kernels_follow_the_reference(device):
     assert losses == pytest.approx(expected_losses, abs=1e-3)
     for name, weight in weights.items():
         assert (weight - expected_weights[name]).abs().max().item() <= 1e-3, name
+
+
+@pytest.mark.kernels
+def test_recorded_steps_have_the_losses_of_others_to_the_bit(device):
+    if device != "cpu" or INTERPRETED:
+        pytest.skip("records on the CPU engine")
+    losses, weights = train_digits("kernels", device, steps=6)
+    recorded_losses, recorded_weights = train_digits("kernels", device, steps=6, graph=True)
+    assert recorded_losses == losses
+    assert all(torch.equal(weight, recorded_weights[name]) for name, weight in weights.items())
 
 
 def test_training_imports_without_matplotlib_and_triton():

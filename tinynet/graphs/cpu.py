@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,11 +11,12 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from tinynet import dispatch
 from tinynet.graphs.errors import GraphError
-from tinynet.graphs.watch import Watch, address_of
+from tinynet.graphs.tensors import address_of, detached, gradients
+from tinynet.graphs.watch import Watch
 from tinynet_engines.cpu.recording import LaunchRecorder
 from tinynet_kernels import launch, replays
 
@@ -72,7 +72,7 @@ class CPUGraph:
             self.outputs = detached(step())
         self._memory = recorder.watch
         self._recording = recorder.launches.recording()
-        self._gradients = gradients_in(self._memory.allocated)
+        self._gradients = [(leaf, grad) for leaf, grad in gradients() if address_of(grad) in self._memory.allocated]
         self._check_memory(recorder.operands)
 
     def replay(self) -> None:
@@ -93,16 +93,3 @@ class CPUGraph:
                     f"graphed: the step keeps a tensor of {storage.nbytes()} bytes that it computed, which a replay "
                     "would not replace: return it from the step instead"
                 )
-
-
-def detached(outputs: Any) -> Any:
-    """The outputs with their tensors detached from what computed them."""
-    return tree_map(lambda each: each.detach() if isinstance(each, Tensor) else each, outputs)
-
-
-def gradients_in(memory: Container[int]) -> list[tuple[Tensor, Tensor]]:
-    """The leaves whose gradients lie in memory at one of these addresses, with the gradients."""
-    gc.collect()
-    leaves = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and each.is_leaf]
-    found = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
-    return [(leaf, gradient) for leaf, gradient in found if address_of(gradient) in memory]

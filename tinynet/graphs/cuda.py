@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tinynet.graphs.cpu import detached
+from tinynet.graphs.tensors import detached, gradients
 from tinynet_kernels import replays
 
 
@@ -58,6 +58,7 @@ class CUDAGraph:
 
     def __init__(self, step: Callable[[], Any], warm: torch.cuda.Stream) -> None:
         recorder = CUDARecorder(torch.cuda.graph_pool_handle())
+        before = {id(leaf): gradient for leaf, gradient in gradients()}
         torch.cuda.synchronize()
         with torch.cuda.stream(warm), mock.patch.object(replays, "recorder", recorder):
             recorder.begin()
@@ -69,8 +70,11 @@ class CUDAGraph:
         for tensor, values in recorder.uploads:
             tensor.copy_(values)
         self._steps = recorder.steps
+        self._gradients = [(leaf, gradient) for leaf, gradient in gradients() if before.get(id(leaf)) is not gradient]
 
     def replay(self) -> None:
         """Runs the step again."""
+        for leaf, gradient in self._gradients:  # another step may have replaced them
+            leaf.grad = gradient
         for step in self._steps:
             step()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tinynet.dispatch import unavailable_reason
-from tinynet.graphs.cpu import CPUGraph
-from tinynet.graphs.cuda import CUDAGraph
 from tinynet.graphs.errors import GraphError
+
+if TYPE_CHECKING:
+    from tinynet.graphs.cpu import CPUGraph
+    from tinynet.graphs.cuda import CUDAGraph
 
 
 class Graphed:
@@ -129,9 +131,13 @@ def _check(index: int, own: Any, given: Any) -> None:
 
 def _record(step: Callable[[], Any], device: torch.device, warmup: int) -> CPUGraph | CUDAGraph:
     if device.type != "cuda":
+        from tinynet.graphs.cpu import CPUGraph
+
         for _ in range(warmup):
             step()
         return CPUGraph(step)
+    from tinynet.graphs.cuda import CUDAGraph
+
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

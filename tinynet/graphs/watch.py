@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from tinynet.graphs.errors import GraphError
+from tinynet.graphs.tensors import address_of
 
 aten = torch.ops.aten
 # Their results share memory with an operand, or are literals.
@@ -103,11 +104,6 @@ class Watch(TorchDispatchMode):
                 if constant is not None:
                     self._constants[address_of(result)] = constant.name()
         return results
-
-
-def address_of(tensor: Tensor) -> int:
-    """The address of a tensor's memory."""
-    return tensor.untyped_storage().data_ptr()
 
 
 def _is_sum(func: Any, args: Any) -> bool:

@@ -13,12 +13,13 @@ import torch
 
 from tinynet import dispatch, signals
 from tinynet.data import DataError
+from tinynet.graphs import GraphError
 from tinynet.train.checkpoint import CheckpointError, read_checkpoint
 from tinynet.train.files import WriteError
 from tinynet.train.trainer import CHECKPOINT_NAME, DTYPES, TrainingError
 
 # A resumed run may train longer and on another device; all other options must be those of the checkpoint.
-NOT_IN_CHECKPOINT = ("device", "engine", "out", "resume")
+NOT_IN_CHECKPOINT = ("device", "engine", "graph", "out", "resume")
 MAY_CHANGE_ON_RESUME = ("epochs", "steps")
 
 
@@ -49,6 +50,7 @@ class RunParser(argparse.ArgumentParser):
         add("--steps", type=positive_int, default=None, help="number of optimizer steps, instead of --epochs")
         add("--batch-size", type=positive_int, default=batch_size, help="samples per step")
         add("--lr", type=positive_float, default=lr, help="maximum learning rate")
+        add("--graph", action="store_true", help="record the training step once and replay it: the same losses, faster")
         add("--seed", type=seed, default=0, help="random seed of weights, order and augmentation")
         add("--out", type=Path, default=None, help="folder of the run; if not given, a new folder in runs/")
         add("--resume", type=Path, default=None, help="checkpoint, or folder of a run, to continue")
@@ -119,7 +121,7 @@ class RunParser(argparse.ArgumentParser):
                 yield
             except (CheckpointError, DataError) as error:
                 self.error(str(error))
-            except (TrainingError, WriteError) as error:
+            except (GraphError, TrainingError, WriteError) as error:
                 self.exit(1, f"{self.prog}: {error}\n")
             except KeyboardInterrupt as error:
                 number = signals.signal_of(error)

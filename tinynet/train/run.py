@@ -42,6 +42,9 @@ def run_training(
     Returns:
         The program's exit code: 0, or 130 if Ctrl-C ended the training, or 143 if SIGTERM did.
     """
+    if options.graph and options.dtype == "fp16":
+        parser.error("--graph: fp16's gradient scaling reads values of each step on the host; use fp32 or bf16")
+    trainer.graph = options.graph
     if options.resume is not None:
         trainer.resume(options.resume)
     trainer.folder = folder = parser.make_folder(options.out, folder_name, options.resume)

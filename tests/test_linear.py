@@ -17,7 +17,7 @@ from tinynet.ops.linear import linear, linear_chain, linear_gradients, linear_re
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.gemm import in_units
 from tinynet_kernels.linear import linear_forward
-from tinynet_kernels.tiles import GemmTile, Target
+from tinynet_kernels.tiles import GemmTile, Target, product_splits
 
 pytestmark = pytest.mark.kernels
 
@@ -113,6 +113,33 @@ def test_small_tiles(M: int, widths: tuple[int, ...], dtype: torch.dtype, device
     with forced_tiles(linear_tile=GemmTile(16, 32, 16, 4, 1), split_count=3, GROUP=2, flat_block=(256, 4)):
         launches = check_chain(tensors, ("gelu", "tanh"))
     assert launches.count("sum_partials_kernel") >= 2
+
+
+@pytest.mark.parametrize(
+    ("M", "widths", "dtype"), [(37, (75, 19, 50), torch.float32), (32, (96, 48, 64), torch.bfloat16)]
+)
+@pytest.mark.parametrize("activations", [("gelu", "identity"), ("relu", "tanh")])
+def test_products_of_few_tiles_are_split(
+    M: int, widths: tuple[int, ...], dtype: torch.dtype, activations: tuple[str, str], device: str
+) -> None:
+    """Forward and input gradient in three parts, whose sum the epilogue follows."""
+    tensors = make_chain(widths, M, dtype, device, (True, False))
+    with forced_tiles(linear_tile=GemmTile(16, 32, 16, 4, 1), product_splits=3, GROUP=2, flat_block=(256, 4)):
+        launches = check_chain(tensors, activations)
+    assert launches.count("split_product_kernel") == launches.count("finish_product_kernel") >= 3
+    assert "linear_forward_kernel" not in launches
+
+
+def test_the_rule_for_splits_fills_half_of_a_gpu_or_leaves_eight_steps() -> None:
+    target = Target("cuda", 90, 132, 232448)
+    for tiles in (1, 2, 4, 20, 65, 66, 200):
+        for steps in (1, 8, 9, 16, 49, 400):
+            splits = product_splits(tiles, steps, target)
+            depth = -(-steps // splits)
+            programs = tiles * -(-steps // depth)
+            assert depth <= 8 or 2 * programs >= target.processors, (tiles, steps, splits)
+            assert splits == 1 or 2 * tiles < target.processors
+    assert product_splits(1, 400, Target("cpu", "", 2, 1 << 30)) == 1
 
 
 def test_nan_stays_in_its_row_and_column(device: str) -> None:

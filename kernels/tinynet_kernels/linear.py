@@ -8,6 +8,8 @@ where the derivative needs it. Backward, from dZ = dY act' (`activation.activati
     dW [N, K] = dZ^T x          M is long and the output small: the reduction is split over programs into an fp32
                                 workspace [SPLIT, N, K], added in a fixed order
 
+Where the tiles of y, or of dX, would leave most of a GPU idle, their reduction is split too (`split_product`).
+
 act' stays out of the products' loads: fused there it costs 3 to 18 times the main loop's instructions.
 Operands may be transposed views: the loop takes any strides (`gemm.gemm_tile`).
 """
@@ -38,6 +40,7 @@ from tinynet_kernels.gemm import (
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
+from tinynet_kernels.split_product import SplitProduct, split_product
 from tinynet_kernels.tiles import (
     Target,
     ceil_div,
@@ -46,6 +49,7 @@ from tinynet_kernels.tiles import (
     fuses_derivative,
     linear_tile,
     matmul_precision,
+    product_splits,
     split_count,
 )
 
@@ -209,15 +213,19 @@ def _forward_problem(
     precision: str,
     activation: Activation,
     target: Target,
-) -> Problem:
+) -> Problem | SplitProduct:
     M, N, K = sizes
     aligned = has_wide_rows(stride_x) and has_wide_rows(stride_weight)
     tile = linear_tile(M, N, K, dtype, precision, aligned, activation.name, target)
+    tiles = ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n)
+    splits = product_splits(tiles, ceil_div(K, tile.block_k), target)
+    if splits > 1:
+        return split_product(sizes, stride_x, stride_weight[::-1], precision, activation, tile, splits, target)
     wide = is_wide_product(M, N, K, tile, stride_x, stride_weight)
     numbers, units = in_units(target, M, N, K, *stride_x, *stride_weight)
     return Problem(
         linear_forward_kernel,
-        (ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n),),
+        (tiles,),
         *numbers,
         PRODUCT=Product(precision, K % tile.block_k == 0, wide, GROUP, units),
         ACTIVATION=activation.compiled,
@@ -272,17 +280,21 @@ def _input_gradient_problem(
     activation: Activation,
     plain: bool,
     target: Target,
-) -> Problem:
+) -> Problem | SplitProduct:
     M, N, K = sizes
     aligned = has_wide_rows(stride_dz) and has_wide_rows(stride_weight)
     tile = linear_tile(M, K, N, dtype, precision, aligned, activation.name, target, derivative=True)
     if target.kind == "cpu" and M >= 256 and ceil_div(M, 256) * ceil_div(K, tile.block_n) >= target.processors:
         tile = tile._replace(block_m=256)  # rows that share a tile of W, which a program first brings into order
+    tiles = ceil_div(M, tile.block_m) * ceil_div(K, tile.block_n)
+    splits = product_splits(tiles, ceil_div(N, tile.block_k), target) if plain else 1
+    if splits > 1:
+        return split_product((M, K, N), stride_dz, stride_weight, precision, activation, tile, splits, target)
     wide = is_wide_product(M, K, N, tile, stride_dz, stride_weight[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_weight)
     return Problem(
         linear_input_gradient_kernel,
-        (ceil_div(M, tile.block_m) * ceil_div(K, tile.block_n),),
+        (tiles,),
         *numbers,
         PRODUCT=Product(precision, N % tile.block_k == 0, wide, GROUP, units),
         ACTIVATION=activation.compiled,
@@ -332,6 +344,7 @@ def linear_hidden_gradient(
     below = dz.new_empty((M, K))
     partial = None
     if want_bias:
+        assert isinstance(problem, Problem)  # the sums of columns are a part of the product's epilogue
         row_tiles = ceil_div(M, problem.constants["TILE"].block_m)
         partial = dz.new_empty((K,) if row_tiles == 1 else (row_tiles, K), dtype=torch.float32)
     problem.launch(dz, weight, saved, below, partial)
@@ -340,7 +353,7 @@ def linear_hidden_gradient(
 
 def _input_gradient_problem_of(
     dz: torch.Tensor, weight: torch.Tensor, activation: Activation, target: Target, *, want_bias: bool
-) -> Problem:
+) -> Problem | SplitProduct:
     sizes, dtype = (*dz.shape, weight.shape[1]), dz.dtype
     plain = activation.name == "identity" and not want_bias
     precision = matmul_precision(dtype, target)

@@ -213,6 +213,20 @@ def split_count(tiles: int, steps: int, target: Target) -> int:
 
 
 @lru_cache(maxsize=4096)
+def product_splits(tiles: int, steps: int, target: Target) -> int:
+    """How many ways to split the reduction of a product that has an epilogue: only where most of a GPU would be idle.
+
+    A second launch then adds the parts. Parts have at most eight steps, or fill the chip once.
+
+    Args:
+        tiles, steps, target: as of `split_count`.
+    """
+    if target.kind not in ("cuda", "hip") or 2 * tiles >= target.processors:
+        return 1
+    return min(ceil_div(target.processors, tiles), ceil_div(steps, 8))
+
+
+@lru_cache(maxsize=4096)
 def rows_and_columns(rows: int, columns: int, target: Target, activation: str = "identity") -> tuple[int, int, int]:
     """(BLOCK_ROWS, BLOCK_COLUMNS, num_warps) for a kernel that walks a matrix without reusing it.
 

@@ -634,6 +634,7 @@ def layout_cases(target: Target) -> Iterator[Case]:
 ROWS = (4096, 65536, 16384, 1024, 256, 64, 16)
 COLUMNS_OUT = (4096, 1024, 512, 128, 64, 16)
 DEPTHS = (4096, 1024, 784, 128, 64, 16)
+SPLIT_PRODUCTS = ((128, 64, 3136), (72, 40, 1000), (16, 130, 4101))  # few tiles, long reductions
 
 
 def linear_cases(target: Target) -> Iterator[Case]:
@@ -658,6 +659,12 @@ def linear_cases(target: Target) -> Iterator[Case]:
                 yield Case(f"hidden_gradient {name} {function}", run, aligned)
             dz, x = _empty(K, M, dtype=dtype), _empty(K, N, dtype=dtype)
             yield Case(f"weight_gradient {name}", partial(linear.linear_weight_gradient, dz, x), aligned)
+        for M, N, K in SPLIT_PRODUCTS:
+            x, weight, bias = _empty(M, K, dtype=dtype), _empty(N, K, dtype=dtype), _empty(N, dtype=dtype)
+            run = partial(linear.linear_forward, x, weight, bias, Activation(next(activations)), save=True)
+            yield Case(f"split forward {_text(dtype)} {(M, N, K)}", run, aligned=K % 8 == 0)
+            run = partial(linear.linear_input_gradient, x, _empty(K, N, dtype=dtype))
+            yield Case(f"split input_gradient {_text(dtype)} {(M, N, K)}", run, aligned=K % 8 == 0 and N % 8 == 0)
     x, weight = _empty(256, 256, dtype=BF16), _empty(256, 256, dtype=BF16)
     for name in PARAMETERS:
         run = partial(linear.linear_forward, x, weight, None, Activation(name), save=False)

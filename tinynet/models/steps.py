@@ -19,7 +19,7 @@ Step = Callable[[int, torch.dtype], tuple[nn.Module, Tensor]]
 def _of_images(name: str) -> Step:
     def step(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
         image_shape = signature(MODELS[name]).parameters["image_shape"].default
-        model = build(name).to(dtype)
+        model = build(name).to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         logits = model(torch.empty(batch_size, *image_shape, dtype=dtype))
         return model, functional.cross_entropy(logits, torch.empty(batch_size, dtype=torch.int64))
 
@@ -54,7 +54,7 @@ def _forecaster(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]
 
 def _unet(batch_size: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
     """A batch of images of 128 x 128 pixels, of two classes."""
-    model = UNet().to(dtype)
+    model = UNet().to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     logits = model(torch.empty(batch_size, 1, 128, 128, dtype=dtype))
     return model, functional.cross_entropy(logits, torch.empty(batch_size, 128, 128, dtype=torch.int64))
 

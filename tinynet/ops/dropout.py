@@ -17,6 +17,7 @@ from tinynet.ops import kernels
 from tinynet.ops.arguments import check_floating, is_dense, needs_gradient
 from tinynet.ops.autograd import through_kernels
 from tinynet.ops.operator import Operator, contiguous_like
+from tinynet.ops.seeds import new_seed
 from tinynet_kernels import replays
 
 # An element that is kept becomes x / divisor + shift, any other one `dropped`.
@@ -119,7 +120,7 @@ def _drop_elements(operator: str, input: Tensor, p: float, training: bool, scale
         return input * 0.0
     if route is Route.REFERENCE:
         return reference(input, p, training=True)
-    seed = replays.fill(torch.empty(1, dtype=torch.int64, device=input.device), lambda seed: seed.random_(1 << 62))
+    seed = new_seed(input.device)
     scale = scale_of(p)
     if route is Route.OPERATOR:
         return dropout_operator(route, input, seed, p, *scale)

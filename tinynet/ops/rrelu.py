@@ -16,7 +16,7 @@ from tinynet.ops import kernels
 from tinynet.ops.activation import leaky_relu
 from tinynet.ops.arguments import is_dense, route_floating
 from tinynet.ops.operator import Operator, like_saved
-from tinynet_kernels import replays
+from tinynet.ops.seeds import new_seed
 
 
 def _backward(grads: Sequence[Any], saved: Sequence[Any], lower: float, upper: float, wanted: Any) -> list[Any]:
@@ -75,5 +75,5 @@ def rrelu(
     if route is Route.REFERENCE:
         return F.rrelu(input, lower, upper, training=True)
     x = input if route is Route.KERNELS and is_dense(input) else input.contiguous()
-    seed = replays.fill(torch.empty(1, dtype=torch.int64, device=input.device), lambda seed: seed.random_(1 << 62))
+    seed = new_seed(input.device)
     return rrelu_operator(route, x, seed, lower, upper)

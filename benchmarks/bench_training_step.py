@@ -87,6 +87,9 @@ def cases(setting: Setting) -> Iterator[Case]:
             contenders["eager" + suffix] = _step(
                 setting, model, torch.nn, torch.optim.AdamW, {"fused": True}, x, labels
             )
+        if setting.compile:
+            model = torch.compile(build(torch.nn, False), mode="max-autotune" if images.is_cuda else None)
+            contenders["compile"] = _step(setting, model, torch.nn, torch.optim.AdamW, {"fused": True}, images, labels)
         yield Case(
             f"training step, {name}",
             f"batch {BATCH}",
@@ -101,7 +104,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def _step(
     setting: Setting,
-    model: torch.nn.Module,
+    model: Any,
     nn: Any,
     optimizer: Callable[..., Any],
     arguments: dict[str, Any],

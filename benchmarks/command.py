@@ -41,7 +41,12 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m benchma
     )
     add, gpu = parser.add_argument, torch.cuda.is_available()
     add("--only", type=_list(COLUMNS), default=COLUMNS, help=f"comma-separated list of {', '.join(COLUMNS)}")
-    add("--dtype", type=_list(DTYPES), default=("fp32", "bf16"), help="comma-separated list of fp32, bf16, fp16")
+    add(
+        "--dtype",
+        type=_list(DTYPES),
+        default=None,
+        help="comma-separated list of fp32, bf16, fp16 (default: fp32,bf16)",
+    )
     add("--threads", type=_counts, default=(torch.get_num_threads(),), help="numbers of CPU threads, e.g. 1,2")
     add("--batch", type=_counts, default=(8,), help="batch sizes of convolutions, e.g. 1,8,32")
     add("--device", choices=["cpu", "cuda"], default="cuda" if gpu else "cpu")
@@ -49,13 +54,14 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m benchma
     add("--seconds", type=float, default=2.0, help="time per case, for all contenders together (default: 2)")
     add("--compile", action="store_true", help="also time torch.compile (minutes of compilation)")
     add("--match", default="", help="run only cases whose name or size contains this text")
-    add("--quick", action="store_true", help="a selection of all columns in fp32, in less than two minutes")
+    add("--quick", action="store_true", help="a few cases of every column, if not told otherwise in fp32")
     add("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the results")
     options = parser.parse_args(arguments)
     options.cache = options.cache or ("cold" if options.device == "cuda" else "warm",)
+    options.dtype = options.dtype or (("fp32",) if options.quick else ("fp32", "bf16"))
     if options.quick:
         options.only = tuple(column for column in options.only if column in quick.COLUMNS)
-        options.dtype, options.seconds = ("fp32",), min(options.seconds, quick.SECONDS)
+        options.seconds = min(options.seconds, quick.SECONDS)
     return options
 
 

@@ -114,6 +114,24 @@ def test_a_signal_during_the_imports_ends_training_with_a_sentence(number: int, 
     assert answer.stderr.endswith(f": interrupted by {name}\n") and answer.stderr.count("\n") == 1
 
 
+# Benchmarks
+
+
+def test_bench_hands_everything_to_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as helped:
+        main(["bench", "--help"])
+    assert helped.value.code == 0 and capsys.readouterr().out.startswith("usage: tinynet bench ")
+    with pytest.raises(SystemExit) as refused:
+        main(["bench", "--only", "nonsense"])
+    assert (
+        refused.value.code == 2 and "tinynet bench: error: argument --only: got 'nonsense'" in capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit) as refused:
+        main(["bench", "compare", "absent.json", "absent.json"])
+    assert refused.value.code == 2
+    assert "tinynet bench compare: error: absent.json cannot be read" in capsys.readouterr().err
+
+
 # The environment and its caches
 
 

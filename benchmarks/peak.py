@@ -18,7 +18,7 @@ from tinynet import functional
 from .timing import time_contenders
 
 # Bytes that a kernel reads and writes: from what a first-level cache holds to what none holds.
-WORKING_SETS = tuple(8**power << 10 for power in range(2, 7))  # 64 KiB to 256 MiB
+WORKING_SETS = (64 << 10, 1 << 20, 16 << 20, 128 << 20)
 SECONDS = 0.05  # per kernel and size
 
 

@@ -56,7 +56,7 @@ def parts_of(device: str, out: Path, toy: bool) -> list[Part]:
     """
     results = ["--device", device, "--out", str(out / "benchmarks")]
     if toy:
-        tests, quick = [["tests/test_glu.py", "-k", "fp32"]], ["--only", "dropout", "--match", "65,536"]
+        tests, quick = [["tests/test_glu.py", "-k", "forward"]], ["--only", "dropout", "--match", "65,536"]
         steps, training = ["--match", "mlp"], ["--data", "digits", "--model", "mlp", "--steps", "2"]
         short = ["--seconds", "0", "--dtype", "fp32"]
     else:

@@ -48,7 +48,7 @@ format: $(SET_UP) ## fix and format the code with ruff
 bench: $(SET_UP) ## compare the kernels' speed with PyTorch's; ARGS='--only conv,linear' adds flags
 	@$(PYTHON) -m benchmarks $(ARGS)
 
-bench-quick: $(SET_UP) ## the same for a few cases of every column, in less than two minutes
+bench-quick: $(SET_UP) ## the same for a few cases of each column, in less than two minutes
 	@$(PYTHON) -m benchmarks --quick $(ARGS)
 
 # The most minutes that all parts of the report take.

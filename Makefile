@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 SET_UP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up train test test-driver test-interpreter lint format bench compile-matrix docs clean
+.PHONY: help set-up train test test-driver test-interpreter lint format bench bench-quick gpu-report compile-matrix docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,6 +47,16 @@ format: $(SET_UP) ## fix and format the code with ruff
 
 bench: $(SET_UP) ## compare the kernels' speed with PyTorch's; ARGS='--only conv,linear' adds flags
 	@$(PYTHON) -m benchmarks $(ARGS)
+
+bench-quick: $(SET_UP) ## the same for a few cases of each column, in less than two minutes
+	@$(PYTHON) -m benchmarks --quick $(ARGS)
+
+# The most minutes that all parts of the report take.
+MINUTES := 12
+
+# It needs no network: where .venv is absent, it runs with the PyTorch and Triton that python3 has.
+gpu-report: ## test, measure and train on a GPU; writes runs/gpu-report/report.html; MINUTES=12
+	@PYTHONPATH=.:kernels $(or $(wildcard $(PYTHON)),python3) -m scripts.gpu_report --minutes $(MINUTES) $(ARGS)
 
 compile-matrix: $(SET_UP) ## compile every kernel for every target, without a GPU
 	@PYTHONPATH=tests $(PYTHON) -m compile_matrix.matrix $(ARGS)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet.functional import gelu, glu, prelu, relu
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "activation"
 
@@ -49,6 +50,7 @@ def both_directions(
         },
         allowed_error(setting.dtype),
         elements,
+        family=f"{name}, forward",
     )
     yield Case(
         f"{name}, backward",
@@ -61,4 +63,5 @@ def both_directions(
         },
         allowed_error(setting.dtype, elements if parameters else 1),
         elements,
+        family=f"{name}, backward",
     )

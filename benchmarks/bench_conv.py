@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
-from benchmarks.convolution_layers import LAYERS, Layer
 from tinynet import functional
+
+from .case import OURS, Case, Setting, allowed_error
+from .convolution_layers import LAYERS, Layer
 
 TITLE = "conv"
 _CHANNELS_LAST = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
@@ -47,9 +49,9 @@ def _case(setting: Setting, layer: Layer, N: int, *, training: bool) -> Case:
     contiguous, last = torch.contiguous_format, _CHANNELS_LAST[len(layer.size)]
     ours, eager = getattr(functional, layer.function), getattr(F, layer.function)
     contenders = {
-        OURS: _contender(ours, layer, operands, gradients, last, last),
-        "eager": _contender(eager, layer, operands, gradients, contiguous, contiguous),
-        "eager channels_last": _contender(eager, layer, operands, gradients, last, last),
+        OURS: _Contender(ours, layer, last, operands, gradients),
+        "eager": _Contender(eager, layer, contiguous, operands, gradients),
+        "eager channels_last": _Contender(eager, layer, last, operands, gradients),
     }
     if last is contiguous:
         del contenders["eager channels_last"]
@@ -61,29 +63,30 @@ def _case(setting: Setting, layer: Layer, N: int, *, training: bool) -> Case:
         contenders,
         allowed_error(setting.dtype, y // layer.K if training else weight // layer.K),
         N,
+        family=f"{layer.kind}, {layer.network} {x_shape[1:]} -> {layer.K}, {'training' if training else 'forward'}",
+        least_flops=2 * products * (1 + gradients) // (4 if layer.suits_winograd else 1),
+        prepare=lambda: [contender.prepare() for contender in contenders.values()],
     )
 
 
-def _contender(
-    function: Callable[..., Tensor],
-    layer: Layer,
-    operands: Callable[[], Operands],
-    gradients: int,
-    images: torch.memory_format,
-    filters: torch.memory_format,
-) -> Callable[[], Any]:
-    """The layer's result or, of `gradients`, the first of those by W and x."""
+@dataclass
+class _Contender:
+    """Computes the layer's result or, of `gradients`, the first of those by W and x."""
 
-    @cache
-    def prepared() -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        x, weight, upstream = operands()
-        x = x.contiguous(memory_format=images).requires_grad_(gradients > 1)
-        weight = weight.contiguous(memory_format=filters).requires_grad_(gradients > 0)
-        return x, weight, upstream.contiguous(memory_format=images), [weight, x][:gradients]
+    function: Callable[..., Tensor]
+    layer: Layer
+    layout: torch.memory_format
+    operands: Callable[[], Operands]
+    gradients: int
 
-    def run() -> Any:
-        x, weight, upstream, leaves = prepared()
-        y = function(x, weight, **layer.options)
-        return torch.autograd.grad(y, leaves, upstream) if leaves else y
+    def prepare(self) -> None:
+        """Creates the operands."""
+        x, weight, upstream = self.operands()
+        self.x = x.contiguous(memory_format=self.layout).requires_grad_(self.gradients > 1)
+        self.weight = weight.contiguous(memory_format=self.layout).requires_grad_(self.gradients > 0)
+        self.upstream = upstream.contiguous(memory_format=self.layout)
 
-    return run
+    def __call__(self) -> Any:
+        y = self.function(self.x, self.weight, **self.layer.options)
+        leaves = [self.weight, self.x][: self.gradients]
+        return torch.autograd.grad(y, leaves, self.upstream) if leaves else y

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import OURS, Case, Setting, forward_and_backward
 from tinynet import functional as ours
+
+from .case import OURS, Case, Setting, forward_and_backward
 
 TITLE = "ctc_loss"
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import OURS, Case, Setting
 from tinynet.functional import dropout
+
+from .case import OURS, Case, Setting
 
 TITLE = "dropout"
 
@@ -25,4 +26,6 @@ def cases(setting: Setting) -> Iterator[Case]:
         }
         size = 2 * elements * setting.dtype.itemsize
         for name, contenders in (("forward", forward), ("backward", backward)):
-            yield Case(f"dropout, {name}", f"{elements:,}", elements, size, contenders, None, elements)
+            yield Case(
+                f"dropout, {name}", f"{elements:,}", elements, size, contenders, None, elements, f"dropout, {name}"
+            )

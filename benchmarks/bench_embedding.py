@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet.functional import embedding
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "embedding"
 TOKENS = 4096

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet.functional import group_norm, local_response_norm
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "group_norm"
 LAYOUTS = {"": torch.contiguous_format, " channels_last": torch.channels_last}

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet.functional import layer_norm, rms_norm
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "layer_norm"
 SIZES = ((4096, 768), (512, 4096))

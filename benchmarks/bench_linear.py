@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet.functional import linear
 
+from .case import OURS, Case, Setting, allowed_error
+
 TITLE = "linear"
-SIZES = ((64, 128, 784), (512, 512, 512), (2048, 1024, 1024))
+SIZES = ((64, 128, 784), (512, 512, 512), (32, 1024, 1024), (256, 1024, 1024), (2048, 1024, 1024))
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -37,6 +38,7 @@ def forward(setting: Setting, M: int, N: int, K: int) -> Case:
         },
         allowed_error(setting.dtype, K),
         M,
+        family=f"linear + bias + relu, forward, {K} -> {N}",
     )
 
 
@@ -62,4 +64,5 @@ def backward(setting: Setting, M: int, N: int, K: int) -> Case:
         },
         allowed_error(setting.dtype, max(M, N)),
         M,
+        family=f"linear + bias + relu, backward, {K} -> {N}",
     )

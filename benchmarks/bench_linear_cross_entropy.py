@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import OURS, Case, Setting, allowed_error, forward_and_backward
 from tinynet import functional as ours
+
+from .case import OURS, Case, Setting, allowed_error, forward_and_backward
 
 TITLE = "linear_cross_entropy"
 

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet import functional as ours
 from tinynet.functional import cross_entropy
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "loss"
 SIZES = ((128, 10), (4096, 1000))

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet.functional import batch_norm
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "batch norm"
 SIZES = ((32, 64, 56, 56), (32, 256, 14, 14), (8, 960, 7, 7))

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet import functional
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "pool"
 # name, function, its arguments after the input, input's shape

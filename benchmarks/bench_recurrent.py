@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet import nn
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "recurrent"
 STEPS, BATCH = 128, 32

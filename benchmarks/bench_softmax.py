@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet.functional import log_softmax, softmax
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "softmax"
 SIZES = ((4096, 1000), (64, 32000), (8, 21, 128, 128))

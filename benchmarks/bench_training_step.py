@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 import tinynet
-from benchmarks.case import OURS, Case, Setting
+
+from .case import OURS, Case, Setting
 
 TITLE = "training step"
 BATCH = 128
@@ -86,6 +87,9 @@ def cases(setting: Setting) -> Iterator[Case]:
             contenders["eager" + suffix] = _step(
                 setting, model, torch.nn, torch.optim.AdamW, {"fused": True}, x, labels
             )
+        if setting.compile:
+            model = torch.compile(build(torch.nn, False), mode="max-autotune" if images.is_cuda else None)
+            contenders["compile"] = _step(setting, model, torch.nn, torch.optim.AdamW, {"fused": True}, images, labels)
         yield Case(
             f"training step, {name}",
             f"batch {BATCH}",
@@ -94,12 +98,13 @@ def cases(setting: Setting) -> Iterator[Case]:
             contenders,
             None,
             BATCH,
+            least_flops=6 * multiply_adds * BATCH // (4 if "cnn" in name else 1),  # by Winograd's algorithm
         )
 
 
 def _step(
     setting: Setting,
-    model: torch.nn.Module,
+    model: Any,
     nn: Any,
     optimizer: Callable[..., Any],
     arguments: dict[str, Any],

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import OURS, Case, Setting, allowed_error
 from tinynet.functional import interpolate
+
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "upsample"
 SIZES = ((8, 64, 28, 28), (4, 128, 14, 14))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 OURS = "tinynet"
+COLUMNS = tuple(sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")))
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,16 @@ class Case:
     Attributes:
         name: the work, e.g. "linear + relu forward".
         size: the problem size as text, e.g. "2048x1024x1024".
-        flops: minimum number of arithmetic operations.
+        flops: arithmetic operations by the definition, which GFLOP/s counts.
         bytes: minimum number of bytes to read and write.
         contenders: name -> a function that does the work once; one of them is named `OURS`. "compile" is present only
             with the option --compile.
         error: the maximum difference between tinynet's result and the others, relative to the largest value; None if
             results cannot be compared (a training step changes its own weights).
         samples: number of elements, images or tokens, for the plot of speed against size.
+        family: rows of one family differ only in `samples`, and a plot joins them; None for a row that stands alone.
+        least_flops: operations of the fastest known algorithm where that is another, as Winograd's; None for `flops`.
+        prepare: creates the operands, where they are not created with the case.
     """
 
     name: str
@@ -34,7 +39,10 @@ class Case:
     bytes: int
     contenders: dict[str, Callable[[], Any]]
     error: float | None
-    samples: int = field(default=1)
+    samples: int = 1
+    family: str | None = None
+    least_flops: int | None = None
+    prepare: Callable[[], Any] = lambda: None
 
 
 @dataclass(frozen=True)

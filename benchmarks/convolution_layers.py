@@ -43,6 +43,11 @@ class Layer(NamedTuple):
         return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
 
     @property
+    def suits_winograd(self) -> bool:
+        """Whether Winograd's algorithm computes it with a quarter of the multiplications."""
+        return (self.kernel_size, self.stride, self.groups, len(self.size)) == (3, 1, 1, 2) and not self.transposed
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """Of the weight."""
         channels = (self.C, self.K // self.groups) if self.transposed else (self.K, self.C // self.groups)

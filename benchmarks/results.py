@@ -1,178 +1,134 @@
-"""The results of a run: rows, table, a JSON file per device and versions, and plots."""
+"""The files of results: JSON with everything, and beside it Markdown and CSV of the same rows."""
 
 from __future__ import annotations
 
+import csv
 import json
-import platform
-import statistics
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from .case import OURS
+from .peak import Peak
+from .row import Row
+from .tables import HEAD, MEANS_HEAD, lines, markdown, means
+from .timing import Interval, Time
 
-from benchmarks.case import OURS
-from benchmarks.timing import Peak, Time
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case, measured with one dtype and number of threads."""
-
-    column: str
-    name: str
-    size: str
-    samples: int
-    dtype: str
-    threads: int
-    flops: int
-    bytes: int
-    error: float | None
-    times: dict[str, Time]
-    peak: Peak
-
-    @property
-    def baseline(self) -> str | None:
-        """The fastest eager contender: PyTorch in its faster memory layout."""
-        eager = {name: time.minimum for name, time in self.times.items() if name.startswith("eager")}
-        return min(eager, key=eager.__getitem__) if eager else None
-
-    @property
-    def ratio(self) -> float | None:
-        """tinynet's minimum time over the baseline's; below 1, tinynet is faster."""
-        baseline = self.baseline
-        return None if baseline is None else self.times[OURS].minimum / self.times[baseline].minimum
-
-    @property
-    def share_of_peak(self) -> float:
-        """The minimum time that this device's measured peaks allow, over tinynet's time."""
-        bound = max(self.flops / self.peak.flops_per_second, self.bytes / self.peak.bytes_per_second)
-        return bound / self.times[OURS].minimum
+KEY = ("column", "name", "size", "dtype", "threads", "cache")
+CSV_HEAD = (
+    *KEY,
+    *("contender", "median_s", "low_s", "high_s", "minimum_s", "samples", "ratio", "ratio_low", "ratio_high"),
+    *("first_call_s", "memory_bytes", "flops", "bytes", "share_of_peak", "error"),
+)
 
 
-def device_name(device: torch.device) -> str:
-    """Returns the name of the GPU or the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+def file_name(device: str, versions: dict[str, str]) -> str:
+    """Returns the name, without ending, of the files for a device and versions."""
+    slug = "-".join("".join(c if c.isalnum() else " " for c in device).split()).lower()
+    return f"{slug}_torch{versions['torch'].split('+')[0]}_triton{versions['triton']}"
+
+
+def save(rows: Sequence[Row], run: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes the rows into the files of their device and versions, and returns the files.
+
+    Rows of earlier runs stay, except those that were measured again.
+
+    Args:
+        rows: the rows of one run.
+        run: what is known of it: `date`, `device`, `versions`, `commit`, the state of the machine.
+        folder: where the files are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{file_name(run['device'], run['versions'])}.json"
+    new = [{**as_dict(row), "run": run["date"]} for row in rows]
+    measured = {key(row) for row in new}
+    known = json.loads(path.read_text()) if path.exists() else {"runs": [], "rows": []}
+    all_rows = [old for old in known["rows"] if key(old) not in measured] + new
+    used = {row["run"] for row in all_rows}
+    runs = [old for old in [*known["runs"], run] if old["date"] in used]
+    path.write_text(json.dumps({"runs": runs, "rows": all_rows}, indent=1) + "\n")
+    read = [from_dict(row) for row in all_rows]
+    table, page = path.with_suffix(".csv"), path.with_suffix(".md")
+    with open(table, "w", newline="") as file:
+        csv.writer(file).writerows([CSV_HEAD, *(line for row in read for line in _csv_lines(row))])
+    page.write_text(_page(read, runs))
+    return [path, table, page]
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns what identifies a row of a JSON file."""
+    return tuple(row[name] for name in KEY)
+
+
+def load(path: Path) -> list[Row]:
+    """Reads the rows of a JSON file.
+
+    Raises:
+        ValueError: the file is not one of results.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        return [from_dict(row) for row in json.loads(path.read_text())["rows"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of benchmark results") from error
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions that a result depends on."""
-    import triton
-
-    import tinynet
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "tinynet": tinynet.__version__,
-        "cuda": str(torch.version.cuda),
-    }
+def as_dict(row: Row) -> dict[str, Any]:
+    """Returns a row for a JSON file, with what follows from its numbers."""
+    derived = {"baseline": row.baseline, "verdict": row.verdict, "share_of_peak": row.share_of_peak}
+    return {**asdict(row), **derived}
 
 
-def table(rows: list[Row]) -> str:
-    """Formats the rows: times in microseconds, ratio to eager PyTorch, speed, share of the peak, and error."""
-    head = (
-        *("work", "size", "dtype", "thr", "tinynet us", "ns/sample", "eager us", "ratio", "compile"),
-        *("GFLOP/s", "peak", "error"),
-    )
-    body: list[tuple[str, ...]] = [head]
-    for row in rows:
-        baseline, compiled = row.baseline, row.times.get("compile")
-        ours = row.times[OURS]
-        body.append(
+def from_dict(row: dict[str, Any]) -> Row:
+    """Returns a row of a JSON file."""
+    fields = {name: row[name] for name in Row.__dataclass_fields__}
+    fields["times"] = {name: Time(**time) for name, time in row["times"].items()}
+    fields["ratios"] = {name: Interval(**ratio) for name, ratio in row["ratios"].items()}
+    rates = {int(size): rate for size, rate in row["peak"]["bytes_per_second"].items()}
+    fields["peak"] = Peak(row["peak"]["flops_per_second"], rates)
+    return Row(**fields)
+
+
+def _csv_lines(row: Row) -> list[tuple[Any, ...]]:
+    """One line per contender."""
+    found = []
+    for name, time in row.times.items():
+        ratio = row.ratios.get(name)
+        found.append(
             (
-                row.name,
-                row.size,
-                row.dtype,
-                str(row.threads),
-                f"{ours.minimum * 1e6:.1f}",
-                "-" if row.samples == 1 else f"{ours.minimum * 1e9 / row.samples:.1f}",
-                "-" if baseline is None else f"{row.times[baseline].minimum * 1e6:.1f}",
-                "-" if row.ratio is None else f"{row.ratio:.2f}",
-                "-" if compiled is None else f"{ours.minimum / compiled.minimum:.2f}",
-                f"{row.flops * 1e-9 / ours.minimum:.1f}",
-                f"{row.share_of_peak:.0%}",
-                "-" if row.error is None else f"{row.error:.0e}",
+                *(getattr(row, each) for each in KEY),
+                *(name, time.median, time.low, time.high, time.minimum, time.samples),
+                *((ratio.median, ratio.low, ratio.high) if ratio else ("", "", "")),
+                *(row.first_calls[name], row.memory[name], row.flops, row.bytes),
+                *((row.share_of_peak, row.error) if name == OURS else ("", "")),
             )
         )
-    return _aligned(body)
+    return found
 
 
-def means(rows: list[Row]) -> str:
-    """Formats the geometric mean and the largest of the ratios to eager PyTorch for each kind of work."""
-    ratios: dict[tuple[str, str, int], list[float]] = {}
-    for row in rows:
-        if row.ratio is not None:
-            ratios.setdefault((row.name, row.dtype, row.threads), []).append(row.ratio)
-    body: list[tuple[str, ...]] = [("work", "dtype", "thr", "rows", "mean ratio", "largest")]
-    for (name, dtype, threads), group in ratios.items():
-        mean = statistics.geometric_mean(group)
-        body.append((name, dtype, str(threads), str(len(group)), f"{mean:.2f}", f"{max(group):.2f}"))
-    return _aligned(body)
+def describe(run: dict[str, Any]) -> list[str]:
+    """Returns sentences about a run: what ran where, and first of all whether the machine was busy."""
+    found = [run["warning"]] if run["warning"] else []
+    used = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version != "None")
+    found.append(f"{run['device']}; {used}; commit {run['commit'] or 'unknown'}; {run['date']}")
+    for moment in ("before", "after"):
+        values = [f"{name.replace('_', ' ')} {value:.1f}" for name, value in run[moment].items()]
+        found.append(f"{moment} the run: {', '.join(values)}")
+    return found
 
 
-def _aligned(body: list[tuple[str, ...]]) -> str:
-    """Text of a table whose first line is its head."""
-    head = body[0]
-    widths = [max(len(line[i]) for line in body) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in body]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
-
-
-def save(rows: list[Row], device: torch.device, folder: Path) -> Path:
-    """Writes the rows to a JSON file named after the device and the versions, and returns its path."""
-    name, used = device_name(device), versions()
-    slug = "-".join("".join(c if c.isalnum() else " " for c in name).split()).lower()
-    path = folder / f"{slug}_torch{used['torch'].split('+')[0]}_triton{used['triton']}.json"
-    known: dict[str, Any] = {"device": name, "versions": used, "rows": []}
-    new = [{**asdict(row), "ratio": row.ratio, "share_of_peak": row.share_of_peak} for row in rows]
-    if path.exists():  # keep the results of other runs, except those measured again
-        known["rows"] = [old for old in json.loads(path.read_text())["rows"] if not any(_same(old, n) for n in new)]
-    known["rows"] += new
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(known, indent=1) + "\n")
-    return path
-
-
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return all(a[key] == b[key] for key in ("column", "name", "size", "dtype", "threads"))
-
-
-def plot(rows: list[Row], folder: Path) -> Path | None:
-    """Plots speed against size, one panel per case name, and returns the file; None without matplotlib."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        return None
-    names = list(dict.fromkeys(row.name for row in rows))
-    columns = min(3, len(names))
-    height = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(height, columns, figsize=(5 * columns, 3.4 * height), squeeze=False)
-    for axis in axes.flat[len(names) :]:
-        axis.set_axis_off()
-    for axis, name in zip(axes.flat, names, strict=False):
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for row in (row for row in rows if row.name == name):
-            for contender, time in row.times.items():
-                label = f"{contender} {row.dtype} {row.threads}t"
-                lines.setdefault(label, []).append((row.samples, row.samples / time.minimum))
-        for label, points in lines.items():
-            axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label, lw=2 if OURS in label else 1)
-        axis.set(title=name, xlabel="size (samples)", ylabel="samples / s", xscale="log", yscale="log")
-        axis.legend(fontsize=6)
-    figure.tight_layout()
-    path = folder / f"speed_{rows[0].column}.png"
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
+def _page(rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> str:
+    parts = [f"# Benchmarks: {runs[-1]['device']}"]
+    parts += ["\n".join(f"- {line}" for line in describe(run)) for run in runs]
+    parts.append(
+        "Times are medians; in parentheses, half of the 95 % interval. A ratio is tinynet's time over that of eager "
+        "PyTorch in its faster memory layout, with its 95 % interval; a win or a loss is one whose whole interval is "
+        "on one side of 1. The peak is the best rate of several kernels on this device."
+    )
+    parts += ["## Geometric means by column", markdown(("column", *MEANS_HEAD), means(rows, lambda row: row.column))]
+    for column in dict.fromkeys(row.column for row in rows):
+        own = [row for row in rows if row.column == column]
+        parts += [f"## {column}", markdown(HEAD, lines(own))]
+        if len({row.name for row in own}) > 1:
+            parts.append(markdown(("work", *MEANS_HEAD), means(own, lambda row: row.name)))
+    return "\n\n".join(parts) + "\n"

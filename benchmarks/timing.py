@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,58 +13,121 @@ import torch
 
 # A CPU sample lasts at least this long, so that the cost of reading the clock is negligible.
 SHORTEST_SAMPLE_S = 200e-6
-# Larger than the L2 cache of any GPU.
+# Larger than the L2 cache of any GPU and the last-level cache of most CPUs.
 FLUSH_BYTES = 256 << 20
+FEWEST_TURNS = 7  # six are the fewest whose extremes are a 95 % interval of the median
 
 
 @dataclass(frozen=True)
-class Time:
-    """Seconds per call: the fastest sample and the median."""
+class Interval:
+    """The median of samples, and the order statistics that enclose the true median with a probability of 95 %."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Time(Interval):
+    """Seconds per call: the median with its interval, and the fastest sample."""
 
     minimum: float
-    median: float
     samples: int
 
 
-def time_contenders(contenders: dict[str, Callable[[], Any]], device: torch.device, seconds: float) -> dict[str, Time]:
+@dataclass(frozen=True)
+class Comparison:
+    """Times by contender, and the ratios of the first contender's time to each other one's.
+
+    A ratio is the median over the turns, within which both have the same machine.
+    """
+
+    times: dict[str, Time]
+    ratios: dict[str, Interval]
+
+
+def interval(samples: Sequence[float]) -> Interval:
+    """Returns the median and its 95 % interval, which assumes nothing about the samples' distribution."""
+    ordered = sorted(samples)
+    n = len(ordered)
+    # The median lies below sample j + 1 of the ordered ones with the probability that at most j of n coins show heads.
+    if n > 200:
+        j = math.floor(n / 2 - 0.98 * n**0.5) - 1
+    else:
+        j, heads = -1, 0
+        while heads + math.comb(n, j + 1) <= 0.025 * 2**n:
+            j += 1
+            heads += math.comb(n, j)
+    j = max(j, 0)
+    return Interval(statistics.median(ordered), ordered[j], ordered[n - 1 - j])
+
+
+def time_contenders(
+    contenders: dict[str, Callable[[], Any]], device: torch.device, seconds: float, cold: bool = False
+) -> Comparison:
     """Times the contenders in turns, for about `seconds` in total, after a warm-up.
 
     Args:
-        contenders: name -> a function that does the work once.
-        device: where they run; on a GPU, events measure the time, and the L2 cache is flushed before every call.
+        contenders: name -> a function that does the work once. Ratios are those of the first.
+        device: where they run; on a GPU, events measure the time.
         seconds: total time for all contenders.
+        cold: whether to overwrite the caches before every call.
     """
     for call in contenders.values():
         for _ in range(3):
             call()
-    sample = _gpu_sampler(device) if device.type == "cuda" else _cpu_sample
-    repeats = {name: _repeats(call) if device.type == "cpu" else 1 for name, call in contenders.items()}
+    sample = _gpu_sampler(device, cold) if device.type == "cuda" else _cpu_sampler(cold)
+    repeats = {name: 1 if cold or device.type == "cuda" else _repeats(call) for name, call in contenders.items()}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, taken.values())) < 5:
+    while time.perf_counter() < end or min(map(len, taken.values())) < FEWEST_TURNS:
         for name, call in contenders.items():
             taken[name].append(sample(call, repeats[name]))
-    return {name: Time(min(times), statistics.median(times), len(times)) for name, times in taken.items()}
+    first = next(iter(taken))
+    ratios = {
+        name: interval([ours / theirs for ours, theirs in zip(taken[first], times, strict=True)])
+        for name, times in taken.items()
+        if name != first
+    }
+    return Comparison({name: _as_time(times) for name, times in taken.items()}, ratios)
 
 
-def _cpu_sample(call: Callable[[], Any], repeats: int) -> float:
-    call()  # in real use a step follows another: fill the caches with this contender's code and data
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
+def _as_time(samples: list[float]) -> Time:
+    middle = interval(samples)
+    return Time(middle.median, middle.low, middle.high, min(samples), len(samples))
+
+
+Sampler = Callable[[Callable[[], Any], int], float]
+
+
+def _cpu_sampler(cold: bool) -> Sampler:
+    flush = torch.empty(FLUSH_BYTES if cold else 0, dtype=torch.int8)
+
+    def sample(call: Callable[[], Any], repeats: int) -> float:
+        if cold:
+            flush.add_(1)
+        else:
+            call()  # in real use a step follows another: fill the caches with this contender's code and data
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - start) / repeats
+
+    return sample
 
 
 def _repeats(call: Callable[[], Any]) -> int:
-    return max(1, int(SHORTEST_SAMPLE_S / max(_cpu_sample(call, 1), 1e-7)))
+    return max(1, int(SHORTEST_SAMPLE_S / max(_cpu_sampler(False)(call, 1), 1e-7)))
 
 
-def _gpu_sampler(device: torch.device) -> Callable[[Callable[[], Any], int], float]:
+def _gpu_sampler(device: torch.device, cold: bool) -> Sampler:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def sample(call: Callable[[], Any], _: int) -> float:
-        flush.zero_()
+        flush.zero_()  # while the GPU is busy with this, the host prepares the call: its launches follow closely
+        if not cold:
+            call()
         start.record()
         call()
         end.record()
@@ -71,23 +135,3 @@ def _gpu_sampler(device: torch.device) -> Callable[[Callable[[], Any], int], flo
         return start.elapsed_time(end) * 1e-3
 
     return sample
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The measured peaks of this device: bytes per second of a copy, operations per second of a matrix product."""
-
-    bytes_per_second: float
-    flops_per_second: float
-
-
-def measure_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Measures the speed of a copy and of PyTorch's matrix product on this device."""
-    gpu = device.type == "cuda"
-    elements = (1 << 28 if gpu else 1 << 25) // dtype.itemsize
-    source = torch.zeros(elements, device=device, dtype=dtype)
-    target = torch.empty_like(source)
-    size = 8192 if gpu else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times = time_contenders({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, device, 1.0)
-    return Peak(2 * source.numel() * dtype.itemsize / times["copy"].minimum, 2 * size**3 / times["product"].minimum)

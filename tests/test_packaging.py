@@ -55,6 +55,8 @@ def test_wheel_holds_both_packages_their_types_and_the_data(wheel):
         "tinynet/data/shipped/digits.md",
         "tinynet/data/shipped/mnist5k.npz",
         "tinynet/data/shipped/mnist5k.md",
+        "tinynet/benchmarks/bench_linear.py",
+        "tinynet/programs/image_classifier.py",
         "tinynet_kernels/__init__.py",
         "tinynet_kernels/py.typed",
         "tinynet_engines/py.typed",
@@ -90,6 +92,10 @@ def test_installed_wheel_loads_its_data_without_the_repository(wheel, tmp_path):
     )
     first, second, count = result.stdout.split()
     assert Path(first).is_relative_to(site) and Path(second).is_relative_to(site) and count == "4000"
+    # The command line comes with it, benchmarks and all.
+    command = [sys.executable, "-m", "tinynet", "bench", "--help"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.stdout.startswith("usage: tinynet bench ") and "linear" in result.stdout
 
 
 # The set-up. Each test runs it on a machine that has only the commands put into a folder.
@@ -220,4 +226,4 @@ def test_set_up_whose_install_fails_says_so_and_is_tried_again(machine):
 def test_make_lists_its_targets():
     result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = {line.split()[0] for line in result.stdout.splitlines()}
-    assert {"train", "test", "lint", "bench", "compile-matrix"} <= listed
+    assert {"train", "test", "lint", "bench", "bench-quick", "gpu-report", "compile-matrix"} <= listed

@@ -24,6 +24,7 @@ FLOORS = {
     "tinynet.models": 4,
     "tinynet.conversion": 4,
     "tinynet.data": 4,
+    "tinynet.programs": 4,
     "tinynet.cli": 5,
     "tinynet": 5,  # its names are those of all floors, loaded on first use
 }

@@ -79,8 +79,7 @@ def load_images(name: str, folder: str | Path | None = None) -> ImageData:
     Args:
         name: one of `IMAGE_DATA`: `mnist5k` and `digits` are shipped with tinynet; `mnist`,
             `fashion-mnist` and `cifar10` are downloaded once by torchvision.
-        folder: folder for downloads; None for the environment variable `TINYNET_DATA` or, if that is not set,
-            `~/.cache/tinynet`.
+        folder: folder for downloads; None for `download_folder()`.
 
     Raises:
         DataError: unknown data set, damaged file, torchvision not installed, or failed download.
@@ -91,7 +90,12 @@ def load_images(name: str, folder: str | Path | None = None) -> ImageData:
         return _load_mnist5k()
     if name == "digits":
         return _load_digits()
-    return _load_torchvision(name, Path(folder or os.environ.get("TINYNET_DATA") or "~/.cache/tinynet"))
+    return _load_torchvision(name, Path(folder).expanduser() if folder else download_folder())
+
+
+def download_folder() -> Path:
+    """Returns the folder for downloads: the environment variable `TINYNET_DATA`, or else `~/.cache/tinynet`."""
+    return Path(os.environ.get("TINYNET_DATA") or "~/.cache/tinynet").expanduser()
 
 
 def _load_mnist5k() -> ImageData:
@@ -140,7 +144,6 @@ IMAGE_DATA = ("mnist5k", "digits", *_TORCHVISION_SETS)
 def _load_torchvision(name: str, folder: Path) -> ImageData:
     class_name, shift = _TORCHVISION_SETS[name]
     data_set = getattr(_import_torchvision_datasets(name), class_name)
-    folder = folder.expanduser()
     try:
         train = data_set(str(folder), train=True, download=True)
         test = data_set(str(folder), train=False, download=True)

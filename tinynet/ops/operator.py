@@ -23,6 +23,7 @@ from tinynet.ops.settings import setting_of
 
 # What a function below returns: one tensor for each result or gradient, None for one that is absent.
 Tensors = Sequence[Tensor | None]
+NAMESPACE = "tinynet"  # of torch.ops
 
 
 class Operator:
@@ -130,7 +131,7 @@ class Operator:
 
             return call
 
-        operator = torch.library.custom_op(f"tinynet::{name}", registered(run), mutates_args=(), schema=schema)
+        operator = torch.library.custom_op(f"{NAMESPACE}::{name}", registered(run), mutates_args=(), schema=schema)
         operator.register_fake(registered(fake))
         return operator
 
@@ -145,7 +146,7 @@ class Operator:
 
         schema = f"({', '.join(['Tensor[] grads', 'Tensor?[] saved', *settings, 'bool[] wanted'])}) -> Tensor[]"
         run = registered(self.launch_backward)
-        operator = torch.library.custom_op(f"tinynet::{name}", run, mutates_args=(), schema=schema)
+        operator = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=(), schema=schema)
         operator.register_fake(registered(fake))
         return operator
 
@@ -179,8 +180,9 @@ class Operator:
         def of_forward(*given: Any, out_val: Any) -> int:
             return flops(None, *given[: self.tensors], *self._decoded(given[self.tensors : -1]))
 
-        _FORMULAS[getattr(torch.ops.tinynet, name)] = of_forward
-        _FORMULAS[getattr(torch.ops.tinynet, f"{name}_backward")] = of_backward
+        operators = getattr(torch.ops, NAMESPACE)
+        _FORMULAS[getattr(operators, name)] = of_forward
+        _FORMULAS[getattr(operators, f"{name}_backward")] = of_backward
 
 
 def _in_pytorch(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:

@@ -1,4 +1,4 @@
-"""Training: the loop, checkpoints, pictures of a run, and the command-line options that the examples share."""
+"""Training: the loop, checkpoints, pictures of a run, and the command-line options that the programs share."""
 
 from tinynet.train.checkpoint import CheckpointError, export_weights, read_checkpoint, save_checkpoint
 from tinynet.train.classifier import Classifier

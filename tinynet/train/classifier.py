@@ -59,7 +59,7 @@ class Classifier:
         """Loads a classifier.
 
         Args:
-            path: a checkpoint, or the folder of a run of examples/train_image_classifier.py.
+            path: a checkpoint, or the folder of a run of `tinynet train image-classifier`.
 
         Raises:
             CheckpointError: no checkpoint, or one of something else.

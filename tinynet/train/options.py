@@ -1,4 +1,4 @@
-"""The command-line options that the training examples share, and their error messages."""
+"""The command-line options that the training programs share, and their error messages."""
 
 import argparse
 import math
@@ -29,18 +29,27 @@ class RunParser(argparse.ArgumentParser):
     Args:
         name: the program's name; it is saved in checkpoints, and those of other programs are rejected.
         description: the first line of the help.
+        prog: how the program was called, for the help and messages; None for its name.
         epochs, batch_size, lr: defaults of these options; None where they depend on others.
     """
 
     def __init__(
-        self, name: str, description: str, *, epochs: int | None, batch_size: int | None, lr: float | None
+        self,
+        name: str,
+        description: str,
+        *,
+        epochs: int | None,
+        batch_size: int | None,
+        lr: float | None,
+        prog: str | None = None,
     ) -> None:
         super().__init__(
-            prog=name,
+            prog=prog or name,
             description=description,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )
+        self._name = name
         self._folder: Path | None = None
         add = self.add_argument
         add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
@@ -86,7 +95,7 @@ class RunParser(argparse.ArgumentParser):
         """
         left_out = {*NOT_IN_CHECKPOINT, *without}
         flags = {name: value for name, value in vars(options).items() if name not in left_out}
-        return {"program": self.prog, **flags}
+        return {"program": self._name, **flags}
 
     def make_folder(self, out: Path | None, default_name: str, resumed: Path | None) -> Path:
         """Creates the run's folder: `out`, or the first of runs/NAME, runs/NAME-2, ... that does not exist.
@@ -168,7 +177,7 @@ class RunParser(argparse.ArgumentParser):
         program = config.pop("program", None) if isinstance(config, dict) else None
         if not isinstance(config, dict) or not isinstance(program, str):
             raise CheckpointError(f"--resume {path} is a checkpoint of another program")
-        if program != self.prog:
+        if program != self._name:
             raise CheckpointError(f"--resume {path} is a checkpoint of {program}")
         flags = {action.dest: action for action in self._actions if action.dest not in NOT_IN_CHECKPOINT}
         for name, value in config.items():

@@ -1,4 +1,4 @@
-"""Runs the training of an example program: training, files and printed lines."""
+"""Runs the training of a program: training, files and printed lines."""
 
 import argparse
 from collections.abc import Callable, Sequence

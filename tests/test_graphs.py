@@ -148,6 +148,30 @@ def test_optimizers_count_their_steps(optimizer: Callable[..., Any]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
+def test_tokens_are_sorted_and_checked_in_each_replay() -> None:
+    generator = torch.Generator().manual_seed(2)
+    data = [torch.randint(11, (4, 7), generator=generator) for _ in range(4)]
+    results = []
+    for records in (False, True):
+        torch.manual_seed(0)
+        table, out = nn.Embedding(11, 8), nn.Linear(8, 11)
+        optimizer = sgd([*table.parameters(), *out.parameters()])
+
+        def step(tokens: Tensor, table: Any = table, out: Any = out, optimizer: Any = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(out(table(tokens[:, :-1])).flatten(0, 1), tokens[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run: Any = tinynet.graphed(step, data[0], warmup=0) if records else step
+        results.append([run(tokens).item() for tokens in data])
+        if records:
+            with pytest.raises(IndexError, match="index 11 is outside the table"):
+                run(torch.full_like(data[0], 11))
+    assert results[0] == results[1]
+
+
 def test_warm_up_steps_are_ordinary_steps() -> None:
     (batch,) = batches((12,), 1)
     step, model, _ = training(Residual, sgd)

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tinynet_kernels import replays
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.tiles import Target, ceil_div, current_target, power_of_2_at_least, rows_and_columns
@@ -149,8 +150,9 @@ def embedding_backward(
         bags: of the tokens; None where each token is a row of y.
     """
     columns = grad.shape[1]
-    ordered, order = torch.sort(index, stable=True)
-    bounds = torch.searchsorted(ordered, torch.arange(rows + 1, device=index.device, dtype=index.dtype))
+    order = torch.empty_like(index, dtype=torch.int64)
+    bounds = torch.empty(rows + 1, dtype=torch.int64, device=index.device)
+    replays.fill(order, _sort_tokens, bounds, index)
     dw = torch.empty((rows, columns), dtype=grad.dtype, device=grad.device)
     bag, factor, count, argmax = bags or (None, None, None, None)
     _backward_problem(rows, columns, grad.shape[0], padding_idx, scale_by_frequency).launch_named(
@@ -164,6 +166,14 @@ def embedding_backward(
         dw_ptr=dw,
     )
     return dw
+
+
+def _sort_tokens(order: torch.Tensor, bounds: torch.Tensor, index: torch.Tensor) -> None:
+    """Writes the order of tokens by index, and where those of each row begin among them: [tokens] and [rows + 1]."""
+    ordered, places = torch.sort(index, stable=True)
+    order.copy_(places)
+    rows = torch.arange(len(bounds), device=index.device, dtype=index.dtype)
+    torch.searchsorted(ordered, rows, out=bounds)
 
 
 @lru_cache(maxsize=4096)

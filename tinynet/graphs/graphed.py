@@ -36,9 +36,9 @@ class Graphed:
         device = tensors[0].device
         if any(tensor.device != device for tensor in tensors):
             raise ValueError("graphed: example_inputs are on several devices; expected one")
-        reason = unavailable_reason(device.type)
+        reason = unavailable_reason(device.type) or _reason_against_recording(device)
         if reason is not None:
-            raise GraphError(f"graphed: no kernel can run: {reason}")
+            raise GraphError(f"graphed: no kernel can be recorded: {reason}")
         if any(tensor.requires_grad and not tensor.is_leaf for tensor in tensors):
             raise ValueError("graphed: an example input is part of an autograd graph; expected detached tensors")
         self._leaves = [_own(leaf) for leaf in leaves]
@@ -109,6 +109,14 @@ def graphed(step: Callable[..., Any], *example_inputs: Any, warmup: int = 3) -> 
         >>> loss = fast(torch.randn(4, 8), torch.tensor([1, 1, 0, 0]))
     """
     return Graphed(step, *example_inputs, warmup=warmup)
+
+
+def _reason_against_recording(device: torch.device) -> str | None:
+    from tinynet_kernels.launch import INTERPRETED
+
+    if INTERPRETED:
+        return "Triton's interpreter is active"
+    return None if device.type in ("cpu", "cuda") else f"the tensors are on {device.type!r}; expected cpu or cuda"
 
 
 def _own(leaf: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tinynet.dispatch import Route, route_of
 from tinynet.ops import kernels
 from tinynet.ops.arguments import as_integer, check_device, check_floating
 from tinynet.ops.operator import Operator
+from tinynet_kernels import replays
 
 
 def embedding_reference(
@@ -119,8 +121,11 @@ def checked_padding(operator: str, padding_idx: Any, rows: int) -> int | None:
 
 def check_range(operator: str, index: Tensor, rows: int) -> None:
     """Raises IndexError for an index outside a table of so many rows."""
-    if index.numel() == 0:
-        return
+    if index.numel():
+        replays.on_host(partial(_look_at_range, operator, rows), index)
+
+
+def _look_at_range(operator: str, rows: int, index: Tensor) -> None:
     low, high = torch.aminmax(index)
     if low < 0 or high >= rows:
         bad = int(low if low < 0 else high)

@@ -19,7 +19,7 @@ _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<path>[^)#\s:]+)(?P<anchor>#
 
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages from the root."""
-    from mkdocs.structure.files import File
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports], of the extra `docs`
 
     for page, source in PAGES.items():
         files.append(File.generated(config, page, content=source.read_text()))
@@ -28,8 +28,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Redirects the links of a page."""
-    uri = page.file.src_uri
-    return redirected(markdown, DOCS / uri, PAGES.get(uri, DOCS / uri).parent)
+    uri: str = page.file.src_uri
+    source = PAGES.get(uri, DOCS / uri)
+    return redirected(markdown, DOCS / uri, source.parent)
 
 
 def redirected(markdown: str, page: Path, folder: Path) -> str:
@@ -40,7 +41,7 @@ def redirected(markdown: str, page: Path, folder: Path) -> str:
         page: where the page lies on the site, as a file in docs/.
         folder: where its links start.
     """
-    pages = {source: DOCS / uri for uri, source in PAGES.items()}
+    pages = {source: DOCS / uri for uri, source in PAGES.items()} | {DOCS / "README.md": DOCS / "index.md"}
 
     def redirect(link: re.Match[str]) -> str:
         target = (folder / link["path"]).resolve()

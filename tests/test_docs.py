@@ -1,7 +1,8 @@
 """The documentation: every block of code runs, every link leads somewhere, every public name has an example.
 
 The blocks of a page run in turn, in one namespace and an empty folder. A `text` block after a `python` or `sh` block is
-its output, in which ... stands for anything. A block whose first line begins with "# Not run:" is left out.
+its output, in which ... stands for anything. A block with a title is a file, which later blocks may import. A block whose
+first line begins with "# Not run:" is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,7 +26,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md")])
 LEFT_OUT = "# Not run: "
-FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
+)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # Names that PyTorch has deprecated; their pages name them.
 DEPRECATED = {"NLLLoss2d", "upsample", "upsample_bilinear", "upsample_nearest"}
@@ -35,6 +39,7 @@ class Fenced(NamedTuple):
     """A block of a page."""
 
     language: str
+    title: str | None
     text: str
     line: int
 
@@ -46,7 +51,10 @@ def name_of(page: Path) -> str:
 def blocks(page: Path) -> list[Fenced]:
     """The fenced blocks of a page, in order."""
     text = page.read_text()
-    return [Fenced(match[2], match[3], text.count("\n", 0, match.start()) + 1) for match in FENCE.finditer(text)]
+    return [
+        Fenced(match["language"], match["title"], dedent(match["text"]), text.count("\n", 0, match.start()) + 1)
+        for match in FENCE.finditer(text)
+    ]
 
 
 def code(page: Path) -> Iterator[tuple[Fenced, str | None]]:
@@ -66,6 +74,7 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(os.environ, "PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setitem(os.environ, "PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
     for folder in ("examples", "tests"):  # which the commands of some pages name
@@ -73,6 +82,9 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block, expected in code(page):
         place = f"{name_of(page)}:{block.line}"
+        if block.title is not None:
+            Path(block.title).write_text(block.text)
+            continue
         if block.language == "pycon":
             run_session(block.text, namespace, place)
             continue

@@ -42,7 +42,12 @@ def main() -> None:
 def section(result: dict[str, Any], rows: list[Row], stem: str) -> str:
     """The text about one machine."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version != "None")
-    lines = [f"## {result['device']}", "", *([result["note"], ""] if "note" in result else []), f"Versions: {versions}."]
+    lines = [
+        f"## {result['device']}",
+        "",
+        *([result["note"], ""] if "note" in result else []),
+        f"Versions: {versions}.",
+    ]
     lines += ["", f"![Ratio of each case, by kind of work]({stem}.svg)", "", *summary(rows)]
     lines += ["", "### All cases", "", *table(rows), ""]
     return "\n".join(lines)

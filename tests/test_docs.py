@@ -68,15 +68,34 @@ def code(page: Path) -> Iterator[tuple[Fenced, str | None]]:
 WITH_CODE = [page for page in PAGES if any(code(page))]
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
-def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pytorchs_settings() -> Iterator[None]:
+    """Restores what the pages set, for the tests that follow in this process."""
     import torch
 
     torch.manual_seed(0)
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # pyright: ignore
+    precisions = [backend.fp32_precision for backend in backends]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore
+    yield
+    for backend, precision in zip(backends, precisions, strict=True):
+        backend.fp32_precision = precision
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fills  # pyright: ignore
+
+
+@pytest.mark.usefixtures("pytorchs_settings")
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_code_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, kernels_reason: str | None
+) -> None:
+    if device != "cpu" or kernels_reason is not None:
+        pytest.skip("the pages show what the CPU engine prints")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(os.environ, "PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setitem(os.environ, "PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
     for folder in ("examples", "tests"):  # which the commands of some pages name
         (tmp_path / folder).symlink_to(ROOT / folder)
     namespace: dict[str, Any] = {"__name__": "__main__"}

@@ -52,7 +52,7 @@ compile-matrix: $(SET_UP) ## compile every kernel for every target, without a GP
 	@PYTHONPATH=tests $(PYTHON) -m compile_matrix.matrix $(ARGS)
 
 docs: $(SET_UP) ## write the documentation as a web site to site/; open site/index.html
-	@$(PYTHON) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 clean: ## remove the environment, builds and caches, but not runs/
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

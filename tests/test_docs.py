@@ -1,8 +1,8 @@
 """The documentation: every block of code runs, every link leads somewhere, every public name has an example.
 
 The blocks of a page run in turn, in one namespace and an empty folder. A `text` block after a `python` or `sh` block is
-its output, in which ... stands for anything. A block with a title is a file, which later blocks may import. A block whose
-first line begins with "# Not run:" is left out.
+its output, in which ... stands for anything. A block with a title is a file, which later blocks may import. A block
+whose first line begins with "# Not run:" is left out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Renders the benchmark results in docs/results/*.json into docs/results/benchmarks.md and a plot for each machine.
+"""Renders recorded results into the pages docs/results/benchmarks.md and docs/results/chips.md.
 
     python scripts/render_results.py
 
-The files are those that `python -m benchmarks` writes, with an optional entry "note": what else is known about the
-machine, in a sentence.
+The first is made of docs/results/*.json, with a plot for each: files that `python -m benchmarks` writes, with an
+optional entry "note", what else is known about the machine, in a sentence. The second is made of the figures that the
+compile matrix has recorded.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "results"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "results"
+COSTS = ROOT / "tests" / "compile_matrix" / "costs.json"
 GREY, BLUE, ORANGE = "#8a8f98", "#4c6ef5", "#e8890c"
 TIE = 1.05  # ratios from 1 / TIE to TIE count as equal
 HEAD = """# Benchmarks
@@ -25,22 +28,54 @@ timed in its faster memory order, in the same run, in turns with tinynet. This p
 to add a machine. No GPU has been measured yet.
 """
 
+CHIPS_HEAD = """# Nine GPUs
+
+No kernel has been timed on a GPU yet, but every one is compiled for nine, for all tiles that the rules choose. All fit
+the chips' shared memory, and 16-bit products use the matrix instructions. No main loop spills registers, except for up
+to three values in a few kernels on sm_100 and sm_120 ([the checks](../compile-matrix.md)).
+
+What remains is how much a main loop does besides: **main-loop instructions for each matrix instruction**, of the
+leanest tile. Instructions of different chips do different amounts of work, so compare within a column only. This page
+is made by `python scripts/render_results.py`.
+"""
+CHIPS = {
+    "NVIDIA": ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"),
+    "AMD": ("gfx90a", "gfx942", "gfx950"),
+}
+
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Writes the page and its plots."""
-    parts = [HEAD]
-    for path in sorted(FOLDER.glob("*.json")):
-        result = json.loads(path.read_text())
-        rows = [row for row in result["rows"] if row["ratio"] is not None]
-        draw(rows, FOLDER / f"{path.stem}.svg")
-        parts.append(section(result, rows, path.stem))
-    (FOLDER / "benchmarks.md").write_text("\n".join(parts))
+    """Writes the pages and plots."""
+    for path, result in results().items():
+        draw(compared(result), path.with_suffix(".svg"))
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)
 
 
-def section(result: dict[str, Any], rows: list[Row], stem: str) -> str:
+def pages() -> dict[str, str]:
+    """The text of each page, by its name."""
+    sections = [section(result, path.stem) for path, result in results().items()]
+    return {
+        "benchmarks.md": "\n".join([HEAD, *sections]),
+        "chips.md": "\n".join([CHIPS_HEAD, *(chips_section(vendor) for vendor in CHIPS)]),
+    }
+
+
+def results() -> dict[Path, dict[str, Any]]:
+    """The machines' results, by file."""
+    return {path: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+
+
+def compared(result: dict[str, Any]) -> list[Row]:
+    """The rows with a time of PyTorch's."""
+    return [row for row in result["rows"] if row["ratio"] is not None]
+
+
+def section(result: dict[str, Any], stem: str) -> str:
     """The text about one machine."""
+    rows = compared(result)
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version != "None")
     lines = [
         f"## {result['device']}",
@@ -49,7 +84,7 @@ def section(result: dict[str, Any], rows: list[Row], stem: str) -> str:
         f"Versions: {versions}.",
     ]
     lines += ["", f"![Ratio of each case, by kind of work]({stem}.svg)", "", *summary(rows)]
-    lines += ["", "### All cases", "", *table(rows), ""]
+    lines += ["", '<details markdown="1">', "<summary>All cases</summary>", "", *table(rows), "", "</details>", ""]
     return "\n".join(lines)
 
 
@@ -71,13 +106,31 @@ def summary(rows: list[Row]) -> list[str]:
 
 def table(rows: list[Row]) -> list[str]:
     """A line for each case: the fastest times of both, in microseconds, and the ratio."""
-    lines = ["| work | size | dtype | threads | tinynet, µs | PyTorch, µs | ratio |", "|---|---|---|---|---|---|---|"]
+    lines = ["| work | size | dtype, threads | tinynet, µs | PyTorch, µs | ratio |", "|---|---|---|---|---|---|"]
     for row in rows:
         ours = row["times"]["tinynet"]["minimum"]
-        cells = row["name"], row["size"], row["dtype"], row["threads"]
+        cells = row["name"], row["size"], f"{row['dtype']}, {row['threads']}"
         times = f"{ours * 1e6:.1f} | {ours / row['ratio'] * 1e6:.1f} | {row['ratio']:.2f}"
         lines.append(f"| {' | '.join(map(str, cells))} | {times} |")
     return lines
+
+
+def chips_section(vendor: str) -> str:
+    """A table with a line for each kernel and type of its operands: the fewest instructions per matrix instruction."""
+    recorded: dict[str, dict[str, float]] = json.loads(COSTS.read_text())["costs"]
+    fewest: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for chip in CHIPS[vendor]:
+        for variant, cost in recorded[chip].items():
+            kernel, dtype, _ = variant.split(" ", 2)
+            line = fewest[kernel.removesuffix("_kernel"), dtype]
+            line[chip] = min(cost, line.get(chip, cost))
+    chips = CHIPS[vendor]
+    lines = [f"## {vendor}", "", f"| kernel | operands | {' | '.join(chips)} |", f"|---|---|{'---|' * len(chips)}"]
+    for (kernel, dtype), line in sorted(fewest.items()):
+        costs = " | ".join(f"{line[chip]:.1f}" if chip in line else "" for chip in chips)
+        lines.append(f"| {kernel} | {dtype} | {costs} |")
+    counts = ", ".join(f"{len(recorded[chip])} on {chip}" for chip in chips)
+    return "\n".join([*lines, "", f"Variants with a matrix product in their main loop: {counts}.", ""])
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -98,8 +151,8 @@ def draw(rows: list[Row], path: Path) -> None:
     axes.axvline(1, color=GREY, lw=1)
     axes.set_xscale("log", base=2)
     axes.set_yticks(range(len(columns)), columns)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("time of tinynet / time of PyTorch: left of the line, tinynet is faster")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:.0f}")
+    axes.set_xlabel("time of tinynet / time of PyTorch")
     axes.tick_params(colors=GREY)
     axes.xaxis.label.set_color(GREY)
     axes.grid(axis="y", color=GREY, alpha=0.25)

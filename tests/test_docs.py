@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
-import importlib
+import importlib.util
 import io
 import os
 import re
@@ -173,6 +173,15 @@ def test_every_public_name_has_an_example(module: str) -> None:
     named = set(re.findall(r"\w+", text)) | {f"{name}{axes}" for name in loop for axes in ("1d", "2d", "3d")}
     missing = set(importlib.import_module(module).__all__) - named - DEPRECATED
     assert not missing, f"docs/api shows no example of {', '.join(sorted(missing))}"
+
+
+def test_pages_of_results_are_those_of_the_recorded_files() -> None:
+    spec = importlib.util.spec_from_file_location("render_results", ROOT / "scripts" / "render_results.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name, text in script.pages().items():
+        assert (ROOT / "docs/results" / name).read_text() == text, f"{name}: run python scripts/render_results.py"
 
 
 def test_site_builds(tmp_path: Path) -> None:

@@ -83,25 +83,29 @@ def section(result: dict[str, Any], stem: str) -> str:
         *([result["note"], ""] if "note" in result else []),
         f"Versions: {versions}.",
     ]
-    lines += ["", f"![Ratio of each case, by kind of work]({stem}.svg)", "", *summary(rows)]
-    lines += ["", '<details markdown="1">', "<summary>All cases</summary>", "", *table(rows), "", "</details>", ""]
+    lines += ["", f"![Ratio of each case, by kind of work]({stem}.svg)", "", *summary(rows, "column")]
+    lines += ["", f"Means are geometric; from {1 / TIE:.2f} to {TIE:.2f} counts as equal.", ""]
+    for title, inside in (("By kind of work", summary(rows, "name")), ("All cases", table(rows))):
+        lines += ['<details markdown="1">', f"<summary>{title}</summary>", "", *inside, "", "</details>", ""]
     return "\n".join(lines)
 
 
-def summary(rows: list[Row]) -> list[str]:
-    """A line for each column, dtype and number of threads."""
+def summary(rows: list[Row], by: str) -> list[str]:
+    """A line for each "column" or "name" of cases, dtype and number of threads."""
     groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row in rows:
-        groups[row["column"], row["dtype"], row["threads"]].append(row["ratio"])
-    lines = ["| column | dtype | threads | mean ratio | smallest to largest | faster | equal | slower |"]
+        groups[row[by], row["dtype"], row["threads"]].append(row["ratio"])
+    lines = [
+        f"| {'column' if by == 'column' else 'work'} | dtype | threads | mean ratio | smallest to largest | faster | equal | slower |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
-    for (column, dtype, threads), ratios in sorted(groups.items()):
+    for (name, dtype, threads), ratios in sorted(groups.items()) if by == "column" else groups.items():
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         faster, slower = sum(ratio < 1 / TIE for ratio in ratios), sum(ratio > TIE for ratio in ratios)
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         counts = f"{faster} | {len(ratios) - faster - slower} | {slower}"
-        lines.append(f"| {column} | {dtype} | {threads} | **{mean:.2f}** | {spread} | {counts} |")
-    return [*lines, "", f"Means are geometric; from {1 / TIE:.2f} to {TIE:.2f} counts as equal."]
+        lines.append(f"| {name} | {dtype} | {threads} | **{mean:.2f}** | {spread} | {counts} |")
+    return lines
 
 
 def table(rows: list[Row]) -> list[str]:

@@ -129,7 +129,7 @@ def run_program(block: Fenced, namespace: dict[str, Any], page: Path) -> str:
 
 
 def run_shell(text: str) -> str:
-    done = subprocess.run(["bash", "-euc", text], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", "-euc", text], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

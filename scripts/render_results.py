@@ -96,7 +96,7 @@ def summary(rows: list[Row], by: str) -> list[str]:
     for row in rows:
         groups[row[by], row["dtype"], row["threads"]].append(row["ratio"])
     lines = [
-        f"| {'column' if by == 'column' else 'work'} | dtype | threads | mean ratio | smallest to largest | faster | equal | slower |"
+        f"| {by.replace('name', 'work')} | dtype | threads | mean ratio | least to most | faster | equal | slower |"
     ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for (name, dtype, threads), ratios in sorted(groups.items()) if by == "column" else groups.items():

@@ -32,7 +32,15 @@ FENCE = re.compile(
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # Names that PyTorch has deprecated; their pages name them.
 DEPRECATED = {"NLLLoss2d", "upsample", "upsample_bilinear", "upsample_nearest"}
-MODULES = ("tinynet", "tinynet.nn", "tinynet.functional", "tinynet.optim", "tinynet.models", "tinynet.data")
+MODULES = (
+    "tinynet",
+    "tinynet.nn",
+    "tinynet.functional",
+    "tinynet.optim",
+    "tinynet.models",
+    "tinynet.data",
+    "tinynet.train",
+)
 
 
 class Fenced(NamedTuple):
@@ -85,6 +93,7 @@ def pytorchs_settings() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = fills  # pyright: ignore
 
 
+@pytest.mark.every_case
 @pytest.mark.usefixtures("pytorchs_settings")
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_code_runs(
@@ -134,6 +143,7 @@ def run_shell(text: str) -> str:
     return done.stdout
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     """As GitHub resolves them; `mkdocs build --strict` checks those of the site."""
@@ -165,7 +175,8 @@ def test_make_targets_and_files_that_pages_name_exist() -> None:
                     assert (ROOT / path).exists(), f"{name_of(page)}:{block.line}: {path}"
 
 
-@pytest.mark.parametrize("module", [*MODULES, "tinynet.train"])
+@pytest.mark.every_case
+@pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_has_an_example(module: str) -> None:
     pages = ROOT.glob("docs/api/*.md")
     text = "\n".join(block.text for page in pages for block, _ in code(page))

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import dedent
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import pytest
@@ -93,14 +94,17 @@ def pytorchs_settings() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = fills  # pyright: ignore
 
 
-@pytest.mark.every_case
-@pytest.mark.usefixtures("pytorchs_settings")
-@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
-def test_code_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, kernels_reason: str | None
-) -> None:
+@pytest.fixture
+def cpu_engine(device: str, kernels_reason: str | None) -> None:
+    """Skips a test where the CPU engine does not run: pages and docstrings show what it prints."""
     if device != "cpu" or kernels_reason is not None:
-        pytest.skip("the pages show what the CPU engine prints")
+        pytest.skip("the CPU engine does not run here")
+
+
+@pytest.mark.every_case
+@pytest.mark.usefixtures("pytorchs_settings", "cpu_engine")
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -184,6 +188,24 @@ def test_every_public_name_has_an_example(module: str) -> None:
     named = set(re.findall(r"\w+", text)) | {f"{name}{axes}" for name in loop for axes in ("1d", "2d", "3d")}
     missing = set(importlib.import_module(module).__all__) - named - DEPRECATED
     assert not missing, f"docs/api shows no example of {', '.join(sorted(missing))}"
+
+
+@pytest.mark.usefixtures("pytorchs_settings", "cpu_engine")
+def test_examples_of_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except for the guard's, which needs the interpreter."""
+    import torch
+
+    import tinynet
+
+    monkeypatch.chdir(tmp_path)
+    modules = [importlib.import_module(name) for name in (*MODULES, "tinynet.nn.utils")]
+    values = [getattr(module, name) for module in modules for name in module.__all__]
+    public = {value for value in values if isinstance(value, type | FunctionType)} - {tinynet.guard}
+    ours = [each for each in public if each.__module__.startswith("tinynet") and ">>>" in (each.__doc__ or "")]
+    for value in ours:
+        namespace = {"torch": torch, "tinynet": tinynet, **vars(sys.modules[value.__module__])}
+        run_session(dedent(value.__doc__ or ""), namespace, f"docstring of {value.__name__}")
+    assert len(ours) > 10
 
 
 def test_pages_of_results_are_those_of_the_recorded_files() -> None:

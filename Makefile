@@ -61,9 +61,8 @@ gpu-report: ## test, measure and train on a GPU; writes runs/gpu-report/report.h
 compile-matrix: $(SET_UP) ## compile every kernel for every target, without a GPU
 	@PYTHONPATH=tests $(PYTHON) -m compile_matrix.matrix $(ARGS)
 
-docs: $(SET_UP) ## write the API pages to site/
-	@$(PYTHON) -m pip install --quiet -e '.[docs]'
-	@$(PYTHON) -m pdoc --docformat google --output-directory site tinynet
+docs: $(SET_UP) ## write the documentation as a web site to site/; open site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 clean: ## remove the environment, builds and caches, but not runs/
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

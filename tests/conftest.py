@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--guard needs --engine interpreter")
     set_examples(config.getoption("--examples"))
     config.addinivalue_line("markers", "kernels: needs an engine that runs the kernels")
+    config.addinivalue_line("markers", "every_case: cases that are not alike, of which --share leaves none out")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     selected, left_out = [], []
     for item in items:
         test = item.nodeid.partition("[")[0]
-        has_turn = cases[test] <= MANY_CASES or seen[test] % share == 0
+        has_turn = cases[test] <= MANY_CASES or seen[test] % share == 0 or item.get_closest_marker("every_case")
         seen[test] += 1
         (selected if has_turn else left_out).append(item)
     items[:] = selected

@@ -64,8 +64,10 @@ def convert(
         TypeError: model is no module.
 
     Example:
-        >>> model = tinynet.convert(torchvision.models.resnet18())
-        >>> print(model.conversion)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+        >>> model = tinynet.convert(model)
+        replaced 2 layers: 1 Linear, 1 ReLU
+        joined the layers of 1 calls, such as 0 + 1
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -103,7 +105,8 @@ def revert(model: M, verbose: bool = True, *, inplace: bool = True) -> M:
         TypeError: model is no module.
 
     Example:
-        >>> torch_model = tinynet.revert(model)
+        >>> model = tinynet.revert(tinynet.nn.Sequential(tinynet.nn.Linear(3, 4)))
+        replaced 2 layers: 1 Sequential, 1 Linear
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"revert: model must be a torch.nn.Module, got {type(model).__name__}")

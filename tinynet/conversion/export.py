@@ -44,9 +44,11 @@ def export(
         RuntimeError: an operator of tinynet is left, which a module calls in a way of its own.
 
     Example:
-        >>> tinynet.export(model, torch.randn(1, 1, 28, 28), "digits.onnx")
+        >>> model = tinynet.nn.Linear(3, 4, activation="relu")
         >>> batch = torch.export.Dim("batch", max=256)
-        >>> tinynet.export(model, images, "digits.pt2", dynamic_shapes=({0: batch},))
+        >>> path = tinynet.export(model, torch.ones(2, 3), "model.pt2", dynamic_shapes=({0: batch},))
+        >>> torch.export.load(path).module()(torch.ones(5, 3)).shape
+        torch.Size([5, 4])
 
     Source: torch.export.export, torch.onnx.export, torch._inductor.aoti_compile_and_package.
     """

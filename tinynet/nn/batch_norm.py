@@ -127,7 +127,8 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
     As `BatchNorm1d`. Contiguous and channels_last inputs are read without a copy.
 
     Example:
-        >>> y = nn.BatchNorm2d(64, activation="relu")(x, residual)
+        >>> x, residual = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)
+        >>> y = BatchNorm2d(8, activation="relu")(x, residual)
     """
 
 

@@ -32,8 +32,8 @@ class LayerNorm(torch.nn.LayerNorm):
         ValueError, TypeError: as `tinynet.functional.layer_norm`.
 
     Example:
-        >>> norm = LayerNorm(768)
-        >>> y, x = norm(attention(y), residual=x)  # norm(attention(y) + x), and that sum
+        >>> norm, x = LayerNorm(768), torch.randn(2, 768)
+        >>> y, x = norm(torch.ones(2, 768), residual=x)  # norm(1 + x), and that sum
     """
 
     def __init__(

@@ -157,7 +157,8 @@ def layer_norm(
         TypeError: dtypes that are not floating point or don't fit together, sizes that are no integers.
 
     Example:
-        >>> y, x = layer_norm(x, (768,), weight, bias, residual=attention(y))
+        >>> x, weight, bias = torch.randn(2, 768), torch.ones(768), torch.zeros(768)
+        >>> y, x = layer_norm(x, (768,), weight, bias, residual=torch.ones(2, 768))  # of x + 1, and that sum
 
     Source: torch.nn.functional.layer_norm (Ba et al. 2016).
     """

@@ -26,6 +26,7 @@ def rnn_tanh(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         ValueError, TypeError: as `tinynet.ops.recurrent.recurrent`; another number of arguments or parameters.
 
     Example:
+        >>> rnn, x, h0 = torch.nn.RNN(8, 16), torch.randn(7, 3, 8), torch.zeros(1, 3, 16)
         >>> y, h = rnn_tanh(x, h0, list(rnn.parameters()), True, 1, 0.0, False, False, False)
 
     Source: torch.rnn_tanh.

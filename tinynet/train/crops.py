@@ -22,7 +22,9 @@ class MultiCrop(nn.Module):
     Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU": multi-crop evaluation.
 
     Example:
-        >>> logits = MultiCrop(model, mirror=True).eval()(images)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+        >>> MultiCrop(model, mirror=True).eval()(torch.randn(2, 3, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, model: nn.Module, mirror: bool) -> None:

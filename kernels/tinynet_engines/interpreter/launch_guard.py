@@ -37,9 +37,6 @@ SNAPSHOT_LIMIT = 1 << 30
 class guard:
     """Checks every kernel launched inside a `with` block; needs `TRITON_INTERPRET=1`.
 
-    >>> with tinynet.guard() as watch:
-    ...     kernel[grid](x, y, n, BLOCK=128)
-
     Lanes that a mask switches off in a load without `other` hold poison. A launch in which that happens runs
     once with each poison, and its results must agree. Guards can't be nested.
 
@@ -64,6 +61,10 @@ class guard:
     Raises:
         GuardError: at the end of the block, if strict.
         RuntimeError: a guard is active already, or kernels are not interpreted.
+
+    Example:
+        >>> with tinynet.guard() as watch:
+        ...     kernel[grid](x, y, n, BLOCK=128)
     """
 
     _active: ClassVar[guard | None] = None

@@ -28,7 +28,7 @@ def recurrent_step(batch: int) -> Problem:
 
 
 # Of rows and columns.
-PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
+PROBLEMS: dict[str, Callable[[int, int], Any]] = {
     "activation_backward": lambda rows, columns: activation._backward_problem(
         rows, columns, columns, IDENTITY, True, GPU
     ),

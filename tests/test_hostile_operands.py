@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_close
-from operand_cases import ACTIVATIONS, CASES, module, square
+from operand_cases import module, square
+from public_cases import ACTIVATIONS, CASES
 from representations import ERROR, SAME_VALUES, assert_both_close, gradients, leaves_of, outputs
 from torch import Tensor
 

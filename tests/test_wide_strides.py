@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from forced_tiles import forced_tiles
 from helpers import UNIT, assert_close, check_against_reference, convolution_precision, tolerance
-from operand_cases import CASES
+from public_cases import CASES
 from representations import assert_both_close, gradients, leaves_of
 from torch import Tensor
 

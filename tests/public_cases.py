@@ -235,6 +235,23 @@ def loss_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
         "cross_entropy-probabilities",
         lambda: Case(ours.cross_entropy, F.cross_entropy, matrices("input") | between_0_and_1("target")),
     )
+    yield (
+        "binary_cross_entropy-weighted",
+        lambda: weighted(
+            "binary_cross_entropy", lambda: between_0_and_1("input", "target") | {"weight": torch.rand(4, 6)}
+        ),
+    )
+    yield (
+        "binary_cross_entropy_with_logits-weighted",
+        lambda: weighted(
+            "binary_cross_entropy_with_logits",
+            lambda: (
+                matrices("input")
+                | between_0_and_1("target")
+                | {"weight": torch.rand(4, 6), "pos_weight": torch.rand(6)}
+            ),
+        )._replace(constant=("weight", "pos_weight")),
+    )
     yield "NLLLoss2d", lambda: criterion("NLLLoss2d", lambda: {"input": image(), "target": torch.ones(2, 6, 6).long()})
     yield (
         "multilabel_soft_margin_loss-weighted",
@@ -267,6 +284,19 @@ def other_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
         yield name, partial(function, name, table)
     for name in ("Embedding", "EmbeddingBag"):
         yield name, partial(module, name, lambda: torch.randint(6, (4, 3)), 6, 4)
+    yield (
+        "embedding_bag-factors",
+        lambda: Case(
+            partial(ours.embedding_bag, mode="sum"),
+            partial(F.embedding_bag, mode="sum"),
+            {
+                "input": torch.randint(6, (7,)),
+                "weight": torch.randn(6, 4),
+                "offsets": torch.tensor([0, 2, 5]),
+                "per_sample_weights": torch.randn(7),
+            },
+        ),
+    )
     # Dropping everything is not random.
     for name in ("dropout", "alpha_dropout"):
         yield name, partial(function, name, lambda: matrices("input"), 1.0, True)

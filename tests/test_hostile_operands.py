@@ -24,7 +24,7 @@ from tinynet import functional, nn, optim
 # Operands whose first dimension is a batch, or the second from the last of a state.
 BATCHED = (
     *("input", "hx", "cx", "target", "x1", "x2", "input1", "input2"),
-    *("anchor", "positive", "negative", "var", "residual", "indices", "samples"),
+    *("anchor", "positive", "negative", "var", "residual", "indices", "samples", "per_sample_weights"),
 )
 # Other names by which a message may call an argument.
 ALIASES = {

@@ -297,6 +297,10 @@ def other_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
             },
         ),
     )
+    yield (
+        "embedding_bag-max",
+        lambda: Case(partial(ours.embedding_bag, mode="max"), partial(F.embedding_bag, mode="max"), table()),
+    )
     # Dropping everything is not random.
     for name in ("dropout", "alpha_dropout"):
         yield name, partial(function, name, lambda: matrices("input"), 1.0, True)

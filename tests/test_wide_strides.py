@@ -38,7 +38,7 @@ from tinynet_kernels.tiles import current_target
 
 pytestmark = [
     pytest.mark.kernels,
-    pytest.mark.filterwarnings("ignore:.*is deprecated", "ignore:reduction. 'mean' divides"),
+    pytest.mark.filterwarnings("ignore:.*deprecated", "ignore:reduction. 'mean' divides"),
 ]
 
 FAR = 1 << 31  # past the largest int32

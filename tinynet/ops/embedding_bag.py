@@ -38,7 +38,8 @@ def embedding_bag_reference(
     bags = offsets.numel() - 1
     if mode == "max":  # as PyTorch chooses among equal ones
         detached = weight.detach()
-        found = torch.embedding_bag(detached, index, offsets, False, 2, False, None, True, padding_idx)
+        tokens, bounds = index.clone(), offsets.clone()  # PyTorch reads zero tensors as if they had memory
+        found = torch.embedding_bag(detached, tokens, bounds, False, 2, False, None, True, padding_idx)
         chosen = found[3].to(torch.int64)
         return torch.where(found[2][:, None] > 0, weight.gather(0, chosen.clamp_min(0)), 0.0)
     looked_up = torch.nn.functional.embedding(index, weight, padding_idx, scale_grad_by_freq=scale_by_frequency)

@@ -54,6 +54,17 @@ def test_norm(norm_type: float, max_norm: float, dtype: torch.dtype, device: str
     assert_gradients_close(ours, exact, 4 * UNIT[dtype])
 
 
+def test_tiny_gradients(device: str) -> None:
+    """The norm counts as 1e-6 more than it is."""
+    ours, exact = parameters(device)
+    for parameter in (*ours, *exact):
+        assert parameter.grad is not None
+        parameter.grad *= 1e-7
+    clip_grad_norm_(ours, 1e-7)
+    torch.nn.utils.clip_grad_norm_(exact, 1e-7)
+    assert_gradients_close(ours, exact, 8 * UNIT[torch.float32])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_value(dtype: torch.dtype, device: str) -> None:
     ours, exact = parameters(device, dtype)

@@ -109,6 +109,19 @@ def test_infinite_losses_and_impossible_classes(zero_infinity: bool, device: str
 
 
 @kernels
+def test_many_steps(device: str) -> None:
+    """Sums over thousands of steps would leave the weights of a step three digits, were its largest not subtracted."""
+    x = (3 * torch.randn(1500, 2, 5, device=device)).log_softmax(2)
+    leaf, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    given = torch.randint(1, 5, (2, 7), device=device), torch.tensor([1500, 1400]), torch.tensor([7, 5])
+    gradients = [
+        torch.autograd.grad(loss(z, *given, reduction="sum"), z)[0]
+        for loss, z in ((ctc_loss, leaf), (F.ctc_loss, exact))
+    ]
+    assert_close(gradients[0], gradients[1], 1e-5)
+
+
+@kernels
 def test_small_tiles(device: str) -> None:
     from tinynet_kernels.ctc_loss import CTCTile
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from forced_tiles import forced_tiles
-from helpers import DTYPES, check_against_reference, counted_launches, non_contiguous, tolerance
+from helpers import DTYPES, assert_close, check_against_reference, counted_launches, non_contiguous, tolerance
 
+import tinynet
 from tinynet import nn
 from tinynet.ops.embedding_bag import MODES, embedding_bag, embedding_bag_operator
 
@@ -44,6 +45,21 @@ def _call(
     function: Any, options: dict[str, Any], index: Any, weight: Any, offsets: Any = None, factor: Any = None
 ) -> Any:
     return function(index, weight, offsets, per_sample_weights=factor, **options)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0, 4])
+@pytest.mark.parametrize("mode", MODES)
+def test_reference(mode: str, padding_idx: int | None, device: str) -> None:
+    """The last row counts like any other, unless it is the padding."""
+    weight, (index, offsets) = table(5, 3, torch.float64, device), bags(5, [3, 0, 9, 1], device)
+    options: dict[str, Any] = {"mode": mode, "padding_idx": padding_idx, "include_last_offset": True}
+    with tinynet.engine("reference"):
+        y = embedding_bag(index, weight, offsets, **options)
+    expected = F.embedding_bag(index, weight, offsets, **options)
+    assert_close(y, expected, 1e-12)
+    grad = torch.randn_like(y)
+    gradients = [torch.autograd.grad(each, weight, grad)[0] for each in (y, expected)]
+    assert_close(gradients[0], gradients[1], 1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -25,6 +25,7 @@ from tinynet.ops.activation import activate, activation_reference
 from tinynet.ops.activation_like import as_activation
 from tinynet.ops.arguments import REDUCTIONS
 from tinynet.ops.batch_norm import batch_norm
+from tinynet.ops.clip_grad import clip_grad_norm_, clip_grad_value_
 from tinynet.ops.conv import conv2d
 from tinynet.ops.cross_entropy import cross_entropy
 from tinynet.ops.distance import cosine_embedding_loss, cosine_similarity, pairwise_distance, triplet_margin_loss
@@ -47,6 +48,7 @@ from tinynet.ops.rrelu import rrelu
 from tinynet.ops.softmax import log_softmax, softmax, softmin
 from tinynet.ops.upsample import interpolate
 from tinynet_kernels.activation_spec import PARAMETERS, Activation
+from tinynet_kernels.tiles import ceil_div
 
 pytestmark = [
     pytest.mark.kernels,
@@ -54,6 +56,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same'"),
     pytest.mark.filterwarnings("ignore:reduction. 'mean' divides"),
     pytest.mark.filterwarnings("ignore:dropout option adds dropout"),
+    pytest.mark.filterwarnings("ignore:max_unpooling.*does not have a deterministic implementation"),
 ]
 
 # One, primes, powers of two and their neighbors.
@@ -387,6 +390,42 @@ def test_conv2d(device: str, exact_products: None, data: st.DataObject) -> None:
     )
 
 
+@given(st.data())
+def test_convolutions_of_other_kinds(device: str, exact_products: None, data: st.DataObject) -> None:
+    """Of 1 and 3 axes, and transposed ones of 1 to 3."""
+    draw, dtype = data.draw, data.draw(dtypes)
+    transposed, rank = draw(st.sampled_from([(False, 1), (False, 3), (True, 1), (True, 2), (True, 3)]))
+    axes = [draw(st.tuples(*[st.integers(1, 3)] * 3, st.integers(0, 2))) for _ in range(rank)]
+    window, stride, dilation, padding = (list(each) for each in zip(*axes, strict=True))
+    groups, inputs, outputs = draw(st.sampled_from([(1, 3, 5), (1, 17, 4), (2, 3, 2), (5, 1, 1), (3, 1, 2)]))
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    reach = [(taps - 1) * spread + 1 for taps, spread in zip(window, dilation, strict=True)]
+    if transposed:
+        options["output_padding"] = [draw(st.integers(0, max(pair) - 1)) for pair in zip(stride, dilation, strict=True)]
+        # An output has at least one element.
+        least = [
+            1 + ceil_div(max(0, 2 * edge - taps + 1), step)
+            for edge, taps, step in zip(padding, reach, stride, strict=True)
+        ]
+        filters, name = [groups * inputs, outputs, *window], f"conv_transpose{rank}d"
+    else:
+        least = [taps - 2 * edge for taps, edge in zip(reach, padding, strict=True)]
+        filters, name = [groups * outputs, inputs, *window], f"conv{rank}d"
+    shape = [draw(sizes(3)), groups * inputs, *(max(1, each, draw(sizes(5))) for each in least)]
+    note(f"{name}, {options}")
+    make = partial(tensors, device, dtype=dtype)
+    taps, pixels = math.prod(window), math.prod(shape[2:]) * math.prod(stride)
+    check(
+        draw,
+        partial(getattr(functional, name), **options),
+        partial(getattr(F, name), **options),
+        draw(make(shape)),
+        draw(make(filters)),
+        draw(make([groups * outputs])) if draw(st.booleans()) else None,
+        lengths=(taps * inputs, taps * outputs, shape[0] * pixels, shape[0] * pixels),
+    )
+
+
 @st.composite
 def windows(draw: Draw, dilated: bool) -> tuple[dict[str, Any], tuple[int, int]]:
     """Arguments of a pooling, and the smallest height and width that they fit."""
@@ -432,6 +471,43 @@ def test_adaptive_avg_pool2d(device: str, data: st.DataObject) -> None:
     size = draw(st.one_of(sizes(9), st.tuples(*[st.one_of(st.none(), sizes(17))] * 2)))
     x = draw(tensors(device, draw(images(draw(sizes(33)), (1, 1))), draw(dtypes)))
     check(draw, lambda x: adaptive_avg_pool2d(x, size), lambda x: F.adaptive_avg_pool2d(x, size), x, lengths=(64, 64))
+
+
+@given(st.data())
+def test_pools_of_other_kinds(device: str, data: st.DataObject) -> None:
+    """Of 1 to 3 axes."""
+    draw, rank = data.draw, data.draw(st.integers(1, 3))
+    name = draw(st.sampled_from(["max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"]))
+    options: dict[str, Any] = {"output_size": draw(sizes(7))}
+    if not name.startswith("adaptive"):
+        options = {"kernel_size": draw(st.integers(1, 3)), "stride": draw(st.one_of(st.none(), st.integers(1, 4)))}
+        options["ceil_mode"] = draw(st.booleans())
+    if name == "lp_pool":
+        options["norm_type"] = 2.0
+    least = options.get("kernel_size", 1)
+    shape = [draw(sizes(3)), draw(sizes(17)), *(max(least, draw(sizes(9))) for _ in range(rank))]
+    note(f"{name}{rank}d, {options}")
+    ours, theirs = (partial(getattr(library, f"{name}{rank}d"), **options) for library in (functional, F))
+    check(draw, ours, theirs, draw(tensors(device, shape, draw(dtypes))), lengths=(64, 64))
+
+
+@given(st.data())
+def test_max_unpool(device: str, data: st.DataObject) -> None:
+    draw, rank = data.draw, data.draw(st.integers(1, 3))
+    shape = [draw(sizes(3)), draw(sizes(17)), *(draw(sizes(5)) for _ in range(rank))]
+    length = math.prod(shape[2:])
+
+    def distinct(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        places = [torch.randperm(length * 2**rank, generator=generator)[:length] for _ in range(math.prod(shape[:2]))]
+        return torch.stack(places).view(shape)
+
+    index = draw(tensors(device, shape, torch.int64, distinct, differentiable=False, dense=True))
+
+    def call(library: Any, x: Tensor) -> Tensor:
+        return getattr(library, f"max_unpool{rank}d")(x, index, 2)
+
+    x = draw(tensors(device, shape, draw(dtypes)))
+    check(draw, partial(call, functional), partial(call, F), x)
 
 
 @given(st.data())
@@ -626,6 +702,33 @@ def test_linear_cross_entropy(device: str, data: st.DataObject) -> None:
         target,
         lengths=(4, classes, rows, rows),
     )
+
+
+@given(st.data())
+def test_ctc_loss(device: str, data: st.DataObject) -> None:
+    draw, dtype = data.draw, data.draw(dtypes)
+    T, N, C, S = draw(sizes(17)), draw(sizes(5)), draw(sizes(33, least=2)), draw(sizes(9))
+    make = partial(tensors, device, differentiable=False)
+    blank = draw(st.integers(0, C - 1))
+
+    def labels(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return (torch.randint(1, C, shape, generator=generator) + blank) % C
+
+    targets = draw(make((N, S), draw(st.sampled_from([torch.int32, torch.int64])), labels))
+    given_lengths = [draw(st.lists(st.integers(0, most), min_size=N, max_size=N)) for most in (T, S)]
+    options = {"blank": blank, "reduction": draw(st.sampled_from(REDUCTIONS)), "zero_infinity": draw(st.booleans())}
+    note(f"{given_lengths}, {options}")
+
+    def call(function: Callable[..., Tensor], x: Tensor) -> Tensor:
+        steps, lengths = map(torch.tensor, given_lengths)
+        return function(x, targets, steps, lengths, **options)
+
+    def log_probabilities(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator).log_softmax(-1)
+
+    x = draw(tensors(device, (T, N, C), dtype, log_probabilities))
+    error = {torch.float32: 2e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype]
+    check(draw, partial(call, functional.ctc_loss), partial(call, F.ctc_loss), x, error=error)
 
 
 @given(st.data())
@@ -944,3 +1047,28 @@ def test_optimizers(device: str, data: st.DataObject) -> None:
             assert_near(param, other, error, 1.0, "parameter")
             for key, value in expected.state[other].items():
                 assert_near(optimizer.state[param][key], value, error, 0.1, key)
+
+
+@given(st.data())
+def test_clipping(device: str, data: st.DataObject) -> None:
+    draw = data.draw
+    params = [
+        torch.zeros(draw(shapes(0, 3, 17)), dtype=draw(dtypes), device=device) for _ in range(draw(st.integers(1, 4)))
+    ]
+    exact = [param.double() for param in params]
+    for param, other in zip(params, exact, strict=True):
+        param.grad = draw(tensors(device, param.shape, param.dtype, differentiable=False, dense=True))
+        if 0 in param.grad.stride() and param.numel() > 1:  # expanded: cannot be written
+            param.grad = param.grad.clone()
+        other.grad = param.grad.double()
+    limit, norm_type = draw(st.sampled_from([0.1, 1.0, 100.0])), draw(st.sampled_from([1.0, 2.0, 3.0, math.inf]))
+    if draw(st.booleans()):
+        clip_grad_value_(params, limit)
+        torch.nn.utils.clip_grad_value_(exact, limit)
+    else:
+        norm = clip_grad_norm_(params, limit, norm_type)
+        expected = torch.nn.utils.clip_grad_norm_(exact, limit, norm_type)
+        assert_near(norm, expected, 1e-2 if norm_type == 3.0 else 1e-5, 1e-3, "norm")
+    for param, other in zip(params, exact, strict=True):
+        assert param.grad is not None and other.grad is not None
+        assert_near(param.grad, other.grad, 4 * UNIT[param.dtype], 1e-3, "gradient")

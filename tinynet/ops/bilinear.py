@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from tinynet.dispatch import check_strided
 from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import check_floating, without_autocast
 from tinynet.ops.linear import linear
@@ -40,6 +41,8 @@ def bilinear(
     if has_torch_function_variadic(*operands):
         return handle_torch_function(bilinear, operands, *operands, function)
     check_floating("bilinear", input1=input1, input2=input2, weight=weight, bias=bias)
+    for name, x in (("input1", input1), ("input2", input2), ("weight", weight), ("bias", bias)):
+        check_strided("bilinear", name, x)
     if weight.dim() != 3:
         raise ValueError(f"bilinear: weight must be [K, I1, I2], got shape {tuple(weight.shape)}")
     _, I1, I2 = weight.shape

@@ -63,7 +63,7 @@ def clip_grad_norm_(
     norm = _NORMS.get(float(norm_type))
     groups = None if norm is None else _groups(params)
     if norm is None or groups is None:
-        return utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite, foreach)
+        return utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite, _is_foreach(params, foreach))
     tables = [_tables.of(group) for group in groups]
     partial = kernels.clip_grad.gradient_partials(tables, norm, groups)
     if error_if_nonfinite and not (partial.amax() if norm == "inf" else partial.sum()).isfinite():
@@ -98,7 +98,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
     groups = _groups(params)
     if groups is None:
         if any(parameter.grad is not None for parameter in params):  # PyTorch's function refuses an empty list
-            utils.clip_grad_value_(params, clip_value, foreach)
+            utils.clip_grad_value_(params, clip_value, _is_foreach(params, foreach))
         return
     for group in groups:
         kernels.clip_grad.clip_value(_tables.of(group), clip_value, group)
@@ -132,6 +132,11 @@ _tables = _Tables()
 
 def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+
+
+def _is_foreach(params: list[Tensor], foreach: bool | None) -> bool | None:
+    """`foreach` for PyTorch's functions: its fused ones do not write to gradients with the lazy negative bit."""
+    return False if any(each.grad is not None and each.grad.is_neg() for each in params) else foreach
 
 
 def _groups(params: list[Tensor]) -> list[Group] | None:

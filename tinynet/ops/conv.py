@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import Route
+from tinynet.dispatch import Route, check_strided
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, needs_gradient, route_floating
@@ -78,6 +78,8 @@ def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tenso
     """
     if has_torch_function_unary(input):
         return handle_torch_function(conv_tbc, (input,), input, weight, bias, pad)
+    for name, x in (("input", input), ("weight", weight)):
+        check_strided("conv_tbc", name, x)
     return conv1d(input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=pad).permute(2, 0, 1)
 
 

@@ -102,13 +102,15 @@ def ctc_loss(
         got = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise TypeError(f"ctc_loss: targets must be a tensor of integers, got {got}")
     check_device("ctc_loss", "targets", targets, "log_probs", log_probs)
-    route = route_of("ctc_loss", ("log_probs", "targets"), log_probs, targets)
+    tensors = [each if isinstance(each, Tensor) else None for each in (input_lengths, target_lengths)]
+    names = "log_probs", "targets", "input_lengths", "target_lengths"
+    route = route_of("ctc_loss", names, log_probs, targets, *tensors)
     if log_probs.dim() not in (2, 3) or not log_probs.numel():
         raise ValueError(f"ctc_loss: log_probs must be [T, N, C] or [T, C], not empty; got {tuple(log_probs.shape)}")
     x = log_probs if log_probs.dim() == 3 else log_probs.unsqueeze(1)
     T, N, C = x.shape
-    steps = _as_lengths("input_lengths", input_lengths, N, T)
-    lengths = _as_lengths("target_lengths", target_lengths, N, None)
+    steps = _as_lengths("input_lengths", input_lengths, N, T, x.device)
+    lengths = _as_lengths("target_lengths", target_lengths, N, None, x.device)
     index = as_integer(blank)
     if index is None or not 0 <= index < C:
         raise ValueError(f"ctc_loss: blank must be a class, 0 to {C - 1}, got {blank!r}")
@@ -124,12 +126,15 @@ def ctc_loss(
     return (losses / lengths.clamp_min(1)).mean()
 
 
-def _as_lengths(name: str, lengths: Any, count: int, most: int | None) -> Tensor:
+def _as_lengths(name: str, lengths: Any, count: int, most: int | None, device: torch.device) -> Tensor:
     """Lengths as int64 [N]; those on a device are not looked at, which would wait for it."""
     if isinstance(lengths, Tensor):
         if lengths.dtype.is_floating_point or lengths.dtype is torch.bool:
             raise TypeError(f"ctc_loss: {name} must be integers, got {lengths.dtype}")
-        tensor = lengths.detach().to(torch.int64).reshape(-1).contiguous()
+        if not lengths.is_cpu and lengths.device != device:
+            raise ValueError(f"ctc_loss: {name} must be on the CPU or {device}, got {lengths.device}")
+        # A copy: PyTorch does not take lengths without memory, nor lazily negated ones.
+        tensor = lengths.detach().to(torch.int64).reshape(-1).clone(memory_format=torch.contiguous_format)
     else:
         values = [as_integer(each) for each in (lengths if isinstance(lengths, Sequence) else [lengths])]
         if None in values:

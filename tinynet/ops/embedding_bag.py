@@ -21,7 +21,7 @@ MODES = ("sum", "mean", "max")
 def bag_of_tokens(index: Tensor, offsets: Tensor) -> Tensor:
     """The bag of each token, int64 [T]; -1 before the first bag, and the number of bags after the last."""
     begins = torch.zeros(index.numel() + 1, device=index.device, dtype=torch.int64)
-    return begins.index_add_(0, offsets, torch.ones_like(offsets, dtype=torch.int64)).cumsum(0)[:-1] - 1
+    return begins.index_add(0, offsets, torch.ones_like(offsets, dtype=torch.int64)).cumsum(0)[:-1] - 1
 
 
 def embedding_bag_reference(
@@ -35,14 +35,15 @@ def embedding_bag_reference(
     scale_by_frequency: bool,
 ) -> Tensor:
     """The bags of index [T], which begin at offsets [B + 1], in plain PyTorch; see `tinynet_kernels.embedding_bag`."""
-    bags, padding = offsets.numel() - 1, -1 if padding_idx is None else padding_idx
+    bags = offsets.numel() - 1
     if mode == "max":  # as PyTorch chooses among equal ones
         detached = weight.detach()
-        found = torch.embedding_bag(detached, index, offsets, False, 2, False, None, True, padding)
+        tokens, bounds = index.clone(), offsets.clone()  # PyTorch reads zero tensors as if they had memory
+        found = torch.embedding_bag(detached, tokens, bounds, False, 2, False, None, True, padding_idx)
         chosen = found[3].to(torch.int64)
         return torch.where(found[2][:, None] > 0, weight.gather(0, chosen.clamp_min(0)), 0.0)
     looked_up = torch.nn.functional.embedding(index, weight, padding_idx, scale_grad_by_freq=scale_by_frequency)
-    bag, counts = bag_of_tokens(index, offsets), index != padding
+    bag, counts = bag_of_tokens(index, offsets), index != (-1 if padding_idx is None else padding_idx)
     counts = counts & (bag >= 0) & (bag < bags)
     looked_up = torch.where(counts[:, None], looked_up if factor is None else looked_up * factor[:, None], 0.0)
     bag = bag.clamp(0, max(bags - 1, 0))

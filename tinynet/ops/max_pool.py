@@ -12,6 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary, has
 
 from tinynet.dispatch import Route
 from tinynet.ops import kernels
+from tinynet.ops.arguments import route_floating
 from tinynet.ops.operator import Operator, Tensors
 from tinynet.ops.pool import (
     IntOrLengths,
@@ -188,7 +189,7 @@ def max_pool2d(
     Raises:
         ValueError: a wrong rank, an output without elements, a kernel, stride or dilation below 1, a padding that is
             negative or over half of kernel_size.
-        TypeError: an input that is not floating point, sizes that are no integers.
+        TypeError: an input that is not floating point, _random_samples of another dtype, sizes that are no integers.
 
     Source: torch.nn.functional.max_pool2d.
     """
@@ -248,7 +249,7 @@ def adaptive_max_pool2d(
 
     Raises:
         ValueError: a wrong rank, a size below 1.
-        TypeError: an input that is not floating point, sizes that are no integers.
+        TypeError: an input that is not floating point, _random_samples of another dtype, sizes that are no integers.
 
     Source: torch.nn.functional.adaptive_max_pool2d.
     """
@@ -280,6 +281,8 @@ def _fractional_max_pool(
 ) -> Any:
     name = f"fractional_max_pool{rank}d"
     route = checked_route(name, rank, input)
+    if samples is not None:
+        route = route_floating(name, None, ("input", "_random_samples"), input, samples)
     kernel = as_lengths(name, "kernel_size", kernel_size, rank, least=1)
     size = input.shape[-rank:]
     if output_size is not None:
@@ -328,7 +331,7 @@ def fractional_max_pool2d(
 
     Raises:
         ValueError: a wrong rank, neither a size nor a ratio, more windows than fit.
-        TypeError: an input that is not floating point, sizes that are no integers.
+        TypeError: an input that is not floating point, _random_samples of another dtype, sizes that are no integers.
 
     Source: torch.nn.functional.fractional_max_pool2d (B. Graham, "Fractional Max-Pooling", 2014).
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import Route
+from tinynet.dispatch import Route, route_of
 from tinynet.ops import kernels
 from tinynet.ops.operator import Operator
 from tinynet.ops.pool import IntOrLengths, Lengths, checked_route, dense, fake, has_adjacent_channels, strided_window
@@ -49,7 +49,8 @@ def _max_unpool(
     rank: int, input: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any
 ) -> Tensor:
     name = f"max_unpool{rank}d"
-    route = checked_route(name, rank, input)
+    checked_route(name, rank, input)
+    route = route_of(name, ("input", "indices"), input, indices)
     if indices.dtype is not torch.int64:
         raise TypeError(f"{name}: indices must be int64, got {indices.dtype}")
     if indices.shape != input.shape or indices.device != input.device:

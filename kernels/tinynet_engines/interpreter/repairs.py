@@ -14,6 +14,10 @@
 - `libdevice` functions return None. Fix: floating point ones with a counterpart in PyTorch call that.
 - A comparison of two scalars becomes numbers of their dtype when combined with a block: Triton 3.9 rejects that as a
   mask, and `&` rejects floats. Fix: it becomes booleans.
+- A float argument stays a number of Python's, without `.to` and the like, and is computed in float64. Fix: it becomes
+  an fp32 tensor, as in a compiled kernel.
+- An autotuned kernel asks the driver to time its configurations, and there is no driver. Fix: the first configuration
+  that its pruning leaves.
 - Triton 3.6 with numpy 2.4 or later can't take a scalar tensor as an index or a loop bound. Fix: it can.
 
 Not fixed: a kernel that ran `from triton.language.extra.libdevice import tanh` before `install()` holds the stub;
@@ -34,6 +38,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
+from triton.runtime.autotuner import Autotuner
 
 LIBDEVICE_MODULES = (
     "triton.language.extra.libdevice",
@@ -185,6 +190,21 @@ def _min_max(stock: Any) -> Any:
     return min_max
 
 
+def _implicit_cvt(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def implicit_cvt(argument: Any) -> Any:
+        if not isinstance(argument, float):
+            return stock(argument)
+        return tl.tensor(interpreter.TensorHandle(np.array([argument], dtype=np.float32), tl.float32), tl.float32)
+
+    return implicit_cvt
+
+
+def _all_equally_fast(self: Any, *arguments: Any, **named_arguments: Any) -> float:
+    """The time of any configuration of an autotuned kernel: of equals, Triton takes the first."""
+    return 0.0
+
+
 def _to_tensor(stock: Any) -> Any:
     @functools.wraps(stock)
     def to_tensor(self: Any, value: Any, dtype: Any) -> Any:
@@ -242,6 +262,8 @@ def apply() -> None:
     interpreter._patch_lang = _patch_once_per_launch(interpreter._patch_lang)
     interpreter._patch_lang_tensor = _patch_lang_tensor(interpreter._patch_lang_tensor)
     interpreter._get_np_dtype = _get_np_dtype(interpreter._get_np_dtype)
+    interpreter._implicit_cvt = _implicit_cvt(interpreter._implicit_cvt)
+    Autotuner._bench = _all_equally_fast  # pyright: ignore[reportAttributeAccessIssue]
     executor: Any = interpreter.GridExecutor
     executor.__call__ = _launch(executor.__call__)
     builder: Any = interpreter.interpreter_builder

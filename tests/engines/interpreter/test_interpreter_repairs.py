@@ -172,3 +172,18 @@ def test_language_is_patched_once_per_launch(monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 2 * once
     parts = torch.nn.functional.pad(x, (0, 4)).reshape(4, 16)
     torch.testing.assert_close(out, parts.sum(1) + parts.amax(1) + 4)
+
+
+@triton.autotune([triton.Config({"BLOCK": 64}), triton.Config({"BLOCK": 32})], key=["size"])
+@triton.jit
+def autotuned_kernel(x_ptr, y_ptr, size, scale, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size, other=0.0)
+    tl.store(y_ptr + offsets, x * scale.to(tl.float32), mask=offsets < size)
+
+
+def test_an_autotuned_kernel_takes_its_first_configuration_and_a_float_is_a_tensor() -> None:
+    x, y = torch.randn(100), torch.zeros(100)
+    autotuned_kernel[lambda meta: (triton.cdiv(100, meta["BLOCK"]),)](x, y, 100, 0.1)
+    assert torch.equal(y, x * 0.1)
+    assert autotuned_kernel.best_config.kwargs == {"BLOCK": 64}

@@ -43,6 +43,9 @@ ROOTS = {
     "tt.histogram",
     "tt.atomic_rmw",
     "tt.atomic_cas",
+    "tt.atomic_load",
+    "tt.atomic_store",
+    "tt.atomic_poll",
     "tt.print",
     "tt.assert",
     "tt.unsplat",
@@ -62,8 +65,9 @@ ROOTS = {
     "gpu.barrier",
     "ttg.local_barrier",
 }
-WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
-_EFFECTS = {*WRITES, "tt.print", "tt.assert", "tt.call"}
+WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "tt.atomic_store"}
+_READS = {"tt.load", "tt.atomic_rmw", "tt.atomic_cas", "tt.atomic_load", "tt.atomic_poll"}
+_EFFECTS = {*WRITES, "tt.atomic_poll", "tt.print", "tt.assert", "tt.call"}
 _PER_OPERAND = {
     "scf.yield",
     "scf.condition",
@@ -610,7 +614,7 @@ class Analysis:
 
     def has_data_dependent_addresses(self) -> bool:
         """Whether the addresses that a kernel loads from or stores to depend on loaded values."""
-        memory = {"tt.load", "tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
+        memory = WRITES | _READS
         known: dict[Value, bool] = {}
         return any(
             self._depends_on_memory(operation.operands[0], known)
@@ -631,7 +635,7 @@ class Analysis:
                 sources = list(operation.operands)
                 for region in operation.regions:
                     sources += region.terminator.operands if region.operations else []
-            loads = operation is not None and operation.name in ("tt.load", "tt.atomic_rmw", "tt.atomic_cas")
+            loads = operation is not None and operation.name in _READS
             known[value] = loads or any(self._depends_on_memory(source, known) for source in sources)
         return known[value]
 
@@ -803,6 +807,8 @@ class Analysis:
             same_element = store.operands[0] is pointer and site.elementwise and self._has_distinct_elements(pointer)
             if not same_element and not self.disjoint(pointer, store.operands[0], store.block):
                 return False
+        if root.name == "tt.map_elementwise":
+            return not writes_memory(root)
         return not root.regions or root.name in ("tt.reduce", "tt.scan", "scf.for", "scf.while")
 
     def _has_distinct_elements(self, pointer: Value) -> bool:

@@ -14,20 +14,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .analysis import Analysis, Expression, is_lazy
+from .atomic_codegen import AtomicWriter
 from .dot_codegen import DotWriter, Leaf
+from .elements import compute_type, element_bytes, from_memory, literal, rounded, storage_type, to_memory
 from .forms import ZERO, Buffer, Index, Nest, Scalar, loop_heads, valid_count
 from .group_codegen import order_of_total
 from .ir import Block, Function, Operation, UnsupportedOperation, Value
-from .operations import (
-    compute_type,
-    element_bytes,
-    element_expression,
-    from_memory,
-    literal,
-    rounded,
-    storage_type,
-    to_memory,
-)
+from .operations import element_expression
 from .reduction_codegen import ReductionWriter
 
 
@@ -56,7 +49,7 @@ class Assignment(NamedTuple):
 _LOCAL_BYTES = range(64, 1024 + 1)
 
 
-class KernelWriter(DotWriter, ReductionWriter):
+class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
     """Writes the body of one kernel.
 
     Args:
@@ -625,63 +618,6 @@ class KernelWriter(DotWriter, ReductionWriter):
                 spans.append(f"{self.evaluate(pointer)}, {size}")
             self.lines.append(f"if (overlap({', '.join(spans)})) {{ careful(program); return; }}")
 
-    def visit_tt_atomic_rmw(self, operation: Operation) -> None:
-        kind = operation.head.split(",")[0].split()[0]
-        pointer, value, *mask = operation.operands
-        self._atomic(operation, pointer, mask, lambda old, index, nest: _atomic_update(
-            operation, kind, old, self.element(value, index, nest)
-        ))  # fmt: skip
-
-    def visit_tt_atomic_cas(self, operation: Operation) -> None:
-        pointer, compare, value = operation.operands
-        element = pointer.type.pointee
-        bits = f"uint{8 * element_bytes(element)}_t"
-
-        def update(old: str, index: tuple[Index, ...], nest: Nest) -> str:
-            expected = _bits(element, bits, self.element(compare, index, nest))
-            return f"({_bits(element, bits, old)} == {expected} ? {self.element(value, index, nest)} : {old})"
-
-        self._atomic(operation, pointer, [], update)
-
-    def _atomic(
-        self,
-        operation: Operation,
-        pointer: Value,
-        mask: list[Value],
-        update: Callable[[str, tuple[Index, ...], Nest], str],
-    ) -> None:
-        """A compare-and-swap loop, which serves every kind of update and every type."""
-        element, result = pointer.type.pointee, operation.result
-        bits = f"uint{8 * element_bytes(element)}_t"
-        kind = compute_type(element)
-        wanted = bool(result.users)
-        target: Scalar | Buffer | None = None
-        if wanted:
-            self._declare_variable(result, "old")
-            target = self.forms[result]
-
-        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
-            address, old, new, seen = self.element(pointer, index, nest), self.name("a"), self.name("a"), self.name("a")
-            text = update(old, index, nest)
-            guard = self.element(mask[0], index, nest) if mask else "1"
-            lines = [
-                f"if ({guard}) {{ {bits} *where = (void *){address};",
-                f"{bits} {seen} = __atomic_load_n(where, __ATOMIC_SEQ_CST), {new}; {kind} {old};",
-                f"do {{ {old} = {_from_bits(element, kind, seen)}; {new} = {_bits(element, bits, text)}; }}",
-                f"while (!__atomic_compare_exchange_n(where, &{seen}, {new}, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));",
-            ]
-            if isinstance(target, Buffer):
-                position = self.linear(index, result.type.shape)
-                lines.append(f"{target.name}[{position}] = {to_memory(element, old)};")
-            elif target is not None:
-                lines.append(f"{target.text} = {old};")
-            lines.append("}" if target is None or not isinstance(target, Buffer) else (
-                f"}} else {target.name}[{self.linear(index, result.type.shape)}] = 0;"
-            ))  # fmt: skip
-            return lines
-
-        self.loops(pointer.type.shape, body, vectorize=False)
-
     def visit_tt_gather(self, operation: Operation) -> None:
         source, indices = operation.operands
         axis, shape = operation.integer("axis"), source.type.shape
@@ -971,47 +907,6 @@ def _flatten(lines: list) -> Iterator[str]:
             yield line
         else:
             yield from _flatten(line)
-
-
-def _bits(element: str, bits: str, text: str) -> str:
-    """C text of a value's bits in memory."""
-    if element == "f32":
-        return f"bits_from_float({text})"
-    if element == "f64":
-        return f"bits_from_double({text})"
-    if element.startswith("*"):
-        return f"({bits})(uintptr_t)({text})"
-    return f"({bits})({to_memory(element, text)})"
-
-
-def _from_bits(element: str, kind: str, text: str) -> str:
-    if element == "f32":
-        return f"float_from_bits({text})"
-    if element == "f64":
-        return f"double_from_bits({text})"
-    return f"({kind}){from_memory(element, text)}"
-
-
-def _atomic_update(operation: Operation, kind: str, old: str, value: str) -> str:
-    """C text of the new value of an atomic read-modify-write."""
-    element = operation.result.type.element
-    unsigned = f"uint{8 * element_bytes(element)}_t"
-    match kind:
-        case "fadd":
-            return rounded(element, f"({old} + {value})")
-        case "add":
-            return f"({compute_type(element)})(({unsigned}){old} + ({unsigned}){value})"
-        case "and" | "or" | "xor":
-            return f"({old} { {'and': '&', 'or': '|', 'xor': '^'}[kind] } {value})"
-        case "exch":
-            return value
-        case "max" | "min":
-            symbol = ">" if kind == "max" else "<"
-            return f"({old} {symbol} {value} ? {old} : {value})"
-        case "umax" | "umin":
-            symbol = ">" if kind == "umax" else "<"
-            return f"(({unsigned}){old} {symbol} ({unsigned}){value} ? {old} : {value})"
-    raise UnsupportedOperation(operation, f"with the kind {kind!r} is not supported by the CPU engine")
 
 
 def generate(function: Function, assume_disjoint: bool = True) -> GeneratedKernel:

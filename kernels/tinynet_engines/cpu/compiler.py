@@ -35,7 +35,7 @@ class CPUOptions:
     enable_fp_fusion: bool = True
     launch_cooperative_grid: bool = False
     launch_pdl: bool = False
-    supported_fp8_dtypes: tuple[str, ...] = ("fp8e5", "fp8e4nv")
+    supported_fp8_dtypes: tuple[str, ...] = ("fp8e5", "fp8e4nv", "fp8e5b16", "fp8e4b8")
     deprecated_fp8_dot_operand_dtypes: tuple[str, ...] = ()
     default_dot_input_precision: str = "ieee"
     allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
@@ -146,7 +146,7 @@ def make_c(module: Any, metadata: dict, options: CPUOptions) -> str:
     }
     source = "\n".join([HEADER + json.dumps(header), '#include "kernel.h"', *_functions(disjoint, careful)])
     metadata["name"] = function.name
-    metadata["shared"] = 0
+    metadata["shared"] = max(disjoint.arena_bytes, careful.arena_bytes, 1)
     _dump(function.name, text, source)
     return source
 

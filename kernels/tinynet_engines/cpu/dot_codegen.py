@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from .analysis import Analysis, Expression, writes_memory
+from .elements import compute_type, from_memory, to_memory
 from .forms import ZERO, Buffer, Index, Nest, Scalar, valid_count
 from .group_codegen import (
     is_product_of_groups,
@@ -22,7 +23,7 @@ from .group_codegen import (
     scratch_bytes,
 )
 from .ir import Operation, Value
-from .operations import compute_type, from_memory, predicate_of, to_memory
+from .operations import predicate_of
 
 _KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}
 _LARGEST_PANEL = 32

@@ -19,6 +19,9 @@ from triton.backends.driver import DriverBase
 from . import toolchain
 from .compiler import HEADER, TARGET
 
+# Persistent kernels choose their grid by how many programs fit a multiprocessor: a thread here. These are a program's
+# registers and those of a multiprocessor, the same for every kernel; "shared memory" is the memory of its tiles.
+_REGISTERS, _MOST_REGISTERS, _MOST_MEMORY = 32, 1 << 16, 1 << 40
 _POOLS = ("libgomp", "libiomp5", "libomp")
 
 
@@ -221,13 +224,21 @@ class _Utilities:
 
     def load_binary(self, name: str, source: bytes | str, shared: int, device: int) -> tuple:
         kernel = Kernel(source.decode() if isinstance(source, bytes) else source)
-        return kernel, kernel, 0, 0, 1 << 30
+        return kernel, kernel, _REGISTERS, 0, 1 << 30
 
     def unload_module(self, module: Any) -> None:
         """Does nothing: another thread may still be running the kernel."""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 1 << 30, "multiprocessor_count": torch.get_num_threads(), "warpSize": 1}
+        return {
+            "max_shared_mem": _MOST_MEMORY,
+            "max_num_regs": _MOST_REGISTERS,
+            "multiprocessor_count": torch.get_num_threads(),
+            "warpSize": 1,
+            "sm_clock_rate": 0,
+            "mem_clock_rate": 0,
+            "mem_bus_width": 0,
+        }
 
 
 class _DeviceInterface:

@@ -16,6 +16,7 @@ from offline_kernels import (
     tuple_copy_kernel,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
+from triton import knobs
 
 import tinynet
 from tinynet_engines.offline import is_inspecting
@@ -175,9 +176,7 @@ def test_an_autotuner_takes_the_first_configuration_that_fits_and_remembers_noth
 
 def test_an_autotuner_compiles_no_more_configurations_than_it_needs(monkeypatch: pytest.MonkeyPatch):
     compiled: list[str] = []
-    monkeypatch.setattr(
-        triton.knobs.compilation, "listener", lambda **facts: compiled.append(facts["metadata"]["name"])
-    )
+    monkeypatch.setattr(knobs.compilation, "listener", lambda **facts: compiled.append(facts["metadata"]["name"]))
     a = torch.empty(64, 64, dtype=torch.bfloat16)
     with tinynet.inspect("sm_80"):
         run(tuned_product_kernel, (1,), a, a, torch.empty_like(a), 64, 64, 64)

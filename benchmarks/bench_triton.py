@@ -80,7 +80,8 @@ def _layer_norm(setting: Setting, shape: tuple[int, int]) -> Iterator[Case]:
 def _attention(setting: Setting) -> Iterator[Case]:
     shape = (HEADS, TOKENS, FEATURES)
     leaves = [setting.random(*shape, grad=True) for _ in range(3)]
-    constants, do = [leaf.detach() for leaf in leaves], setting.random(*shape)
+    q, k, v = constants = tuple(leaf.detach() for leaf in leaves)
+    do = setting.random(*shape)
     flops, moved = 2 * HEADS * TOKENS * TOKENS * FEATURES, do.numel() * setting.dtype.itemsize
     error = 4 * allowed_error(setting.dtype, TOKENS)
 
@@ -95,6 +96,6 @@ def _attention(setting: Setting) -> Iterator[Case]:
     _, lse = classic.attention(*constants)
     yield _case(
         "attention backward", shape, flops * 5 // 2, 8 * moved,
-        lambda do: classic.attention_backward(do, *constants, o.detach(), lse),
+        lambda do: classic.attention_backward(do, q, k, v, o.detach(), lse),
         lambda do: torch.autograd.grad(o, leaves, do, retain_graph=True), (do,), error,
     )  # fmt: skip

@@ -5,7 +5,7 @@ and strides at run time.
 """
 
 # Triton types a kernel's constexpr parameters as constexpr, and takes plain values for them.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

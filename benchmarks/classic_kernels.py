@@ -6,6 +6,7 @@ and strides at run time.
 
 # Triton types a kernel's constexpr parameters as constexpr, and takes plain values for them.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -228,6 +229,12 @@ def histogram_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr, BINS: tl.constexpr):
     tl.atomic_add(y_ptr + tl.arange(0, BINS), counts)
 
 
+def few_programs(rows: int) -> int:
+    """The grid of a kernel whose programs loop over rows: a program per multiprocessor (on a CPU, per thread)."""
+    properties = triton.runtime.driver.active.utils.get_device_properties(0)
+    return min(rows, properties["multiprocessor_count"])
+
+
 def add(x: Tensor, y: Tensor) -> Tensor:
     z = torch.empty_like(x)
     add_kernel[(triton.cdiv(x.numel(), 1024),)](x, y, z, x.numel(), BLOCK=1024)
@@ -243,7 +250,7 @@ def gelu(x: Tensor) -> Tensor:
 def softmax(x: Tensor) -> Tensor:
     rows, cols = x.shape
     y = torch.empty_like(x)
-    softmax_kernel[(min(rows, 64),)](x, y, rows, cols, cols, BLOCK=triton.next_power_of_2(cols))
+    softmax_kernel[(few_programs(rows),)](x, y, rows, cols, cols, BLOCK=triton.next_power_of_2(cols))
     return y
 
 
@@ -268,7 +275,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor,
 def layer_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
     """Gradients by x, weight and bias."""
     rows, cols = x.shape
-    dx, programs = torch.empty_like(x), min(rows, 64)
+    dx, programs = torch.empty_like(x), few_programs(rows)
     dw, db = (torch.empty(programs, cols, device=x.device) for _ in range(2))
     block = triton.next_power_of_2(cols)
     layer_norm_backward_kernel[(programs,)](dx, dy, dw, db, x, weight, mean, rstd, rows, cols, BLOCK=block)

@@ -17,7 +17,7 @@ from .analysis import Analysis, Expression, is_lazy
 from .atomic_codegen import AtomicWriter
 from .dot_codegen import DotWriter, Leaf
 from .elements import compute_type, element_bytes, from_memory, literal, rounded, storage_type, to_memory
-from .forms import ZERO, Buffer, Index, Nest, Scalar, loop_heads, valid_count
+from .forms import ZERO, Buffer, End, Index, Nest, Scalar, loop_heads, valid_count
 from .group_codegen import order_of_total
 from .ir import Block, Function, Operation, UnsupportedOperation, Value
 from .operations import element_expression
@@ -41,7 +41,7 @@ class Assignment(NamedTuple):
 
     target: Buffer
     value: Value
-    ends: dict[int, str]
+    ends: dict[int, End]
 
 
 # Bytes of a tile that is a local array instead of memory in the arena: it may live in registers. At least a whole
@@ -267,6 +267,8 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
             return view(operation, value, index, nest)
         if operation.name == "tt.load":
             return self.emit(nest, level, value.type.element, self._load(operation, index, nest))
+        if operation.name == "arith.cmpi" and self._is_ensured(value, index, nest):
+            return "1"
         texts = [self.element(operand, index, nest) for operand in operation.operands]
         if operation.name == "arith.truncf" and self.analysis.is_exact(operation.operands[0], value.type.element):
             return texts[0]
@@ -275,6 +277,15 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
             if divided is not None:
                 return divided
         return self.emit(nest, level, value.type.element, element_expression(operation, texts))
+
+    def _is_ensured(self, condition: Value, index: tuple[Index, ...], nest: Nest) -> bool:
+        """Whether the end of a loop ensures a condition ``index < bound``."""
+        return any(
+            bound in nest.below[position.text]
+            for dimension, position in enumerate(index)
+            if position.text != "0" and nest.below.get(position.text)
+            for bound in self.analysis.prefix_bounds(condition, dimension)
+        )
 
     def _divided(self, operation: Operation, texts: list[str], nest: Nest, level: int) -> str | None:
         """A quotient or remainder of many elements by one number, through its reciprocal; None if divisors differ."""
@@ -429,11 +440,11 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
         body: Callable[[tuple[Index, ...], Nest], list[str]],
         inner: int | None = None,
         vectorize: bool = True,
-        ends: dict[int, str] | None = None,
+        ends: dict[int, End] | None = None,
     ) -> None:
         """Loops over a shape with dimension ``inner`` innermost; ``body`` returns the innermost statements.
 
-        ``ends``: C text of where the loop along a dimension ends, if before the end of the shape.
+        ``ends``: where the loop along a dimension ends, if before the end of the shape.
         """
         order = list(range(len(shape)))
         if inner is not None:
@@ -441,12 +452,13 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
             order.append(inner)
         order = [dimension for dimension in order if shape[dimension] > 1]
         sizes = [shape[dimension] for dimension in order]
-        stops = [str((ends or {}).get(dimension, shape[dimension])) for dimension in order]
+        stops = [ends[dimension].text if ends and dimension in ends else str(shape[dimension]) for dimension in order]
         indices, heads = loop_heads([self.name("i") for _ in order], sizes, stops if ends else None)
         index = [ZERO] * len(shape)
         for dimension, each in zip(order, indices, strict=True):
             index[dimension] = each
         nest = Nest(len(heads))
+        nest.below = {index[dimension].text: end.bounds for dimension, end in (ends or {}).items()}
         statements = body(tuple(index), nest)
         self.lines += ["{", *nest.levels[0]]
         for level, head in enumerate(heads):
@@ -456,7 +468,7 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
         self.lines += statements
         self.lines.append("}" * (len(heads) + 1))
 
-    def fill(self, buffer: Buffer, value: Value, ends: dict[int, str] | None = None, inner: int | None = None) -> None:
+    def fill(self, buffer: Buffer, value: Value, ends: dict[int, End] | None = None, inner: int | None = None) -> None:
         """Evaluate a tensor into a buffer, up to ``ends`` as in :meth:`loops`."""
         shape = value.type.shape
 
@@ -480,16 +492,16 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
         self.forms[value] = buffer
         return buffer
 
-    def needed_ends(self, value: Value) -> dict[int, str]:
+    def needed_ends(self, value: Value) -> dict[int, End]:
         """By dimension: the end of the elements that are ever used, if before the end of the shape."""
         return self._ends(value, lambda dimension: self.analysis.needed_below(value, dimension))
 
-    def _ends(self, value: Value, bounds_along: Callable[[int], list[Expression]]) -> dict[int, str]:
+    def _ends(self, value: Value, bounds_along: Callable[[int], list[Expression]]) -> dict[int, End]:
         ends = {}
         for dimension, size in enumerate(value.type.shape):
-            bounds = [self.expression(bound) for bound in bounds_along(dimension) if self.is_known(bound)]
+            bounds = [bound for bound in bounds_along(dimension) if self.is_known(bound)]
             if bounds:
-                ends[dimension] = valid_count(bounds, size)
+                ends[dimension] = End(valid_count([self.expression(bound) for bound in bounds], size), tuple(bounds))
         return ends
 
     def evaluate(self, value: Value, index: tuple[Index, ...] | None = None) -> str:
@@ -581,7 +593,7 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
             return statements
 
         pointer = operation.operands[0]
-        ends = {dimension: end for dimension, (_, end) in bounds.items()}
+        ends = {dimension: End(end) for dimension, (_, end) in bounds.items()}
         self.loops(pointer.type.shape, body, self.analysis.unit_dimension(pointer), ends=ends)
 
     def _common_bounds(self, masks: list[Value | None]) -> dict[int, tuple[Leaf, str]]:
@@ -812,7 +824,7 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
 
         self.loops(value.type.shape, body, ends=ends)
 
-    def _unchanged_ends(self, argument: Value, value: Value) -> dict[int, str]:
+    def _unchanged_ends(self, argument: Value, value: Value) -> dict[int, End]:
         """By dimension: where the elements start that do not change when a loop-carried tensor becomes ``value``."""
         return self._ends(value, lambda dimension: self.analysis.unchanged_from(argument, value, dimension))
 

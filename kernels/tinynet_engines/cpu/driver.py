@@ -17,11 +17,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 from . import toolchain
-from .compiler import HEADER, TARGET
+from .compiler import HEADER, MEMORY, TARGET
 
-# Persistent kernels choose their grid by how many programs fit a multiprocessor: a thread here. These are a program's
-# registers and those of a multiprocessor, the same for every kernel; "shared memory" is the memory of its tiles.
-_REGISTERS, _MOST_REGISTERS, _MOST_MEMORY = 32, 1 << 16, 1 << 40
+# Persistent kernels choose their grid by how many programs fit a multiprocessor: a thread here. One does, as it takes
+# all of the "shared memory": several would walk the whole memory one after the other, each in large steps.
+_REGISTERS, _MOST_REGISTERS = 32, 1 << 16
 _POOLS = ("libgomp", "libiomp5", "libomp")
 
 
@@ -231,7 +231,7 @@ class _Utilities:
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {
-            "max_shared_mem": _MOST_MEMORY,
+            "max_shared_mem": MEMORY,
             "max_num_regs": _MOST_REGISTERS,
             "multiprocessor_count": torch.get_num_threads(),
             "warpSize": 1,

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from tinynet_engines.cpu.elements import literal
+
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
@@ -184,10 +186,10 @@ def test_rounding_to_8_bits(dtype: torch.dtype) -> None:
 def fp8_kernel(x_ptr, y_ptr, z_ptr, BLOCK: tl.constexpr):
     place = tl.arange(0, BLOCK)
     x, y = tl.load(x_ptr + place), tl.load(y_ptr + place)
-    constant = tl.full((BLOCK,), 1.75, x_ptr.dtype.element_ty)
+    constant = tl.full((BLOCK,), 1.75, tl.float32).to(x_ptr.dtype.element_ty)
     tl.store(z_ptr + place, tl.where(x > y, x, y))
     tl.store(z_ptr + BLOCK + place, x + y)
-    tl.store(z_ptr + 2 * BLOCK + place, -tl.abs(x) * 2.0)
+    tl.store(z_ptr + 2 * BLOCK + place, (tl.abs(x).to(tl.float32) * -2.0).to(x_ptr.dtype.element_ty))
     tl.store(z_ptr + 3 * BLOCK + place, constant)
 
 
@@ -199,6 +201,15 @@ def test_arithmetic_of_8_bits(dtype: torch.dtype) -> None:
     a, b = x.float(), y.float()
     expected = torch.stack([torch.maximum(a, b), a + b, -a.abs() * 2, torch.full((256,), 1.75)]).to(dtype)
     assert torch.equal(z.float(), expected.float())
+
+
+@pytest.mark.parametrize("dtype, element", zip(FP8, ("f8E4M3FN", "f8E5M2", "f8E4M3FNUZ", "f8E5M2FNUZ"), strict=True))
+def test_constants_of_8_bits(dtype: torch.dtype, element: str) -> None:
+    for bits, value in enumerate(torch.arange(256).to(torch.uint8).view(dtype).tolist()):
+        text = literal(f"0x{bits:02X}", element)
+        special = {"NAN": math.nan, "INFINITY": math.inf, "(-INFINITY)": -math.inf}
+        number = special[text] if text in special else float(text.strip("()f"))
+        assert number == value or (math.isnan(number) and math.isnan(value))
 
 
 @triton.jit

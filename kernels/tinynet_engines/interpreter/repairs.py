@@ -18,6 +18,8 @@
   an fp32 tensor, as in a compiled kernel.
 - An autotuned kernel asks the driver to time its configurations, and there is no driver. Fix: the first configuration
   that its pruning leaves.
+- `tl.map_elementwise` builds IR. Fix: it calls its function for every element.
+- `while tl.condition(x)` never ends. Fix: the object is true if `x` is.
 - Triton 3.6 with numpy 2.4 or later can't take a scalar tensor as an index or a loop bound. Fix: it can.
 
 Not fixed: a kernel that ran `from triton.language.extra.libdevice import tanh` before `install()` holds the stub;
@@ -230,6 +232,33 @@ def _create_erf(self: Any, argument: Any) -> Any:
     return interpreter.TensorHandle(torch.erf(torch.tensor(argument.data, device="cpu")).numpy(), argument.dtype.scalar)
 
 
+def _map_elementwise(
+    scalar_fn: Any, *arguments: Any, pack: int = 1, _semantic: Any = None, _generator: Any = None
+) -> Any:
+    """`tl.map_elementwise`: calls `scalar_fn` for every `pack` neighbors, in row-major order."""
+    semantic: Any = interpreter.interpreter_semantic
+    tensors = [semantic.to_tensor(argument) for argument in arguments]
+    blocks = np.broadcast_arrays(*(tensor.handle.data for tensor in tensors))
+    scalars = [
+        [
+            tl.tensor(interpreter.TensorHandle(value.reshape(1), each.dtype), each.dtype)
+            for value in block.reshape(-1, 1)
+        ]
+        for each, block in zip(tensors, blocks, strict=True)
+    ]
+    results: list[list[Any]] = []
+    for start in range(0, blocks[0].size, pack):
+        result = scalar_fn(*(value for column in scalars for value in column[start : start + pack]))
+        results.append(list(result) if isinstance(result, (tuple, tl.tuple)) else [result])
+    outputs = []
+    for position in range(0, len(results[0]), pack):
+        values = [semantic.to_tensor(value) for row in results for value in row[position : position + pack]]
+        data = np.concatenate([value.handle.data.reshape(1) for value in values]).reshape(blocks[0].shape)
+        kind = values[0].dtype
+        outputs.append(tl.tensor(interpreter.TensorHandle(data, kind), tl.block_type(kind, list(data.shape))))
+    return outputs[0] if len(outputs) == 1 and pack == 1 else tuple(outputs)
+
+
 def _libdevice_function(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
     """An interpreted libdevice function: takes float32 or float64 tensors (or numbers), returns one tensor."""
 
@@ -275,4 +304,8 @@ def apply() -> None:
     builder_class: Any = interpreter.InterpreterBuilder
     builder_class.create_erf = _create_erf
     builder_class.create_splat = _create_splat(builder_class.create_splat)
+    if hasattr(tl, "map_elementwise"):
+        tl.map_elementwise = tl.core.map_elementwise = _map_elementwise
+    if hasattr(tl, "condition"):
+        tl.condition.__bool__ = lambda self: bool(self.condition)  # pyright: ignore[reportAttributeAccessIssue]
     _install_libdevice()

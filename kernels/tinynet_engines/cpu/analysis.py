@@ -43,6 +43,9 @@ ROOTS = {
     "tt.histogram",
     "tt.atomic_rmw",
     "tt.atomic_cas",
+    "tt.atomic_load",
+    "tt.atomic_store",
+    "tt.atomic_poll",
     "tt.print",
     "tt.assert",
     "tt.unsplat",
@@ -62,8 +65,9 @@ ROOTS = {
     "gpu.barrier",
     "ttg.local_barrier",
 }
-WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
-_EFFECTS = {*WRITES, "tt.print", "tt.assert", "tt.call"}
+WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "tt.atomic_store"}
+_READS = {"tt.load", "tt.atomic_rmw", "tt.atomic_cas", "tt.atomic_load", "tt.atomic_poll"}
+_EFFECTS = {*WRITES, "tt.atomic_poll", "tt.print", "tt.assert", "tt.call"}
 _PER_OPERAND = {
     "scf.yield",
     "scf.condition",
@@ -444,7 +448,7 @@ class Analysis:
 
     def _needed_by(self, value: Value, user: Operation, dimension: int, seen: _Needed) -> list[Expression] | None:
         if user.name == "tt.store":
-            mask_bounds = self._prefix_bounds(user.operands[2], dimension) if len(user.operands) > 2 else []
+            mask_bounds = self.prefix_bounds(user.operands[2], dimension) if len(user.operands) > 2 else []
             return (
                 mask_bounds if user.operands[1] is value and value not in (user.operands[0], *user.operands[2:]) else []
             )
@@ -468,7 +472,7 @@ class Analysis:
             return self._needed_below(user.result, order.index(dimension), seen)
         if user.name == "arith.select" and user.operands[1] is value and user.operands.count(value) == 1:
             return [
-                *self._prefix_bounds(user.operands[0], dimension),
+                *self.prefix_bounds(user.operands[0], dimension),
                 *(self._needed_below(user.result, dimension, seen) or []),
             ]
         if user.name == "tt.dot" and dimension == 0 and user.operands[0] is value and user.operands.count(value) == 1:
@@ -488,36 +492,76 @@ class Analysis:
         return expression.owner is not None and self._order(expression.owner) < self._order(loop)
 
     def unchanged_from(self, argument: Value, value: Value, dimension: int) -> list[Expression]:
-        """Bounds past which a loop-carried tensor does not change: its next value is a select on ``arange < b``."""
-        select = self.resolve(value).owner
-        if select is None or select.name != "arith.select" or select.operands[2] is not argument:
+        """Bounds past which a loop-carried tensor does not change: its next value is a select on ``arange < b``, or a
+        sum that started at 0 and to which only zeros are added there."""
+        owner = self.resolve(value).owner
+        if owner is None:
             return []
-        return self._prefix_bounds(select.operands[0], dimension)
+        if owner.name == "arith.select" and owner.operands[2] is argument:
+            return self.prefix_bounds(owner.operands[0], dimension)
+        if owner.name == "arith.addf" and owner.operands.count(argument) == 1:
+            initial, _ = self._carried_initial.get(argument, (argument, argument))
+            added = owner.operands[1 - owner.operands.index(argument)]
+            return self._zero_from(added, dimension) if self.is_zero(initial) else []
+        return []
 
-    def _prefix_bounds(self, mask: Value, dimension: int) -> list[Expression]:
-        """The bounds b of all terms ``arange(0, n) < b`` along a dimension in the conjunction that forms a mask."""
+    def _zero_from(self, value: Value, dimension: int) -> list[Expression]:
+        """Bounds past which a tensor is 0, as what a mask switched off is."""
+        owner = self.resolve(value).owner
+        if owner is None:
+            return []
+        match owner.name:
+            case "tt.load" if len(owner.operands) > 1 and all(map(self.is_zero, owner.operands[2:])):
+                return self.prefix_bounds(owner.operands[1], dimension)
+            case "arith.select" if self.is_zero(owner.operands[2]):
+                return self.prefix_bounds(owner.operands[0], dimension)
+            case "arith.extf" | "arith.truncf" | "tt.fp_to_fp":
+                return self._zero_from(owner.operands[0], dimension)
+            case "arith.mulf" | "arith.addf":
+                left, right = (self._zero_from(operand, dimension) for operand in owner.operands)
+                return [bound for bound in left if bound in right]
+        return []
+
+    def prefix_bounds(self, mask: Value, dimension: int) -> list[Expression]:
+        """The bounds b of all terms ``arange(0, n) < b`` along a dimension in the conjunction that forms a mask.
+
+        ``start + arange < n`` is such a term too if its numbers are counted (see :meth:`is_counted`).
+        """
         owner = self.resolve(mask).owner
         if owner is None:
             return []
         if owner.name == "arith.andi":
-            return [bound for operand in owner.operands for bound in self._prefix_bounds(operand, dimension)]
+            return [bound for operand in owner.operands for bound in self.prefix_bounds(operand, dimension)]
         if owner.name == "tt.broadcast":
             source = owner.operands[0]
-            return self._prefix_bounds(source, dimension) if source.type.shape[dimension] > 1 else []
+            return self.prefix_bounds(source, dimension) if source.type.shape[dimension] > 1 else []
         if owner.name == "tt.expand_dims":
             axis = owner.integer("axis")
             if dimension == axis:
                 return []
-            return self._prefix_bounds(owner.operands[0], dimension - (dimension > axis))
+            return self.prefix_bounds(owner.operands[0], dimension - (dimension > axis))
         if owner.name == "arith.cmpi" and owner.head.startswith("slt,"):
-            moving, bound = owner.operands[0].owner, self.uniform(owner.operands[1])
-            if moving is not None and bound is not None:
-                while moving.name in ("tt.expand_dims", "tt.broadcast") and moving.operands[0].owner is not None:
-                    moving = moving.operands[0].owner
-                walks = self.step(owner.operands[0], dimension) == 1
-                if walks and moving.name == "tt.make_range" and not moving.integer("start", 0):
-                    return [self._spelled_out(bound)]
+            moving, bound = owner.operands[0], self.uniform(owner.operands[1])
+            start = self._start_of_range(moving)
+            if bound is not None and start is not None and self.step(moving, dimension) == 1:
+                return [self._spelled_out(bound) if start == 0 else ("-", self._spelled_out(bound), start)]
         return []
+
+    def _start_of_range(self, value: Value) -> Expression | None:
+        """The first number of a tensor that is ``arange``, or ``arange`` and a counted number; None for others."""
+        owner = self.resolve(value).owner
+        if owner is None:
+            return None
+        if owner.name in ("tt.expand_dims", "tt.broadcast"):
+            return self._start_of_range(owner.operands[0])
+        if owner.name == "tt.make_range":
+            return owner.integer("start", 0)
+        if owner.name == "arith.addi":
+            for number, moving in (owner.operands, owner.operands[::-1]):
+                added, start = self.uniform(number), self._start_of_range(moving)
+                if added is not None and start is not None and self.is_counted(number):
+                    return add(self._spelled_out(added), start)
+        return None
 
     def _spelled_out(self, bound: Expression) -> Expression:
         """A sum or difference as an expression of its operands, which may be known where it is not computed yet."""
@@ -608,9 +652,28 @@ class Analysis:
                 written.add(self.function.parameters.index(base))
         return sorted(written)
 
+    def is_counted(self, value: Value) -> bool:
+        """Whether a value is computed from arguments, program ids, counters of loops and constants alone."""
+        counters = {loop.regions[0].arguments[0] for loop in self._loops}
+        seen: set[Value] = set()
+        stack = [value]
+        while stack:
+            current = self.resolve(stack.pop())
+            if current in seen or current in counters or current in self.function.parameters:
+                continue
+            seen.add(current)
+            owner = current.owner
+            if current in self._carried_initial:
+                stack += self._carried_initial[current]
+            elif owner is None or owner.regions or owner.name in _READS:
+                return False
+            else:
+                stack += owner.operands
+        return True
+
     def has_data_dependent_addresses(self) -> bool:
         """Whether the addresses that a kernel loads from or stores to depend on loaded values."""
-        memory = {"tt.load", "tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
+        memory = WRITES | _READS
         known: dict[Value, bool] = {}
         return any(
             self._depends_on_memory(operation.operands[0], known)
@@ -631,7 +694,7 @@ class Analysis:
                 sources = list(operation.operands)
                 for region in operation.regions:
                     sources += region.terminator.operands if region.operations else []
-            loads = operation is not None and operation.name in ("tt.load", "tt.atomic_rmw", "tt.atomic_cas")
+            loads = operation is not None and operation.name in _READS
             known[value] = loads or any(self._depends_on_memory(source, known) for source in sources)
         return known[value]
 
@@ -803,6 +866,8 @@ class Analysis:
             same_element = store.operands[0] is pointer and site.elementwise and self._has_distinct_elements(pointer)
             if not same_element and not self.disjoint(pointer, store.operands[0], store.block):
                 return False
+        if root.name == "tt.map_elementwise":
+            return not writes_memory(root)
         return not root.regions or root.name in ("tt.reduce", "tt.scan", "scf.for", "scf.while")
 
     def _has_distinct_elements(self, pointer: Value) -> bool:

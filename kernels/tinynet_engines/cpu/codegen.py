@@ -14,20 +14,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .analysis import Analysis, Expression, is_lazy
+from .atomic_codegen import AtomicWriter
 from .dot_codegen import DotWriter, Leaf
-from .forms import ZERO, Buffer, Index, Nest, Scalar, loop_heads, valid_count
+from .elements import compute_type, element_bytes, from_memory, literal, rounded, storage_type, to_memory
+from .forms import ZERO, Buffer, End, Index, Nest, Scalar, loop_heads, valid_count
 from .group_codegen import order_of_total
 from .ir import Block, Function, Operation, UnsupportedOperation, Value
-from .operations import (
-    compute_type,
-    element_bytes,
-    element_expression,
-    from_memory,
-    literal,
-    rounded,
-    storage_type,
-    to_memory,
-)
+from .operations import element_expression
 from .reduction_codegen import ReductionWriter
 
 
@@ -48,7 +41,7 @@ class Assignment(NamedTuple):
 
     target: Buffer
     value: Value
-    ends: dict[int, str]
+    ends: dict[int, End]
 
 
 # Bytes of a tile that is a local array instead of memory in the arena: it may live in registers. At least a whole
@@ -56,7 +49,7 @@ class Assignment(NamedTuple):
 _LOCAL_BYTES = range(64, 1024 + 1)
 
 
-class KernelWriter(DotWriter, ReductionWriter):
+class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
     """Writes the body of one kernel.
 
     Args:
@@ -274,6 +267,8 @@ class KernelWriter(DotWriter, ReductionWriter):
             return view(operation, value, index, nest)
         if operation.name == "tt.load":
             return self.emit(nest, level, value.type.element, self._load(operation, index, nest))
+        if operation.name == "arith.cmpi" and self._is_ensured(value, index, nest):
+            return "1"
         texts = [self.element(operand, index, nest) for operand in operation.operands]
         if operation.name == "arith.truncf" and self.analysis.is_exact(operation.operands[0], value.type.element):
             return texts[0]
@@ -282,6 +277,15 @@ class KernelWriter(DotWriter, ReductionWriter):
             if divided is not None:
                 return divided
         return self.emit(nest, level, value.type.element, element_expression(operation, texts))
+
+    def _is_ensured(self, condition: Value, index: tuple[Index, ...], nest: Nest) -> bool:
+        """Whether the end of a loop ensures a condition ``index < bound``."""
+        return any(
+            bound in nest.below[position.text]
+            for dimension, position in enumerate(index)
+            if position.text != "0" and nest.below.get(position.text)
+            for bound in self.analysis.prefix_bounds(condition, dimension)
+        )
 
     def _divided(self, operation: Operation, texts: list[str], nest: Nest, level: int) -> str | None:
         """A quotient or remainder of many elements by one number, through its reciprocal; None if divisors differ."""
@@ -436,11 +440,11 @@ class KernelWriter(DotWriter, ReductionWriter):
         body: Callable[[tuple[Index, ...], Nest], list[str]],
         inner: int | None = None,
         vectorize: bool = True,
-        ends: dict[int, str] | None = None,
+        ends: dict[int, End] | None = None,
     ) -> None:
         """Loops over a shape with dimension ``inner`` innermost; ``body`` returns the innermost statements.
 
-        ``ends``: C text of where the loop along a dimension ends, if before the end of the shape.
+        ``ends``: where the loop along a dimension ends, if before the end of the shape.
         """
         order = list(range(len(shape)))
         if inner is not None:
@@ -448,12 +452,13 @@ class KernelWriter(DotWriter, ReductionWriter):
             order.append(inner)
         order = [dimension for dimension in order if shape[dimension] > 1]
         sizes = [shape[dimension] for dimension in order]
-        stops = [str((ends or {}).get(dimension, shape[dimension])) for dimension in order]
+        stops = [ends[dimension].text if ends and dimension in ends else str(shape[dimension]) for dimension in order]
         indices, heads = loop_heads([self.name("i") for _ in order], sizes, stops if ends else None)
         index = [ZERO] * len(shape)
         for dimension, each in zip(order, indices, strict=True):
             index[dimension] = each
         nest = Nest(len(heads))
+        nest.below = {index[dimension].text: end.bounds for dimension, end in (ends or {}).items()}
         statements = body(tuple(index), nest)
         self.lines += ["{", *nest.levels[0]]
         for level, head in enumerate(heads):
@@ -463,7 +468,7 @@ class KernelWriter(DotWriter, ReductionWriter):
         self.lines += statements
         self.lines.append("}" * (len(heads) + 1))
 
-    def fill(self, buffer: Buffer, value: Value, ends: dict[int, str] | None = None, inner: int | None = None) -> None:
+    def fill(self, buffer: Buffer, value: Value, ends: dict[int, End] | None = None, inner: int | None = None) -> None:
         """Evaluate a tensor into a buffer, up to ``ends`` as in :meth:`loops`."""
         shape = value.type.shape
 
@@ -487,16 +492,16 @@ class KernelWriter(DotWriter, ReductionWriter):
         self.forms[value] = buffer
         return buffer
 
-    def needed_ends(self, value: Value) -> dict[int, str]:
+    def needed_ends(self, value: Value) -> dict[int, End]:
         """By dimension: the end of the elements that are ever used, if before the end of the shape."""
         return self._ends(value, lambda dimension: self.analysis.needed_below(value, dimension))
 
-    def _ends(self, value: Value, bounds_along: Callable[[int], list[Expression]]) -> dict[int, str]:
+    def _ends(self, value: Value, bounds_along: Callable[[int], list[Expression]]) -> dict[int, End]:
         ends = {}
         for dimension, size in enumerate(value.type.shape):
-            bounds = [self.expression(bound) for bound in bounds_along(dimension) if self.is_known(bound)]
+            bounds = [bound for bound in bounds_along(dimension) if self.is_known(bound)]
             if bounds:
-                ends[dimension] = valid_count(bounds, size)
+                ends[dimension] = End(valid_count([self.expression(bound) for bound in bounds], size), tuple(bounds))
         return ends
 
     def evaluate(self, value: Value, index: tuple[Index, ...] | None = None) -> str:
@@ -588,7 +593,7 @@ class KernelWriter(DotWriter, ReductionWriter):
             return statements
 
         pointer = operation.operands[0]
-        ends = {dimension: end for dimension, (_, end) in bounds.items()}
+        ends = {dimension: End(end) for dimension, (_, end) in bounds.items()}
         self.loops(pointer.type.shape, body, self.analysis.unit_dimension(pointer), ends=ends)
 
     def _common_bounds(self, masks: list[Value | None]) -> dict[int, tuple[Leaf, str]]:
@@ -624,63 +629,6 @@ class KernelWriter(DotWriter, ReductionWriter):
                 size = (self.analysis.extent(pointer) or 0) * element_bytes(pointer.type.pointee)
                 spans.append(f"{self.evaluate(pointer)}, {size}")
             self.lines.append(f"if (overlap({', '.join(spans)})) {{ careful(program); return; }}")
-
-    def visit_tt_atomic_rmw(self, operation: Operation) -> None:
-        kind = operation.head.split(",")[0].split()[0]
-        pointer, value, *mask = operation.operands
-        self._atomic(operation, pointer, mask, lambda old, index, nest: _atomic_update(
-            operation, kind, old, self.element(value, index, nest)
-        ))  # fmt: skip
-
-    def visit_tt_atomic_cas(self, operation: Operation) -> None:
-        pointer, compare, value = operation.operands
-        element = pointer.type.pointee
-        bits = f"uint{8 * element_bytes(element)}_t"
-
-        def update(old: str, index: tuple[Index, ...], nest: Nest) -> str:
-            expected = _bits(element, bits, self.element(compare, index, nest))
-            return f"({_bits(element, bits, old)} == {expected} ? {self.element(value, index, nest)} : {old})"
-
-        self._atomic(operation, pointer, [], update)
-
-    def _atomic(
-        self,
-        operation: Operation,
-        pointer: Value,
-        mask: list[Value],
-        update: Callable[[str, tuple[Index, ...], Nest], str],
-    ) -> None:
-        """A compare-and-swap loop, which serves every kind of update and every type."""
-        element, result = pointer.type.pointee, operation.result
-        bits = f"uint{8 * element_bytes(element)}_t"
-        kind = compute_type(element)
-        wanted = bool(result.users)
-        target: Scalar | Buffer | None = None
-        if wanted:
-            self._declare_variable(result, "old")
-            target = self.forms[result]
-
-        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
-            address, old, new, seen = self.element(pointer, index, nest), self.name("a"), self.name("a"), self.name("a")
-            text = update(old, index, nest)
-            guard = self.element(mask[0], index, nest) if mask else "1"
-            lines = [
-                f"if ({guard}) {{ {bits} *where = (void *){address};",
-                f"{bits} {seen} = __atomic_load_n(where, __ATOMIC_SEQ_CST), {new}; {kind} {old};",
-                f"do {{ {old} = {_from_bits(element, kind, seen)}; {new} = {_bits(element, bits, text)}; }}",
-                f"while (!__atomic_compare_exchange_n(where, &{seen}, {new}, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));",
-            ]
-            if isinstance(target, Buffer):
-                position = self.linear(index, result.type.shape)
-                lines.append(f"{target.name}[{position}] = {to_memory(element, old)};")
-            elif target is not None:
-                lines.append(f"{target.text} = {old};")
-            lines.append("}" if target is None or not isinstance(target, Buffer) else (
-                f"}} else {target.name}[{self.linear(index, result.type.shape)}] = 0;"
-            ))  # fmt: skip
-            return lines
-
-        self.loops(pointer.type.shape, body, vectorize=False)
 
     def visit_tt_gather(self, operation: Operation) -> None:
         source, indices = operation.operands
@@ -876,7 +824,7 @@ class KernelWriter(DotWriter, ReductionWriter):
 
         self.loops(value.type.shape, body, ends=ends)
 
-    def _unchanged_ends(self, argument: Value, value: Value) -> dict[int, str]:
+    def _unchanged_ends(self, argument: Value, value: Value) -> dict[int, End]:
         """By dimension: where the elements start that do not change when a loop-carried tensor becomes ``value``."""
         return self._ends(value, lambda dimension: self.analysis.unchanged_from(argument, value, dimension))
 
@@ -971,47 +919,6 @@ def _flatten(lines: list) -> Iterator[str]:
             yield line
         else:
             yield from _flatten(line)
-
-
-def _bits(element: str, bits: str, text: str) -> str:
-    """C text of a value's bits in memory."""
-    if element == "f32":
-        return f"bits_from_float({text})"
-    if element == "f64":
-        return f"bits_from_double({text})"
-    if element.startswith("*"):
-        return f"({bits})(uintptr_t)({text})"
-    return f"({bits})({to_memory(element, text)})"
-
-
-def _from_bits(element: str, kind: str, text: str) -> str:
-    if element == "f32":
-        return f"float_from_bits({text})"
-    if element == "f64":
-        return f"double_from_bits({text})"
-    return f"({kind}){from_memory(element, text)}"
-
-
-def _atomic_update(operation: Operation, kind: str, old: str, value: str) -> str:
-    """C text of the new value of an atomic read-modify-write."""
-    element = operation.result.type.element
-    unsigned = f"uint{8 * element_bytes(element)}_t"
-    match kind:
-        case "fadd":
-            return rounded(element, f"({old} + {value})")
-        case "add":
-            return f"({compute_type(element)})(({unsigned}){old} + ({unsigned}){value})"
-        case "and" | "or" | "xor":
-            return f"({old} { {'and': '&', 'or': '|', 'xor': '^'}[kind] } {value})"
-        case "exch":
-            return value
-        case "max" | "min":
-            symbol = ">" if kind == "max" else "<"
-            return f"({old} {symbol} {value} ? {old} : {value})"
-        case "umax" | "umin":
-            symbol = ">" if kind == "umax" else "<"
-            return f"(({unsigned}){old} {symbol} ({unsigned}){value} ? {old} : {value})"
-    raise UnsupportedOperation(operation, f"with the kind {kind!r} is not supported by the CPU engine")
 
 
 def generate(function: Function, assume_disjoint: bool = True) -> GeneratedKernel:

@@ -22,6 +22,7 @@ from .parser import parse
 
 TARGET = "tinynet_cpu"
 HEADER = "// tinynet kernel "
+MEMORY = 1 << 20  # of a program and of a thread, for kernels that count how many programs fit
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class CPUOptions:
     enable_fp_fusion: bool = True
     launch_cooperative_grid: bool = False
     launch_pdl: bool = False
-    supported_fp8_dtypes: tuple[str, ...] = ("fp8e5", "fp8e4nv")
+    supported_fp8_dtypes: tuple[str, ...] = ("fp8e5", "fp8e4nv", "fp8e5b16", "fp8e4b8")
     deprecated_fp8_dot_operand_dtypes: tuple[str, ...] = ()
     default_dot_input_precision: str = "ieee"
     allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
@@ -112,6 +113,8 @@ def make_ttir(module: Any) -> Any:
     """Run Triton's target-independent passes."""
     manager = ir.pass_manager(module.context)
     passes.common.add_inliner(manager)
+    if hasattr(passes.ttir, "add_rewrite_tensor_pointer"):  # block pointers, in older versions of Triton
+        passes.ttir.add_rewrite_tensor_pointer(manager)
     passes.ttir.add_rewrite_tensor_descriptor_to_pointer(manager)
     passes.common.add_canonicalizer(manager)
     passes.ttir.add_combine(manager)
@@ -146,7 +149,7 @@ def make_c(module: Any, metadata: dict, options: CPUOptions) -> str:
     }
     source = "\n".join([HEADER + json.dumps(header), '#include "kernel.h"', *_functions(disjoint, careful)])
     metadata["name"] = function.name
-    metadata["shared"] = 0
+    metadata["shared"] = MEMORY
     _dump(function.name, text, source)
     return source
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from math import prod
 
 from .analysis import Analysis, Expression, writes_memory
-from .forms import ZERO, Buffer, Index, Nest, Scalar, valid_count
+from .elements import compute_type, from_memory, to_memory
+from .forms import ZERO, Buffer, End, Index, Nest, Scalar, valid_count
 from .group_codegen import (
     is_product_of_groups,
     is_reduction_of_groups,
@@ -22,7 +23,7 @@ from .group_codegen import (
     scratch_bytes,
 )
 from .ir import Operation, Value
-from .operations import compute_type, from_memory, predicate_of, to_memory
+from .operations import predicate_of
 
 _KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}
 _LARGEST_PANEL = 32
@@ -384,7 +385,7 @@ class DotWriter:
             text = f"({guard} ? (void *){address} : (void *)0)" if guard else f"(void *){address}"
             return [f"{table}[{self.linear(index, (tables, size))}] = {text};"]
 
-        self.loops((tables, size), body, ends={0: end} if segment else None)
+        self.loops((tables, size), body, ends={0: End(end)} if segment else None)
         return f"(const void *const *){table}"
 
     # ----------------------------------------------------------------------------------------------------- masks
@@ -461,15 +462,14 @@ class DotWriter:
         return dimension, f"((int64_t){self.evaluate(bound)} - (int64_t){self.evaluate(moving)}{extra})"
 
     def range_bound(self, leaf: Leaf) -> tuple[int, str] | None:
-        """As :meth:`_bound`, but only for exactly ``arange < bound``, where no integer can wrap."""
+        """As :meth:`_bound`, but only for indices that are counted, not loaded: those reach no number that wraps.
+
+        (An index past 2^31 would address memory before its tensor.)
+        """
         comparison = leaf.condition.owner
-        if comparison is None or comparison.name != "arith.cmpi" or predicate_of(comparison) != "slt":
+        if comparison is None or not all(map(self.analysis.is_counted, comparison.operands)):
             return None
-        source = comparison.operands[0]
-        while source.owner is not None and source.owner.name in ("tt.expand_dims", "arith.extsi"):
-            source = source.owner.operands[0]
-        plain = source.owner is not None and source.owner.name == "tt.make_range"
-        return self._bound(leaf) if plain else None
+        return self._bound(leaf)
 
     # --------------------------------------------------------------------------------------------- without the library
 

@@ -17,8 +17,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 from . import toolchain
-from .compiler import HEADER, TARGET
+from .compiler import HEADER, MEMORY, TARGET
 
+# Persistent kernels choose their grid by how many programs fit a multiprocessor: a thread here. One does, as it takes
+# all of the "shared memory": several would walk the whole memory one after the other, each in large steps.
+_REGISTERS, _MOST_REGISTERS = 32, 1 << 16
 _POOLS = ("libgomp", "libiomp5", "libomp")
 
 
@@ -224,13 +227,21 @@ class _Utilities:
 
     def load_binary(self, name: str, source: bytes | str, shared: int, device: int) -> tuple:
         kernel = Kernel(source.decode() if isinstance(source, bytes) else source)
-        return kernel, kernel, 0, 0, 1 << 30
+        return kernel, kernel, _REGISTERS, 0, 1 << 30
 
     def unload_module(self, module: Any) -> None:
         """Does nothing: another thread may still be running the kernel."""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 1 << 30, "multiprocessor_count": torch.get_num_threads(), "warpSize": 1}
+        return {
+            "max_shared_mem": MEMORY,
+            "max_num_regs": _MOST_REGISTERS,
+            "multiprocessor_count": torch.get_num_threads(),
+            "warpSize": 1,
+            "sm_clock_rate": 0,
+            "mem_clock_rate": 0,
+            "mem_bus_width": 0,
+        }
 
 
 class _DeviceInterface:

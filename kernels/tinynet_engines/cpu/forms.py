@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from .analysis import Expression
+
 
 @dataclass(frozen=True)
 class Index:
@@ -40,12 +42,24 @@ class Buffer:
     order: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class End:
+    """C text of where a loop ends, and bounds (expressions of the analysis) that all its indices are below."""
+
+    text: str
+    bounds: tuple[Expression, ...] = ()
+
+
 class Nest:
-    """Statements of a loop nest by level: ``levels[0]`` is before the loops, ``levels[k + 1]`` inside loop k."""
+    """Statements of a loop nest by level: ``levels[0]`` is before the loops, ``levels[k + 1]`` inside loop k.
+
+    ``below``: by C text of an index, the bounds that it stays below.
+    """
 
     def __init__(self, depth: int):
         self.levels: list[list[str]] = [[] for _ in range(depth + 1)]
         self.known: dict[tuple, str] = {}
+        self.below: dict[str, tuple[Expression, ...]] = {}
 
 
 def loop_heads(names: list[str], shape: list[int], ends: list[str] | None = None) -> tuple[list[Index], list[str]]:

@@ -99,11 +99,15 @@ class Operation:
 
 @dataclass(eq=False)
 class Block:
-    """A list of operations with arguments; ``label`` is set in functions with branches."""
+    """A list of operations with arguments; ``label`` is set in functions with branches.
+
+    ``following``: the other blocks of a region, which the parser turns into nested branches.
+    """
 
     arguments: list[Value] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     label: str = ""
+    following: list[Block] = field(default_factory=list, repr=False)
 
     def append(self, operation: Operation) -> None:
         operation.block = self

@@ -1,4 +1,4 @@
-"""C text for one element of every elementwise operation, and the C types of elements.
+"""C text for one element of every elementwise operation.
 
 :func:`element_expression` is the only entry point. A small float (bf16, fp16, fp8) is computed in fp32 and rounded
 after every operation, as the IR specifies.
@@ -6,103 +6,20 @@ after every operation, as the IR specifies.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 
+from . import libdevice
+from .elements import (
+    SMALL_FLOATS,
+    bit_width,
+    compute_type,
+    from_memory,
+    rounded,
+    storage_type,
+    to_memory,
+    unsigned_type,
+)
 from .ir import Operation, UnsupportedOperation
-
-# element -> type of variables, type in memory
-_COMPUTE = {"f32": "float", "f64": "double", "i1": "_Bool", "index": "int64_t"}
-_STORAGE = {"f32": "float", "f64": "double", "i1": "uint8_t", "index": "int64_t", "bf16": "uint16_t", "f16": "uint16_t"}
-SMALL_FLOATS = ("bf16", "f16", "f8E5M2", "f8E4M3FN")
-_BYTES = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2, "index": 8, "i1": 1}
-
-
-def bit_width(element: str) -> int:
-    return 64 if element == "index" else int(element[1:])
-
-
-def compute_type(element: str) -> str:
-    """C type of a variable that holds one element."""
-    if element.startswith("*"):
-        return storage_type(element[1:]) + " *"
-    if element in SMALL_FLOATS:
-        return "float"
-    if element in _COMPUTE:
-        return _COMPUTE[element]
-    if element in ("i8", "i16", "i32", "i64"):
-        return f"int{element[1:]}_t"
-    raise UnsupportedOperation(None, f"uses the type {element}, which the CPU engine does not support")
-
-
-def storage_type(element: str) -> str:
-    """C type of one element in memory."""
-    if element.startswith("*"):
-        return storage_type(element[1:]) + " *"
-    if element in _STORAGE:
-        return _STORAGE[element]
-    return "uint8_t" if element in SMALL_FLOATS else compute_type(element)
-
-
-def element_bytes(element: str) -> int:
-    if element.startswith("*"):
-        return 8
-    return _BYTES.get(element) or (1 if element in SMALL_FLOATS else bit_width(element) // 8)
-
-
-def unsigned_type(element: str) -> str:
-    return "uint8_t" if element == "i1" else f"uint{bit_width(element)}_t"
-
-
-def from_memory(element: str, text: str) -> str:
-    return f"load_{element}({text})" if element in SMALL_FLOATS else text
-
-
-def to_memory(element: str, text: str) -> str:
-    return f"store_{element}({text})" if element in SMALL_FLOATS else text
-
-
-def rounded(element: str, text: str) -> str:
-    return f"round_{element}({text})" if element in SMALL_FLOATS else text
-
-
-def literal(text: str, element: str) -> str:
-    """C constant for the value of an ``arith.constant``."""
-    if element == "f64" or element in ("f32", *SMALL_FLOATS):
-        value = _float_value(text, element)
-        if value != value:
-            return "NAN"
-        if value in (float("inf"), float("-inf")):
-            return "INFINITY" if value > 0 else "(-INFINITY)"
-        return f"({value!r})" if element == "f64" else f"({value!r}f)"
-    if text in ("true", "false"):
-        return "1" if text == "true" else "0"
-    value = int(text, 0)
-    if element == "i64" or element == "index":
-        return f"INT64_C({value})" if value > -(2**63) else "INT64_MIN"
-    return f"({value})" if value > -(2**31) else "INT32_MIN"
-
-
-def _float_value(text: str, element: str) -> float:
-    if not text.startswith("0x"):
-        value = float(text)
-        return struct.unpack("<f", struct.pack("<f", value))[0] if element == "f32" else value
-    bits = int(text, 16)
-    match element:
-        case "f64":
-            return struct.unpack("<d", bits.to_bytes(8, "little"))[0]
-        case "f32":
-            return struct.unpack("<f", bits.to_bytes(4, "little"))[0]
-        case "bf16":
-            return struct.unpack("<f", (bits << 16).to_bytes(4, "little"))[0]
-        case "f16":
-            return struct.unpack("<e", bits.to_bytes(2, "little"))[0]
-        case "f8E5M2":
-            return struct.unpack("<e", (bits << 8).to_bytes(2, "little"))[0]
-    raise UnsupportedOperation(None, f"has a {element} constant {text}, which the CPU engine does not support")
-
-
-# ---------------------------------------------------------------------------------------------------- the table
 
 Rule = Callable[[Operation, Sequence[str], str, str], str]
 """(operation, operand texts, element of the first operand, element of the result) -> C text"""
@@ -211,6 +128,9 @@ def _integer_minmax(symbol: str, signed: bool) -> Rule:
     return rule
 
 
+_TRUNCATED = ("bf16", "f16", "f8E5M2")
+
+
 def _convert(operation: Operation, a: Sequence[str], source: str, target: str) -> str:
     kind = compute_type(target)
     match operation.name:
@@ -231,8 +151,11 @@ def _convert(operation: Operation, a: Sequence[str], source: str, target: str) -
         case "arith.fptoui":
             return f"({kind})float_to_u{64 if bit_width(target) == 64 else 32}({a[0]})"
         case "arith.extf" | "arith.truncf" | "tt.fp_to_fp":
-            if str(operation.attributes.get("rounding", "rtne")) != "rtne":
-                raise UnsupportedOperation(operation, "with a rounding mode other than nearest even is not supported")
+            rounding = str(operation.attributes.get("rounding", "rtne"))
+            if rounding == "rtz" and target in _TRUNCATED and source == "f32":
+                return f"truncated_{target}({a[0]})"
+            if rounding != "rtne":
+                raise UnsupportedOperation(operation, f"from {source} to {target} cannot round by {rounding}")
             return rounded(target, f"({kind}){a[0]}")
     return f"({kind}){a[0]}"
 
@@ -282,39 +205,6 @@ _LIBRARY_FUNCTIONS = {
     "fmod", "hypot", "lgamma", "log10", "log1p", "logb", "nextafter", "pow", "remainder", "round", "sin", "sinh", "tan",
     "tgamma", "j0", "j1", "y0", "y1",
 }  # fmt: skip
-_LIBDEVICE_EXPRESSIONS = {
-    "isnan": "({0} != {0})",
-    "isinf": "(__builtin_fabs({0}) == (double)INFINITY)",
-    "finite": "(__builtin_fabs({0}) < (double)INFINITY)",
-    "isfinited": "(__builtin_fabs({0}) < (double)INFINITY)",
-    "signbit": "(__builtin_signbit({0}) != 0)",
-    "powi": "pow({0}, {1})",
-    "ldexp": "ldexp({0}, {1})",
-    "abs": "({0} < 0 ? -{0} : {0})",
-    "llabs": "({0} < 0 ? -{0} : {0})",
-    "min": "({0} < {1} ? {0} : {1})",
-    "max": "({0} > {1} ? {0} : {1})",
-    "popc": "__builtin_popcount((uint32_t){0})",
-    "popcll": "__builtin_popcountll((uint64_t){0})",
-    "clz": "({0} == 0 ? 32 : __builtin_clz((uint32_t){0}))",
-    "clzll": "({0} == 0 ? 64 : __builtin_clzll((uint64_t){0}))",
-    "ffs": "__builtin_ffs({0})",
-    "ffsll": "__builtin_ffsll({0})",
-    "mulhi": "mulhi_i32({0}, {1})",
-    "umulhi": "(int32_t)mulhi_u32((uint32_t){0}, (uint32_t){1})",
-    "div_rn": "({0} / {1})",
-    "rcp_rn": "(1 / {0})",
-    "rcbrt": "(1 / cbrt({0}))",
-    "saturate": "minnum_f32(maxnum_f32({0}, 0.0f), 1.0f)",
-    "float_as_int": "(int32_t)bits_from_float({0})",
-    "int_as_float": "float_from_bits((uint32_t){0})",
-    "llrint": "float_to_i64(__builtin_rint({0}))",
-    "llround": "float_to_i64(round({0}))",
-    "add_rn": "({0} + {1})",
-    "sub_rn": "({0} - {1})",
-    "mul_rn": "({0} * {1})",
-    "sqrt_rn": "__builtin_sqrt({0})",
-}
 
 
 def _function(name: str) -> Rule:
@@ -326,15 +216,13 @@ def _function(name: str) -> Rule:
 
 
 def _external(operation: Operation, a: Sequence[str], source: str, target: str) -> str:
-    """libdevice's functions: ``__nv_tanhf``, ``__nv_fast_expf``, ``__nv_isnand``, ..."""
     symbol = str(operation.attributes.get("symbol", ""))
-    name = symbol.removeprefix("__nv_").removeprefix("fast_")
-    for candidate in (name, name[:-1] if name[-1:] in "fd" else name):
-        if candidate in _LIBDEVICE_EXPRESSIONS:
-            text = _LIBDEVICE_EXPRESSIONS[candidate].format(*(f"({text})" for text in a))
-            return f"({compute_type(target)})({text})"
-        if candidate in _FUNCTIONS or candidate in _LIBRARY_FUNCTIONS:
-            return _function(candidate)(operation, a, source, target)
+    text = libdevice.expression(symbol, a, target)
+    if text is not None:
+        return text
+    for name in libdevice.names(symbol):
+        if name in _FUNCTIONS or name in _LIBRARY_FUNCTIONS:
+            return _function(name)(operation, a, source, target)
     raise UnsupportedOperation(operation, f"calls {symbol!r}, which the CPU engine does not support")
 
 
@@ -395,6 +283,9 @@ _RULES: dict[str, Rule] = {
     "tt.clampf": _clamp,
     "tt.mulhiui": _multiply_high,
     "tt.extern_elementwise": _external,
+    "tinynet.low_e2m1": lambda operation, a, source, target: f"load_f4E2M1((uint8_t){a[0]} & 15)",
+    "tinynet.high_e2m1": lambda operation, a, source, target: f"load_f4E2M1((uint8_t){a[0]} >> 4)",
+    "tinynet.e8m0": lambda operation, a, source, target: f"load_f8E8M0((uint8_t){a[0]})",
 }
 for _name in (
     "arith.extsi", "arith.extui", "arith.trunci", "arith.sitofp", "arith.uitofp", "arith.fptosi", "arith.fptoui",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from .ir import Block, Function, Operation, Type, UnsupportedOperation, Value
+from .lowering import lower
 
 _NAME = re.compile(r"%[\w$.\-]+(?:#\d+)?")
 _RESULTS = re.compile(r"^((?:%[\w$.\-]+(?::\d+)?(?:, )?)+) = (.*)$")
@@ -201,8 +202,11 @@ class _Parser:
         if self.lines[self.line][0].startswith("^"):
             self.label(block)
         self.operations(block)
-        if self.lines[self.line][0].startswith("^"):
-            raise ParseError("a region with several blocks")
+        while self.lines[self.line][0].startswith("^"):
+            following = Block()
+            self.label(following)
+            self.operations(following)
+            block.following.append(following)
         self.scopes.pop()
         return block
 
@@ -406,7 +410,7 @@ def parse(text: str) -> Function:
         text: what ``module.str()`` returns for a Triton IR module.
 
     Returns:
-        The public function.
+        The public function, as :mod:`lowering` rewrites it.
 
     Raises:
         ParseError: the engine does not recognize the text.
@@ -417,7 +421,9 @@ def parse(text: str) -> Function:
     if public is None:
         raise ParseError("the module has no public function")
     by_name = {function.name: function for function in functions}
-    return _expand_calls(by_name[public.group(1)], by_name)
+    function = _expand_calls(by_name[public.group(1)], by_name)
+    lower(function)
+    return function
 
 
 def _expand_calls(function: Function, functions: dict[str, Function]) -> Function:
@@ -453,10 +459,24 @@ def _copy_operations(source: Block, target: Block, mapping: dict[Value, Value], 
             value.users.append(copy)
         for region in operation.regions:
             block = Block(_copy_values(region.arguments, mapping))
-            _copy_operations(region, block, mapping, functions)
+            if region.following:
+                _copy_branches(operation, region, block, mapping, functions)
+            else:
+                _copy_operations(region, block, mapping, functions)
             copy.regions.append(block)
         copy.results = _copy_values(operation.results, mapping, copy)
         target.append(copy)
+
+
+def _copy_branches(
+    operation: Operation, region: Block, target: Block, mapping: dict[Value, Value], functions: dict[str, Function]
+) -> None:
+    """Copy a region of several blocks, which a function with early returns leaves in its caller, as one block."""
+    blocks = {block.label: block for block in region.following}
+    end = Operation(f"{operation.name}.return", _copy_until_return(region, target, mapping, blocks, functions))
+    for value in end.operands:
+        value.users.append(end)
+    target.append(end)
 
 
 def _copy_callee(call: Operation, target: Block, mapping: dict[Value, Value], functions: dict[str, Function]) -> None:
@@ -477,13 +497,13 @@ def _copy_until_return(
     blocks: dict[str, Block],
     functions: dict[str, Function],
 ) -> list[Value]:
-    """Copy a block of a called function, and those that follow it; returns the copies of what the function returns.
+    """Copy a block of a function, and those that follow it; returns the copies of what the function returns.
 
     A branch becomes an ``scf.if``, each side of which is copied to the function's end.
     """
     *body, terminator = source.operations
     _copy_operations(Block(operations=body), target, mapping, functions)
-    if terminator.name == "tt.return":
+    if not terminator.successors:
         return [mapping[value] for value in terminator.operands]
 
     def follow(successor: tuple[str, list[Value]], into: Block) -> list[Value]:

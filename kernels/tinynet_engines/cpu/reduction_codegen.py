@@ -1,4 +1,4 @@
-"""Code generation for reductions and scans along an axis.
+"""Code generation for operations with a function of elements: reductions and scans along an axis, and maps.
 
 Sums and extrema are loops that the C compiler vectorizes. Every other reduction combines the first half of the axis
 with the second until one element is left, as the lanes of a GPU's program do: which of equal elements, or of NaN, comes
@@ -12,10 +12,11 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .analysis import Analysis
+from .analysis import Analysis, writes_memory
+from .elements import SMALL_FLOATS, compute_type, rounded, to_memory
 from .forms import ZERO, Buffer, Index, Nest, Scalar, loop_heads
-from .ir import Block, Operation, Value
-from .operations import SMALL_FLOATS, compute_type, element_expression, rounded, to_memory
+from .ir import Block, Operation, UnsupportedOperation, Value
+from .operations import element_expression
 
 _CHAINS = 4  # totals of one reduction over a long last axis
 # combining operation of a reduction -> (identity by kind of element, OpenMP reduction)
@@ -251,6 +252,33 @@ class ReductionWriter:
             text = rounded(result.type.element, total)
             self._store_result(self.forms[result], tuple(index), result.type.shape, text)
         self.lines.append("}" * (len(heads) + 2))
+
+    def visit_tt_map_elementwise(self, operation: Operation) -> None:
+        """Call a function of scalars for every element, or for every ``pack`` neighbors along the last axis."""
+        pack, region, shape = operation.integer("pack", 1), operation.regions[0], operation.operands[0].type.shape
+        if shape[-1] % pack:
+            raise UnsupportedOperation(operation, f"of {pack} neighbors on an axis of {shape[-1]} is not supported")
+        for result in operation.results:
+            self._declare_variable(result, "m")
+        targets = [self.forms[result] for result in operation.results]
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            along = index[-1]
+            lanes = [
+                Index(f"({along.text} * {pack} + {lane})", along.level) if pack > 1 else along for lane in range(pack)
+            ]
+            places = [(*index[:-1], lane) for lane in lanes]
+            texts = [self.element(operand, place, nest) for operand in operation.operands for place in places]
+            for argument, text in zip(region.arguments, texts, strict=True):
+                self.forms[argument] = Scalar(text)
+            outside, self.lines = self.lines, []
+            self.visit_all(region.operations[:-1])
+            for position, value in enumerate(region.terminator.operands):
+                self._store_result(targets[position // pack], places[position % pack], shape, self.scalar(value))
+            inside, self.lines = self.lines, outside
+            return inside
+
+        self.loops((*shape[:-1], shape[-1] // pack), body, vectorize=not writes_memory(operation))
 
 
 def widened(region: Block) -> Block:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from tinynet_engines.interpreter.poison import POISON_VALUES
+from tinynet_engines.interpreter.poison import POISONS
 
-Poison = Literal["nan", "inf", "-inf"]
+Poison = Literal["nan", "inf", "-inf", "scattered"]
 Order = Literal["shuffle", "forward", "reverse"]
 Extent = Literal["view", "storage"]
 
@@ -32,7 +32,7 @@ class GuardOptions:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("poison", (None, *POISON_VALUES)),
+            ("poison", (None, *POISONS)),
             ("order", ("shuffle", "forward", "reverse")),
             ("extent", ("view", "storage")),
         ):

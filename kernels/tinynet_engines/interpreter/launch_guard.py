@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -22,7 +23,7 @@ from tinynet_engines.interpreter.guard_options import Extent, GuardOptions, Orde
 from tinynet_engines.interpreter.installation import install
 from tinynet_engines.interpreter.launch_state import LaunchState
 from tinynet_engines.interpreter.memory import TAG_SHIFT, Region, tensors_of
-from tinynet_engines.interpreter.poison import POISON_VALUES, Snapshot, total_bytes
+from tinynet_engines.interpreter.poison import POISONS, Snapshot, total_bytes
 from tinynet_engines.interpreter.reports import GuardError, Launch, Report
 from tinynet_kernels.launch import Grid, Reached, observers
 
@@ -38,7 +39,8 @@ class guard:
     """Checks every kernel launched inside a `with` block; needs `TRITON_INTERPRET=1`.
 
     Lanes that a mask switches off in a load without `other` hold poison. A launch in which that happens runs
-    once with each poison, and its results must agree. Guards can't be nested.
+    once with each poison, and its results must agree; loads whose lanes make no difference are not reported. Guards
+    can't be nested.
 
     Args:
         poison: the value of such lanes in the final results; None uses the interpreter's zeros and checks nothing.
@@ -48,7 +50,7 @@ class guard:
         races: checks that no two programs touch one element unless both read, or both use atomics.
         barriers: checks that no program overwrites what it loaded, or reads back what it stored, without a
             `tl.debug_barrier()` in between: on a device several warps may hold the same element of a small tile.
-        overflow: checks integer arithmetic narrower than 64 bits; enables `tl.device_assert` as well.
+        overflow: checks integer arithmetic narrower than 64 bits, except that of poison; enables `tl.device_assert`.
         extent: the memory that a tensor argument gives access to: "view", its own elements without the gaps between
             them, or "storage", all of the storage that it shares with other views.
         strict: raises `GuardError` at the end of the block if there are reports; otherwise they are only collected.
@@ -263,41 +265,69 @@ class guard:
             state.finish()
             if state.poisoned_lines and memory is None:
                 limit = f"whether results depend on it is not checked beyond {SNAPSHOT_LIMIT >> 20} MiB of tensors"
-                self._report_poison(state, f"lanes masked off in a load without `other`; {limit}")
+                self._report_poison(state, f"lanes masked off in a load without `other`; {limit}", state.poisoned_lines)
             elif state.poisoned_lines and memory is not None:
-                self._compare_poisons(state, memory, lambda: stock(executor, *arguments, **named))
+                self._trace_poison(_Rerun(self, state, memory, lambda: stock(executor, *arguments, **named)))
         finally:
             self._launch_state = None
 
-    def _compare_poisons(self, state: LaunchState, memory: Snapshot, run: Any) -> None:
-        """Runs the launch again with the other poisons; a result that differs depends on lanes it must not use."""
-        results = Snapshot(memory.tensors)
-        tensors = state.pointers + [(region.name, region.tensor) for region in self.allowed]
+    def _trace_poison(self, again: _Rerun) -> None:
+        """Runs a launch again with other poisons; a result that differs depends on lanes it must not use."""
+        state, results = again.state, Snapshot(again.memory.tensors)
+        overflows = state.lines_of("overflow")
+        if overflows:  # an overflow of poison alone is none
+            state.withdraw("overflow", again.with_poison(None, silent=False).lines_of("overflow"))
+        message = self._differences(again, results)
+        if message:
+            lines = list(state.poisoned_lines)
+            if len(lines) > 1:
+                again.with_poison(None)
+                zeros = Snapshot(again.memory.tensors)
+                lines = [line for line in lines if self._differences(again, zeros, line)] or lines
+            self._report_poison(state, message, lines)
+        results.restore()
+
+    def _differences(self, again: _Rerun, expected: Snapshot, only_line: str | None = None) -> str:
+        """How results with other poisons, in all loads or in those of one line, differ from these; "" if nowhere."""
+        tensors = again.state.pointers + [(region.name, region.tensor) for region in self.allowed]
         different: dict[str, int] = {}
-        for poison in POISON_VALUES:
-            if poison == self.options.poison:
+        for poison in POISONS:
+            if poison == self.options.poison and only_line is None:
                 continue
-            memory.restore()
-            self._launch_state = LaunchState(
-                self.options, self.allowed, self.reports, state.launch.kernel, state.pointers, poison, silent=True
-            )
             try:
-                run()
+                again.with_poison(poison, only_line=only_line)
             except interpreter.InterpreterError as error:
-                results.restore()
-                self._report_poison(state, f"with {poison} in lanes masked off without `other` it fails: {error}")
-                return
-            for (name, tensor), count in zip(tensors, results.differences(), strict=True):
+                return f"with {poison} in lanes masked off without `other` it fails: {error}"
+            for (name, tensor), count in zip(tensors, expected.differences(), strict=True):
                 if count:
                     different[f"{name}{list(tensor.shape)}"] = count
-        results.restore()
-        if different:
-            outputs = ", ".join(f"{count} byte(s) of {name}" for name, count in different.items())
-            self._report_poison(state, f"{outputs} depend on lanes masked off in a load without `other`")
+            if different and only_line is not None:
+                break
+        outputs = ", ".join(f"{count} byte(s) of {name}" for name, count in different.items())
+        return f"{outputs} depend on lanes masked off in a load without `other`" if outputs else ""
 
-    def _report_poison(self, state: LaunchState, message: str) -> None:
-        for line in state.poisoned_lines:
-            self.reports.append(Report("poison", state.launch.kernel, None, message, line))
+    def _report_poison(self, state: LaunchState, message: str, lines: Iterable[str]) -> None:
+        self.reports += [Report("poison", state.launch.kernel, None, message, line) for line in lines]
+
+
+@dataclasses.dataclass
+class _Rerun:
+    """A launch that can run again from the same memory."""
+
+    watch: guard
+    state: LaunchState
+    memory: Snapshot
+    run: Callable[[], Any]
+
+    def with_poison(self, poison: str | None, silent: bool = True, only_line: str | None = None) -> LaunchState:
+        """Runs it with a poison (None: zeros); its reports stay with the state that is returned."""
+        watch, state = self.watch, self.state
+        self.memory.restore()
+        watch._launch_state = again = LaunchState(
+            watch.options, watch.allowed, [], state.launch.kernel, state.pointers, poison, silent, only_line
+        )
+        self.run()
+        return again
 
 
 def _pointer_arguments(

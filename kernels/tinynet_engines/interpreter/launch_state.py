@@ -49,6 +49,7 @@ class LaunchState:
         pointers: list[tuple[str, torch.Tensor]],
         poison: str | None,
         silent: bool = False,
+        only_line: str | None = None,
     ) -> None:
         self.options = options
         self._reports = reports  # shared by the whole guard
@@ -56,6 +57,8 @@ class LaunchState:
         self.pointers = pointers
         self.poison = poison
         self.silent = silent
+        self._only_line = only_line  # the one whose loads hold poison; None: all
+        self._poisoned_loads = 0
         self.poisoned_lines: dict[str, None] = {}  # an ordered set
         self.other_is_given = False  # in the current load
         self.program: tuple[int, ...] = (0, 0, 0)
@@ -107,9 +110,13 @@ class LaunchState:
         """The `other` of a load that specifies none."""
         if self.poison is None:
             return None
+        self._poisoned_loads += 1
         if not _lanes(mask).all():  # otherwise they are out of bounds, and reported as such
-            self.poisoned_lines[kernel_location(_MACHINERY)] = None
-        return Handle(poison_array(shape, dtype, self.poison), dtype)
+            line = kernel_location(_MACHINERY)
+            self.poisoned_lines[line] = None
+            if self._only_line is not None and line != self._only_line:
+                return None
+        return Handle(poison_array(shape, dtype, self.poison, self._poisoned_loads), dtype)
 
     def access(
         self, pointers: Any, mask: Any, size: int, action: str, values: np.ndarray | None = None
@@ -228,6 +235,17 @@ class LaunchState:
             return
         self._seen[key] = Report(kind, self.launch.kernel, self.program, message, location)
         self._reports.append(self._seen[key])
+
+    def withdraw(self, kind: str, locations: set[str]) -> None:
+        """Removes this launch's reports of a kind at other lines than these."""
+        for (reported, location), report in list(self._seen.items()):
+            if reported == kind and location not in locations:
+                del self._seen[reported, location]
+                self._reports[:] = [each for each in self._reports if each is not report]
+
+    def lines_of(self, kind: str) -> set[str]:
+        """The lines of this launch's reports of a kind."""
+        return {location for reported, location in self._seen if reported == kind}
 
     def finish(self) -> None:
         """Records the traffic of every tensor in the launch."""

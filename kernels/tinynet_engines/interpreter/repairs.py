@@ -14,6 +14,12 @@
 - `libdevice` functions return None. Fix: floating point ones with a counterpart in PyTorch call that.
 - A comparison of two scalars becomes numbers of their dtype when combined with a block: Triton 3.9 rejects that as a
   mask, and `&` rejects floats. Fix: it becomes booleans.
+- A float argument stays a number of Python's, without `.to` and the like, and is computed in float64. Fix: it becomes
+  an fp32 tensor, as in a compiled kernel.
+- An autotuned kernel asks the driver to time its configurations, and there is no driver. Fix: the first configuration
+  that its pruning leaves.
+- `tl.map_elementwise` builds IR. Fix: it calls its function for every element.
+- `while tl.condition(x)` never ends. Fix: the object is true if `x` is.
 - Triton 3.6 with numpy 2.4 or later can't take a scalar tensor as an index or a loop bound. Fix: it can.
 
 Not fixed: a kernel that ran `from triton.language.extra.libdevice import tanh` before `install()` holds the stub;
@@ -34,6 +40,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
+from triton.runtime.autotuner import Autotuner
 
 LIBDEVICE_MODULES = (
     "triton.language.extra.libdevice",
@@ -185,6 +192,21 @@ def _min_max(stock: Any) -> Any:
     return min_max
 
 
+def _implicit_cvt(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def implicit_cvt(argument: Any) -> Any:
+        if not isinstance(argument, float):
+            return stock(argument)
+        return tl.tensor(interpreter.TensorHandle(np.array([argument], dtype=np.float32), tl.float32), tl.float32)
+
+    return implicit_cvt
+
+
+def _all_equally_fast(self: Any, *arguments: Any, **named_arguments: Any) -> float:
+    """The time of any configuration of an autotuned kernel: of equals, Triton takes the first."""
+    return 0.0
+
+
 def _to_tensor(stock: Any) -> Any:
     @functools.wraps(stock)
     def to_tensor(self: Any, value: Any, dtype: Any) -> Any:
@@ -208,6 +230,33 @@ def _create_splat(stock: Any) -> Any:
 
 def _create_erf(self: Any, argument: Any) -> Any:
     return interpreter.TensorHandle(torch.erf(torch.tensor(argument.data, device="cpu")).numpy(), argument.dtype.scalar)
+
+
+def _map_elementwise(
+    scalar_fn: Any, *arguments: Any, pack: int = 1, _semantic: Any = None, _generator: Any = None
+) -> Any:
+    """`tl.map_elementwise`: calls `scalar_fn` for every `pack` neighbors, in row-major order."""
+    semantic: Any = interpreter.interpreter_semantic
+    tensors = [semantic.to_tensor(argument) for argument in arguments]
+    blocks = np.broadcast_arrays(*(tensor.handle.data for tensor in tensors))
+    scalars = [
+        [
+            tl.tensor(interpreter.TensorHandle(value.reshape(1), each.dtype), each.dtype)
+            for value in block.reshape(-1, 1)
+        ]
+        for each, block in zip(tensors, blocks, strict=True)
+    ]
+    results: list[list[Any]] = []
+    for start in range(0, blocks[0].size, pack):
+        result = scalar_fn(*(value for column in scalars for value in column[start : start + pack]))
+        results.append(list(result) if isinstance(result, (tuple, tl.tuple)) else [result])
+    outputs = []
+    for position in range(0, len(results[0]), pack):
+        values = [semantic.to_tensor(value) for row in results for value in row[position : position + pack]]
+        data = np.concatenate([value.handle.data.reshape(1) for value in values]).reshape(blocks[0].shape)
+        kind = values[0].dtype
+        outputs.append(tl.tensor(interpreter.TensorHandle(data, kind), tl.block_type(kind, list(data.shape))))
+    return outputs[0] if len(outputs) == 1 and pack == 1 else tuple(outputs)
 
 
 def _libdevice_function(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
@@ -242,6 +291,8 @@ def apply() -> None:
     interpreter._patch_lang = _patch_once_per_launch(interpreter._patch_lang)
     interpreter._patch_lang_tensor = _patch_lang_tensor(interpreter._patch_lang_tensor)
     interpreter._get_np_dtype = _get_np_dtype(interpreter._get_np_dtype)
+    interpreter._implicit_cvt = _implicit_cvt(interpreter._implicit_cvt)
+    Autotuner._bench = _all_equally_fast  # pyright: ignore[reportAttributeAccessIssue]
     executor: Any = interpreter.GridExecutor
     executor.__call__ = _launch(executor.__call__)
     builder: Any = interpreter.interpreter_builder
@@ -253,4 +304,8 @@ def apply() -> None:
     builder_class: Any = interpreter.InterpreterBuilder
     builder_class.create_erf = _create_erf
     builder_class.create_splat = _create_splat(builder_class.create_splat)
+    if hasattr(tl, "map_elementwise"):
+        tl.map_elementwise = tl.core.map_elementwise = _map_elementwise
+    if hasattr(tl, "condition"):
+        tl.condition.__bool__ = lambda self: bool(self.condition)  # pyright: ignore[reportAttributeAccessIssue]
     _install_libdevice()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinynet_engines.offline.disassembly import Instruction, disassemble, run_tool
+from tinynet_engines.offline.disassembly import Instruction, disassemble, run_tool, sections_of
 from tinynet_engines.offline.targets import Target
 
 
@@ -112,6 +112,24 @@ AMDGCN = Dialect(
     branch=re.compile(r"s_c?branch"),
     full_wait=re.compile(r"(?!)"),  # on CDNA, waits also order registers, so a full wait means nothing
 )
+
+
+# How an entry of a cubin's `.nv.info` begins that holds a function's symbol and its registers: EIATTR_REGCOUNT.
+_REGISTER_COUNT = b"\x04\x2f\x08\x00"
+
+
+def declared_registers(binary: bytes, target: Target) -> int:
+    """Registers per thread, from the binary alone: kernels that choose their grid by occupancy ask for them early."""
+    if target.backend == "cuda":
+        facts = sections_of(binary, b".nv.info\0")
+        counts = [
+            int.from_bytes(facts[0][place + 8 : place + 12], "little")
+            for place in range(0, len(facts[0]) - 11, 4)
+            if facts[0].startswith(_REGISTER_COUNT, place)
+        ]
+        return max(counts, default=0)
+    found = re.search(rb"\.vgpr_count(?:([\x00-\x7f])|\xcc(.)|\xcd(..))", binary, re.DOTALL)  # a number of MessagePack
+    return int.from_bytes(next(filter(None, found.groups())), "big") if found else 0
 
 
 def read_cubins(cubins: Sequence[bytes], target: Target) -> list[Code]:

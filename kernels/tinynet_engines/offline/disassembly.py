@@ -46,15 +46,20 @@ def disassemble(cubins: Sequence[bytes], target: Target) -> list[list[Instructio
 
 def code_of(cubin: bytes) -> bytes:
     """The machine code in an ELF file: its `.text` sections, concatenated."""
+    return b"".join(sections_of(cubin, b".text"))
+
+
+def sections_of(cubin: bytes, prefix: bytes) -> list[bytes]:
+    """The sections of an ELF file whose names begin with `prefix`."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQ", cubin, table + size * index) for index in range(count)]
     name_start = sections[names][4]
-    return b"".join(
+    return [
         cubin[start : start + length]
         for name, _, _, _, start, length in sections
-        if cubin.startswith(b".text", name_start + name)
-    )
+        if cubin.startswith(prefix, name_start + name)
+    ]
 
 
 def _parse(text: str) -> list[tuple[str, str, str]]:

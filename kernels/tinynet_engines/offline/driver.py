@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,8 +28,8 @@ from triton.runtime.errors import OutOfResources
 
 from tinynet_engines.offline import binary as binary_reader
 from tinynet_engines.offline import disassembly
-from tinynet_engines.offline.binary import Code, read_amdgcn, read_cubins
-from tinynet_engines.offline.launch import CompiledKernel, record_launch
+from tinynet_engines.offline.binary import Code, declared_registers, read_amdgcn, read_cubins
+from tinynet_engines.offline.launch import MOST_THREADS, CompiledKernel, record_launch
 from tinynet_engines.offline.report import Report
 from tinynet_engines.offline.targets import Target
 
@@ -74,7 +75,7 @@ class InspectDriver(DriverBase):
         return ty
 
     def get_benchmarker(self) -> Callable[..., Sequence[float]]:
-        """Measures nothing: all configurations that compile and fit are equal, so an autotuner takes the first."""
+        """Measures nothing: whatever compiles and fits is equally fast."""
 
         def benchmark(kernel_call: Callable[[], None], quantiles: Sequence[float] = (0.5,), **_: Any) -> list[float]:
             self.tuning += 1
@@ -114,8 +115,9 @@ class _Utilities:
         }
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[None, bytes, int, int, int]:
-        # No module: when the kernel is collected, Triton would make whatever driver is active then unload it.
-        return None, kernel, 0, 0, 1024
+        # No module: when the kernel is collected, Triton would make whatever driver is active then unload it. No limit
+        # of threads: a launch of too many is recorded with an error.
+        return None, kernel, declared_registers(kernel, self.target), 0, 1 << 30
 
 
 class _Launcher:
@@ -146,10 +148,12 @@ class _Launcher:
             enter_hook(launch_metadata)
         if self.kernel is None:
             self.kernel = _compiled_kernel(self.src, self.metadata, function, driver.target)
-        limit = driver.target.shared_per_block
-        if driver.tuning:
-            if self.kernel.shared_bytes > limit:  # an autotuner skips this configuration, as it would on the chip
+        limit, threads = driver.target.shared_per_block, self.kernel.num_warps * driver.target.warp_size
+        if driver.tuning:  # an autotuner skips what does not fit, as it would on the chip
+            if self.kernel.shared_bytes > limit:
                 raise OutOfResources(self.kernel.shared_bytes, limit, "shared memory")
+            if threads > MOST_THREADS:
+                raise OutOfResources(threads, MOST_THREADS, "threads")
         else:
             driver.report.launches.append(
                 record_launch(driver.target, self.kernel, (grid_x, grid_y, grid_z), arguments)
@@ -252,18 +256,36 @@ def shared_memory_limit_lifted() -> Iterator[None]:
 
 @contextmanager
 def tuning_forgotten() -> Iterator[None]:
-    """Makes autotuners use our benchmarker, and keeps their choices out of their caches, whose keys include no chip."""
+    """Makes autotuners take the first configuration that compiles and fits, and compile no others.
+
+    Their choices stay out of their caches, whose keys include no chip.
+    """
     real_run = Autotuner.run
 
     def run(self: Autotuner, *args: Any, **kwargs: Any) -> Any:
         saved = dict(self.__dict__)
         self.__dict__.pop("do_bench", None)
-        self.__dict__.update(_do_bench=None, cache={}, cache_results=False)
+        self.__dict__.update(_do_bench=None, cache={}, cache_results=False, _bench=_until_one_fits(self))
         try:
             return real_run(self, *args, **kwargs)
         finally:
+            chosen = self.__dict__.get("best_config", self.configs[0])
             self.__dict__.clear()
-            self.__dict__.update(saved)
+            self.__dict__.update(saved, best_config=chosen)
 
     with mock.patch.object(Autotuner, "run", run):
         yield
+
+
+def _until_one_fits(tuner: Autotuner) -> Callable[..., list[float]]:
+    """`tuner._bench`, which after the first configuration that fits calls every other one infinitely slow."""
+    bench: Callable[..., Any] = tuner._bench
+    found = False
+
+    def bench_until_one_fits(*args: Any, config: Any, **meta: Any) -> list[float]:
+        nonlocal found
+        times = [math.inf] if found else bench(*args, config=config, **meta)
+        found = found or times[0] < math.inf
+        return times
+
+    return bench_until_one_fits

@@ -16,6 +16,7 @@ from tinynet_engines.offline.targets import Target
 from tinynet_kernels.launch import cost_of
 
 ALIGNMENT = 16  # bytes that the widest load of a thread reads
+MOST_THREADS = 1024  # of one program, on every target
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,10 +327,9 @@ def _limit_findings(launch: Launch) -> Iterator[Finding]:
             "shared_memory", f"needs {kernel.shared_bytes} bytes of shared memory per program; {target.name} has "
             f"{target.shared_per_block}", fatal=True,
         )  # fmt: skip
-    if kernel.num_warps * target.warp_size > 1024:
-        yield Finding(
-            "threads", f"{kernel.num_warps} warps of {target.warp_size} are more than 1024 threads", fatal=True
-        )
+    if kernel.num_warps * target.warp_size > MOST_THREADS:
+        message = f"{kernel.num_warps} warps of {target.warp_size} are more than {MOST_THREADS} threads"
+        yield Finding("threads", message, fatal=True)
     elif launch.resident[0] == 0 and kernel.shared_bytes <= target.shared_per_block:
         yield Finding(
             "registers", f"{kernel.code.registers} registers in each of {kernel.num_warps} warps do not fit a "

@@ -4,8 +4,7 @@
 
 prints every seed whose kernel differs, with its source. A kernel is a function of its seed: expressions on floats,
 integers and booleans, casts, masks, views, reductions, scans, loops with carried tensors, branches, dot products, and
-arguments that overlap in memory. The interpreter is the oracle and runs in a separate process. bf16 is excluded: the
-interpreter computes it on raw bits.
+arguments that overlap in memory. The repaired interpreter is the oracle and runs in a separate process.
 
 Comparisons and casts to integers only see floats that every engine computes exactly (small multiples of 1/4), so that
 a difference of one rounding cannot grow into a different branch.
@@ -14,15 +13,18 @@ a difference of one rounding cannot grow into a different branch.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import os
 import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import fuzz_pieces
 import torch
 
 SIZE = 1 << 15  # elements of every buffer: more than any offset reaches
@@ -375,12 +377,13 @@ class Generator:
         self.emit("pid = tl.program_id(0)")
         self.load("f", self.shape)
         self.load("i", self.shape)
-        pieces = [
+        pieces: list[tuple[Callable[[tuple[int, ...]], None], int]] = [
             (self.float_operation, 6),
             (self.integer_operation, 6),
             (self.boolean_operation, 2),
             (self.view, 2),
             (self.reduction, 3),
+            *((functools.partial(piece, self), weight) for piece, weight in fuzz_pieces.PIECES),
         ]
         for _ in range(r.randrange(4, 14)):
             choice = r.random()
@@ -402,7 +405,8 @@ class Generator:
             self.store()
             if self.stores == before and r.random() < 0.5:
                 break
-        arguments = "x_ptr, y_ptr, u_ptr, i_ptr, j_ptr, k_ptr, n, stride"
+        constant = r.choice(["", ": tl.const"])
+        arguments = f"x_ptr, y_ptr, u_ptr, i_ptr{constant}, j_ptr{constant}, k_ptr, n, stride"
         return f"@triton.jit\ndef kernel_{self.seed}({arguments}):\n" + "\n".join(self.lines) + "\n"
 
     @property
@@ -412,7 +416,11 @@ class Generator:
 
 
 def write_module(seeds: list[int], path: Path) -> None:
-    sources = ["import triton\nimport triton.language as tl\n", *(Generator(seed).source() for seed in seeds)]
+    sources = [
+        "import triton\nimport triton.language as tl\n",
+        fuzz_pieces.FUNCTIONS,
+        *(Generator(seed).source() for seed in seeds),
+    ]
     path.write_text("\n\n".join(sources))
 
 
@@ -518,6 +526,10 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--interpret"]:
+        from tinynet_engines.interpreter import install
+
+        install()
+        fuzz_pieces.reduce_in_a_tree()
         torch.save(run(Path(sys.argv[2]), list(map(int, sys.argv[4:])), compiled=False), sys.argv[3])
     else:
         raise SystemExit(main())

@@ -217,7 +217,7 @@ def unspecified_kernel(x_ptr, y_ptr, size, OPERATION: tl.constexpr, BLOCK: tl.co
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
-@pytest.mark.parametrize("poison", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("poison", ["nan", "inf", "-inf", "scattered"])
 @pytest.mark.parametrize("operation", ["sum", "max", "masked"])
 def test_poison_is_reported_where_it_reaches_a_result(operation: str, poison: str, dtype: torch.dtype) -> None:
     x, y = torch.arange(-20, 0).to(dtype), torch.zeros(20, dtype=dtype)
@@ -228,9 +228,47 @@ def test_poison_is_reported_where_it_reaches_a_result(operation: str, poison: st
         return
     (report,) = watch.reports
     assert report.kind == "poison" and report.source.startswith("x = tl.load(")
-    if operation == "sum" and dtype.is_floating_point:
+    if operation == "sum" and dtype.is_floating_point and poison != "scattered":
         expected = torch.tensor([float(poison)]).to(dtype)  # the final results are those of the chosen poison
         torch.testing.assert_close(y[:1], expected, equal_nan=True)
+
+
+@triton.jit
+def canceling_kernel(x_ptr, y_ptr, sum_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    inside = offsets < size
+    x = tl.load(x_ptr + offsets, mask=inside)
+    y = tl.load(y_ptr + offsets, mask=inside)
+    harmless = tl.load(y_ptr + offsets, mask=inside)
+    tl.store(sum_ptr, tl.sum(tl.abs(x - y), axis=0))
+    tl.store(out_ptr + offsets, harmless, mask=inside)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.uint8])
+def test_poison_that_cancels_is_found_and_harmless_loads_are_not_blamed(dtype: torch.dtype) -> None:
+    x, y, total, out = torch.ones(20).to(dtype), torch.ones(20).to(dtype), torch.zeros(1).to(dtype), torch.zeros(20)
+    with guard(strict=False) as watch:
+        canceling_kernel[(1,)](x, y, total, out.to(dtype), 20, BLOCK=32)
+    assert {report.kind for report in watch.reports} == {"poison"}
+    assert [report.source[:1] for report in watch.reports] == ["x", "y"]
+
+
+@triton.jit
+def scaled_index_kernel(index_ptr, table_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    inside = offsets < size
+    place = tl.load(index_ptr + offsets, mask=inside) * 4
+    tl.store(out_ptr + offsets, tl.load(table_ptr + place, mask=inside, other=0.0), mask=inside)
+
+
+def test_an_overflow_of_poison_alone_is_none() -> None:
+    index, table, out = torch.arange(20, dtype=torch.int32), torch.randn(80), torch.zeros(20)
+    with guard():
+        scaled_index_kernel[(1,)](index, table, out, 20, BLOCK=32)
+    assert torch.equal(out, table[::4])
+    with guard(strict=False) as watch:
+        scaled_index_kernel[(1,)](index + 2**30, table, out, 20, BLOCK=32)
+    assert [report.kind for report in watch.reports] == ["overflow"]
 
 
 @triton.jit

@@ -172,3 +172,52 @@ def test_language_is_patched_once_per_launch(monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 2 * once
     parts = torch.nn.functional.pad(x, (0, 4)).reshape(4, 16)
     torch.testing.assert_close(out, parts.sum(1) + parts.amax(1) + 4)
+
+
+@triton.autotune([triton.Config({"BLOCK": 64}), triton.Config({"BLOCK": 32})], key=["size"])
+@triton.jit
+def autotuned_kernel(x_ptr, y_ptr, size, scale, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size, other=0.0)
+    tl.store(y_ptr + offsets, x * scale.to(tl.float32), mask=offsets < size)
+
+
+def test_an_autotuned_kernel_takes_its_first_configuration_and_a_float_is_a_tensor() -> None:
+    x, y = torch.randn(100), torch.zeros(100)
+    autotuned_kernel[lambda meta: (triton.cdiv(100, meta["BLOCK"]),)](x, y, 100, 0.1)
+    assert torch.equal(y, x * 0.1)
+    assert autotuned_kernel.best_config.kwargs == {"BLOCK": 64}
+
+
+@triton.jit
+def one_side(x, step):
+    if x > 0:
+        return x, 1
+    return step * x, 0
+
+
+@triton.jit
+def swap(a, b):
+    return b, a
+
+
+@triton.jit
+def map_kernel(x_ptr, y_ptr, n_ptr, z_ptr, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets)
+    y, n = tl.map_elementwise(one_side, x, 2.0)
+    (z,) = tl.map_elementwise(swap, x, pack=2)
+    left = 3
+    while tl.condition(left > 0):
+        left -= 1
+    tl.store(y_ptr + offsets, y + left)
+    tl.store(n_ptr + offsets, n)
+    tl.store(z_ptr + offsets, z)
+
+
+@pytest.mark.skipif(not hasattr(tl, "map_elementwise"), reason="this Triton has no tl.map_elementwise")
+def test_functions_of_elements_and_loops_with_a_condition() -> None:
+    x, y, n, z = torch.randn(32), torch.empty(32), torch.empty(32, dtype=torch.int32), torch.empty(32)
+    map_kernel[(1,)](x, y, n, z, BLOCK=32)
+    assert torch.equal(y, torch.where(x > 0, x, 2 * x)) and torch.equal(n, (x > 0).int())
+    assert torch.equal(z, x.view(16, 2).flip(1).reshape(32))

@@ -16,6 +16,7 @@ from offline_kernels import (
     tuple_copy_kernel,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
+from triton import knobs
 
 import tinynet
 from tinynet_engines.offline import is_inspecting
@@ -169,7 +170,34 @@ def test_an_autotuner_takes_the_first_configuration_that_fits_and_remembers_noth
         run(tuned_product_kernel, (1,), a, a, torch.empty_like(a), 64, 64, 64)
     assert [launch.constants["BLOCK_M"] for launch in report.launches] == [64]
     assert not report.errors
-    assert tuned_product_kernel.__dict__ == state
+    assert tuned_product_kernel.best_config.kwargs["BLOCK_M"] == 64
+    assert {**tuned_product_kernel.__dict__, "best_config": None} == {**state, "best_config": None}
+
+
+def test_an_autotuner_compiles_no_more_configurations_than_it_needs(monkeypatch: pytest.MonkeyPatch):
+    compiled: list[str] = []
+    monkeypatch.setattr(knobs.compilation, "listener", lambda **facts: compiled.append(facts["metadata"]["name"]))
+    a = torch.empty(64, 64, dtype=torch.bfloat16)
+    with tinynet.inspect("sm_80"):
+        run(tuned_product_kernel, (1,), a, a, torch.empty_like(a), 64, 64, 64)
+    assert len(compiled) < len(tuned_product_kernel.configs)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_a_kernel_knows_its_registers_before_the_launch(target: str):
+    x = torch.empty(4096)
+    with tinynet.inspect(target) as report:
+        kernel = copy_kernel.warmup(x, x, 4096, BLOCK=1024, grid=(1,))
+        kernel._init_handles()
+        copy(x, x)
+    assert kernel.n_regs == report.launches[0].kernel.code.registers > 0
+
+
+def test_more_threads_than_a_program_may_have_are_an_error_of_the_launch():
+    x = torch.empty(4096)
+    with tinynet.inspect("gfx942") as report:
+        run(copy_kernel, (1,), x, x, 4096, BLOCK=4096, num_warps=32)
+    assert [finding.kind for _, finding in report.errors] == ["threads"]
 
 
 def test_tuples_of_tensors_are_flattened():

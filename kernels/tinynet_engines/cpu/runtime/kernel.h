@@ -1,8 +1,10 @@
 // Included by every generated kernel: conversions of small floats, integer division that cannot trap, and the table of
 // services (dot products, printing, failing) of the run-time library.
 #pragma once
+#include "directed.h"
 #include "elementary.h"
 #include "services.h"
+#include <time.h>
 
 // bf16, fp16 and fp8 values live in fp32 variables that hold representable numbers only; memory holds the bits.
 INLINE float load_bf16(uint16_t bits) { return float_from_bits((uint32_t)bits << 16); }
@@ -38,7 +40,8 @@ INLINE uint16_t gathered_half(const uint16_t *place) {
   return (uint16_t)(*(const word *)(address & ~(uintptr_t)3) >> 8 * (address & 2));
 }
 
-// fp8: rounded to nearest even by counting in units in the last place
+// fp8: rounded to nearest even by counting in units in the last place. Too large values become infinity or, in formats
+// without it, the largest number (E4M3FN) or NaN (the formats with NUZ), as in PyTorch.
 INLINE uint8_t small_float(float value, int mantissa_bits, int bias, uint32_t overflow, uint32_t largest, uint32_t nan) {
   uint32_t bits = bits_from_float(value), sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
   int32_t exponent = (int32_t)(magnitude >> 23) - 127 + bias;
@@ -52,13 +55,47 @@ INLINE uint8_t small_float(float value, int mantissa_bits, int bias, uint32_t ov
 INLINE uint8_t store_f8E5M2(float value) { return small_float(value, 2, 15, 0x7cu, 0x7bu, 0x7fu); }
 INLINE float load_f8E5M2(uint8_t bits) { return load_f16((uint16_t)(bits << 8)); }
 INLINE float round_f8E5M2(float value) { return load_f8E5M2(store_f8E5M2(value)); }
-INLINE uint8_t store_f8E4M3FN(float value) { return small_float(value, 3, 7, 0x7fu, 0x7eu, 0x7fu); }
+INLINE uint8_t store_f8E4M3FN(float value) { return small_float(value, 3, 7, 0x7eu, 0x7eu, 0x7fu); }
 INLINE float load_f8E4M3FN(uint8_t bits) {
   float value = float_from_bits((uint32_t)(bits & 0x7fu) << 20) * 0x1p120f;
   value = (bits & 0x7fu) == 0x7fu ? NAN : value;
   return __builtin_copysignf(value, bits & 0x80u ? -1.0f : 1.0f);
 }
 INLINE float round_f8E4M3FN(float value) { return load_f8E4M3FN(store_f8E4M3FN(value)); }
+
+// without infinity and negative zero, whose code is the one NaN
+INLINE uint8_t store_unsigned_zero(float value, int mantissa_bits, int bias) {
+  uint8_t code = small_float(value, mantissa_bits, bias, 0x80u, 0x7fu, 0x80u);
+  return (code & 0x7fu) == 0 && code != 0 ? (__builtin_fabsf(value) < 1.0f ? 0 : 0x80u) : code;
+}
+INLINE float load_unsigned_zero(uint8_t bits, int mantissa_bits, float unit) {
+  float value = float_from_bits((uint32_t)(bits & 0x7fu) << (23 - mantissa_bits)) * unit;
+  return bits == 0x80u ? NAN : bits & 0x80u ? -value : value;
+}
+INLINE uint8_t store_f8E5M2FNUZ(float value) { return store_unsigned_zero(value, 2, 16); }
+INLINE float load_f8E5M2FNUZ(uint8_t bits) { return load_unsigned_zero(bits, 2, 0x1p111f); }
+INLINE float round_f8E5M2FNUZ(float value) { return load_f8E5M2FNUZ(store_f8E5M2FNUZ(value)); }
+INLINE uint8_t store_f8E4M3FNUZ(float value) { return store_unsigned_zero(value, 3, 8); }
+INLINE float load_f8E4M3FNUZ(uint8_t bits) { return load_unsigned_zero(bits, 3, 0x1p119f); }
+INLINE float round_f8E4M3FNUZ(float value) { return load_f8E4M3FNUZ(store_f8E4M3FNUZ(value)); }
+
+// microscaling formats: numbers of four bits, and powers of two
+INLINE float load_f4E2M1(uint8_t bits) {
+  float value = float_from_bits((uint32_t)(bits & 7u) << 22) * 0x1p126f;
+  return bits & 8u ? -value : value;
+}
+INLINE float load_f8E8M0(uint8_t bits) { return bits == 0xffu ? NAN : float_from_bits((uint32_t)bits << 23); }
+
+// rounded towards zero: the code before that of a rounded value which is too large
+#define DEFINE_TRUNCATED(KIND, CODE)                                                                       \
+  INLINE float truncated_##KIND(float value) {                                                             \
+    float nearest = round_##KIND(value);                                                                   \
+    CODE code = store_##KIND(nearest);                                                                     \
+    return __builtin_fabsf(nearest) > __builtin_fabsf(value) ? load_##KIND((CODE)(code - 1)) : nearest;    \
+  }
+DEFINE_TRUNCATED(bf16, uint16_t)
+DEFINE_TRUNCATED(f16, uint16_t)
+DEFINE_TRUNCATED(f8E5M2, uint8_t)
 
 // Integer division that cannot trap: a divisor of 0 counts as 1. 32-bit quotients go through doubles, where they are
 // exact and vectorize.
@@ -96,6 +133,13 @@ INLINE int64_t float_to_i64(double x) {
 }
 INLINE uint32_t float_to_u32(double x) { return x >= 4294967296.0 ? UINT32_MAX : x > 0.0 ? (uint32_t)(int64_t)x : 0; }
 INLINE uint64_t float_to_u64(double x) { return x >= 0x1p64 ? UINT64_MAX : x > 0.0 ? (uint64_t)x : 0; }
+
+INLINE int64_t later(int64_t nanoseconds) {  // by the clock that waits are limited by
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  int64_t sum, start = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+  return __builtin_add_overflow(start, nanoseconds, &sum) || nanoseconds < 0 ? INT64_MAX : sum;
+}
 
 INLINE int overlap(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes) {
   return (const char *)a < (const char *)b + b_bytes && (const char *)b < (const char *)a + a_bytes;

@@ -326,7 +326,7 @@ def _check_gradients(operator: str, params: Sequence[Tensor], grads: Sequence[Te
         if gradient.layout is not torch.strided:
             raise RuntimeError(f"{operator}: grads[{index}] is sparse; sparse gradients are not supported")
     if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"{operator}: a CUDA graph would freeze learning rate and step count; step outside of it")
+        raise RuntimeError(f"{operator}: a CUDA graph would freeze learning rate and step count; use tinynet.graphed")
 
 
 def _check_columns(operator: str, params: Sequence[Tensor], **columns: Sequence[Tensor]) -> None:

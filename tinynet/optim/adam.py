@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tinynet.ops.optimizer import adam
-from tinynet.optim.optimizer import OPTIONS_ADDED_LATER, FusedOptimizer, check_options, count
+from tinynet.optim.optimizer import NOT_CAPTURABLE, OPTIONS_ADDED_LATER, FusedOptimizer, check_options, count
 
 
 class Adam(FusedOptimizer):
@@ -51,7 +51,7 @@ class Adam(FusedOptimizer):
         decoupled_weight_decay: bool = False,
     ) -> None:
         if capturable:
-            raise ValueError("capturable: CUDA graph capture of the step is not supported, expected False")
+            raise ValueError(NOT_CAPTURABLE)
         defaults = {
             "lr": lr,
             "betas": betas,

@@ -19,6 +19,11 @@ from tinynet_kernels import replays
 # Options that PyTorch added to its optimizers over time, with the values that older state_dicts imply.
 OPTIONS_ADDED_LATER = (("maximize", False), ("foreach", None), ("differentiable", False), ("fused", None))
 
+NOT_CAPTURABLE = (
+    "capturable: expected False, for learning rates and counts of steps are on the host; tinynet.graphed records a "
+    "step all the same"
+)
+
 
 class FusedOptimizer(torch.optim.Optimizer):
     """The base class: checks groups, calls the closure, and caches the tables of addresses between steps."""

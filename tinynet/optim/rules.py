@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tinynet.ops.optimizer_rules import Plan, rule_steps
-from tinynet.optim.optimizer import OPTIONS_ADDED_LATER, FusedOptimizer, check_options, count
+from tinynet.optim.optimizer import NOT_CAPTURABLE, OPTIONS_ADDED_LATER, FusedOptimizer, check_options, count
 from tinynet_kernels.optimizer_spec import Rule
 
 
@@ -32,7 +32,7 @@ class RuleOptimizer(FusedOptimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         if defaults.get("capturable"):
-            raise ValueError("capturable: CUDA graph capture of the step is not supported, expected False")
+            raise ValueError(NOT_CAPTURABLE)
         super().__init__(params, defaults)
 
     def _states(self, group: dict[str, Any]) -> tuple[str, ...]:

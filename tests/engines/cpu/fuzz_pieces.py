@@ -137,9 +137,9 @@ def call(generator: Generator, shape: tuple[int, ...]) -> None:
 def row_loop(generator: Generator, shape: tuple[int, ...]) -> None:
     """Sums over a row of a length known at run time, in tiles that a mask cuts short."""
     r = generator.random
-    if len(shape) > 1:
+    if len(shape) != 1:
         return
-    size = shape[0]
+    (size,) = shape
     generator.count += 1
     total, start, place = (f"{letter}{generator.count}" for letter in ("h", "s", "o"))
     bound, other = r.choice(["n", "n + 30", "pid * 20", "n - 200"]), r.choice(["0.0", "0.0", "-0.5"])

@@ -1,4 +1,4 @@
-"""More pieces of random kernels: small floats, scans, places of extrema, sorts, and calls with early returns.
+"""More pieces of random kernels: small floats, scans, places of extrema, sorts, loops over rows, early returns.
 
 The interpreter combines a reduction's elements from left to right, a GPU and the engine in a tree; which of equal
 elements, or of NaN, comes out depends on that. :func:`reduce_in_a_tree` gives the interpreter the tree's order.
@@ -134,7 +134,25 @@ def call(generator: Generator, shape: tuple[int, ...]) -> None:
     generator.new(f"{name} + 0", kind, shape, a.exact, 64 * magnitude)
 
 
-PIECES = [(small_float, 2), (scan, 1), (extremum, 1), (sort, 1), (call, 1)]
+def row_loop(generator: Generator, shape: tuple[int, ...]) -> None:
+    """Sums over a row of a length known at run time, in tiles that a mask cuts short."""
+    r = generator.random
+    if len(shape) != 1:
+        return
+    (size,) = shape
+    generator.count += 1
+    total, start, place = (f"{letter}{generator.count}" for letter in ("h", "s", "o"))
+    bound, other = r.choice(["n", "n + 30", "pid * 20", "n - 200"]), r.choice(["0.0", "0.0", "-0.5"])
+    generator.emit(f"{total} = tl.zeros(({size},), tl.float32)" + r.choice(["", " + 1.0"]))
+    generator.emit(f"for {start} in range({r.choice(['0', 'pid * 4'])}, {bound}, {size}):")
+    generator.emit(f"    {place} = {start} + tl.arange(0, {size})")
+    load = f"tl.load(x_ptr + {place}, mask={place} < {bound}, other={other})"
+    added = r.choice(["{0}", "{0} * {0}", f"tl.where({place} < {bound}, {{0}} + 1.0, 0.0)"]).format(load)
+    generator.emit(f"    {total} += {added}")
+    generator.new(f"{total} + 0.0", "f", shape, False, 1e4)
+
+
+PIECES = [(small_float, 2), (scan, 1), (extremum, 1), (sort, 1), (call, 1), (row_loop, 1)]
 
 
 def reduce_in_a_tree() -> None:

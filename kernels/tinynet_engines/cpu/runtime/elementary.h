@@ -41,6 +41,14 @@ INLINE float tn_expf(float x) {
   return x < -104.0f ? 0.0f : result;  // NaN if x is
 }
 
+// tn_expf for |x| < 87, where no power of two is denormal or infinite: the same results with fewer instructions
+INLINE float exp_within_range(float x) {
+  float sum = x * 1.44269504088896341f + ROUNDER, n = sum - ROUNDER;
+  float r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  return (exp_polynomial(r) * r * r + r + 1.0f) * float_from_bits((bits_from_float(sum) - 127u) << 23);
+}
+
 INLINE float tn_exp2f(float x) {
   float clamped = x > 129.0f ? 129.0f : x;
   clamped = x < -151.0f ? 0.0f : clamped;
@@ -90,7 +98,7 @@ INLINE float tn_log2f(float x) {
 
 INLINE float tn_tanhf(float x) {
   float a = __builtin_fabsf(x), z = x * x;
-  float large = 1.0f - 2.0f / (tn_expf(2.0f * (a > 10.0f ? 10.0f : a)) + 1.0f);
+  float large = 1.0f - 2.0f / (exp_within_range(2.0f * (a > 10.0f ? 10.0f : a)) + 1.0f);
   float p = -5.70498872745e-3f;
   p = p * z + 2.06390887954e-2f;
   p = p * z - 5.37397155531e-2f;
@@ -98,7 +106,7 @@ INLINE float tn_tanhf(float x) {
   p = p * z - 3.33332819422e-1f;
   float small = p * z * x + x;
   large = __builtin_copysignf(large, x);
-  return a < 0.625f ? small : (x != x ? x : large);
+  return a < 0.625f ? small : large;  // NaN if x is
 }
 
 INLINE float tn_erff(float x) {
@@ -112,7 +120,7 @@ INLINE float tn_erff(float x) {
   r = r * a - 6.34846687e-1f;
   r = r * a - 1.28717512e-1f;
   r = r * a - a;
-  float large = __builtin_copysignf(1.0f - tn_expf(r), x);
+  float large = __builtin_copysignf(1.0f - exp_within_range(r), x);
   float p = -5.96761703e-4f;
   p = p * s + 4.99119423e-3f;
   p = p * s - 2.67681349e-2f;
@@ -120,7 +128,7 @@ INLINE float tn_erff(float x) {
   p = p * s - 3.76125336e-1f;
   p = p * s + 1.28379166e-1f;
   float small = p * x + x;
-  return a > 0.927734375f ? large : (x != x ? x : small);
+  return a > 0.927734375f ? large : small;  // NaN if x is
 }
 
 INLINE float tn_sigmoidf(float x) { return 1.0f / (1.0f + tn_expf(-x)); }

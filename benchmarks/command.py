@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -188,10 +189,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m benchmar
     files = results.save(measured, run, options.out)
     for column in dict.fromkeys(row.column for row in measured):
         files += plot([row for row in measured if row.column == column], options.out)
+    print("\n".join(results.describe(run)))
     print(tables.aligned(tables.HEAD, tables.lines(measured)))
     print(tables.aligned(("work", *tables.MEANS_HEAD), tables.means(measured, lambda row: row.name)))
     print(tables.aligned(("column", *tables.MEANS_HEAD), tables.means(measured, lambda row: row.column)))
-    print("\n".join(results.describe(run)))
     print(f"wrote {', '.join(map(str, files))}")
     impossible = [row for row in measured if row.share_of_peak > 1]
     for row in impossible:
@@ -209,6 +210,8 @@ def measure(options: argparse.Namespace, device: torch.device) -> tuple[list[Row
     peaks = Peaks(device)
     measured: list[Row] = []
     before, start = machine.State.now(device), time.monotonic()
+    if before.load > machine.BUSY * (os.cpu_count() or 1):
+        print(f"load average {before.load:.1f} on {os.cpu_count()} processors: intervals may be wide", flush=True)
     with tinynet.engine("kernels"):
         try:
             for row in rows(options, device, peaks):

@@ -131,12 +131,16 @@ def test_bench_hands_everything_to_the_benchmarks(capsys: pytest.CaptureFixture[
 # The environment and its caches
 
 
-def test_env_says_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_says_what_a_bug_report_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
 
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert main(["env"]) == 0
     shown = capsys.readouterr().out
     assert f"torch     {torch.__version__} for " in shown and tinynet.describe().removeprefix("engine: ") in shown
+    assert f"0.0 MB in {tmp_path}" in shown
     for name in ("tinynet", "python", "triton", "others", "devices", "compiler", "caches", "variables"):
         assert f"\n{name:10}" in f"\n{shown}"
 

@@ -19,6 +19,8 @@ from .timing import time_contenders
 
 # Bytes that a kernel reads and writes: from what a first-level cache holds to what none holds.
 WORKING_SETS = (64 << 10, 1 << 20, 16 << 20, 128 << 20)
+PRODUCTS = {"cpu": (512, 1024), "cuda": (2048, 4096, 8192)}  # sizes of square matrices
+IMAGES = {"cpu": 4, "cuda": 64}  # of a convolution
 SECONDS = 0.05  # per kernel and size
 
 
@@ -88,12 +90,12 @@ def _moving(device: torch.device, size: int) -> Kernels:
 def _computing(device: torch.device, dtype: torch.dtype) -> Kernels:
     """Matrix products and convolutions, none of which Winograd's algorithm serves."""
     kernels: Kernels = {}
-    for size in (2048, 4096, 8192) if device.type == "cuda" else (512, 1024):
+    for size in PRODUCTS[device.type]:
         for kind in {dtype, torch.float32}:  # a CPU without 16-bit arithmetic computes 16-bit operands in fp32
             a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
             kernels[f"product {kind} {size}"] = 2 * size**3, lambda a=a, b=b: a @ b
             kernels[f"tinynet linear {kind} {size}"] = 2 * size**3, lambda a=a, b=b: functional.linear(a, b)
-    N = 64 if device.type == "cuda" else 4
+    N = IMAGES[device.type]
     for layout in (torch.contiguous_format, torch.channels_last):
         x, weight = torch.randn(N, 256, 28, 28, device=device).to(dtype), torch.randn(256, 256, 3, 3, device=device)
         x, weight = x.contiguous(memory_format=layout), weight.to(dtype).contiguous(memory_format=layout)

@@ -96,9 +96,12 @@ def layers_by_hand(model):
     return model
 
 
+LAYERS = {"kernels": layers_by_kernels, "hand": layers_by_hand}[loader]
+
+
 def check(model, *inputs):
     model, inputs = model.to(device), [x.to(device) if torch.is_tensor(x) and x.dim() > 1 else x for x in inputs]
-    ours = {"kernels": layers_by_kernels, "hand": layers_by_hand}[loader](copy.deepcopy(model))
+    ours = LAYERS(copy.deepcopy(model))
     losses = []
     for each in (model, ours):
         loss = each(*inputs)
@@ -117,6 +120,9 @@ ours = check(ResNet(), torch.randn(4, 3, 20, 20), torch.tensor([0, 1, 4, 2]).to(
 assert "any_name_at_all" in type(ours).__module__ or ours.stem[0].forward.__func__ is not nn.Conv2d.forward
 lengths, hx = torch.tensor([5, 3, 4]), (torch.randn(2, 3, 8).to(device), torch.randn(2, 3, 8).to(device))
 check(Sequences(), torch.randn(3, 5, 6), lengths, hx, torch.randn(12, 3))
+small = LAYERS(nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.LayerNorm(5)).to(device))
+compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
+compiled(torch.randn(3, 6, device=device)).sum().backward()
 assert "tinynet" not in sys.modules
 print("launched", [name for name in sys.modules if name.endswith("tinynet_kernels.linear")])
 """

@@ -89,8 +89,10 @@ def raised() -> Iterator[None]:
         yield
 
 
-def exit_at_once() -> None:
+def exit_at_once(program: str | None = None) -> None:
     """From here on, Ctrl-C and SIGTERM print their message and end the process immediately.
+
+    The message begins with the program's name, by default that of its file.
 
     This is for the imports at the beginning of a program: no work is lost there, and some imports suppress exceptions.
     The handlers are active again after the last `raised` block, while the process exits.
@@ -99,7 +101,7 @@ def exit_at_once() -> None:
     def end(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):
             if not _has_raised:
-                os.write(2, os.fsencode(f"{Path(sys.argv[0]).stem}: {message(number)}\n"))
+                os.write(2, os.fsencode(f"{program or Path(sys.argv[0]).stem}: {message(number)}\n"))
         os._exit(128 + number)
 
     for number in SIGNALS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -12,7 +13,7 @@ from benchmarks import results, tables
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; margin: 1rem 0; }
 th, td { border-bottom: 1px solid #ddd; padding: 0.2rem 0.6rem; text-align: left; white-space: nowrap; }
 pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; font-size: 12px; }
 img { max-width: 100%; }
@@ -24,7 +25,8 @@ LINES_OF_FAILURE = 40
 def write_page(report: dict[str, Any], out: Path) -> None:
     """Writes report.html into the report's folder, from its parts and the files that they wrote."""
     body = "\n".join(_sections(report, out))
-    head = f'<meta charset="utf-8"><title>tinynet on {escape(report["device"])}</title><style>{STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>tinynet on {escape(report['device'])}</title><style>{STYLE}</style>"
     (out / "report.html").write_text(
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
     )
@@ -41,7 +43,8 @@ def _sections(report: dict[str, Any], out: Path) -> Iterator[str]:
             yield from _failure(part, out)
     for path in sorted(out.glob("benchmarks*/*.json")):
         yield f"<h2>{escape(path.parent.name)}</h2>"
-        rows = results.load(path)
+        runs, rows = json.loads(path.read_text())["runs"], results.load(path)
+        yield "".join(f"<p>{'<br>'.join(map(escape, results.describe(run)))}</p>" for run in runs)
         yield _table(("column", *tables.MEANS_HEAD), tables.means(rows, lambda row: row.column))
         yield _table(tables.HEAD, tables.lines(rows))
         yield from _pictures(path.parent, out)

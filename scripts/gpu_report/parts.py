@@ -72,7 +72,7 @@ def parts_of(device: str, out: Path, toy: bool) -> list[Part]:
         Part("environment", "Versions, devices and the engine.", 0.1, [*_python("tinynet"), "env"]),
         Part("first tests", "The kernels that most networks need, against PyTorch.", 0.25, [*test, *tests[0]]),
         Part("training steps", "Whole training steps beside eager PyTorch, in both layouts.", 0.15, step),
-        Part("columns", "A few cases of every column.", 0.25, _benchmarks(*quick, *short[:2], *results)),
+        Part("columns", "A few cases of every column.", 0.25, _benchmarks(*quick, *short, *results)),
         Part("training", "The image classifier, trained on the GPU.", 0.2, train),
     ]
     if not toy:

@@ -24,6 +24,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    signals.exit_at_once()  # some of the imports suppress exceptions
+    prog = f"tinynet train {options.program}"
+    signals.exit_at_once(prog)  # some of the imports suppress exceptions
     program = importlib.import_module(PROGRAMS[options.program][0])
-    return program.main(options.arguments, prog=f"tinynet train {options.program}")
+    return program.main(options.arguments, prog=prog)

@@ -116,15 +116,19 @@ def test_small_tiles(M: int, widths: tuple[int, ...], dtype: torch.dtype, device
 
 
 @pytest.mark.parametrize(
-    ("M", "widths", "dtype"), [(37, (75, 19, 50), torch.float32), (32, (96, 48, 64), torch.bfloat16)]
+    ("M", "widths", "dtype", "tile"),
+    [
+        (37, (75, 19, 50), torch.float32, GemmTile(16, 32, 16, 4, 1)),
+        (80, (96, 72, 64), torch.bfloat16, GemmTile(64, 64, 32, 4, 1)),
+    ],
 )
 @pytest.mark.parametrize("activations", [("gelu", "identity"), ("relu", "tanh")])
 def test_products_of_few_tiles_are_split(
-    M: int, widths: tuple[int, ...], dtype: torch.dtype, activations: tuple[str, str], device: str
+    M: int, widths: tuple[int, ...], dtype: torch.dtype, tile: GemmTile, activations: tuple[str, str], device: str
 ) -> None:
     """Forward and input gradient in three parts, whose sum the epilogue follows."""
     tensors = make_chain(widths, M, dtype, device, (True, False))
-    with forced_tiles(linear_tile=GemmTile(16, 32, 16, 4, 1), product_splits=3, GROUP=2, flat_block=(256, 4)):
+    with forced_tiles(linear_tile=tile, product_splits=3, GROUP=2, flat_block=(256, 4)):
         launches = check_chain(tensors, activations)
     assert launches.count("split_product_kernel") == launches.count("finish_product_kernel") >= 3
     assert "linear_forward_kernel" not in launches

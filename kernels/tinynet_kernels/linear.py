@@ -220,7 +220,8 @@ def _forward_problem(
     tiles = ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n)
     splits = product_splits(tiles, ceil_div(K, tile.block_k), target)
     if splits > 1:
-        return split_product(sizes, stride_x, stride_weight[::-1], precision, activation, tile, splits, target)
+        operands = stride_x, stride_weight[::-1]
+        return split_product(sizes, *operands, precision, activation, tile, splits, aligned=aligned, target=target)
     wide = is_wide_product(M, N, K, tile, stride_x, stride_weight)
     numbers, units = in_units(target, M, N, K, *stride_x, *stride_weight)
     return Problem(
@@ -289,7 +290,8 @@ def _input_gradient_problem(
     tiles = ceil_div(M, tile.block_m) * ceil_div(K, tile.block_n)
     splits = product_splits(tiles, ceil_div(N, tile.block_k), target) if plain else 1
     if splits > 1:
-        return split_product((M, K, N), stride_dz, stride_weight, precision, activation, tile, splits, target)
+        operands = stride_dz, stride_weight
+        return split_product((M, K, N), *operands, precision, activation, tile, splits, aligned=aligned, target=target)
     wide = is_wide_product(M, K, N, tile, stride_dz, stride_weight[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_weight)
     return Problem(

@@ -132,6 +132,8 @@ def split_product(
     activation: Activation,
     tile: GemmTile,
     splits: int,
+    *,
+    aligned: bool,
     target: Target,
 ) -> SplitProduct:
     """The launches of act(A B + b).
@@ -143,9 +145,12 @@ def split_product(
         activation: of the result.
         tile: of the product.
         splits: into how many parts the reduction is to be split, at most.
+        aligned: whether operands are loaded 16 bytes at a time; single elements fill registers.
         target: where it runs.
     """
     M, N, K = sizes
+    if not aligned:
+        tile = tile._replace(block_k=tile.block_k // 2)
     depth = ceil_div(ceil_div(K, tile.block_k), splits) * tile.block_k
     splits = ceil_div(K, depth)
     wide = is_wide_product(M, N, K, tile, stride_a, stride_b[::-1])

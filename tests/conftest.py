@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -104,3 +105,24 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
                 yield
         else:
             yield
+
+
+@pytest.fixture
+def pytorchs_settings() -> Iterator[None]:
+    """Restores what training programs and the documentation's pages set, for the tests that follow in this process."""
+    import torch
+
+    torch.manual_seed(0)
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # pyright: ignore
+    precisions = [backend.fp32_precision for backend in backends]
+    benchmark = torch.backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore
+    # Importing torch.testing._internal, as other tests do, forbids setting them.
+    with torch.backends.__allow_nonbracketed_mutation():  # pyright: ignore
+        yield
+        for backend, precision in zip(backends, precisions, strict=True):
+            backend.fp32_precision = precision
+        torch.backends.cudnn.benchmark = benchmark
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fills  # pyright: ignore

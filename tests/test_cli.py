@@ -14,6 +14,8 @@ import tinynet
 from tinynet.cli import caches, main
 from tinynet.programs import PROGRAMS
 
+pytestmark = pytest.mark.usefixtures("pytorchs_settings")
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = ["--data", "digits", "--model", "mlp", "--steps", "2", "--engine", "reference"]
 

@@ -78,23 +78,6 @@ WITH_CODE = [page for page in PAGES if any(code(page))]
 
 
 @pytest.fixture
-def pytorchs_settings() -> Iterator[None]:
-    """Restores what the pages set, for the tests that follow in this process."""
-    import torch
-
-    torch.manual_seed(0)
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # pyright: ignore
-    precisions = [backend.fp32_precision for backend in backends]
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore
-    yield
-    for backend, precision in zip(backends, precisions, strict=True):
-        backend.fp32_precision = precision
-    torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = fills  # pyright: ignore
-
-
-@pytest.fixture
 def cpu_engine(device: str, kernels_reason: str | None) -> None:
     """Skips a test where the CPU engine does not run: pages and docstrings show what it prints."""
     if device != "cpu" or kernels_reason is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tinynet
 import tinynet.functional as F
@@ -180,6 +181,19 @@ def test_warm_up_steps_are_ordinary_steps() -> None:
     for _ in range(2):
         expected(*batch)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_gradients_of_any_kind_may_exist_elsewhere() -> None:
+    """All gradients of the process are looked through."""
+    with FakeTensorMode():
+        fake = torch.ones(3, requires_grad=True)
+        fake.sum().backward()
+    table = torch.nn.Embedding(5, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    (batch,) = batches((12,), 1)
+    step, _, _ = training(Residual, sgd)
+    assert torch.isfinite(tinynet.graphed(step, *batch, warmup=0)(*batch))
+    assert fake.grad is not None and table.weight.grad is not None
 
 
 def test_outputs_keep_their_memory_and_inputs_may_be_written_in_place() -> None:

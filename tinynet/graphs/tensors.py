@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def detached(outputs: Any) -> Any:
@@ -20,7 +23,8 @@ def address_of(tensor: Tensor) -> int:
 
 
 def gradients() -> list[tuple[Tensor, Tensor]]:
-    """Every leaf of this process that has a gradient, and the gradient."""
+    """Every leaf of this process that has a gradient, and the gradient; those alone that kernels can read."""
     gc.collect()
-    leaves = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and each.is_leaf]
-    return [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
+    leaves = [each for each in gc.get_objects() if type(each) in _PLAIN and each.is_leaf]
+    pairs = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
+    return [(leaf, grad) for leaf, grad in pairs if type(grad) is Tensor and grad.layout is torch.strided]

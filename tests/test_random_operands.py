@@ -223,7 +223,7 @@ def check(
             expected = torch.autograd.grad(
                 [exact[index] for index in differentiable],
                 [doubles[i] for i in wanted],  # pyright: ignore
-                [upstream[index].double() for index in differentiable],
+                [upstream[index].double().contiguous() for index in differentiable],
             )
             assert len(launches) > forward_launches or not has_elements, "no kernel was launched by the backward"
             for i, a, e in zip(wanted, gradients, expected, strict=True):
@@ -504,7 +504,8 @@ def test_max_unpool(device: str, data: st.DataObject) -> None:
     index = draw(tensors(device, shape, torch.int64, distinct, differentiable=False, dense=True))
 
     def call(library: Any, x: Tensor) -> Tensor:
-        return getattr(library, f"max_unpool{rank}d")(x, index, 2)
+        places = index if library is functional else index.contiguous()  # PyTorch's backward takes no others
+        return getattr(library, f"max_unpool{rank}d")(x, places, 2)
 
     x = draw(tensors(device, shape, draw(dtypes)))
     check(draw, partial(call, functional), partial(call, F), x)

@@ -1063,13 +1063,16 @@ def test_clipping(device: str, data: st.DataObject) -> None:
             param.grad = param.grad.clone()
         other.grad = param.grad.double()
     limit, norm_type = draw(st.sampled_from([0.1, 1.0, 100.0])), draw(st.sampled_from([1.0, 2.0, 3.0, math.inf]))
+    error = {param.dtype: 4 * UNIT[param.dtype] for param in params}
     if draw(st.booleans()):
         clip_grad_value_(params, limit)
         torch.nn.utils.clip_grad_value_(exact, limit)
     else:
         norm = clip_grad_norm_(params, limit, norm_type)
         expected = torch.nn.utils.clip_grad_norm_(exact, limit, norm_type)
+        if norm_type == 3.0:  # PyTorch's function, which rounds norms to each gradient's dtype
+            error = dict.fromkeys(error, 1e-2)
         assert_near(norm, expected, 1e-2 if norm_type == 3.0 else 1e-5, 1e-3, "norm")
     for param, other in zip(params, exact, strict=True):
         assert param.grad is not None and other.grad is not None
-        assert_near(param.grad, other.grad, 4 * UNIT[param.dtype], 1e-3, "gradient")
+        assert_near(param.grad, other.grad, error[param.dtype], 1e-3, "gradient")

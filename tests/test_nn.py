@@ -186,10 +186,11 @@ def test_signature_is_torch_nns_plus_our_keywords(name: str) -> None:
         found = [(p.name, p.default) for p in signature.parameters.values() if p.kind not in kinds]
         return [p for p in found if p[0] not in without]
 
-    own, theirs = ("activation", "pool", "recompute"), getattr(torch.nn, name)
+    theirs, own = getattr(torch.nn, name), ("activation", "pool", "recompute")
+    other: tuple[str, ...] = ()
     if issubclass(theirs, torch.nn.RNNBase):  # whose subclasses hand on whatever they get
-        theirs, own = torch.nn.RNNBase, (*own, "nonlinearity", "proj_size")
-    assert parameters(getattr(nn, name), own) == parameters(theirs, ("mode", "proj_size"))
+        theirs, own, other = torch.nn.RNNBase, (*own, "nonlinearity", "proj_size"), ("mode", "proj_size")
+    assert parameters(getattr(nn, name), own) == parameters(theirs, other)
 
 
 @pytest.mark.parametrize("name", LAYERS)

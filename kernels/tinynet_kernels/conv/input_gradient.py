@@ -15,7 +15,7 @@ torch.nn.functional.conv_transpose3d.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -226,10 +226,7 @@ def _launch(
     activation: Activation,
 ) -> None:
     target = current_target()
-    precision = convolution_precision(dz.dtype, target)
-    problem = _input_gradient_problem(
-        dz.shape, dx.shape, weight.shape[2:], dz.dtype, precision, spec, activation, target
-    )
+    by_definition = partial(_launch_by_definition, spec=spec, activation=activation, target=target)
     operands = dz, weight, bias, dx, z
     if is_eligible(spec, weight.shape[2:], target):
         exact = asks_for_full_precision()
@@ -238,9 +235,27 @@ def _launch(
         results = {"y_ptr": dx, "z_ptr": z, "argmax_ptr": None, "partial_ptr": None}
         if winograd is not None:
             infinite = winograd.launch(dz, weight, bias_ptr=bias, **tensors, **results)
-            if is_right(infinite, problem.launch, *operands):
+            if is_right(infinite, by_definition, *operands):
                 return
-    problem.launch(*operands)
+    by_definition(*operands)
+
+
+def _launch_by_definition(
+    dz: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dx: torch.Tensor,
+    z: torch.Tensor | None,
+    *,
+    spec: ConvolutionSpec,
+    activation: Activation,
+    target: Target,
+) -> None:
+    precision = convolution_precision(dz.dtype, target)
+    problem = _input_gradient_problem(
+        dz.shape, dx.shape, weight.shape[2:], dz.dtype, precision, spec, activation, target
+    )
+    problem.launch(dz, weight, bias, dx, z)
 
 
 @lru_cache(maxsize=4096)

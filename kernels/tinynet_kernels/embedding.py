@@ -170,8 +170,8 @@ def embedding_backward(
 
 def _sort_tokens(order: torch.Tensor, bounds: torch.Tensor, index: torch.Tensor) -> None:
     """Writes the order of tokens by index, and where those of each row begin among them: [tokens] and [rows + 1]."""
-    ordered, places = torch.sort(index, stable=True)
-    order.copy_(places)
+    ordered = torch.empty_like(index)
+    torch.sort(index, stable=True, out=(ordered, order))
     rows = torch.arange(len(bounds), device=index.device, dtype=index.dtype)
     torch.searchsorted(ordered, rows, out=bounds)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of files that are made again when they are absent.
+    """A folder of files that are created again when they are missing.
 
     Attributes:
         name: what is in it.

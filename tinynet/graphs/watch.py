@@ -99,7 +99,7 @@ class Watch(TorchDispatchMode):
 
     def _add(self, results: Any, constant: Any = None) -> Any:
         for result in tree_leaves(results):
-            if isinstance(result, Tensor):
+            if isinstance(result, Tensor) and address_of(result):  # empty tensors have none
                 self.allocated[address_of(result)] = result.untyped_storage()
                 if constant is not None:
                     self._constants[address_of(result)] = constant.name()

@@ -17,7 +17,7 @@ MOST_SHAPES = 4
 class RecordedSteps:
     """A training step, recorded for each shape of a batch that comes again (`tinynet.graphed`).
 
-    Batches of a shape that is seldom are trained on as usual, and so are packed sequences.
+    Batches of a rare shape, and packed sequences, are trained on without a recording.
 
     Args:
         step: takes inputs and targets, and returns tensors.

@@ -125,7 +125,7 @@ def _folded_bias(mode: str, weights: Weights) -> Tensor | None:
 
 def _fold(folded: Tensor, input_bias: Tensor, hidden_bias: Tensor, *, directions: int | None) -> None:
     """Writes the sum of the biases; of the last third in each of a GRU's `directions`, b_ih alone."""
-    folded.copy_(input_bias).add_(hidden_bias)
+    torch.add(input_bias.float(), hidden_bias, out=folded)
     if directions is not None:
         folded.view(directions, 3, -1)[:, 2] = input_bias.view(directions, 3, -1)[:, 2]
 

@@ -43,7 +43,7 @@ def test_the_version_and_the_commands(tmp_path: Path) -> None:
         (["train", "horses"], "tinynet train: error: argument PROGRAM: invalid choice: 'horses'"),
         (["train", "forecaster", "--lr", "-1"], "tinynet train forecaster: argument --lr: must be a finite number"),
         (["predict", "nowhere", "a.png"], "tinynet predict: error: there is no checkpoint nowhere"),
-        (["predict", "nowhere", "a.png", "--top", "no"], "argument --top: expected a positive number, got no"),
+        (["predict", "nowhere", "a.png", "--top", "no"], "argument --top: must be an integer of at least 1, got 'no'"),
         (["export", "nowhere", "--to", "onnx"], "tinynet export: error: there is no checkpoint nowhere"),
         (["export", "nowhere", "--to", "paper"], "argument --to: invalid choice: 'paper'"),
         (["cache", "fill"], "tinynet cache: error: argument action: invalid choice: 'fill'"),

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 # The longest matching prefix of a module's name gives its floor.
 FLOORS = {
     "tinynet.absent": 0,
+    "tinynet.arguments": 0,
     "tinynet.signals": 0,
     "tinynet.streams": 0,
     "tinynet_kernels": 1,

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinynet.cli.arguments import positive
+from tinynet.arguments import positive_int
 
 
 def add_to(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--model", help="inspect one training step of this model of tinynet.models, such as cnn or forecaster"
     )
-    parser.add_argument("--batch-size", type=positive, default=256)
+    parser.add_argument("--batch-size", type=positive_int, default=256)
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
     parser.add_argument("--target", default="sm_90", help="one or more, separated by commas (default: sm_90)")
     parser.add_argument("--json", type=Path, help="write the whole report to this JSON file")

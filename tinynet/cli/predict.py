@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinynet.cli.arguments import positive
+from tinynet.arguments import positive_int
 
 
 def add_to(commands: Any) -> None:
@@ -15,7 +15,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser("predict", help="print the classes' probabilities of images")
     parser.add_argument("path", type=Path, metavar="RUN", help="folder of an image classifier's run, or its checkpoint")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files of any size, grey or color")
-    parser.add_argument("--top", type=positive, default=3, help="how many classes to print (default: 3)")
+    parser.add_argument("--top", type=positive_int, default=3, help="how many classes to print (default: 3)")
     parser.set_defaults(run=partial(_run, parser))
 
 

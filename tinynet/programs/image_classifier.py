@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from tinynet import nn
+from tinynet.arguments import not_negative_float
 from tinynet.data import (
     IMAGE_DATA,
     Affine,
@@ -35,7 +36,7 @@ from tinynet.train import DTYPES, MultiCrop, Trainer, accuracy, make_determinist
 from tinynet.train.classifier import about_classifier
 from tinynet.train.log import TensorBoardLog
 from tinynet.train.optimizers import OPTIMIZERS
-from tinynet.train.options import RunParser, not_negative_float
+from tinynet.train.options import RunParser
 from tinynet.train.recipes import Recipe, optimizer_and_schedule, recipe_of
 from tinynet.train.report import IMAGE_PICTURES, write_image_report
 from tinynet.train.run import run_training

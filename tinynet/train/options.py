@@ -1,7 +1,6 @@
 """The command-line options that the training programs share, and their error messages."""
 
 import argparse
-import math
 import os
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from tinynet import dispatch, signals
+from tinynet.arguments import positive_float, positive_int, seed
 from tinynet.data import DataError
 from tinynet.graphs import GraphError
 from tinynet.train.checkpoint import CheckpointError, read_checkpoint
@@ -222,47 +222,3 @@ def _is_valid(flag: argparse.Action, value: Any) -> bool:
     except (ValueError, argparse.ArgumentTypeError):
         return False
     return is_parsed and (flag.choices is None or value in flag.choices)
-
-
-def positive_int(text: str) -> int:
-    """Parses an integer of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """Parses a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
-    return value
-
-
-def not_negative_float(text: str) -> float:
-    """Parses a finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text!r}")
-    return value
-
-
-def seed(text: str) -> int:
-    """Parses an integer from 0 to 2^31 - 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"must be an integer from 0 to {2**31 - 1}, got {text!r}")
-    return value

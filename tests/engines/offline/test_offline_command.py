@@ -133,7 +133,7 @@ def test_a_training_step_of_a_model_of_sequences(model: str, tmp_path: Path):
     (["inspect"], "give either a script or --model"),
     (["inspect", "no_such_script.py"], "no script no_such_script.py"),
     (["inspect", "--model", "mlp", "--target", "sm_90,sm_70"], "got sm_70"),
-    (["inspect", "--model", "mlp", "--batch-size", "0"], "expected a positive number, got 0"),
+    (["inspect", "--model", "mlp", "--batch-size", "0"], "must be an integer of at least 1, got '0'"),
     (["inspect", "--model", "no_such_model"], "--model: expected one of convnet, cnn, mlp, airbench,"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture):

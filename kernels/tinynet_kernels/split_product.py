@@ -23,7 +23,8 @@ from tinynet_kernels.constants import constexpr
 from tinynet_kernels.gemm import GROUP, Matrix, Product, actual, gemm_tile, in_units, is_wide_product, tile_start
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
-from tinynet_kernels.tiles import GemmTile, Target, ceil_div, flat_block
+from tinynet_kernels.reduction import sum_of_parts
+from tinynet_kernels.tiles import GemmTile, Target, ceil_div, every_register, flat_block
 
 Sizes = tuple[int, int, int]
 Strides = tuple[int, int]
@@ -70,13 +71,9 @@ def finish_product_kernel(
 ):
     """z = partial[0] + partial[1] + ... + b in that order, where it is to be saved, and y = act(z); flat."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
+    z = sum_of_parts(partial_ptr, parts, elements, start, BLOCK)
     offset = tl.arange(0, BLOCK)
     mask = offset < elements - start
-    partial = partial_ptr + start
-    z = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(parts):
-        z += tl.load(partial + offset, mask=mask, other=0.0)
-        partial += elements
     if bias_ptr is not None:
         z += tl.load(bias_ptr + (start % N + offset) % N, mask=mask, other=0.0).to(tl.float32)
     if z_ptr is not None:
@@ -164,8 +161,10 @@ def split_product(
         TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **every_register(tile.block_m, precision, target),
     )
     block, num_warps = flat_block(M * N, target)
+    block = min(block, 512)  # the outputs are few, and their activation takes registers
     finish = Problem(
         finish_product_kernel,
         (ceil_div(M * N, block),),

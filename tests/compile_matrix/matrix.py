@@ -58,8 +58,6 @@ SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
     ("mean_pool_backward_kernel", "*"): PARKED,
     ("convolution_input_gradient_kernel", "*"): PARKED,
     ("cross_entropy_forward_kernel", "*"): PARKED,
-    ("split_product_kernel", "*"): PARKED,
-    ("finish_product_kernel", "*"): PARKED,
     ("activation_backward_kernel", "sm_100"): RELOADED,
     ("linear_weight_gradient_kernel", "sm_100"): RELOADED,
     ("max_pool_backward_kernel", "sm_100"): RELOADED,

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +33,32 @@ def test_readme_example_runs():
     code = text.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) <= 10
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# The repository's habits
+
+
+def test_checks_run_on_every_version_that_the_package_takes():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/checks.yml").read_text())
+    matrix = workflow["jobs"]["checks"]["strategy"]["matrix"]
+    assert matrix["python"][0] == "3.10" and {"ubuntu-24.04", "ubuntu-24.04-arm"} == set(matrix["machine"])
+    constraints = {*matrix["triton"], *(each["triton"] for each in matrix["include"])}
+    assert constraints == {"triton-3.6", "triton-3.7", "triton-3.8", "triton-3.9"}
+    for name in constraints:
+        lines = (ROOT / f"constraints/{name}.txt").read_text().splitlines()
+        assert f"triton=={name.removeprefix('triton-')}.*" in lines
+    commands = [step.get("run") for step in workflow["jobs"]["checks"]["steps"]]
+    assert commands[-1] == ".ci/run" and "make set-up" in commands[-2]
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'requires-python = ">=3.10"' in project and '"triton>=3.6,<3.10;' in project
+
+
+def test_forms_of_issues_and_the_citation_are_well_formed():
+    for path in ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"):
+        form = yaml.safe_load(path.read_text())
+        assert path.stem == "config" or {"name", "description", "labels", "body"} == set(form), path.name
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
 
 
 # The wheel
@@ -73,6 +100,7 @@ def test_wheel_names_its_license_and_its_needs(wheel):
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
     text = archive.read(metadata).decode()
+    assert f"Version: {wheel.name.split('-')[1]}\n" in text
     assert "Name: tinynet-triton\n" in text and "License-Expression: Apache-2.0\n" in text
     assert "Requires-Dist: triton<3.10,>=3.6; platform_system == 'Linux'\n" in text
     assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())

@@ -13,6 +13,7 @@ FLOORS = {
     "tinynet.arguments": 0,
     "tinynet.signals": 0,
     "tinynet.streams": 0,
+    "tinynet.version": 0,
     "tinynet_kernels": 1,
     "tinynet_engines": 1,
     "tinynet.dispatch": 2,

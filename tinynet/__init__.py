@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from tinynet import functional as functional
     from tinynet import nn as nn
     from tinynet import optim as optim
@@ -42,7 +43,6 @@ __all__ = [
     "optim",
     "revert",
 ]
-__version__ = "0.1.0"
 
 # Imported on first use, so that `import tinynet` is fast and imports neither PyTorch nor Triton.
 _LAZY = {
@@ -57,6 +57,7 @@ _LAZY = {
     "Graphed": ("tinynet.graphs", "Graphed"),
     "graphed": ("tinynet.graphs", "graphed"),
     "nn": ("tinynet.nn", None),
+    "__version__": ("tinynet.version", "VERSION"),
     "optim": ("tinynet.optim", None),
     "guard": ("tinynet_engines.interpreter", "guard"),
     "inspect": ("tinynet_engines.offline", "inspect"),

@@ -129,11 +129,12 @@ def test_replays_give_the_bits_of_eager_steps(name: str) -> None:
     [
         lambda params: optim.AdamW(params, lr=0.01, amsgrad=True),
         lambda params: optim.RAdam(params, lr=0.01),
+        lambda params: optim.NAdam(params, lr=torch.tensor(0.01), capturable=True),
         lambda params: optim.LAMB(params, lr=0.01),
         lambda params: optim.Lookahead(optim.Adam(params, lr=0.01), k=2),
         lambda params: optim.Muon([each for each in params if each.dim() == 2], lr=0.01),
     ],
-    ids=["adamw", "radam", "lamb", "lookahead", "muon"],
+    ids=["adamw", "radam", "capturable", "lamb", "lookahead", "muon"],
 )
 def test_optimizers_count_their_steps(optimizer: Callable[..., Any]) -> None:
     data = batches((12,), 9)
@@ -237,6 +238,41 @@ def test_a_replay_checks_labels_and_values_that_are_not_finite() -> None:
     expected = convolution(x)
     assert expected.isfinite().sum() > expected.numel() * 0.9
     torch.testing.assert_close(images(x), expected.detach(), equal_nan=True)
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_grad_scaler_is_replayed(clips: bool) -> None:
+    """Its scale grows, and shrinks where a step is skipped, as in eager steps."""
+    data = batches((12,), 9)
+    data[6][0][1, 3] = float("inf")
+    results = []
+    for records in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 8, activation="silu"), nn.Linear(8, 5))
+        optimizer = optim.AdamW(model.parameters(), lr=0.01, capturable=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
+        scaler.scale(torch.ones(()))  # creates its tensors
+
+        def step(
+            x: Tensor, labels: Tensor, model: Any = model, optimizer: Any = optimizer, scaler: Any = scaler
+        ) -> Any:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), labels) * 0.5 + 1.0
+            scaler.scale(loss).backward()
+            if clips:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+            return loss
+
+        run: Any = tinynet.graphed(step, *data[0], warmup=0) if records else step
+        losses = [(run(*batch).item(), scaler.get_scale()) for batch in data]
+        results.append((losses, [*model.parameters()], [parameter.grad for parameter in model.parameters()]))
+    (eager, weights, gradients), (replayed, other_weights, other_gradients) = results
+    assert str(replayed) == str(eager) and {64.0, 128.0} <= {scale for _, scale in eager}
+    for a, b in zip([*weights, *gradients], [*other_weights, *other_gradients], strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def keep(memory: list[Tensor]) -> Callable[[Tensor], Tensor]:

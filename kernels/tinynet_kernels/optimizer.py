@@ -17,8 +17,8 @@ Tiling: the parameters, gradients and states of a launch share a dtype, and thos
 each is walked flat, one block per program. A `PointerTable` in device memory says where they lie: one row per
 parameter, (elements, address of the parameter, of its gradient, of its states), and one pair per program, (row, block).
 The number of launches so depends neither on the number of tensors nor on their sizes. Arithmetic is fp32 whatever the
-dtype; what depends on hyperparameters alone is computed on the host in float64. Every element is loaded once and stored
-once, by one lane.
+dtype; what depends on hyperparameters alone is computed in float64, on the host or, for CUDA graphs, on the device by
+PyTorch (`device_numbers`). Every element is loaded once and stored once, by one lane.
 
 Source: torch.optim.SGD; Kingma and Ba 2015, "Adam"; Loshchilov and Hutter 2019, "Decoupled weight decay
 regularization"; Reddi et al. 2018, "On the convergence of Adam and beyond" (amsgrad, as PyTorch computes it).
@@ -26,7 +26,6 @@ regularization"; Reddi et al. 2018, "On the convergence of Adam and beyond" (ams
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Sequence
 from functools import lru_cache
@@ -38,6 +37,7 @@ import triton.language as tl
 
 from tinynet_kernels import replays
 from tinynet_kernels.constants import constexpr
+from tinynet_kernels.device_numbers import Number, device_numbers, numbers_of_block
 from tinynet_kernels.launch import Cost, Problem, Reached, costs
 from tinynet_kernels.tiles import ceil_div, current_target, flat_block
 
@@ -145,11 +145,22 @@ def sgd_block(row_ptr, start, left, scalars, SPEC: constexpr, DTYPE: constexpr, 
 
 @triton.jit
 def sgd_kernel(
-    table_ptr, block_ptr, lr, momentum, grad_weight, weight_decay, SPEC: constexpr, DTYPE: constexpr, TILE: constexpr
+    table_ptr,
+    block_ptr,
+    numbers_ptr,
+    lr,
+    momentum,
+    grad_weight,
+    weight_decay,
+    SPEC: constexpr,
+    DTYPE: constexpr,
+    TILE: constexpr,
 ):
     """One SGD step in place; columns: elements, parameter, gradient and, with momentum, its buffer."""
     row_ptr, start, left = table_block(table_ptr, block_ptr, tl.program_id(0), TILE)
     scalars = (lr, momentum, grad_weight, weight_decay)
+    if numbers_ptr is not None:
+        left, scalars = numbers_of_block(numbers_ptr, block_ptr, tl.program_id(0), left, 4)
     if TILE.aligned and left == TILE.block:
         sgd_block(row_ptr, start, None, scalars, SPEC, DTYPE, TILE)
     else:
@@ -157,10 +168,10 @@ def sgd_kernel(
 
 
 @triton.jit
-def adam_block(row_ptr, start, left, moments, scalars, SPEC: constexpr, DTYPE: constexpr, TILE: constexpr):
+def adam_block(row_ptr, start, left, scalars, SPEC: constexpr, DTYPE: constexpr, TILE: constexpr):
     """The step of the first `left` elements of one block; all of them where `left` is None."""
-    beta1, one_minus_beta1, beta2, one_minus_beta2 = moments
-    step_size, eps, inverse_root_correction, weight_decay, decay = scalars
+    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2 = scalars[:5]
+    eps, inverse_root_correction, weight_decay, decay = scalars[5:]
     parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, TILE)
     exp_avg_ptr = tensor_pointer(row_ptr + 3, start, DTYPE, TILE)
     exp_avg_sq_ptr = tensor_pointer(row_ptr + 4, start, DTYPE, TILE)
@@ -193,6 +204,7 @@ def adam_block(row_ptr, start, left, moments, scalars, SPEC: constexpr, DTYPE: c
 def adam_kernel(
     table_ptr,
     block_ptr,
+    numbers_ptr,
     step_size,
     beta1,
     one_minus_beta1,
@@ -211,19 +223,22 @@ def adam_kernel(
     Columns: elements, parameter, gradient, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq.
     """
     row_ptr, start, left = table_block(table_ptr, block_ptr, tl.program_id(0), TILE)
-    moments = (beta1, one_minus_beta1, beta2, one_minus_beta2)
-    scalars = (step_size, eps, inverse_root_correction, weight_decay, decay)
+    scalars = (step_size, beta1, one_minus_beta1, beta2, one_minus_beta2)
+    scalars += (eps, inverse_root_correction, weight_decay, decay)
+    if numbers_ptr is not None:
+        left, scalars = numbers_of_block(numbers_ptr, block_ptr, tl.program_id(0), left, 9)
     if TILE.aligned and left == TILE.block:
-        adam_block(row_ptr, start, None, moments, scalars, SPEC, DTYPE, TILE)
+        adam_block(row_ptr, start, None, scalars, SPEC, DTYPE, TILE)
     else:
-        adam_block(row_ptr, start, left, moments, scalars, SPEC, DTYPE, TILE)
+        adam_block(row_ptr, start, left, scalars, SPEC, DTYPE, TILE)
 
 
 class PointerTable:
     """Where the tensors of one launch lie, in device memory and renewed only as far as they moved.
 
     Gradients move from step to step, parameters and states hardly ever. On CUDA a new table travels from pinned memory
-    without a wait of the host; PyTorch keeps that memory until it arrived.
+    without a wait of the host; PyTorch keeps that memory until it arrived. A CUDA graph copies in each replay, so its
+    values stay as they are.
 
     Args:
         columns: as in `update`.
@@ -237,6 +252,7 @@ class PointerTable:
 
     def __init__(self, columns: Sequence[Sequence[torch.Tensor]]) -> None:
         self._views: list[Any] = []
+        self._captured: list[torch.Tensor] = []  # what CUDA graphs copy to the device in each replay
         self.update(columns)
 
     def follows(self, columns: Sequence[Sequence[torch.Tensor]]) -> bool:
@@ -270,9 +286,9 @@ class PointerTable:
         block, self.num_warps = flat_block(max(sizes), target)
         block = min(block, 1024) if target.kind == "cpu" else block
         pairs = [(row, place) for row, size in enumerate(sizes) for place in range(ceil_div(size, block))]
-        self.blocks = _upload(torch.tensor(pairs, dtype=torch.int32, device="cpu"), parameter.device)
-        self._first_blocks: torch.Tensor | None = None
         self.dtype, self._device = parameter.dtype, parameter.device
+        self.blocks = self._upload(torch.tensor(pairs, dtype=torch.int32, device="cpu"))
+        self._first_blocks: torch.Tensor | None = None
         width = 1 + len(columns)
         self.tile = TableTile(width, block, aligned=False)
         gradients, self._fixed = _places(columns)
@@ -285,19 +301,37 @@ class PointerTable:
         self._views = _views(columns)
 
     @property
+    def rows(self) -> int:
+        """How many parameters the table has."""
+        return len(self._entries) // self.tile.columns
+
+    @property
     def first_blocks(self) -> torch.Tensor:
         """int32 [parameters]: the first block of each row, for kernels that combine a tensor's blocks."""
         if self._first_blocks is None:
             counts = [0, *(ceil_div(size, self.tile.block) for size in self._entries[:: self.tile.columns])]
             firsts = torch.tensor(counts[:-1], dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32)
-            self._first_blocks = _upload(firsts, self._device)
+            self._first_blocks = self._upload(firsts)
         return self._first_blocks
 
     def _point_to(self, gradients: list[int]) -> None:
         self._gradients = gradients
         self._entries[2 :: self.tile.columns] = array("q", gradients)
-        self.addresses = _upload(self._values, self._device)
+        self.addresses = self._upload(self._values)
         self.tile = self.tile._replace(aligned=self._fixed_aligned and _all_aligned(gradients))
+
+    def _upload(self, values: torch.Tensor) -> torch.Tensor:
+        device = self._device
+        if device.type != "cuda":
+            return values if device.type in ("cpu", "meta") else values.to(device)
+        if replays.recorder is not None:
+            uploaded = torch.empty_like(values, device=device)
+            replays.recorder.upload(uploaded, values.clone())
+            return uploaded
+        if torch.cuda.is_current_stream_capturing():
+            self._captured.append(values.clone())
+            return self._captured[-1].to(device, non_blocking=True)
+        return values.pin_memory().to(device, non_blocking=True)
 
 
 def _all_aligned(addresses: list[int]) -> bool:
@@ -322,16 +356,6 @@ def _views(columns: Sequence[Sequence[torch.Tensor]]) -> list[Any]:
         [gradient.is_neg() for gradient in columns[1]],
         [tensor.is_contiguous() or tensor.stride() for tensor in tensors],  # to ask for strides takes long
     ]
-
-
-def _upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type == "cuda":
-        if replays.recorder is not None:  # a replay would copy pinned memory that others have written to since
-            uploaded = torch.empty_like(values, device=device)
-            replays.recorder.upload(uploaded, values.clone())
-            return uploaded
-        return values.pin_memory().to(device, non_blocking=True)
-    return values if device.type in ("cpu", "meta") else values.to(device)
 
 
 @costs(sgd_kernel)
@@ -360,22 +384,25 @@ def sgd_step(
     table: PointerTable,
     *,
     reached: Reached = (),
-    lr: float,
+    lr: Number,
     momentum: float,
     dampening: float,
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
+    found_inf: torch.Tensor | None = None,
 ) -> None:
     """One SGD step of the table's parameters and buffers, in place.
 
     Args:
         table: of parameters that don't overlap, their gradients and, unless `momentum` is 0, their momentum buffers.
         reached: the table's tensors, for whoever observes launches.
-        lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD; `lr` may be on the device.
+        found_inf: see `device_numbers`.
     """
     spec = Sgd(momentum != 0, bool(nesterov), weight_decay != 0, bool(maximize))
-    _launch("sgd", spec, table, reached, float(lr), float(momentum), 1.0 - dampening, float(weight_decay))
+    numbers, scalars = placed(table, (lr, float(momentum), 1.0 - dampening, float(weight_decay)), found_inf)
+    _launch("sgd", spec, table, reached, numbers, *scalars)
 
 
 def adam_step(
@@ -383,14 +410,15 @@ def adam_step(
     *,
     reached: Reached = (),
     amsgrad: bool,
-    step: float,
-    lr: float,
-    beta1: float,
-    beta2: float,
+    step: Number,
+    lr: Number,
+    beta1: Number,
+    beta2: Number,
     eps: float,
     weight_decay: float,
     decoupled_weight_decay: bool,
     maximize: bool,
+    found_inf: torch.Tensor | None = None,
 ) -> None:
     """One Adam step (AdamW with `decoupled_weight_decay`) of the table's parameters and states, in place.
 
@@ -398,37 +426,46 @@ def adam_step(
         table: of parameters that don't overlap, their gradients, exp_avgs, exp_avg_sqs and, with `amsgrad`,
             max_exp_avg_sqs.
         reached: the table's tensors, for whoever observes launches.
-        step: number of this step, counted from 1.
-        amsgrad, lr, beta1, beta2, eps, weight_decay, maximize: as in torch.optim.Adam.
+        step: number of this step, counted from 1; on the device, one for each parameter.
+        amsgrad, lr, beta1, beta2, eps, weight_decay, maximize: as in torch.optim.Adam; `lr` and betas may be on the
+            device.
         decoupled_weight_decay: AdamW's decay of the parameter instead of Adam's in the gradient.
+        found_inf: see `device_numbers`.
     """
     spec = Adam(weight_decay != 0 and not decoupled_weight_decay, bool(amsgrad), bool(maximize))
-    _launch(
-        "adam",
-        spec,
-        table,
-        reached,
-        lr / (1.0 - beta1**step),
-        float(beta1),
-        1.0 - beta1,
-        float(beta2),
-        1.0 - beta2,
-        float(eps),
-        1.0 / math.sqrt(1.0 - beta2**step),
-        float(weight_decay),
-        1.0 - lr * weight_decay if decoupled_weight_decay else 1.0,
-    )
+    moments = beta1, 1.0 - beta1, beta2, 1.0 - beta2
+    corrections = lr / (1.0 - beta1**step), (1.0 - beta2**step) ** -0.5
+    decay = 1.0 - lr * weight_decay if decoupled_weight_decay else 1.0
+    scalars = corrections[0], *moments, float(eps), corrections[1], float(weight_decay), decay
+    numbers, scalars = placed(table, scalars, found_inf)
+    _launch("adam", spec, table, reached, numbers, *scalars)
+
+
+def placed(
+    table: PointerTable, scalars: Sequence[Number], found_inf: torch.Tensor | None
+) -> tuple[torch.Tensor | None, Sequence[float]]:
+    """The numbers of a launch on the device, and those that are its arguments: all of them here or there."""
+    if found_inf is None and not any(isinstance(each, torch.Tensor) for each in scalars):
+        return None, scalars  # pyright: ignore[reportReturnType], all are floats
+    return device_numbers(table.rows, scalars, found_inf, table.addresses.device), [0.0] * len(scalars)
 
 
 _KERNELS = {"sgd": sgd_kernel, "adam": adam_kernel}  # a kernel's own hash is slow
 
 
-def _launch(kernel: str, spec: Sgd | Adam, table: PointerTable, reached: Reached, *scalars: float) -> None:
+def _launch(
+    kernel: str,
+    spec: Sgd | Adam,
+    table: PointerTable,
+    reached: Reached,
+    numbers: torch.Tensor | None,
+    *scalars: float,
+) -> None:
     programs = table.blocks.shape[0]
     if programs == 0:  # nothing but empty tensors
         return
     problem = _problem(kernel, spec, programs, table.dtype, table.tile, table.num_warps)
-    problem.launch(table.addresses, table.blocks, *scalars, reached=reached)
+    problem.launch(table.addresses, table.blocks, numbers, *scalars, reached=reached)
 
 
 @lru_cache(maxsize=4096)

@@ -12,9 +12,9 @@ With p the parameter, g = (-) gradient + weight_decay p, p <- decay p first, and
     radam      m and v as in Adam;   p <- p - step_size m / (sqrt(v) + eps), before variances are known p - step_size m
     lion       p <- p - lr sign(beta1 m + (1 - beta1) g);   m <- beta2 m + (1 - beta2) g
 
-What depends on hyperparameters and t alone is computed on the host in float64. Source: torch.optim; Tieleman and Hinton
-2012 (RMSprop), Duchi et al. 2011, Zeiler 2012, Kingma and Ba 2015 (Adamax), Dozat 2016 (NAdam), Liu et al. 2020
-(RAdam), Chen et al. 2023 (Lion).
+What depends on hyperparameters and t alone is computed in float64, as in `optimizer.py`. Source: torch.optim; Tieleman
+and Hinton 2012 (RMSprop), Duchi et al. 2011, Zeiler 2012, Kingma and Ba 2015 (Adamax), Dozat 2016 (NAdam), Liu et al.
+2020 (RAdam), Chen et al. 2023 (Lion).
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
+from tinynet_kernels.device_numbers import Number, numbers_of_block
 from tinynet_kernels.launch import Cost, Problem, Reached, costs
 from tinynet_kernels.optimizer import (
     TRITON_DTYPES,
     PointerTable,
     TableTile,
     load_block,
+    placed,
     store_block,
     table_block,
     table_cost,
@@ -98,12 +100,12 @@ def nadam(p, g, states, scalars):
 
 
 @triton.jit
-def radam(p, g, states, scalars, RULE: constexpr):
+def radam(p, g, states, scalars):
     """States: m, v."""
-    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, eps = scalars[:6]
+    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, is_rectified = scalars[:7]
     average = beta1 * states[0] + one_minus_beta1 * g
     square = beta2 * states[1] + one_minus_beta2 * g * g
-    update = average / (tl.sqrt(square) + eps) if RULE.rectified else average
+    update = tl.where(is_rectified != 0, average / (tl.sqrt(square) + eps), average)
     return p - step_size * update, (average, square)
 
 
@@ -130,7 +132,7 @@ def ruled(p, g, states, scalars, RULE: constexpr):
     elif RULE.name == "nadam":
         return nadam(p, g, states, scalars)
     elif RULE.name == "radam":
-        return radam(p, g, states, scalars, RULE)
+        return radam(p, g, states, scalars)
     else:
         tl.static_assert(RULE.name == "lion")
         return lion(p, g, states, scalars)
@@ -161,6 +163,7 @@ def rule_block(row_ptr, start, left, decays, scalars, RULE: constexpr, DTYPE: co
 def rule_kernel(
     table_ptr,
     block_ptr,
+    numbers_ptr,
     weight_decay,
     decay,
     scalar0,
@@ -179,6 +182,10 @@ def rule_kernel(
     row_ptr, start, left = table_block(table_ptr, block_ptr, tl.program_id(0), TILE)
     decays = (weight_decay, decay)
     scalars = (scalar0, scalar1, scalar2, scalar3, scalar4, scalar5, scalar6, scalar7)
+    if numbers_ptr is not None:
+        left, numbers = numbers_of_block(numbers_ptr, block_ptr, tl.program_id(0), left, 10)
+        decays = numbers[:2]
+        scalars = numbers[2:]
     if TILE.aligned and left == TILE.block:
         rule_block(row_ptr, start, None, decays, scalars, RULE, DTYPE, TILE)
     else:
@@ -192,7 +199,13 @@ def rule_cost(RULE: Rule, **launched: Any) -> Cost:
 
 
 def rule_step(
-    table: PointerTable, rule: Rule, weight_decay: float, decay: float, *scalars: float, reached: Reached = ()
+    table: PointerTable,
+    rule: Rule,
+    weight_decay: float,
+    decay: Number,
+    *scalars: Number,
+    reached: Reached = (),
+    found_inf: torch.Tensor | None = None,
 ) -> None:
     """One step of the table's parameters and states, in place.
 
@@ -201,15 +214,17 @@ def rule_step(
         rule: which.
         weight_decay: of the parameter in g.
         decay: what the parameter is multiplied by first.
-        scalars: of the rule, in the order of its function.
+        scalars: of the rule, in the order of its function; these and `decay` may be on the device.
         reached: the table's tensors, for whoever observes launches.
+        found_inf: see `device_numbers`.
     """
     programs = table.blocks.shape[0]
     if programs == 0:  # nothing but empty tensors
         return
-    numbers = *scalars, *[0.0] * (SCALARS - len(scalars))
+    padding = [0.0] * (SCALARS - len(scalars))
+    numbers, arguments = placed(table, (weight_decay, decay, *scalars, *padding), found_inf)
     problem = _problem(rule, programs, table.dtype, table.tile, table.num_warps)
-    problem.launch(table.addresses, table.blocks, weight_decay, decay, *numbers, reached=reached)
+    problem.launch(table.addresses, table.blocks, numbers, *arguments, reached=reached)
 
 
 @lru_cache(maxsize=4096)

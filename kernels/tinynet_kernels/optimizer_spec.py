@@ -14,7 +14,6 @@ class Rule(NamedTuple):
         has_weight_decay: whether g has a term of the parameter.
         maximize: whether the gradient's sign changes.
         centered, has_momentum: of rmsprop.
-        rectified: of radam, whether variances are known.
     """
 
     name: str
@@ -23,4 +22,3 @@ class Rule(NamedTuple):
     maximize: bool = False
     centered: bool = False
     has_momentum: bool = False
-    rectified: bool = False

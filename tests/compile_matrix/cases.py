@@ -531,7 +531,7 @@ RULES = {
     "adadelta": (Rule("adadelta", 2), 4),
     "adamax": (Rule("adamax", 2), 5),
     "nadam": (Rule("nadam", 2), 8),
-    "radam": (Rule("radam", 2, rectified=True), 6),
+    "radam": (Rule("radam", 2), 7),
     "lion": (Rule("lion", 1), 5),
 }
 

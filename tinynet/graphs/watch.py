@@ -28,11 +28,18 @@ _MOVES = {
 }
 
 
+# Of single numbers, as where losses are weighted and scaled.
+_ARITHMETIC = {aten.add, aten.sub, aten.mul, aten.div, aten.reciprocal, aten.add_, aten.sub_, aten.mul_, aten.div_}
+# How a GradScaler looks at gradients, and changes its scale.
+_SCALING = {aten._amp_foreach_non_finite_check_and_unscale_, aten._amp_update_scale_}
+
+
 class Watch(TorchDispatchMode):
     """Runs PyTorch's operators while a step is recorded.
 
-    Views and new memory need no replay. Copies, and sums of two gradients, are replayed by PyTorch. A computation whose
-    operands are all constants has the same result each time. Everything else is refused.
+    Views and new memory need no replay. Copies, sums of two gradients, arithmetic of single numbers such as losses, and
+    a GradScaler's operators are replayed by PyTorch. A computation whose operands are all constants has the same result
+    each time. Everything else is refused.
 
     Args:
         record: takes a function that each replay is to call, and its operands.
@@ -57,11 +64,13 @@ class Watch(TorchDispatchMode):
             return self._add(result, func) if packet is aten.lift_fresh else result
         if packet in _UNINITIALIZED:
             return self._add(func(*args, **(kwargs or {})))
-        if packet is aten.copy_ or _is_sum_in_place(func, args):
-            self.written(tensors[:1])
-            self.record(partial(func, **(kwargs or {})), *args)
-            return args[0]
-        if packet in _MOVES or _is_sum(func, args):
+        is_arithmetic = _is_arithmetic(func, args, tensors)
+        if packet is aten.copy_ or packet in _SCALING or (is_arithmetic and func._schema.is_mutable):
+            self.written(tensors if packet in _SCALING else tensors[:1])
+            self.record(partial(_call, func, structure), *leaves)
+            return args[0] if func._schema.returns else None
+        is_number = packet is aten.full and len(args[0]) == 0
+        if packet in _MOVES or is_arithmetic or is_number:
             result = self._add(func(*args, **(kwargs or {})))
             self.record(partial(_move, func, structure), result, *leaves)
             return result
@@ -106,13 +115,16 @@ class Watch(TorchDispatchMode):
         return results
 
 
-def _is_sum(func: Any, args: Any) -> bool:
-    """Whether this adds two tensors of one shape."""
-    return func is aten.add.Tensor and isinstance(args[1], Tensor) and args[0].shape == args[1].shape
+def _is_arithmetic(func: Any, args: Any, tensors: list[Tensor]) -> bool:
+    """Whether this adds two tensors of one shape, as autograd does with gradients, or computes with single numbers."""
+    if func in (aten.add.Tensor, aten.add_.Tensor) and isinstance(args[1], Tensor) and args[0].shape == args[1].shape:
+        return True
+    return func.overloadpacket in _ARITHMETIC and not any(tensor.ndim for tensor in tensors)
 
 
-def _is_sum_in_place(func: Any, args: Any) -> bool:
-    return func is aten.add_.Tensor and isinstance(args[1], Tensor) and args[0].shape == args[1].shape
+def _call(func: Any, structure: Any, *leaves: Any) -> None:
+    args, kwargs = tree_unflatten(leaves, structure)
+    func(*args, **kwargs)
 
 
 def _move(func: Any, structure: Any, result: Tensor, *leaves: Any) -> None:

@@ -4,12 +4,15 @@
 parameters of one device, dtype and step count in one launch. The rest (float64, a gradient or state of another dtype,
 memory with gaps or shared between parameters, another device, engine "reference") goes parameter by parameter through
 the definition.
+
+Steps that a CUDA graph replays keep their numbers on the device: the learning rate may be a tensor there, counts of
+steps are, and a GradScaler's `found_inf` says there whether the step is taken at all.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,13 +26,15 @@ from tinynet.ops.arguments import is_dense
 if TYPE_CHECKING:
     from tinynet_kernels.optimizer import PointerTable
 
+Number = float | Tensor  # a tensor of one element is on the device
+
 
 def sgd_reference(
     parameter: Tensor,
     gradient: Tensor,
     momentum_buffer: Tensor | None,
     *,
-    lr: float,
+    lr: Number,
     momentum: float,
     dampening: float,
     weight_decay: float,
@@ -59,10 +64,10 @@ def adam_reference(
     exp_avg_sq: Tensor,
     max_exp_avg_sq: Tensor | None,
     *,
-    step: float,
-    lr: float,
-    beta1: float,
-    beta2: float,
+    step: Number,
+    lr: Number,
+    beta1: Number,
+    beta2: Number,
     eps: float,
     weight_decay: float,
     decoupled_weight_decay: bool,
@@ -87,7 +92,7 @@ def adam_reference(
     if max_exp_avg_sq is not None:
         v = torch.maximum(widened(max_exp_avg_sq), v)
         max_exp_avg_sq.copy_(v)
-    denominator = v.sqrt() / math.sqrt(1 - beta2**step) + eps
+    denominator = v.sqrt() / (1 - beta2**step) ** 0.5 + eps
     parameter.copy_(p - lr / (1 - beta1**step) * m / denominator)
 
 
@@ -100,12 +105,13 @@ def sgd(
     grads: Sequence[Tensor],
     momentum_buffer_list: list[Tensor | None],
     *,
-    lr: float,
+    lr: Number,
     momentum: float,
     dampening: float,
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
+    found_inf: Tensor | None = None,
     tables: list[PointerTable] | None = None,
 ) -> None:
     """One SGD step, in place.
@@ -115,7 +121,8 @@ def sgd(
         grads: one per parameter, dense.
         momentum_buffer_list: one per parameter where `momentum` is not 0, else not read; a missing one (None) is put
             in, and this first step then takes the gradient undampened.
-        lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD; `lr` may be on the device.
+        found_inf: of a GradScaler, one element; where it isn't 0, nothing changes.
         tables: a list of the caller's, empty at first; given again at the next step, it saves time.
 
     Raises:
@@ -132,7 +139,8 @@ def sgd(
         for index, parameter in enumerate(params[: len(firsts)]):
             if firsts[index]:
                 momentum_buffer_list[index] = torch.zeros_like(parameter)
-    for bucket in buckets_of("sgd", columns, firsts, tables):
+    on_device = found_inf is not None or isinstance(lr, Tensor)
+    for bucket in buckets_of("sgd", columns, firsts, tables, on_device=on_device):
         settings = {
             "lr": lr,
             "momentum": momentum,
@@ -143,9 +151,10 @@ def sgd(
         }
         if bucket.table is None:
             for parameter, gradient, *buffer in bucket.rows:
-                sgd_reference(parameter, gradient, buffer[0] if buffer else None, **settings)
+                with taken_unless(found_inf, parameter, *buffer):
+                    sgd_reference(parameter, gradient, buffer[0] if buffer else None, **settings)
         else:
-            kernels.optimizer.sgd_step(bucket.table, reached=bucket.columns, **settings)
+            kernels.optimizer.sgd_step(bucket.table, reached=bucket.columns, found_inf=found_inf, **settings)
             increment_version(bucket.written)
 
 
@@ -158,13 +167,15 @@ def adam(
     state_steps: Sequence[Tensor],
     *,
     amsgrad: bool,
-    beta1: float,
-    beta2: float,
-    lr: float,
+    beta1: Number,
+    beta2: Number,
+    lr: Number,
     weight_decay: float,
     eps: float,
     maximize: bool,
     decoupled_weight_decay: bool,
+    capturable: bool = False,
+    found_inf: Tensor | None = None,
     tables: list[PointerTable] | None = None,
 ) -> None:
     """One Adam step (AdamW with `decoupled_weight_decay`), in place.
@@ -173,9 +184,13 @@ def adam(
         params: floating point, any shapes, dtypes and devices.
         grads, exp_avgs, exp_avg_sqs: one per parameter, of its shape.
         max_exp_avg_sqs: the same with `amsgrad`, else not read.
-        state_steps: 0-d CPU tensors, the number of steps of each parameter so far; incremented.
-        amsgrad, beta1, beta2, lr, weight_decay, eps, maximize: as in torch.optim.Adam.
+        state_steps: 0-d tensors, the number of steps of each parameter so far; incremented. On the CPU or, where
+            `capturable`, on the parameter's device.
+        amsgrad, beta1, beta2, lr, weight_decay, eps, maximize: as in torch.optim.Adam; `lr` and betas may be on the
+            device.
         decoupled_weight_decay: AdamW's decay of the parameter instead of Adam's in the gradient.
+        capturable: whether all that depends on the step is computed on the device.
+        found_inf: of a GradScaler, one element; where it isn't 0, nothing changes. It needs `capturable`.
         tables: a list of the caller's, empty at first; given again at the next step, it saves time.
 
     Raises:
@@ -189,13 +204,15 @@ def adam(
         columns["max_exp_avg_sqs"] = max_exp_avg_sqs
     if len(state_steps) != len(params):
         raise ValueError(f"adam: got {len(state_steps)} state_steps for {len(params)} params")
-    steps = [step.item() + 1.0 for step in state_steps]
-    buckets = buckets_of("adam", columns, steps, tables)
-    for tensor, step in zip(state_steps, steps, strict=True):
+    steps = [] if capturable else [step.item() + 1.0 for step in state_steps]
+    buckets = buckets_of("adam", columns, steps or [None] * len(params), tables, on_device=capturable)
+    if capturable:
+        count_on_device(state_steps, found_inf)
+    for tensor, step in zip(state_steps, steps, strict=False):
         tensor.fill_(step)
     for bucket in buckets:
         settings = {
-            "step": bucket.phase,
+            "step": stacked(state_steps, bucket) if capturable else bucket.phase,
             "lr": lr,
             "beta1": beta1,
             "beta2": beta2,
@@ -205,17 +222,46 @@ def adam(
             "maximize": maximize,
         }
         if bucket.table is None:
-            for parameter, gradient, exp_avg, exp_avg_sq, *largest in bucket.rows:
-                adam_reference(parameter, gradient, exp_avg, exp_avg_sq, largest[0] if largest else None, **settings)
+            for index, (parameter, gradient, exp_avg, exp_avg_sq, *rest) in enumerate(bucket.rows):
+                with taken_unless(found_inf, parameter, exp_avg, exp_avg_sq, *rest):
+                    largest = rest[0] if rest else None
+                    adam_reference(parameter, gradient, exp_avg, exp_avg_sq, largest, **of_row(index, settings))
         else:
-            kernels.optimizer.adam_step(bucket.table, reached=bucket.columns, amsgrad=amsgrad, **settings)
+            options = {"reached": bucket.columns, "amsgrad": amsgrad, "found_inf": found_inf}
+            kernels.optimizer.adam_step(bucket.table, **options, **settings)
             increment_version(bucket.written)
 
 
-class _Bucket(NamedTuple):
+def count_on_device(counts: Sequence[Tensor], found_inf: Tensor | None) -> None:
+    """Adds 1 to each count, unless a GradScaler found inf or NaN."""
+    steps = 1.0 if found_inf is None else [(found_inf == 0).float()] * len(counts)
+    torch._foreach_add_(list(counts), steps)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def stacked(numbers: Sequence[Tensor], bucket: Bucket) -> Tensor:
+    """The numbers of a bucket's parameters, float64 [parameters]."""
+    return torch.stack([numbers[index] for index in bucket.indices]).double()
+
+
+def of_row(index: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of one parameter among those of all."""
+    return {name: value[index] if getattr(value, "ndim", 0) else value for name, value in settings.items()}
+
+
+@contextmanager
+def taken_unless(found_inf: Tensor | None, *written: Tensor) -> Iterator[None]:
+    """Takes back what the block writes to these tensors where `found_inf` isn't 0; without reading it on the host."""
+    before = [] if found_inf is None else [tensor.clone() for tensor in written]
+    yield
+    for tensor, old in zip(written, before, strict=False):
+        tensor.copy_(torch.where(found_inf == 0, tensor, old))
+
+
+class Bucket(NamedTuple):
     """Parameters that one launch can take, or that the definition must.
 
     Attributes:
+        indices: which of all.
         phase: what they share: the number of the step, or whether it is the first.
         rows: (parameter, gradient, states...) for each parameter, held until the launch, for a table holds no tensors.
         table: the launch's; None where the definition takes them.
@@ -224,6 +270,7 @@ class _Bucket(NamedTuple):
         columns: the tensors of the table.
     """
 
+    indices: Sequence[int]
     phase: Any
     rows: Sequence[tuple[Tensor, ...]]
     table: PointerTable | None
@@ -232,27 +279,34 @@ class _Bucket(NamedTuple):
 
 
 def buckets_of(
-    operator: str, columns: dict[str, Sequence[Tensor]], phases: Sequence[Any], tables: list[PointerTable] | None
-) -> list[_Bucket]:
+    operator: str,
+    columns: dict[str, Sequence[Tensor]],
+    phases: Sequence[Any],
+    tables: list[PointerTable] | None,
+    *,
+    on_device: bool = False,
+) -> list[Bucket]:
     """Parameters by device, dtype and phase, in order of appearance.
 
-    Raises for invalid tensors before any parameter or state is changed.
+    Raises for invalid tensors before any parameter or state is changed, and under CUDA graph capture unless the step's
+    numbers are `on_device`.
     """
     params, grads, *states = lists = list(columns.values())
-    _check_gradients(operator, params, grads)
+    _check_gradients(operator, params, grads, on_device)
     tables = [] if tables is None else tables
     if (  # the last step again: what its one launch was checked and prepared for still holds
         len(tables) == 1 and len(set(phases)) == 1 and _takes_kernels(operator, params) and tables[0].follows(lists)
     ):
         changed = [tensor for column in (params, *states) for tensor in column]
-        return [_Bucket(phases[0], (), tables[0], changed, lists)]
+        return [Bucket(range(len(params)), phases[0], (), tables[0], changed, lists)]
     _check_columns(operator, **columns)
     buckets = []
     launches = 0
-    for (phase, scattered), rows in _groups(lists, phases):
+    for (phase, scattered), indexed in _groups(lists, phases):
+        indices, rows = zip(*indexed, strict=True)
         parameters = [row[0] for row in rows]
         if scattered or not _takes_kernels(operator, parameters) or share_memory(parameters):
-            buckets.append(_Bucket(phase, rows, None))
+            buckets.append(Bucket(indices, phase, rows, None))
             continue
         flat = list(zip(*rows, strict=True))
         if launches == len(tables):
@@ -260,7 +314,7 @@ def buckets_of(
         else:
             tables[launches].update(flat)
         changed = [tensor for index, column in enumerate(flat) if index != 1 for tensor in column]  # all but gradients
-        buckets.append(_Bucket(phase, rows, tables[launches], changed, flat))
+        buckets.append(Bucket(indices, phase, rows, tables[launches], changed, flat))
         launches += 1
     return buckets
 
@@ -272,13 +326,13 @@ def _takes_kernels(operator: str, params: Sequence[Tensor]) -> bool:
 
 def _groups(
     columns: Sequence[Sequence[Tensor]], phases: Sequence[Any]
-) -> Iterable[tuple[tuple[Any, bool], list[tuple[Tensor, ...]]]]:
-    """((phase, whether the rows are scattered), rows) of each device and dtype."""
-    groups: dict[Any, list[tuple[Tensor, ...]]] = {}
-    for phase, row in zip(phases, zip(*columns, strict=True), strict=True):
+) -> Iterable[tuple[tuple[Any, bool], list[tuple[int, tuple[Tensor, ...]]]]]:
+    """((phase, whether the rows are scattered), [(index, row)]) of each device and dtype."""
+    groups: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
+    for index, (phase, row) in enumerate(zip(phases, zip(*columns, strict=True), strict=True)):
         parameter, flat = row[0], _flat_row(row)
         key = (phase, flat is None, parameter.dtype, parameter.device, type(parameter))
-        groups.setdefault(key, []).append(flat or row)
+        groups.setdefault(key, []).append((index, flat or row))
     return [((phase, scattered), group) for (phase, scattered, *_), group in groups.items()]
 
 
@@ -320,13 +374,16 @@ def share_memory(dense: Sequence[Tensor]) -> bool:
     return False
 
 
-def _check_gradients(operator: str, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+def _check_gradients(operator: str, params: Sequence[Tensor], grads: Sequence[Tensor], on_device: bool) -> None:
     """Raises for what must not come at any step."""
     for index, gradient in enumerate(grads):
         if gradient.layout is not torch.strided:
             raise RuntimeError(f"{operator}: grads[{index}] is sparse; sparse gradients are not supported")
-    if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"{operator}: a CUDA graph would freeze learning rate and step count; use tinynet.graphed")
+    if not on_device and params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{operator}: a CUDA graph would freeze learning rate and step count; use capturable=True (SGD: fused=True "
+            "and a tensor as lr), or tinynet.graphed"
+        )
 
 
 def _check_columns(operator: str, params: Sequence[Tensor], **columns: Sequence[Tensor]) -> None:

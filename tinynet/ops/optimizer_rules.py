@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from tinynet.ops import kernels
-from tinynet.ops.optimizer import buckets_of, widened
+from tinynet.ops.optimizer import Bucket, Number, buckets_of, taken_unless, widened
 from tinynet_kernels.optimizer_spec import Rule
 
 if TYPE_CHECKING:
     from tinynet_kernels.optimizer import PointerTable
 
-# A rule, and its numbers at one step.
-Plan = tuple[Rule, Sequence[float]]
+# A rule, and its numbers at one step; those on the device are tensors, of one element or of one for each parameter.
+Plan = tuple[Rule, Sequence[Number]]
 
 
-def _rmsprop(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[float]) -> list[Tensor]:
+def _rmsprop(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[Any]) -> list[Tensor]:
     lr, alpha, one_minus_alpha, eps, momentum = scalars
     new = [alpha * states[0] + one_minus_alpha * g * g]
     variance = new[0]
@@ -36,27 +36,27 @@ def _rmsprop(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars
     return [p - lr * update, *new]
 
 
-def _adagrad(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[float]) -> list[Tensor]:
+def _adagrad(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[Any]) -> list[Tensor]:
     lr, eps = scalars
     total = states[0] + g * g
     return [p - lr * g / (total.sqrt() + eps), total]
 
 
-def _adadelta(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[float]) -> list[Tensor]:
+def _adadelta(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[Any]) -> list[Tensor]:
     lr, rho, one_minus_rho, eps = scalars
     square = rho * states[0] + one_minus_rho * g * g
     delta = g * (states[1] + eps).sqrt() / (square + eps).sqrt()
     return [p - lr * delta, square, rho * states[1] + one_minus_rho * delta * delta]
 
 
-def _adamax(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[float]) -> list[Tensor]:
+def _adamax(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[Any]) -> list[Tensor]:
     lr, beta1, one_minus_beta1, beta2, eps = scalars
     average = beta1 * states[0] + one_minus_beta1 * g
     largest = torch.maximum(beta2 * states[1], g.abs() + eps)
     return [p - lr * average / largest, average, largest]
 
 
-def _nadam(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[float]) -> list[Tensor]:
+def _nadam(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[Any]) -> list[Tensor]:
     gradient_step, average_step, beta1, one_minus_beta1, beta2, one_minus_beta2, inverse_root, eps = scalars
     average = beta1 * states[0] + one_minus_beta1 * g
     square = beta2 * states[1] + one_minus_beta2 * g * g
@@ -64,14 +64,15 @@ def _nadam(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: 
     return [p - step, average, square]
 
 
-def _radam(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[float]) -> list[Tensor]:
-    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, eps = scalars
+def _radam(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[Any]) -> list[Tensor]:
+    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, is_rectified = scalars
     average = beta1 * states[0] + one_minus_beta1 * g
     square = beta2 * states[1] + one_minus_beta2 * g * g
-    return [p - step_size * (average / (square.sqrt() + eps) if rule.rectified else average), average, square]
+    rectified = torch.as_tensor(is_rectified != 0, device=p.device)
+    return [p - step_size * torch.where(rectified, average / (square.sqrt() + eps), average), average, square]
 
 
-def _lion(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[float]) -> list[Tensor]:
+def _lion(p: Tensor, g: Tensor, states: Sequence[Tensor], rule: Rule, scalars: Sequence[Any]) -> list[Tensor]:
     lr, beta1, one_minus_beta1, beta2, one_minus_beta2 = scalars
     direction = beta1 * states[0] + one_minus_beta1 * g
     return [p - lr * direction.sign(), beta2 * states[0] + one_minus_beta2 * g]
@@ -93,9 +94,9 @@ def rule_reference(
     gradient: Tensor,
     *states: Tensor,
     rule: Rule,
-    scalars: Sequence[float],
+    scalars: Sequence[Number],
     weight_decay: float,
-    decay: float,
+    decay: Number,
 ) -> None:
     """One step of one parameter and its states, in place. 16-bit tensors are computed in float32 and rounded once."""
     p, g = widened(parameter), widened(gradient)
@@ -113,10 +114,12 @@ def rule_steps(
     grads: Sequence[Tensor],
     states: dict[str, Sequence[Tensor]],
     phases: Sequence[Any],
-    plan: Callable[[Any], Plan],
+    plan: Callable[[Bucket], Plan],
     *,
     weight_decay: float,
-    decay: float,
+    decay: Number,
+    on_device: bool = False,
+    found_inf: Tensor | None = None,
     tables: list[PointerTable] | None = None,
 ) -> None:
     """One step of many parameters, in place.
@@ -125,10 +128,12 @@ def rule_steps(
         params: floating point, any shapes, dtypes and devices.
         grads: one per parameter, dense.
         states: by name and in the rule's order, one per parameter, of its shape.
-        phases: what the plan of each parameter depends on, such as the number of its step.
-        plan: the rule and its numbers in a phase.
+        phases: what the plan of each parameter depends on, such as the number of its step; None on the device.
+        plan: the rule and its numbers for the parameters of a bucket.
         weight_decay: times the parameter is added to the gradient, where the rule has it.
         decay: what parameters are multiplied by first.
+        on_device: whether the numbers are.
+        found_inf: of a GradScaler, one element; where it isn't 0, nothing changes.
         tables: a list of the caller's, empty at first; given again at the next step, it saves time.
 
     Raises:
@@ -136,11 +141,14 @@ def rule_steps(
         ValueError: tensors whose shapes or numbers don't fit together.
     """
     columns = {"params": params, "grads": grads, **states}
-    for bucket in buckets_of("optimizer", columns, phases, tables):
-        rule, scalars = plan(bucket.phase)
+    for bucket in buckets_of("optimizer", columns, phases, tables, on_device=on_device):
+        rule, scalars = plan(bucket)
         if bucket.table is None:
-            for row in bucket.rows:
-                rule_reference(*row, rule=rule, scalars=scalars, weight_decay=weight_decay, decay=decay)
+            for index, row in enumerate(bucket.rows):
+                numbers = [each[index] if isinstance(each, Tensor) and each.ndim else each for each in scalars]
+                with taken_unless(found_inf, row[0], *row[2:]):
+                    rule_reference(*row, rule=rule, scalars=numbers, weight_decay=weight_decay, decay=decay)
         else:
-            kernels.optimizer_rules.rule_step(bucket.table, rule, weight_decay, decay, *scalars, reached=bucket.columns)
+            options = {"reached": bucket.columns, "found_inf": found_inf}
+            kernels.optimizer_rules.rule_step(bucket.table, rule, weight_decay, decay, *scalars, **options)
             increment_version(bucket.written)

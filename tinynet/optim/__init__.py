@@ -8,8 +8,8 @@ parameters are updated in float32 and rounded once per step. `Muon` is PyTorch's
 `Lookahead` wraps an optimizer, `EMA` averages a model's weights, and `parameter_groups` divides its parameters into
 those with weight decay and those without. Clipping gradients is in `tinynet.nn.utils`.
 
-Differences from torch.optim: `foreach` and `fused` are accepted but have no effect (`tinynet.engine` chooses the
-implementation). These are errors: `capturable` and `differentiable`; complex parameters; sparse gradients; a parameter
+Differences from torch.optim: `foreach` and, except for SGD's, `fused` are accepted but have no effect (`tinynet.engine`
+chooses the implementation). These are errors: `differentiable`; complex parameters; sparse gradients; a parameter
 that appears twice in a group; hyperparameters that are not finite.
 """
 

@@ -69,8 +69,7 @@ class Adagrad(RuleOptimizer):
         return ("sum",)
 
     def _plan(self, group: dict[str, Any], rule: Rule, phase: Any) -> Plan:
-        lr = float(group["lr"]) / (1.0 + (phase - 1.0) * float(group["lr_decay"]))
-        return rule, (lr, float(group["eps"]))
+        return rule, (group["lr"] / (1.0 + (phase - 1.0) * group["lr_decay"]), group["eps"])
 
     def _first(self, name: str, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         return torch.full_like(parameter, float(group["initial_accumulator_value"]))
@@ -86,7 +85,9 @@ class Adadelta(RuleOptimizer):
         eps: added to both averages.
         weight_decay: L2 penalty, added to the gradient.
         maximize: whether to maximize the objective instead of minimizing it.
-        foreach, capturable, differentiable: accepted for compatibility with PyTorch; the last two must be False.
+        foreach: accepted for compatibility with PyTorch; no effect.
+        capturable: whether a CUDA graph can hold steps; see `Adam`.
+        differentiable: must be False.
 
     Raises:
         ValueError: a hyperparameter is out of range or not finite.
@@ -128,5 +129,5 @@ class Adadelta(RuleOptimizer):
         return "square_avg", "acc_delta"
 
     def _plan(self, group: dict[str, Any], rule: Rule, phase: Any) -> Plan:
-        lr, rho, eps = (float(group[name]) for name in ("lr", "rho", "eps"))
-        return rule, (lr, rho, 1.0 - rho, eps)
+        rho = group["rho"]
+        return rule, (group["lr"], rho, 1.0 - rho, group["eps"])

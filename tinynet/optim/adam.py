@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from tinynet.ops.optimizer import adam
-from tinynet.optim.optimizer import NOT_CAPTURABLE, OPTIONS_ADDED_LATER, FusedOptimizer, check_options, count
+from tinynet.optim.optimizer import (
+    OPTIONS_ADDED_LATER,
+    FusedOptimizer,
+    check_options,
+    count,
+    counts_of_state,
+    number,
+)
 
 
 class Adam(FusedOptimizer):
@@ -17,21 +24,25 @@ class Adam(FusedOptimizer):
 
     Args:
         params: parameters, named parameters, or dicts of parameter groups.
-        lr: learning rate, a number or a tensor of one element (on the CPU; otherwise each step waits for the device).
+        lr: learning rate, a number or a tensor of one element (on the CPU, or each step waits for the device; with
+            `capturable`, on the parameters' device).
         betas: decay rates of the running averages of the gradient and of its square, in [0, 1).
         eps: added to the denominator.
         weight_decay: L2 penalty, added to the gradient.
         amsgrad: whether to divide by the maximum of all averages of squares so far.
         foreach, fused: accepted for compatibility with PyTorch; no effect.
         maximize: whether to maximize the objective instead of minimizing it.
-        capturable, differentiable: must be False.
+        capturable: whether counts of steps, learning rates that are tensors, and what a GradScaler found stay on the
+            device, so that a CUDA graph can hold steps. Otherwise these numbers cost less on the host.
+        differentiable: must be False.
         decoupled_weight_decay: whether to use `AdamW`'s weight decay instead of the L2 penalty.
 
     Raises:
         ValueError: a hyperparameter is out of range or not finite.
 
-    State: `step`, a float tensor on the CPU, and `exp_avg`, `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq`, in
-    the parameter's dtype and layout. Source: torch.optim.Adam; Kingma and Ba 2015.
+    State: `step`, a float tensor on the CPU or, with `capturable`, on the parameter's device, and `exp_avg`,
+    `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq`, in the parameter's dtype and layout. Source: torch.optim.Adam;
+    Kingma and Ba 2015.
     """
 
     def __init__(
@@ -50,8 +61,6 @@ class Adam(FusedOptimizer):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
     ) -> None:
-        if capturable:
-            raise ValueError(NOT_CAPTURABLE)
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -69,9 +78,8 @@ class Adam(FusedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for values in self.state.values():
-            if "step" in values:  # PyTorch may have saved a number, or a tensor on the GPU
-                values["step"] = count(float(values["step"]))
+        for group in self.param_groups:
+            counts_of_state("step", group["params"], self.state, self._is_on_device(group))
 
     def _complete(self, group: dict[str, Any]) -> None:
         for name, value in (
@@ -91,11 +99,14 @@ class Adam(FusedOptimizer):
             if not 0.0 <= beta < 1.0:
                 raise ValueError(f"betas[{index}]: got {beta}, expected a number in [0, 1)")
 
-    def _step_group(self, group: dict[str, Any], tables: list[Any]) -> None:
+    def _step_group(self, group: dict[str, Any], tables: list[Any], found_inf: Tensor | None) -> None:
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
-        amsgrad = group["amsgrad"]
-        states = [self._state_of(parameter, amsgrad) for parameter in params]
-        beta1, beta2 = group["betas"]
+        if not params:
+            return
+        amsgrad, capturable = group["amsgrad"], self._is_on_device(group)
+        states = [self._state_of(parameter, amsgrad, capturable) for parameter in params]
+        device = params[0].device if capturable else None
+        beta1, beta2 = number(group["betas"], device)
         adam(
             params,
             [parameter.grad for parameter in params],
@@ -104,20 +115,22 @@ class Adam(FusedOptimizer):
             [state["max_exp_avg_sq"] for state in states] if amsgrad else [],
             [state["step"] for state in states],
             amsgrad=amsgrad,
-            beta1=float(beta1),
-            beta2=float(beta2),
-            lr=float(group["lr"]),
+            beta1=beta1,
+            beta2=beta2,
+            lr=number(group["lr"], device),
             weight_decay=float(group["weight_decay"]),
             eps=float(group["eps"]),
             maximize=group["maximize"],
             decoupled_weight_decay=group["decoupled_weight_decay"],
+            capturable=capturable,
+            found_inf=found_inf,
             tables=tables,
         )
 
-    def _state_of(self, parameter: Tensor, amsgrad: bool) -> dict[str, Tensor]:
+    def _state_of(self, parameter: Tensor, amsgrad: bool, capturable: bool) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            state["step"] = count(0.0)
+            state["step"] = count(0.0, parameter if capturable else None)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         if amsgrad and "max_exp_avg_sq" not in state:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tinynet.ops.optimizer import Bucket, stacked
 from tinynet.ops.optimizer_rules import Plan
-from tinynet.optim.optimizer import count
+from tinynet.optim.optimizer import count, counts_of_state
 from tinynet.optim.rules import RuleOptimizer
 from tinynet_kernels.optimizer_spec import Rule
 
@@ -24,7 +25,9 @@ class Adamax(RuleOptimizer):
         eps: added to the absolute gradient.
         weight_decay: L2 penalty, added to the gradient.
         maximize: whether to maximize the objective instead of minimizing it.
-        foreach, capturable, differentiable: accepted for compatibility with PyTorch; the last two must be False.
+        foreach: accepted for compatibility with PyTorch; no effect.
+        capturable: whether a CUDA graph can hold steps; see `Adam`.
+        differentiable: must be False.
 
     Raises:
         ValueError: a hyperparameter is out of range or not finite.
@@ -66,7 +69,7 @@ class Adamax(RuleOptimizer):
         return "exp_avg", "exp_inf"
 
     def _plan(self, group: dict[str, Any], rule: Rule, phase: Any) -> Plan:
-        lr, eps, (beta1, beta2) = float(group["lr"]), float(group["eps"]), map(float, group["betas"])
+        lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
         return rule, (lr / (1.0 - beta1**phase), beta1, 1.0 - beta1, beta2, eps)
 
 
@@ -82,7 +85,9 @@ class NAdam(RuleOptimizer):
         momentum_decay: how fast the momentum grows to betas[0].
         decoupled_weight_decay: whether each step multiplies the parameter by 1 - lr weight_decay instead.
         maximize: whether to maximize the objective instead of minimizing it.
-        foreach, capturable, differentiable: accepted for compatibility with PyTorch; the last two must be False.
+        foreach: accepted for compatibility with PyTorch; no effect.
+        capturable: whether a CUDA graph can hold steps; see `Adam`.
+        differentiable: must be False.
 
     Raises:
         ValueError: a hyperparameter is out of range or not finite.
@@ -131,22 +136,22 @@ class NAdam(RuleOptimizer):
 
     def _plan(self, group: dict[str, Any], rule: Rule, phase: Any) -> Plan:
         step, product = phase
-        lr, eps, (beta1, beta2) = float(group["lr"]), float(group["eps"]), map(float, group["betas"])
+        lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
         following = _momentum(step + 1.0, group)
         gradient_step = lr * (1.0 - _momentum(step, group)) / (1.0 - product)
         average_step = lr * following / (1.0 - product * following)
         moments = beta1, 1.0 - beta1, beta2, 1.0 - beta2
-        return rule, (gradient_step, average_step, *moments, 1.0 / math.sqrt(1.0 - beta2**step), eps)
+        return rule, (gradient_step, average_step, *moments, (1.0 - beta2**step) ** -0.5, eps)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for values in self.state.values():
-            if "mu_product" in values:
-                values["mu_product"] = count(float(values["mu_product"]))
+        for group in self.param_groups:
+            counts_of_state("mu_product", group["params"], self.state, self._is_on_device(group))
 
     def _state_of(self, parameter: Tensor, names: tuple[str, ...], group: dict[str, Any]) -> dict[str, Any]:
         state = super()._state_of(parameter, names, group)
-        state.setdefault("mu_product", count(1.0))
+        if "mu_product" not in state:
+            state["mu_product"] = count(1.0, parameter if self._is_on_device(group) else None)
         return state
 
     def _phase(self, state: dict[str, Any], group: dict[str, Any]) -> Any:
@@ -158,9 +163,21 @@ class NAdam(RuleOptimizer):
         state["step"].fill_(phase[0])
         state["mu_product"].fill_(phase[1])
 
+    def _phase_on_device(self, states: list[dict[str, Any]], group: dict[str, Any], bucket: Bucket) -> Any:
+        products = stacked([state["mu_product"] for state in states], bucket)
+        return super()._phase_on_device(states, group, bucket), products
 
-def _momentum(step: float, group: dict[str, Any]) -> float:
-    return float(group["betas"][0]) * (1.0 - 0.5 * 0.96 ** (step * float(group["momentum_decay"])))
+    def _count_on_device(self, states: list[dict[str, Any]], group: dict[str, Any], found_inf: Tensor | None) -> None:
+        super()._count_on_device(states, group, found_inf)
+        products = [state["mu_product"] for state in states]
+        momenta = _momentum(torch.stack([state["step"] for state in states]).double(), group)
+        if found_inf is not None:
+            momenta = torch.where(found_inf == 0, momenta, 1.0)
+        torch._foreach_mul_(products, momenta.to(products[0].dtype).unbind())  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _momentum(step: Any, group: dict[str, Any]) -> Any:
+    return group["betas"][0] * (1.0 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
 
 
 class RAdam(RuleOptimizer):
@@ -174,7 +191,9 @@ class RAdam(RuleOptimizer):
         weight_decay: L2 penalty, added to the gradient.
         decoupled_weight_decay: whether each step multiplies the parameter by 1 - lr weight_decay instead.
         maximize: whether to maximize the objective instead of minimizing it.
-        foreach, capturable, differentiable: accepted for compatibility with PyTorch; the last two must be False.
+        foreach: accepted for compatibility with PyTorch; no effect.
+        capturable: whether a CUDA graph can hold steps; see `Adam`.
+        differentiable: must be False.
 
     Raises:
         ValueError: a hyperparameter is out of range or not finite.
@@ -218,12 +237,14 @@ class RAdam(RuleOptimizer):
         return "exp_avg", "exp_avg_sq"
 
     def _plan(self, group: dict[str, Any], rule: Rule, phase: Any) -> Plan:
-        lr, eps, (beta1, beta2) = float(group["lr"]), float(group["eps"]), map(float, group["betas"])
+        lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
         moments = beta1, 1.0 - beta1, beta2, 1.0 - beta2
         step_size, correction = lr / (1.0 - beta1**phase), 1.0 - beta2**phase
         longest = 2.0 / (1.0 - beta2) - 1.0  # how many gradients the average of squares holds in the end, and now
+        if longest <= 5.0:
+            return rule, (step_size, *moments, eps, 0.0)
         length = longest - 2.0 * phase * beta2**phase / correction
-        if length <= 5.0:
-            return rule, (step_size, *moments, eps)
-        rectification = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-        return rule._replace(rectified=True), (step_size * math.sqrt(rectification * correction), *moments, eps)
+        is_rectified = (length > 5.0) * 1.0
+        rectification = is_rectified * (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        factor = (rectification * correction) ** 0.5 + (1.0 - is_rectified)
+        return rule, (step_size * factor, *moments, eps, is_rectified)

@@ -51,7 +51,7 @@ class LAMB(RuleOptimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)
 
-    def _step_group(self, group: dict[str, Any], tables: list[Any]) -> None:
+    def _step_group(self, group: dict[str, Any], tables: list[Any], found_inf: Tensor | None) -> None:
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
         states = [self._state_of(parameter, ("exp_avg", "exp_avg_sq"), group) for parameter in params]
         steps = [self._phase(state, group) for state in states]

@@ -54,5 +54,5 @@ class Lion(RuleOptimizer):
         return ("exp_avg",)
 
     def _plan(self, group: dict[str, Any], rule: Rule, phase: Any) -> Plan:
-        lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
+        lr, (beta1, beta2) = group["lr"], group["betas"]
         return rule, (lr, beta1, 1.0 - beta1, beta2, 1.0 - beta2)

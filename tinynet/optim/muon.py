@@ -93,7 +93,7 @@ class Muon(FusedOptimizer):
         if adjust not in (None, "original", "match_rms_adamw"):
             raise ValueError(f"adjust_lr_fn: got {adjust!r}, expected 'original', 'match_rms_adamw' or None")
 
-    def _step_group(self, group: dict[str, Any], tables: list[Any]) -> None:
+    def _step_group(self, group: dict[str, Any], tables: list[Any], found_inf: Tensor | None) -> None:
         params = [parameter for parameter in group["params"] if parameter.grad is not None and parameter.numel()]
         for parameter in params:
             if "momentum_buffer" not in self.state[parameter]:

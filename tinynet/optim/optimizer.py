@@ -19,11 +19,6 @@ from tinynet_kernels import replays
 # Options that PyTorch added to its optimizers over time, with the values that older state_dicts imply.
 OPTIONS_ADDED_LATER = (("maximize", False), ("foreach", None), ("differentiable", False), ("fused", None))
 
-NOT_CAPTURABLE = (
-    "capturable: expected False, for learning rates and counts of steps are on the host; tinynet.graphed records a "
-    "step all the same"
-)
-
 
 class FusedOptimizer(torch.optim.Optimizer):
     """The base class: checks groups, calls the closure, and caches the tables of addresses between steps."""
@@ -105,15 +100,42 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        replays.on_host(self._step_groups)
+        scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # what a GradScaler leaves here
+        if replays.recorder is not None and all(map(self._is_captured, self.param_groups)):
+            self._step_groups(
+                *scaling, tables=defaultdict(list)
+            )  # a replay reads tables, which later steps would change
+        else:
+            replays.on_host(self._step_groups, *scaling)
         return loss
 
-    @torch.no_grad()
-    def _step_groups(self) -> None:
-        for index, group in enumerate(self.param_groups):
-            self._step_group(group, self._tables[index])
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `step` reads what a GradScaler leaves at the optimizer; it waits for the device otherwise."""
+        return all(map(self._is_on_device, self.param_groups))
 
-    def _step_group(self, group: dict[str, Any], tables: list[Any]) -> None:
+    def _is_on_device(self, group: dict[str, Any]) -> bool:
+        """Whether the numbers of a group's steps stay on the device."""
+        return bool(group.get("capturable"))
+
+    def _is_captured(self, group: dict[str, Any]) -> bool:
+        """Whether a CUDA graph can hold a group's steps, which read the learning rate anew in each replay."""
+        is_cuda = all(parameter.is_cuda for parameter in group["params"])
+        return is_cuda and self._is_on_device(group) and getattr(group["lr"], "is_cuda", False)
+
+    @torch.no_grad()
+    def _step_groups(
+        self, grad_scale: Tensor | None, found_inf: Tensor | None, tables: dict[int, list[Any]] | None = None
+    ) -> None:
+        tables = self._tables if tables is None else tables
+        for index, group in enumerate(self.param_groups):
+            if grad_scale is not None:
+                gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+                torch._foreach_div_(gradients, grad_scale)  # pyright: ignore[reportPrivateImportUsage]
+            self._step_group(group, tables[index], found_inf)
+
+    def _step_group(self, group: dict[str, Any], tables: list[Any], found_inf: Tensor | None) -> None:
+        """Takes the step of a group; none where `found_inf` isn't 0, which is given only for steps on the device."""
         raise NotImplementedError
 
     def _complete(self, group: dict[str, Any]) -> None:
@@ -125,10 +147,34 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
 
-def count(value: float) -> Tensor:
-    """A number among the states, on the CPU: float32 (exact up to 2^24) unless the default dtype is float64."""
+def count(value: float, like: Tensor | None = None) -> Tensor:
+    """A number among the states: float32 (exact up to 2^24) unless the default dtype is float64.
+
+    Args:
+        value: the number.
+        like: a parameter on whose device it is to be; None for the CPU.
+    """
     dtype = torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32  # as in PyTorch
-    return torch.tensor(value, dtype=dtype, device="cpu")
+    if like is None:
+        return torch.tensor(value, dtype=dtype, device="cpu")
+    return torch.full((), value, dtype=dtype, device=like.device)  # which a CUDA graph can capture
+
+
+def counts_of_state(name: str, params: Iterable[Tensor], state: dict[Any, dict[str, Any]], on_device: bool) -> None:
+    """Puts a number of each parameter's state where steps expect it; PyTorch may have saved a float."""
+    for parameter in params:
+        values = state.get(parameter, {})
+        if name in values:
+            values[name] = count(float(values[name]), parameter if on_device else None)
+
+
+def number(value: Any, device: torch.device | None = None) -> Any:
+    """A hyperparameter as a float, or as float64 on the device where it is a tensor there; of a pair, both."""
+    if isinstance(value, (tuple, list)):
+        return tuple(number(each, device) for each in value)
+    if device is not None and isinstance(value, Tensor) and value.device == device:
+        return value.double().reshape(())
+    return float(value)
 
 
 def check_options(group: dict[str, Any], at_least_0: tuple[str, ...], finite: tuple[str, ...] = ()) -> None:

@@ -24,7 +24,9 @@ class RMSprop(RuleOptimizer):
         momentum: decay of the sum of updates; 0 for none.
         centered: whether to subtract the square of the average gradient.
         maximize: whether to maximize the objective instead of minimizing it.
-        foreach, capturable, differentiable: accepted for compatibility with PyTorch; the last two must be False.
+        foreach: accepted for compatibility with PyTorch; no effect.
+        capturable: whether a CUDA graph can hold steps; see `Adam`.
+        differentiable: must be False.
 
     Raises:
         ValueError: a hyperparameter is out of range or not finite.
@@ -76,6 +78,6 @@ class RMSprop(RuleOptimizer):
         return tuple(names)
 
     def _plan(self, group: dict[str, Any], rule: Rule, phase: Any) -> Plan:
-        lr, alpha, eps, momentum = (float(group[name]) for name in ("lr", "alpha", "eps", "momentum"))
+        lr, alpha, eps, momentum = (group[name] for name in ("lr", "alpha", "eps", "momentum"))
         rule = rule._replace(centered=bool(group["centered"]), has_momentum=momentum > 0)
         return rule, (lr, alpha, 1.0 - alpha, eps, momentum)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tinynet.ops.optimizer import sgd
-from tinynet.optim.optimizer import OPTIONS_ADDED_LATER, FusedOptimizer, check_options
+from tinynet.optim.optimizer import OPTIONS_ADDED_LATER, FusedOptimizer, check_options, number
 
 
 class SGD(FusedOptimizer):
@@ -16,14 +16,17 @@ class SGD(FusedOptimizer):
 
     Args:
         params: parameters, named parameters, or dicts of parameter groups.
-        lr: learning rate, a number or a tensor of one element (on the CPU; otherwise each step waits for the device).
+        lr: learning rate, a number or a tensor of one element (on the CPU, or each step waits for the device; with
+            `fused`, on the parameters' device).
         momentum: factor by which the velocity decays per step; 0 for no momentum.
         dampening: from the second step on, the velocity gets (1 - dampening) times the gradient.
         weight_decay: L2 penalty, added to the gradient.
         nesterov: whether to use Nesterov momentum.
         maximize: whether to maximize the objective instead of minimizing it.
-        foreach, fused: accepted for compatibility with PyTorch; no effect.
+        foreach: accepted for compatibility with PyTorch; no effect.
         differentiable: must be False.
+        fused: whether a learning rate and what a GradScaler found stay on the device, so that no step waits for it. The
+            kernels are the same.
 
     Raises:
         ValueError: a hyperparameter is out of range or not finite.
@@ -58,6 +61,9 @@ class SGD(FusedOptimizer):
         }
         super().__init__(params, defaults)
 
+    def _is_on_device(self, group: dict[str, Any]) -> bool:
+        return bool(group["fused"])
+
     def _complete(self, group: dict[str, Any]) -> None:
         for name, value in (("nesterov", False), *OPTIONS_ADDED_LATER):
             group.setdefault(name, value)
@@ -70,8 +76,10 @@ class SGD(FusedOptimizer):
                 f"and dampening {group['dampening']}"
             )
 
-    def _step_group(self, group: dict[str, Any], tables: list[Any]) -> None:
+    def _step_group(self, group: dict[str, Any], tables: list[Any], found_inf: Tensor | None) -> None:
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not params:
+            return
         momentum = float(group["momentum"])
         states = [self.state[parameter] for parameter in params] if momentum else []
         buffers: list[Tensor | None] = [state.get("momentum_buffer") for state in states]
@@ -79,12 +87,13 @@ class SGD(FusedOptimizer):
             params,
             [parameter.grad for parameter in params],
             buffers,
-            lr=float(group["lr"]),
+            lr=number(group["lr"], params[0].device if self._is_on_device(group) else None),
             momentum=momentum,
             dampening=float(group["dampening"]),
             weight_decay=float(group["weight_decay"]),
             nesterov=group["nesterov"],
             maximize=group["maximize"],
+            found_inf=found_inf,
             tables=tables,
         )
         for state, buffer in zip(states, buffers, strict=True):

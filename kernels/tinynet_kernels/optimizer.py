@@ -325,9 +325,7 @@ class PointerTable:
         if device.type != "cuda":
             return values if device.type in ("cpu", "meta") else values.to(device)
         if replays.recorder is not None:
-            uploaded = torch.empty_like(values, device=device)
-            replays.recorder.upload(uploaded, values.clone())
-            return uploaded
+            return replays.placed(values, device)
         if torch.cuda.is_current_stream_capturing():
             self._captured.append(values.clone())
             return self._captured[-1].to(device, non_blocking=True)

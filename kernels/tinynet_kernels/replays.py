@@ -28,6 +28,10 @@ class Recorder(Protocol):
         """Copies values to a tensor once, before the first replay."""
         ...
 
+    def constant(self, tensor: torch.Tensor) -> None:
+        """Lists a tensor whose values are the same in each replay, so that the host may read them."""
+        ...
+
 
 recorder: Recorder | None = None
 
@@ -38,6 +42,21 @@ def on_host(action: Callable[..., object], *operands: torch.Tensor | None) -> No
         action(*operands)
     else:
         recorder.on_host(action, *operands)
+
+
+def constant(tensor: torch.Tensor) -> None:
+    """Says that the values of a tensor on the CPU are the same in each replay, so that the host may read them."""
+    if recorder is not None:
+        recorder.constant(tensor)
+
+
+def placed(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values that the host has computed, on a device; in a recorded step they are copied there once."""
+    if recorder is None or device.type == "cpu":
+        return values.to(device)
+    tensor = torch.empty_like(values, device=device)
+    recorder.upload(tensor, values.clone())
+    return tensor
 
 
 def fill(tensor: torch.Tensor, fill: Callable[..., object], *operands: torch.Tensor | None) -> torch.Tensor:

@@ -11,11 +11,10 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from tinynet import dispatch
 from tinynet.graphs.errors import GraphError
-from tinynet.graphs.tensors import address_of, detached, gradients
+from tinynet.graphs.tensors import address_of, detached, flattened, gradients
 from tinynet.graphs.watch import Watch
 from tinynet_engines.cpu.recording import LaunchRecorder
 from tinynet_kernels import launch, replays
@@ -28,13 +27,22 @@ class CPURecorder:
 
     def __init__(self) -> None:
         self.launches = LaunchRecorder(self._watch_launch)
-        self.watch = Watch(self.on_host)
+        self.watch = Watch(self.on_host, self.place)
         self.operands: list[Tensor] = []  # of actions of the host
 
     def on_host(self, action: Callable[..., object], *operands: Any) -> None:
-        held = [each.detach() if isinstance(each, Tensor) else each for each in operands]  # without what computed them
-        self.operands += [each for each in held if isinstance(each, Tensor)]
-        self.launches.call(partial(action, *held))
+        self.place()(action, *operands)
+
+    def place(self) -> Callable[..., None]:
+        """Keeps a place among the launches; the function returned puts an action of the host there."""
+        place = self.launches.place()
+
+        def put(action: Callable[..., object], *operands: Any) -> None:
+            held = [each.detach() if isinstance(each, Tensor) else each for each in operands]  # not what computed them
+            self.operands += [each for each in held if isinstance(each, Tensor)]
+            place.function = partial(action, *held)
+
+        return put
 
     def fill(self, tensor: Tensor, fill: Callable[..., object], *operands: Tensor | None) -> None:
         self.watch.written((tensor,))
@@ -42,6 +50,9 @@ class CPURecorder:
 
     def upload(self, tensor: Tensor, values: Tensor) -> None:
         raise AssertionError("values for the CPU need no upload")
+
+    def constant(self, tensor: Tensor) -> None:
+        self.watch.constant(tensor)
 
     def _watch_launch(self, tensors: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         for tensor in tensors:
@@ -84,7 +95,7 @@ class CPUGraph:
     def _check_memory(self, operands: Iterable[Tensor]) -> None:
         """Refuses a step that keeps tensors of its own from one call to the next."""
         kept = [gradient for _, gradient in self._gradients]
-        allowed = {address_of(tensor) for tensor in (*tree_leaves(self.outputs), *kept) if isinstance(tensor, Tensor)}
+        allowed = {address_of(tensor) for tensor in (*flattened(self.outputs)[0], *kept) if isinstance(tensor, Tensor)}
         ours = Counter(address_of(operand) for operand in operands)
         for address, storage in self._memory.allocated.items():
             references = _references(storage._cdata) - 1 - ours[address]

@@ -47,6 +47,9 @@ class CUDARecorder:
     def upload(self, tensor: Tensor, values: Tensor) -> None:
         self.uploads.append((tensor, values))
 
+    def constant(self, tensor: Tensor) -> None:
+        pass  # the host reads what it likes on the CPU
+
 
 class CUDAGraph:
     """A recorded step, as `tinynet.graphs.cpu.CPUGraph`.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tinynet.dispatch import unavailable_reason
 from tinynet.graphs.errors import GraphError
+from tinynet.graphs.tensors import flattened, unflattened
 
 if TYPE_CHECKING:
     from tinynet.graphs.cpu import CPUGraph
@@ -27,7 +27,7 @@ class Graphed:
     """
 
     def __init__(self, step: Callable[..., Any], *example_inputs: Any, warmup: int = 3) -> None:
-        leaves, self._structure = tree_flatten(example_inputs)
+        leaves, self._structure = flattened(example_inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors:
             raise ValueError(
@@ -42,7 +42,7 @@ class Graphed:
         if any(tensor.requires_grad and not tensor.is_leaf for tensor in tensors):
             raise ValueError("graphed: an example input is part of an autograd graph; expected detached tensors")
         self._leaves = [_own(leaf) for leaf in leaves]
-        self.inputs = tree_unflatten(self._leaves, self._structure)
+        self.inputs = unflattened(self._leaves, self._structure)
         self._graph = _record(lambda: step(*self.inputs), device, warmup)
         self.outputs = self._graph.outputs
 
@@ -54,7 +54,7 @@ class Graphed:
         Raises:
             GraphError: an input is not what was recorded.
         """
-        leaves, structure = tree_flatten(inputs)
+        leaves, structure = flattened(inputs)
         if structure != self._structure:
             raise GraphError(f"graphed: got inputs of structure {structure}; expected {self._structure} as recorded")
         for index, (own, given) in enumerate(zip(self._leaves, leaves, strict=True)):
@@ -80,8 +80,8 @@ def graphed(step: Callable[..., Any], *example_inputs: Any, warmup: int = 3) -> 
 
     Args:
         step: called with tensors of the shapes of `example_inputs`.
-        example_inputs: tensors, or lists, tuples and dicts of them, all on one device. Other values must be the same in
-            each call.
+        example_inputs: tensors and packed sequences, or lists, tuples and dicts of them, all on one device. Other
+            values, and the lengths of packed sequences, must be the same in each call.
         warmup: how many times the step runs before it is recorded, for kernels to be compiled. These are ordinary
             steps: an optimizer moves the parameters. 0 where the caller has taken some.
 

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+class _Packed(NamedTuple):
+    """A PackedSequence whose sizes are no tensor: they are the same in each replay."""
+
+    data: Tensor
+    batch_sizes: torch.Size
+    sorted_indices: Tensor | None
+    unsorted_indices: Tensor | None
+
+
+def flattened(tree: Any) -> tuple[list[Any], TreeSpec]:
+    """The leaves of nested lists, tuples, dicts and packed sequences, and their structure."""
+
+    def opened(leaf: Any) -> Any:
+        if not isinstance(leaf, PackedSequence):
+            return leaf
+        return _Packed(leaf.data, torch.Size(leaf.batch_sizes.tolist()), leaf.sorted_indices, leaf.unsorted_indices)
+
+    return tree_flatten(tree_map(opened, tree))
+
+
+def unflattened(leaves: list[Any], structure: TreeSpec) -> Any:
+    """The opposite of `flattened`."""
+
+    def closed(node: Any) -> Any:
+        return PackedSequence(node.data, torch.tensor(node.batch_sizes), *node[2:]) if type(node) is _Packed else node
+
+    return tree_map(closed, tree_unflatten(leaves, structure), is_leaf=lambda node: type(node) is _Packed)
+
+
 def detached(outputs: Any) -> Any:
     """The outputs with their tensors detached from what computed them."""
-    return tree_map(lambda each: each.detach() if isinstance(each, Tensor) else each, outputs)
+    leaves, structure = flattened(outputs)
+    return unflattened([leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
 
 
 def address_of(tensor: Tensor) -> int:

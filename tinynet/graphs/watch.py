@@ -8,25 +8,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from tinynet.graphs.errors import GraphError
 from tinynet.graphs.tensors import address_of
 
 aten = torch.ops.aten
-# Their results share memory with an operand, or are literals.
-_VIEWS = {aten.detach, aten.alias, aten._unsafe_view, aten.lift_fresh}
+# Their results share memory with an operand.
+_VIEWS = {aten.detach, aten.alias, aten._unsafe_view}
 # Their results have no values yet.
 _UNINITIALIZED = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
-# Their results depend on nothing but the shape and dtype of an operand.
-_FILLED = {aten.ones_like, aten.zeros_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full}
+# Their results are literals, or depend on nothing but the shape and dtype of an operand.
+_FILLED = {
+    aten.lift_fresh,
+    aten.ones_like,
+    aten.zeros_like,
+    aten.full_like,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_full,
+}
 # They move values and compute none, but for the sums in which autograd collects the gradients of a tensor.
 _MOVES = {
-    *(aten.clone, aten._to_copy, aten.cat, aten.constant_pad_nd, aten.repeat, aten.roll, aten.flip, aten.index_select),
+    *(aten.clone, aten._to_copy, aten.cat, aten.stack, aten.constant_pad_nd, aten.repeat, aten.roll, aten.flip),
+    *(aten.index_select, aten.index_add, aten.index, aten._pack_padded_sequence),
     *(aten.select_backward, aten.slice_backward, aten.diagonal_backward, aten.unfold_backward),
 }
-
 
 # Of single numbers, as where losses are weighted and scaled.
 _ARITHMETIC = {aten.add, aten.sub, aten.mul, aten.div, aten.reciprocal, aten.add_, aten.sub_, aten.mul_, aten.div_}
@@ -43,25 +51,28 @@ class Watch(TorchDispatchMode):
 
     Args:
         record: takes a function that each replay is to call, and its operands.
+        place: keeps a place for such a function, and returns what puts one there.
 
     Attributes:
         allocated: by address, the memory that the step allocated. It is never freed, for replays use it.
     """
 
-    def __init__(self, record: Callable[..., None]) -> None:
+    def __init__(self, record: Callable[..., None], place: Callable[[], Callable[..., None]]) -> None:
         super().__init__()
         self.record = record
+        self.place = place
         self.allocated: dict[int, torch.UntypedStorage] = {}
         self._others: dict[int, torch.UntypedStorage] = {}  # that launches use
         self._constants: dict[int, str] = {}  # the operator that computed what is at an address
+        # Such a constant, and what puts a function at its place among the launches.
+        self._places: dict[int, tuple[Tensor, Callable[..., None]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves, structure = tree_flatten((args, kwargs or {}))
         tensors = [each for each in leaves if isinstance(each, Tensor)]
         packet = func.overloadpacket
-        if func.is_view or packet in _VIEWS:
-            result = func(*args, **(kwargs or {}))
-            return self._add(result, func) if packet is aten.lift_fresh else result
+        if packet is not aten.lift_fresh and (func.is_view or packet in _VIEWS):
+            return func(*args, **(kwargs or {}))
         if packet in _UNINITIALIZED:
             return self._add(func(*args, **(kwargs or {})))
         is_arithmetic = _is_arithmetic(func, args, tensors)
@@ -69,10 +80,14 @@ class Watch(TorchDispatchMode):
             self.written(tensors if packet in _SCALING else tensors[:1])
             self.record(partial(_call, func, structure), *leaves)
             return args[0] if func._schema.returns else None
-        is_number = packet is aten.full and len(args[0]) == 0
-        if packet in _MOVES or is_arithmetic or is_number:
+        if packet in _MOVES or is_arithmetic:
             result = self._add(func(*args, **(kwargs or {})))
-            self.record(partial(_move, func, structure), result, *leaves)
+            moved = result
+            if packet is aten._pack_padded_sequence:
+                moved, sizes = result
+                self.constant(args[1])
+                self.constant(sizes)
+            self.record(partial(_move, func, structure), moved, *leaves)
             return result
         is_constant = packet in _FILLED or all(self.is_constant(address_of(tensor)) for tensor in tensors)
         is_random = torch.Tag.nondeterministic_seeded in func.tags
@@ -81,21 +96,34 @@ class Watch(TorchDispatchMode):
                 f"graphed: the step calls PyTorch's {func.name()}, which a replay would miss; only tinynet's kernels, "
                 "views, copies and constants can be replayed on the CPU. Compute it outside of the step"
             )
-        return self._add(func(*args, **(kwargs or {})), func)
+        result = self._add(func(*args, **(kwargs or {})), func)
+        if isinstance(result, Tensor):
+            self._places[address_of(result)] = result, self.place()
+        return result
 
     def written(self, tensors: Iterable[Tensor]) -> None:
-        """Says that each replay writes to these tensors.
+        """Says that each replay writes to these tensors. A constant among them gets its values again in each.
 
         Raises:
-            GraphError: one is a constant, computed once.
+            GraphError: one is a constant that comes from outside of the step, or one of several results.
         """
         for tensor in tensors:
-            name = self._constants.get(address_of(tensor))
-            if name is not None:
+            address = address_of(tensor)
+            if address in self._places:
+                result, put = self._places.pop(address)
+                with _disable_current_modes():
+                    put(Tensor.copy_, result, result.clone())  # nothing has written to it: recording runs no kernel
+            elif address in self._constants:
                 raise GraphError(
-                    f"graphed: the step changes the result of PyTorch's {name}, which a replay would not compute "
-                    "again. Create it outside of the step, or let a kernel fill it"
+                    f"graphed: the step changes {self._constants[address]}, which a replay would not compute again. "
+                    "Create it outside of the step, or let a kernel fill it"
                 )
+            self._constants.pop(address, None)
+
+    def constant(self, tensor: Tensor) -> None:
+        """Says that what this tensor holds is the same in each replay."""
+        self.hold(tensor)
+        self._constants[address_of(tensor)] = "the sizes of packed sequences"
 
     def hold(self, tensor: Tensor) -> None:
         """Keeps the memory of a tensor that replays use."""
@@ -111,7 +139,7 @@ class Watch(TorchDispatchMode):
             if isinstance(result, Tensor) and address_of(result):  # empty tensors have none
                 self.allocated[address_of(result)] = result.untyped_storage()
                 if constant is not None:
-                    self._constants[address_of(result)] = constant.name()
+                    self._constants[address_of(result)] = f"the result of PyTorch's {constant.name()}"
         return results
 
 
@@ -129,4 +157,5 @@ def _call(func: Any, structure: Any, *leaves: Any) -> None:
 
 def _move(func: Any, structure: Any, result: Tensor, *leaves: Any) -> None:
     args, kwargs = tree_unflatten(leaves, structure)
-    result.copy_(args[0] if func.overloadpacket in (aten.clone, aten._to_copy) else func(*args, **kwargs))
+    moved = args[0] if func.overloadpacket in (aten.clone, aten._to_copy) else func(*args, **kwargs)
+    result.copy_(moved[0] if isinstance(moved, tuple) else moved)

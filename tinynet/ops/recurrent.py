@@ -16,6 +16,7 @@ from tinynet.ops import kernels
 from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient, without_autocast
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
+from tinynet_kernels import replays
 from tinynet_kernels.recurrent import GATES, Gradients, Saved, Sequences, Wanted, Weights, packed_sequences
 
 
@@ -348,6 +349,8 @@ def recurrent(
     """
     if mode not in GATES:
         raise ValueError(f"recurrent: mode must be one of {', '.join(GATES)}, got {mode!r}")
+    if batch_sizes is not None:
+        replays.constant(batch_sizes)
     x, h, c = autocast(input, h0, c0)
     parameters = [autocast(*group) for group in parameters]
     route = _route(mode, x, h, c, parameters, reset)

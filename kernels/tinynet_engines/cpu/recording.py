@@ -20,6 +20,16 @@ from .plan import CPUCallSite, planner
 _ALIGNMENT = 64  # bytes, of each block
 
 
+class Place:
+    """A place in a recording for a function that may turn out to be needed.
+
+    Attributes:
+        function: to be called there; None for nothing.
+    """
+
+    function: Callable[[], object] | None = None
+
+
 class LaunchRecorder:
     """A planner (see `tinynet_kernels.launch`) that records launches instead of running them.
 
@@ -30,7 +40,7 @@ class LaunchRecorder:
     def __init__(self, watch: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None]) -> None:
         self.watch = watch
         self.generation = object()
-        self.items: list[bytes | Callable[[], object]] = []
+        self.items: list[bytes | Callable[[], object] | Place] = []
 
     def launch(self, kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> bool:
         """Records a launch.
@@ -60,9 +70,16 @@ class LaunchRecorder:
         """Records that a function is to be called."""
         self.items.append(function)
 
+    def place(self) -> Place:
+        """Keeps a place."""
+        place = Place()
+        self.items.append(place)
+        return place
+
     def recording(self) -> Recording:
         """What has been recorded so far."""
-        return Recording(self.items)
+        items = [item.function if isinstance(item, Place) else item for item in self.items]
+        return Recording([item for item in items if item is not None])
 
 
 class Recording:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tinynet_kernels import replays
+
 # Blocks of W_hh's rows by mode.
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 
@@ -127,4 +129,5 @@ def packed_sequences(batch_sizes: Tensor, device: torch.device) -> Sequences:
     batch = int(batch_sizes[0])
     offsets = batch_sizes.cumsum(0) - batch_sizes
     lengths = (batch_sizes[None, :] > torch.arange(batch, device="cpu")[:, None]).sum(1, dtype=torch.int32)
-    return Sequences(len(batch_sizes), batch, batch_sizes, offsets.to(device), lengths.to(device))
+    tables = replays.placed(offsets, device), replays.placed(lengths, device)
+    return Sequences(len(batch_sizes), batch, batch_sizes, *tables)

@@ -336,7 +336,7 @@ def test_packed_sequences_of_one_shape(packs: str) -> None:
         results.append([(loss.item(), tags.detach().clone()) for loss, tags in map(run, given)])
         if records and packs == "outside":
             other = pack_padded_sequence(data[0], torch.tensor([4, 2, 4, 2]), enforce_sorted=False)
-            with pytest.raises(tinynet.GraphError, match=r"got torch.Size\(\[4, 4, 2, 2\]\); expected"):
+            with pytest.raises(tinynet.GraphError, match=r"got array\(.q., \[4, 4, 2, 2\]\); expected"):
                 run(other)
     for (loss, tags), (other_loss, other_tags) in zip(*results, strict=True):
         assert loss == other_loss and torch.equal(tags, other_tags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from array import array
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ class _Packed(NamedTuple):
     """A PackedSequence whose sizes are no tensor: they are the same in each replay."""
 
     data: Tensor
-    batch_sizes: torch.Size
+    batch_sizes: array[int]
     sorted_indices: Tensor | None
     unsorted_indices: Tensor | None
 
@@ -28,16 +29,20 @@ def flattened(tree: Any) -> tuple[list[Any], TreeSpec]:
     def opened(leaf: Any) -> Any:
         if not isinstance(leaf, PackedSequence):
             return leaf
-        return _Packed(leaf.data, torch.Size(leaf.batch_sizes.tolist()), leaf.sorted_indices, leaf.unsorted_indices)
+        return _Packed(leaf.data, array("q", leaf.batch_sizes.tolist()), leaf.sorted_indices, leaf.unsorted_indices)
 
-    return tree_flatten(tree_map(opened, tree))
+    return tree_flatten(tree_map(opened, tree, is_leaf=lambda node: isinstance(node, PackedSequence)))
 
 
 def unflattened(leaves: list[Any], structure: TreeSpec) -> Any:
     """The opposite of `flattened`."""
 
     def closed(node: Any) -> Any:
-        return PackedSequence(node.data, torch.tensor(node.batch_sizes), *node[2:]) if type(node) is _Packed else node
+        return (
+            PackedSequence(node.data, torch.tensor(node.batch_sizes.tolist()), *node[2:])
+            if type(node) is _Packed
+            else node
+        )
 
     return tree_map(closed, tree_unflatten(leaves, structure), is_leaf=lambda node: type(node) is _Packed)
 

@@ -246,7 +246,7 @@ class PointerTable:
     Attributes:
         addresses: int64 [parameters * width], row by row: elements, then the address of each tensor.
         blocks: int32 [blocks, 2]: row of `addresses`, and block within its tensors.
-        dtype: of all tensors.
+        dtype, device: of all tensors.
         tile, num_warps: how kernels walk the table.
     """
 
@@ -286,7 +286,7 @@ class PointerTable:
         block, self.num_warps = flat_block(max(sizes), target)
         block = min(block, 1024) if target.kind == "cpu" else block
         pairs = [(row, place) for row, size in enumerate(sizes) for place in range(ceil_div(size, block))]
-        self.dtype, self._device = parameter.dtype, parameter.device
+        self.dtype, self.device = parameter.dtype, parameter.device
         self.blocks = self._upload(torch.tensor(pairs, dtype=torch.int32, device="cpu"))
         self._first_blocks: torch.Tensor | None = None
         width = 1 + len(columns)
@@ -321,7 +321,7 @@ class PointerTable:
         self.tile = self.tile._replace(aligned=self._fixed_aligned and _all_aligned(gradients))
 
     def _upload(self, values: torch.Tensor) -> torch.Tensor:
-        device = self._device
+        device = self.device
         if device.type != "cuda":
             return values if device.type in ("cpu", "meta") else values.to(device)
         if replays.recorder is not None:
@@ -445,7 +445,7 @@ def placed(
     """The numbers of a launch on the device, and those that are its arguments: all of them here or there."""
     if found_inf is None and not any(isinstance(each, torch.Tensor) for each in scalars):
         return None, scalars  # pyright: ignore[reportReturnType], all are floats
-    return device_numbers(table.rows, scalars, found_inf, table.addresses.device), [0.0] * len(scalars)
+    return device_numbers(table.rows, scalars, found_inf, table.device), [0.0] * len(scalars)
 
 
 _KERNELS = {"sgd": sgd_kernel, "adam": adam_kernel}  # a kernel's own hash is slow

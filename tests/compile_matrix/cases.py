@@ -485,7 +485,7 @@ def _linear_cross_entropy(row: Mapping[str, Any]) -> None:
 
 
 def optimizer_cases(target: Target) -> Iterator[Case]:
-    """SGD, Adam and the other rules with their options, over aligned tensors and over some that are not."""
+    """SGD, Adam and the other rules with their options, over aligned tensors and others, with numbers on the device."""
     for row in pairwise({
         "dtype": (FP32, BF16),
         "momentum": (0.9, 0.0),
@@ -493,6 +493,7 @@ def optimizer_cases(target: Target) -> Iterator[Case]:
         "weight_decay": (0.0, 0.01),
         "maximize": (False, True),
         "offset": (0, 1),
+        "on_device": (False, True),
     }):  # fmt: skip
         if not (row["nesterov"] and not row["momentum"]):
             yield Case(f"sgd {_flags(row)}", partial(_sgd, row), aligned=row["offset"] == 0)
@@ -503,6 +504,7 @@ def optimizer_cases(target: Target) -> Iterator[Case]:
         "weight_decay": (0.01, 0.0),
         "maximize": (False, True),
         "offset": (0, 1),
+        "on_device": (False, True),
     }):  # fmt: skip
         yield Case(f"adam {_flags(row)}", partial(_adam, row), aligned=row["offset"] == 0)
     for row in pairwise({
@@ -510,6 +512,7 @@ def optimizer_cases(target: Target) -> Iterator[Case]:
         "dtype": (FP32, BF16),
         "weight_decay": (0.0, 0.01),
         "offset": (0, 1),
+        "on_device": (False, True),
     }):  # fmt: skip
         yield Case(f"rule {_flags(row)}", partial(_rule, row), aligned=row["offset"] == 0)
     for row in pairwise(
@@ -540,7 +543,8 @@ def _rule(row: Mapping[str, Any]) -> None:
     rule, numbers = RULES[row["rule"]]
     rule = rule._replace(has_weight_decay=row["weight_decay"] != 0)
     table = optimizer.PointerTable([_parameters(row)] * (2 + rule.states))
-    optimizer_rules.rule_step(table, rule, row["weight_decay"], 1.0, *[0.5] * numbers)
+    found_inf = _empty(1, dtype=FP32) if row["on_device"] else None
+    optimizer_rules.rule_step(table, rule, row["weight_decay"], 1.0, *[0.5] * numbers, found_inf=found_inf)
 
 
 def _lamb(row: Mapping[str, Any]) -> None:
@@ -586,6 +590,7 @@ def _sgd(row: Mapping[str, Any]) -> None:
         weight_decay=row["weight_decay"],
         nesterov=row["nesterov"],
         maximize=row["maximize"],
+        found_inf=_empty(1, dtype=FP32) if row["on_device"] else None,
     )
 
 
@@ -602,6 +607,7 @@ def _adam(row: Mapping[str, Any]) -> None:
         weight_decay=row["weight_decay"],
         decoupled_weight_decay=row["decoupled_weight_decay"],
         maximize=row["maximize"],
+        found_inf=_empty(1, dtype=FP32) if row["on_device"] else None,
     )
 
 

@@ -39,7 +39,7 @@ def unflattened(leaves: list[Any], structure: TreeSpec) -> Any:
 
     def closed(node: Any) -> Any:
         return (
-            PackedSequence(node.data, torch.tensor(node.batch_sizes.tolist()), *node[2:])
+            PackedSequence(node.data, torch.tensor(node.batch_sizes.tolist(), device="cpu"), *node[2:])
             if type(node) is _Packed
             else node
         )

@@ -134,6 +134,32 @@ def test_products_of_few_tiles_are_split(
     assert "linear_forward_kernel" not in launches
 
 
+@pytest.mark.parametrize(
+    ("M", "widths", "dtype", "tile"),
+    [
+        (37, (75, 19, 50), torch.float32, GemmTile(16, 32, 16, 4, 1)),
+        (80, (96, 72, 64), torch.bfloat16, GemmTile(64, 64, 32, 4, 1)),
+    ],
+)
+@pytest.mark.parametrize("activations", [("gelu", "identity"), ("relu", "tanh")])
+def test_small_layers_compute_all_gradients_in_one_launch(
+    M: int, widths: tuple[int, ...], dtype: torch.dtype, tile: GemmTile, activations: tuple[str, str], device: str
+) -> None:
+    """Several tiles along every axis, and odd ends of each; biases with and without a gradient."""
+    tensors = make_chain(widths, M, dtype, device, (True, False))
+    for frozen in ((), (0,), (0, 1), (2, 3)):  # x; x and a weight; a bias and the other weight
+        for index, tensor in enumerate(tensors):
+            if tensor is not None:
+                tensor.requires_grad_(index not in frozen)
+        with forced_tiles(is_small=True, smallest_gemm_tile=tile, linear_tile=tile, GROUP=2):
+            launches = check_chain(tensors, activations)
+        joined = sum(tensors[index].requires_grad for index in (1, 3))
+        assert launches.count("linear_backward_kernel") == joined
+        assert launches.count("linear_weight_gradient_kernel") == 0
+        # A bias whose weight is frozen has a launch of its own.
+        assert launches.count("activation_backward_kernel") == (activations[-1] != "identity") + (frozen == (0, 1))
+
+
 def test_the_rule_for_splits_fills_half_of_a_gpu_or_leaves_eight_steps() -> None:
     target = Target("cuda", 90, 132, 232448)
     for tiles in (1, 2, 4, 20, 65, 66, 200):

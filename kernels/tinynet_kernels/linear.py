@@ -96,6 +96,40 @@ def linear_forward_kernel(
 
 
 @triton.jit
+def input_gradient_tile(
+    dz,
+    weight,
+    saved_ptr,
+    dx_ptr,
+    partial_ptr,
+    program,
+    M,
+    N,
+    K,
+    PRODUCT: constexpr,
+    ACTIVATION: constexpr,
+    TILE: constexpr,
+):
+    """One tile of dX = dZ W act'(saved); see `linear_input_gradient_kernel`. dZ and W are `Matrix`."""
+    row_start, column_start = tile_start(program, M, K, PRODUCT, TILE)
+    dx = gemm_tile(dz, weight, row_start, column_start, row_start * 0, N, M, K, PRODUCT, TILE)
+    row = tl.arange(0, TILE.block_m)
+    column = tl.arange(0, TILE.block_n)
+    column_mask = column < K - column_start
+    mask = (row < M - row_start)[:, None] & column_mask[None, :]
+    base = row_start.to(tl.int64) * K + column_start
+    offset = row[:, None] * K + column[None, :]
+    if ACTIVATION.name != "identity":
+        saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+        dx *= activation_derivative(saved, ACTIVATION)
+    tl.store(dx_ptr + base + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if partial_ptr is not None:
+        partial = tl.sum(tl.where(mask, dx, 0.0), axis=0)  # rows past M hold copies of others
+        row_tile = (row_start // TILE.block_m).to(tl.int64)
+        tl.store(partial_ptr + row_tile * K + column_start + column, partial, mask=column_mask)
+
+
+@triton.jit
 def linear_input_gradient_kernel(
     dz_ptr,
     weight_ptr,
@@ -122,22 +156,28 @@ def linear_input_gradient_kernel(
     K = actual(K, 2, PRODUCT)
     dz = Matrix(dz_ptr, actual(stride_dzm, 3, PRODUCT), 1)
     weight = Matrix(weight_ptr, actual(stride_wn, 4, PRODUCT), actual(stride_wk, 5, PRODUCT))
-    row_start, column_start = tile_start(tl.program_id(0), M, K, PRODUCT, TILE)
-    dx = gemm_tile(dz, weight, row_start, column_start, row_start * 0, N, M, K, PRODUCT, TILE)
+    program = tl.program_id(0)
+    input_gradient_tile(dz, weight, saved_ptr, dx_ptr, partial_ptr, program, M, N, K, PRODUCT, ACTIVATION, TILE)
+
+
+@triton.jit
+def weight_gradient_tile(
+    dz, x, dw_ptr, program, split, rows_per_split, M, N, K, PRODUCT: constexpr, ACCUMULATE: constexpr, TILE: constexpr
+):
+    """One tile of dW[split] = dZ^T x; see `linear_weight_gradient_kernel`. dZ^T and x are `Matrix`."""
+    row_start, column_start = tile_start(program, N, K, PRODUCT, TILE)
+    m_start = split * rows_per_split
+    m_end = min(m_start + rows_per_split, M)
+    dw = gemm_tile(dz, x, row_start, column_start, m_start, m_end, N, K, PRODUCT, TILE)
     row = tl.arange(0, TILE.block_m)
     column = tl.arange(0, TILE.block_n)
-    column_mask = column < K - column_start
-    mask = (row < M - row_start)[:, None] & column_mask[None, :]
-    base = row_start.to(tl.int64) * K + column_start
+    mask = (row < N - row_start)[:, None] & (column < K - column_start)[None, :]
+    base = (tl.cast(split, tl.int64) * N + row_start) * K + column_start
     offset = row[:, None] * K + column[None, :]
-    if ACTIVATION.name != "identity":
-        saved = tl.load(saved_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
-        dx *= activation_derivative(saved, ACTIVATION)
-    tl.store(dx_ptr + base + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-    if partial_ptr is not None:
-        partial = tl.sum(tl.where(mask, dx, 0.0), axis=0)  # rows past M hold copies of others
-        row_tile = (row_start // TILE.block_m).to(tl.int64)
-        tl.store(partial_ptr + row_tile * K + column_start + column, partial, mask=column_mask)
+    if ACCUMULATE:
+        dw += tl.load(dw_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
+        tl.debug_barrier()
+    tl.store(dw_ptr + base + offset, dw.to(dw_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -165,21 +205,9 @@ def linear_weight_gradient_kernel(
     K = actual(K, 2, PRODUCT)
     dz = Matrix(dz_ptr, 1, actual(stride_dzm, 3, PRODUCT))
     x = Matrix(x_ptr, actual(stride_xm, 4, PRODUCT), actual(stride_xk, 5, PRODUCT))
-    rows_per_split = widened(rows_per_split, PRODUCT.wide)
-    row_start, column_start = tile_start(tl.program_id(0), N, K, PRODUCT, TILE)
-    split = tl.program_id(1)
-    m_start = split * rows_per_split
-    m_end = min(m_start + rows_per_split, M)
-    dw = gemm_tile(dz, x, row_start, column_start, m_start, m_end, N, K, PRODUCT, TILE)
-    row = tl.arange(0, TILE.block_m)
-    column = tl.arange(0, TILE.block_n)
-    mask = (row < N - row_start)[:, None] & (column < K - column_start)[None, :]
-    base = (split.to(tl.int64) * N + row_start) * K + column_start
-    offset = row[:, None] * K + column[None, :]
-    if ACCUMULATE:
-        dw += tl.load(dw_ptr + base + offset, mask=mask, other=0.0).to(tl.float32)
-        tl.debug_barrier()
-    tl.store(dw_ptr + base + offset, dw.to(dw_ptr.dtype.element_ty), mask=mask)
+    rows = widened(rows_per_split, PRODUCT.wide)
+    program = tl.program_id(0)
+    weight_gradient_tile(dz, x, dw_ptr, program, tl.program_id(1), rows, M, N, K, PRODUCT, ACCUMULATE, TILE)
 
 
 @costs(linear_forward_kernel)

@@ -128,7 +128,7 @@ def gemm_tile(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Gem
             4,
             1,
         )
-    candidates = GPU_TILES_32_BIT if dtype is torch.float32 else GPU_TILES_16_BIT
+    candidates = _gpu_tiles(dtype)
     candidates = [fit_stages(tile, dtype, target) for tile in candidates]
     candidates = [tile for tile in candidates if tile.num_stages >= 2] or candidates[-1:]
     for tile in candidates:
@@ -137,6 +137,15 @@ def gemm_tile(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Gem
         if ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n) >= target.processors:
             return tile
     return candidates[-1]
+
+
+def _gpu_tiles(dtype: torch.dtype) -> tuple[GemmTile, ...]:
+    return GPU_TILES_32_BIT if dtype is torch.float32 else GPU_TILES_16_BIT
+
+
+def smallest_gemm_tile(dtype: torch.dtype, target: Target) -> GemmTile:
+    """The smallest tile of a GPU's products, for those that leave most of it idle."""
+    return fit_stages(_gpu_tiles(dtype)[-1], dtype, target)
 
 
 # Epilogues that need hardly a register beside the accumulator, and those that need most: a logarithm.
@@ -172,12 +181,24 @@ def linear_tile(
             tile = tile._replace(block_n=tile.block_n // 2)
     if target.kind not in ("cuda", "hip"):
         return tile
+    if aligned and dtype is not torch.float32:
+        tile = _deeper(tile, M, N, K, dtype, target)
     smaller = GPU_TILES_32_BIT if dtype is torch.float32 else GPU_TILES_16_BIT[1:]
     if not aligned or activation in _HEAVY_ACTIVATIONS or keeps_operands_in_registers(precision, target):
         smaller = smaller[-1:]
     elif activation == "identity" or (activation in LIGHT_ACTIVATIONS and not derivative):
         return tile
     return min(tile, fit_stages(smaller[0], dtype, target), key=lambda each: each.block_m * each.block_n)
+
+
+def _deeper(tile: GemmTile, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> GemmTile:
+    """The tile with steps twice as deep where programs of at most eight steps would result, which need not be split.
+
+    Only where tiles are so few that most of the chip is idle: a program then has shared memory enough.
+    """
+    tiles, steps = ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n), ceil_div(K, tile.block_k)
+    deep = fit_stages(tile._replace(block_k=2 * tile.block_k, num_stages=3), dtype, target)
+    return deep if 2 * tiles < target.processors and 8 < steps <= 16 and deep.num_stages > 1 else tile
 
 
 def fuses_derivative(activation: str, target: Target) -> bool:

@@ -32,6 +32,7 @@ from tinynet_kernels import (
     lamb,
     layout,
     linear,
+    linear_backward,
     linear_cross_entropy,
     local_response_norm,
     loss_functions,
@@ -640,12 +641,14 @@ def layout_cases(target: Target) -> Iterator[Case]:
 ROWS = (4096, 65536, 16384, 1024, 256, 64, 16)
 COLUMNS_OUT = (4096, 1024, 512, 128, 64, 16)
 DEPTHS = (4096, 1024, 784, 128, 64, 16)
-SPLIT_PRODUCTS = ((128, 64, 3136), (72, 40, 1000), (16, 130, 4101))  # few tiles, long reductions
+SPLIT_PRODUCTS = ((128, 64, 3136), (72, 40, 1100), (16, 130, 4101))  # few tiles, long reductions
+DEEP_PRODUCTS = ((128, 256, 784), (64, 64, 1024))  # few tiles, deep steps
+JOINED_LAYERS = ((128, 64, 3136), (128, 256, 784), (100, 10, 72), (33, 17, 63))  # all gradients in one launch
 
 
 def linear_cases(target: Target) -> Iterator[Case]:
     """Each of the three products over every tile that the rule gives any problem, then uneven and odd sizes."""
-    activations = itertools.cycle(list(PARAMETERS)[1:])
+    activations, others = (itertools.cycle(list(PARAMETERS)[1:]) for _ in range(2))
     for dtype in DTYPES:
         sizes = _linear_sizes(dtype, _rule_target(target))
         flags = itertools.cycle(pairwise(FUSED_FLAGS))
@@ -671,6 +674,19 @@ def linear_cases(target: Target) -> Iterator[Case]:
             yield Case(f"split forward {_text(dtype)} {(M, N, K)}", run, aligned=K % 8 == 0)
             run = partial(linear.linear_input_gradient, x, _empty(K, N, dtype=dtype))
             yield Case(f"split input_gradient {_text(dtype)} {(M, N, K)}", run, aligned=K % 8 == 0 and N % 8 == 0)
+        for M, N, K in DEEP_PRODUCTS:
+            x, weight, bias = _empty(M, K, dtype=dtype), _empty(N, K, dtype=dtype), _empty(N, dtype=dtype)
+            run = partial(linear.linear_forward, x, weight, bias, Activation(next(others)), save=True)
+            yield Case(f"deep forward {_text(dtype)} {(M, N, K)}", run)
+            run = partial(linear.linear_hidden_gradient, x, weight.mT.contiguous(), None, IDENTITY, want_bias=True)
+            yield Case(f"deep hidden_gradient {_text(dtype)} {(M, N, K)}", run)
+        for (M, N, K), want_input in itertools.product(JOINED_LAYERS, (True, False)):
+            dz, x, weight = _empty(M, N, dtype=dtype), _empty(M, K, dtype=dtype), _empty(N, K, dtype=dtype)
+            below = Activation(next(others)) if want_input else IDENTITY
+            options = {"want_input": want_input, "want_bias": True}
+            if linear_backward.is_small(M, N, K, dtype, _rule_target(target)):
+                run = partial(linear_backward.joined_gradients, dz, x, weight, x, below, **options)
+                yield Case(f"joined {_text(dtype)} {(M, N, K)} {below.name}", run, aligned=N % 8 == 0 == K % 8)
     x, weight = _empty(256, 256, dtype=BF16), _empty(256, 256, dtype=BF16)
     for name in PARAMETERS:
         run = partial(linear.linear_forward, x, weight, None, Activation(name), save=False)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tinynet_kernels import lamb as lamb
     from tinynet_kernels import layout as layout
     from tinynet_kernels import linear as linear
+    from tinynet_kernels import linear_backward as linear_backward
     from tinynet_kernels import linear_cross_entropy as linear_cross_entropy
     from tinynet_kernels import local_response_norm as local_response_norm
     from tinynet_kernels import multi_margin_loss as multi_margin_loss

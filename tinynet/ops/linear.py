@@ -17,7 +17,7 @@ from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, needs_gradient, route_floating
 from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
-from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.activation_spec import IDENTITY, Activation
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
@@ -117,30 +117,57 @@ def linear_gradients(
     launchers = kernels.linear
     dtypes = [saved[0].dtype] * len(wanted) if dtypes is None else dtypes
     gradients: list[Tensor | None] = [None] * len(wanted)
-    dz, db = grad if grad.stride(1) == 1 else grad.contiguous(), None
+    dz: Any = grad if grad.stride(1) == 1 else grad.contiguous()
+    db = None
+    joins = _joins(dz, saved, activations, wanted)
+    sums_bias = wanted[-1] and not joins[-1]
     has_activation = activations[-1].name != "identity"
-    if wanted[-1] or (has_activation and any(wanted)):
+    if sums_bias or (has_activation and any(wanted)):
         through_activation, db = kernels.activation.activation_backward(
-            dz, saved[-1], activations[-1], want_dz=has_activation, want_bias=wanted[-1]
+            dz, saved[-1], activations[-1], want_dz=has_activation, want_bias=sums_bias
         )
         dz = dz if through_activation is None else through_activation
     for layer in reversed(range(len(activations))):
         x, weight = saved[3 * layer], saved[3 * layer + 1]
+        below, saved_below = (activations[layer - 1], saved[3 * layer - 1]) if layer else (IDENTITY, None)
         of_weight, of_bias = 2 * layer + 1, 2 * layer + 2
-        if wanted[of_weight]:
-            gradients[of_weight] = launchers.linear_weight_gradient(dz, x, dtypes[of_weight])
-        if db is not None:
-            gradients[of_bias] = db if db.dtype is dtypes[of_bias] else db.to(dtypes[of_bias])
-        if not any(wanted[:of_weight]):
-            break
-        if layer == 0:
-            gradients[0] = launchers.linear_input_gradient(dz, weight, dtypes[0])
-        else:
-            below = activations[layer - 1]
-            dz, db = launchers.linear_hidden_gradient(
-                dz, weight, saved[3 * layer - 1], below, want_bias=wanted[of_bias - 2]
+        want_input, of_input = any(wanted[:of_weight]), None if layer else dtypes[0]
+        if joins[layer]:
+            dz, gradients[of_weight], gradients[of_bias] = kernels.linear_backward.joined_gradients(
+                *(dz, x, weight, saved_below, below),
+                want_input=want_input,
+                want_bias=wanted[of_bias],
+                dtypes=(of_input, dtypes[of_weight], dtypes[of_bias]),
             )
+            db = None
+        else:
+            if wanted[of_weight]:
+                gradients[of_weight] = launchers.linear_weight_gradient(dz, x, dtypes[of_weight])
+            if wanted[of_bias] and db is None:  # the layer above, all of whose gradients were computed at once, left it
+                _, db = kernels.activation.activation_backward(dz, None, IDENTITY, want_dz=False, want_bias=True)
+            if db is not None:
+                gradients[of_bias] = db if db.dtype is dtypes[of_bias] else db.to(dtypes[of_bias])
+            if want_input and layer:
+                sums_bias = wanted[of_bias - 2] and not joins[layer - 1]
+                dz, db = launchers.linear_hidden_gradient(dz, weight, saved_below, below, want_bias=sums_bias)
+            elif want_input:
+                dz = launchers.linear_input_gradient(dz, weight, of_input)
+        if not want_input:
+            break
+    if wanted[0]:
+        gradients[0] = dz
     return gradients
+
+
+def _joins(dz: Tensor, saved: Sequence[Any], activations: Sequence[Activation], wanted: Sequence[bool]) -> list[bool]:
+    """For which layers of a chain one launch computes all gradients."""
+    is_joined = kernels.linear_backward.joins_gradients
+    below = (IDENTITY, *activations[:-1])
+    joins = []
+    for layer in range(len(activations)):
+        N, K = saved[3 * layer + 1].shape
+        joins.append(wanted[2 * layer + 1] and is_joined(len(dz), N, K, dz.dtype, below[layer]))
+    return joins
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, save: bool) -> Tensors:

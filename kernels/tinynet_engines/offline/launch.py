@@ -379,7 +379,8 @@ def _fill_findings(launch: Launch) -> Iterator[Finding]:
     steps, multiprocessors = launch.main_loop.steps, launch.target.multiprocessors
     if steps is None or steps <= MOST_STEPS or 2 * launch.programs >= multiprocessors:
         return
-    message = f"{launch.programs} programs of {steps} steps each, one after the other, on {multiprocessors} multiprocessors"
+    programs = f"{launch.programs} program{'s' if launch.programs > 1 else ''}"
+    message = f"{programs} on {multiprocessors} multiprocessors, with {steps} steps one after the other"
     yield Finding("idle", f"{message}: {launch.serial}" if launch.serial else message)
 
 

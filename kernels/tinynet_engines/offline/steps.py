@@ -22,6 +22,19 @@ _COMPARISONS = {
 }  # fmt: skip
 
 
+def _quotient(a: int, b: int) -> int:
+    """a / b rounded toward 0, as in C."""
+    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+# What is exact for two numbers, and an interval in `ir`. Integers with a sign are those of indices, so "u" is the same.
+_EXACT = {
+    "arith.divsi": _quotient, "arith.divui": _quotient, "arith.andi": int.__and__, "arith.ori": int.__or__,
+    "arith.remsi": lambda a, b: a - b * _quotient(a, b), "arith.remui": lambda a, b: a - b * _quotient(a, b),
+    "arith.xori": int.__xor__,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class MainLoop:
     """The main loop of one program.
@@ -146,6 +159,9 @@ class _Walk:
             return Value(holds, holds)
         if name == "arith.select" and exact[0] is not None:
             return operands[1 if exact[0] else 2]
+        if name in _EXACT and None not in exact and (exact[1] or "div" not in name and "rem" not in name):
+            number = _EXACT[name](*exact)
+            return Value(number, number)
         return UNKNOWN if name.startswith("arith.cmp") else arithmetic(operation, operands)
 
 

@@ -27,12 +27,17 @@ def _quotient(a: int, b: int) -> int:
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
+def _remainder(a: int, b: int) -> int:
+    """a - b (a / b), of a's sign, as in C."""
+    return a - b * _quotient(a, b)
+
+
 # What is exact for two numbers, and an interval in `ir`. Integers with a sign are those of indices, so "u" is the same.
 _EXACT = {
-    "arith.divsi": _quotient, "arith.divui": _quotient, "arith.andi": int.__and__, "arith.ori": int.__or__,
-    "arith.remsi": lambda a, b: a - b * _quotient(a, b), "arith.remui": lambda a, b: a - b * _quotient(a, b),
-    "arith.xori": int.__xor__,
+    "arith.divsi": _quotient, "arith.divui": _quotient, "arith.remsi": _remainder, "arith.remui": _remainder,
+    "arith.andi": int.__and__, "arith.ori": int.__or__, "arith.xori": int.__xor__,
 }  # fmt: skip
+_DIVISIONS = ("arith.divsi", "arith.divui", "arith.remsi", "arith.remui")
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class _Walk:
             return Value(holds, holds)
         if name == "arith.select" and exact[0] is not None:
             return operands[1 if exact[0] else 2]
-        if name in _EXACT and None not in exact and (exact[1] or "div" not in name and "rem" not in name):
+        if name in _EXACT and None not in exact and (exact[1] or name not in _DIVISIONS):
             number = _EXACT[name](*exact)
             return Value(number, number)
         return UNKNOWN if name.startswith("arith.cmp") else arithmetic(operation, operands)

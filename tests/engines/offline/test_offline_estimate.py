@@ -1,6 +1,7 @@
 """The estimate of a launch's time: a value computed by hand, never below the bound, longer for longer chains."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -42,10 +43,10 @@ def seconds(launch: Launch) -> float:
 def test_a_value_computed_by_hand():
     """An H100 at 1.98 GHz: 700 cycles from a load to its data, 30 from shared memory.
 
-    A step of 4 programs: 100 instructions of 4 warps, by 4 schedulers: 100 cycles. A product of 524,288 operations at
-    989.4 / 132 TFLOP/s: 69.95 ns = 138.5 cycles. 2 x 16,384 bytes of shared memory, 128 per cycle: 256 cycles. Their sum
-    and 30 cycles of waiting, 524.5, is more than 700 / 2 for the loads, which run two steps ahead. 40 instructions are
-    outside of the loop.
+    A step: 100 instructions of 4 warps, by 4 schedulers: 100 cycles. A product of 524,288 operations at 989.4 / 132
+    TFLOP/s: 69.95 ns = 138.5 cycles. 2 x 16,384 bytes of shared memory, 128 per cycle: 256 cycles. Their sum and 30
+    cycles of waiting, 524.5, is more than 700 / 2 for the loads, which run two steps ahead. 40 instructions are outside
+    of the loop.
     """
     product = 524_288 / (989.4e12 / 132) * 1.98e9
     chain = 700 + 40 + 10 * (30 + 100 + product + 256)
@@ -65,7 +66,7 @@ def test_loads_that_are_not_ahead_are_waited_for():
 
 
 def test_many_programs_share_a_multiprocessor():
-    """10 programs for the busiest one, 4 at a time (registers): three rounds, or ten times the slowest part of a step."""
+    """10 programs for the busiest one, 4 at a time for its registers: three rounds, or ten times a step's longest part."""
     launch = launch_of(9 * 132 + 1, 10)
     assert launch.resident[0] == 4
     one, estimated = estimate(launch_of(4, 10)), estimate(launch)
@@ -86,8 +87,8 @@ def test_the_same_work_in_fewer_programs_takes_longer():
 def test_more_steps_or_more_programs_never_take_less():
     steps = [seconds(launch_of(4, count)) for count in range(1, 50)]
     programs = [seconds(launch_of(count, 10)) for count in range(1, 2000, 37)]
-    assert all(a < b for a, b in zip(steps, steps[1:], strict=False))
-    assert all(a <= b for a, b in zip(programs, programs[1:], strict=False))
+    assert all(a < b for a, b in pairwise(steps))
+    assert all(a <= b for a, b in pairwise(programs))
 
 
 def test_steps_that_data_decides_are_counted_by_the_declared_operations():

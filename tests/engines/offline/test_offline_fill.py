@@ -91,7 +91,9 @@ def recurrent(name: str, target: str) -> Report:
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
 def test_a_recurrent_layer_says_why_its_steps_are_serial(name: str, target: str):
     report = recurrent(name, target)
-    walks = [launch for launch in report.launches if launch.name.startswith(name.lower()) and launch.main_loop.steps == 20]
+    walks = [
+        launch for launch in report.launches if launch.name.startswith(name.lower()) and launch.main_loop.steps == 20
+    ]
     for launch in walks:
         (message,) = warnings(launch)
         assert message.endswith(": each time step depends on the one before")

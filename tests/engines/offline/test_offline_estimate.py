@@ -66,7 +66,7 @@ def test_loads_that_are_not_ahead_are_waited_for():
 
 
 def test_many_programs_share_a_multiprocessor():
-    """10 programs for the busiest one, 4 at a time for its registers: three rounds, or ten times a step's longest part."""
+    """10 programs for the busiest one, which holds 4 at a time: three rounds, or ten times the work of one."""
     launch = launch_of(9 * 132 + 1, 10)
     assert launch.resident[0] == 4
     one, estimated = estimate(launch_of(4, 10)), estimate(launch)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,3 +121,11 @@ def test_every_chip_says_where_its_numbers_are_from(target: str):
     pace = TARGETS[target].pace
     assert 1e9 < pace.clock < 3e9 and pace.shared_latency < pace.memory_latency < 1000
     assert "[1]" in pace.source or "[2]" in pace.source or "assumed" in pace.source
+
+
+def test_the_documentation_has_every_chips_numbers():
+    page = (Path(__file__).parents[3] / "docs" / "tutorials" / "look-at-a-gpu.md").read_text()
+    for name, target in TARGETS.items():
+        pace = target.pace
+        numbers = f"{pace.clock / 1e6:.0f} | {pace.memory_latency} | {pace.shared_latency}"
+        assert f"| `{name}` | {numbers} | {pace.source} |" in page

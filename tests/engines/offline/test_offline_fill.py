@@ -6,6 +6,7 @@ from offline_kernels import copy_kernel, data_dependent_kernel, nested_loop_kern
 
 import tinynet
 from tinynet import nn
+from tinynet.models.steps import training_step
 from tinynet_engines.offline.launch import Launch
 from tinynet_engines.offline.report import Report
 
@@ -100,3 +101,13 @@ def test_a_recurrent_layer_says_why_its_steps_are_serial(name: str, target: str)
         assert f"warning: {launch.name}: idle: {message}" in report.table()
     if target == "sm_90":
         assert len(walks) == 2
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("batch_size", [128, 512])
+@pytest.mark.parametrize("model", ["cnn", "mlp"])
+def test_training_steps_leave_no_chip_idle(model: str, batch_size: int, target: str):
+    """Not even sums of partial results: those of bias gradients, in one program each, took longest of all."""
+    with tinynet.inspect(target) as report:
+        training_step(model, batch_size, BF16)
+    assert [(launch.name, launch.grid) for launch in report.launches if warnings(launch)] == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -76,8 +76,9 @@ def main_loop(text: str, scalars: tuple[tuple[int, int], ...], grid: tuple[int, 
         scalars: (position among the compiled kernel's arguments, value) of each integer argument.
         grid: programs along x, y and z.
     """
-    ends = [tuple(place(size) for size in grid) for place in (lambda n: 0, lambda n: n // 2, lambda n: max(0, n - 1))]
-    found = [_main_loop_of(text, dict(scalars), grid, program) for program in dict.fromkeys(ends)]
+    last = [max(0, size - 1) for size in grid]
+    programs = dict.fromkeys([(0, 0, 0), tuple(index // 2 for index in last), tuple(last)])
+    found = [_main_loop_of(text, dict(scalars), grid, program) for program in programs]
     return max(found, key=lambda loop: math.inf if loop.steps is None else loop.steps)
 
 
@@ -126,12 +127,10 @@ class _Walk:
 
     def _for(self, operation: Operation, scope: dict[str, Value], outer: _Loop) -> None:
         induction, start, stop, step = loop_bounds(operation, scope)
-        trips: int | None = None
-        if outer.trips == 0:
-            trips = 0
-        elif outer.trips is not None and None not in (bounds := [_exact(each) for each in (start, stop, step)]):
-            first, last, stride = bounds
-            trips = outer.trips * max(0, -(-(last - first) // stride))  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+        first, last, stride = map(_exact, (start, stop, step))
+        trips: int | None = 0 if outer.trips == 0 else None
+        if outer.trips and first is not None and last is not None and stride is not None:
+            trips = outer.trips * max(0, -(-(last - first) // stride))
         self.loops.append(inner := _Loop(trips))
         self.region(operation.regions[0], {**scope, induction: UNKNOWN}, inner)
 
@@ -147,8 +146,10 @@ class _Walk:
     def _count(self, operation: Operation, loop: _Loop) -> None:
         if operation.name in ("tt.dot", "tt.dot_scaled"):
             loop.flops += dot_flops(operation.text) or 1  # of unknown shape: a product all the same
+        elif operation.name == "tt.call":  # of a function that is not inlined, which may have any loop
+            self.loops.append(_Loop(None, flops=1))
         elif operation.name in _LOADS:
-            loop.loaded_bytes += sum(_tensor_bytes(operation.text))
+            loop.loaded_bytes += _loaded_bytes(operation.text)
 
     def _value(self, operation: Operation, operands: list[Value]) -> Value:
         name, text = operation.name, operation.text
@@ -174,11 +175,10 @@ def _exact(value: Value) -> int | None:
     return value.low if value.low == value.high else None
 
 
-def _tensor_bytes(text: str) -> Iterator[int]:
-    """Bytes of what a load returns, from the type of its pointers or descriptor."""
-    loaded = re.search(r": (?:!tt\.tensordesc<)?tensor<([\dx]+)x(?:!tt\.ptr<)?[a-z]+(\d+)", text)
-    single = re.search(r": !tt\.ptr<[a-z]+(\d+)>", text)
-    if loaded:
-        yield math.prod(int(size) for size in loaded[1].split("x")) * int(loaded[2]) // 8
-    elif single:
-        yield int(single[1]) // 8
+def _loaded_bytes(text: str) -> int:
+    """Bytes that a load returns, from the type of its pointer, of its block of pointers or of its descriptor."""
+    loaded = re.search(r": (?:!tt\.tensordesc<)?(?:tensor<([\dx]+)x)?(?:!tt\.ptr<)?[a-z]+(\d+)", text)
+    if loaded is None:
+        return 0
+    sizes = loaded[1].split("x") if loaded[1] else ()
+    return math.prod(map(int, sizes)) * int(loaded[2]) // 8

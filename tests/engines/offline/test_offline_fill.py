@@ -3,12 +3,14 @@
 import pytest
 import torch
 from offline_kernels import copy_kernel, data_dependent_kernel, nested_loop_kernel, run, split_product_kernel
+from test_offline_ir import kernel
 
 import tinynet
 from tinynet import nn
 from tinynet.models.steps import training_step
 from tinynet_engines.offline.launch import Launch
 from tinynet_engines.offline.report import Report
+from tinynet_engines.offline.steps import main_loop
 
 BF16 = torch.bfloat16
 
@@ -79,6 +81,33 @@ def test_a_kernel_without_a_loop_has_no_steps():
         run(copy_kernel, (1,), empty(1000), empty(1000), 1000, BLOCK=1024)
     (launch,) = report.launches
     assert launch.main_loop.steps == 0 and not warnings(launch)
+
+
+LOOP = """    %c0 = arith.constant 0 : i32
+    %c1 = arith.constant 1 : i32
+    scf.for %k = %c0 to %n step %c1  : i32 {
+      %v = tt.load %x_ptr : !tt.ptr<f32>
+    }"""
+WHILE = """    scf.while : () -> () {
+      %c = tt.load %x_ptr : !tt.ptr<i1>
+      scf.condition(%c)
+    } do {
+      %v = tt.load %x_ptr : !tt.ptr<f32>
+      scf.yield
+    }"""
+CALL = "    tt.call @sums(%x_ptr) : (!tt.ptr<f32>) -> ()"
+REMAINDER = """    %pid = tt.get_program_id x : i32
+    %r = arith.remsi %pid, %n : i32"""
+
+
+@pytest.mark.parametrize("body, steps", [
+    (LOOP, 40),
+    (f"{LOOP}\n{WHILE}", None),
+    (f"{LOOP}\n{CALL}", None),
+    (f"{REMAINDER}\n{LOOP}".replace("to %n", "to %r"), 39),  # of the middle one of 159 programs
+])  # fmt: skip
+def test_what_the_ir_does_not_say_is_unknown(body: str, steps: int | None):
+    assert main_loop(kernel(body), ((2, 40),), (159, 1, 1)).steps == steps
 
 
 def recurrent(name: str, target: str) -> Report:

@@ -255,7 +255,7 @@ def norm_input_gradient_kernel(
         store_tile(dx_ptr, dx, share, place, stride_yo, stride_ya, SPEC, TILE)
 
 
-@triton.jit(do_not_specialize=["parts", "channels"])
+@triton.jit(do_not_specialize=["parts"])
 def norm_parameter_gradients_kernel(
     partial_ptr, dweight_ptr, dbias_ptr, parts, channels, BLOCK_PARTS: constexpr, BLOCK: constexpr
 ):

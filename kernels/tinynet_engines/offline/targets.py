@@ -11,7 +11,8 @@ What the estimate of a launch's time needs besides, its `Pace`, is from vendors'
   compute capabilities 8.x to 12.x. On CDNA, four SIMD units, 16 lanes wide, so that a wavefront of 64 lanes takes four
   cycles: AMD, "ROCm Compute Profiler: pipeline descriptions".
 - 128 bytes of shared memory per cycle: 32 banks of 4 bytes (the same NVIDIA guide, and AMD's ISA guides).
-- Clocks: the boost (AMD: peak engine) clock of the vendor's data sheet; H100 as its driver reports it [1].
+- Clocks: the boost (AMD: peak engine) clock, at which a chip reaches its published fp32 peak: 256 operations per cycle
+  and multiprocessor (A100: 128).
 - Latencies, in cycles: [1] "mt4g", sample results for the H100 HBM3, MI210 and MI300X, github.com/caps-tum/mt4g;
   [2] M. Dewing, "Latency" (A100 SXM, RTX 4090, H100 SXM, B200 and RTX 5090), github.com/markdewing/AI_kernels.
 
@@ -214,11 +215,11 @@ TARGETS: Mapping[str, Target] = {
         _nvidia(90, "H100 SXM 80 GB", 132, 228, 64, 32, 3350 * GIGA,
                 _teraflops(fp16=989.4, bf16=989.4, tf32=494.7, fp8=1978.9, fp32=66.9), "HGMMA",
                 "NVIDIA H100 Tensor Core GPU datasheet and architecture whitepaper (sparse rates halved)",
-                _nvidia_pace(1980, 700, "clock: [1]; latency: H100 SXM [2]")),
+                _nvidia_pace(1980, 700, "latency: H100 SXM [2]")),
         _nvidia(100, "B200", 148, 228, 64, 32, 8000 * GIGA,
                 _teraflops(fp16=2250, bf16=2250, tf32=1125, fp8=4500, fp32=75), "UTCHMMA",
                 "NVIDIA HGX B200 and DGX B200 datasheets, an eighth of the system (sparse rates halved)",
-                _nvidia_pace(1965, 860, "clock: assumed; latency: B200 [2]")),
+                _nvidia_pace(1980, 860, "latency: B200 [2]")),
         _nvidia(120, "GeForce RTX 5090", 170, 100, 48, 24, 1792 * GIGA,
                 _teraflops(fp16=209.5, bf16=209.5, tf32=104.8, fp8=419, fp32=104.8), "HMMA",
                 "NVIDIA RTX Blackwell GPU architecture whitepaper (fp32 accumulation)",

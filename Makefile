@@ -27,7 +27,7 @@ THREADS := 2
 # would always have the same of two or four values of a parameter.
 SHARE := 7
 PYTEST := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2 --share $(SHARE)
-INTERPRETED := activation glu prelu linear conv conv_grouped conv_patches winograd pool loss dropout embedding optimizer optimizer_wrappers clip_grad group_norm sequential reruns wide_strides
+INTERPRETED := activation glu prelu linear conv conv_grouped conv_patches winograd pool reduction loss dropout embedding optimizer optimizer_wrappers clip_grad group_norm sequential reruns wide_strides
 
 test: test-interpreter test-driver ## run the test suite on every engine of this machine
 

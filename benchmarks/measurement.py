@@ -151,6 +151,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> tuple[list[Row
     run = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": machine.device_name(device),
+        "device_type": device.type,
         "versions": machine.versions(),
         "commit": machine.commit(),
         "used_by_others": others,

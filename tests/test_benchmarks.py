@@ -74,6 +74,7 @@ def test_a_run_writes_what_it_measured(
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] and row["error"] < 1e-4
         assert row["verdict"] in ("win", "tie", "loss") and row["first_calls"][OURS] > 0 and row["memory"][OURS] > 0
     (first, second) = written["runs"]
+    assert first["device_type"] == device
     assert first["versions"]["torch"] == torch.__version__ and second["before"]["load"] >= 0
     assert len(results.load(path)) == len(written["rows"]) == 3
     shown = capsys.readouterr().out

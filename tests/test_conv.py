@@ -645,13 +645,13 @@ def test_module_copies_and_prints(device: str) -> None:
 def test_costs(device: str) -> None:
     """Operations are counted by the definition, bytes once each."""
     from tinynet_kernels.conv.forward import convolution_forward_kernel
-    from tinynet_kernels.launch import cost_of
+    from tinynet_kernels.launch import Cost, cost_of
 
     x, weight, bias = make((2, 32, 6, 7), 34, groups=2, device=device, grad=False)
     y = torch.empty(2, 34, 6, 7, device=device)
     arguments = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "z_ptr": None, "argmax_ptr": None}
     cost = cost_of(convolution_forward_kernel, {**arguments, "pixels": 84})
-    assert cost == (2 * 84 * 34 * 16 * 9, 4 * (x.numel() + weight.numel() + 34 + y.numel()))
+    assert cost == Cost(2 * 84 * 34 * 16 * 9, 4 * (x.numel() + weight.numel() + 34 + y.numel()))
 
 
 def test_refuses_what_does_not_fit(device: str) -> None:

@@ -20,6 +20,7 @@ from tinynet import nn
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import as_activation
 from tinynet.ops.instance_norm import instance_norm
+from tinynet_kernels.reduction import Blocks
 
 kernels = pytest.mark.kernels
 
@@ -72,6 +73,14 @@ def test_small_tiles(tile: tuple[int, ...], order: Callable[..., Tensor], device
     torch.manual_seed(2)
     with forced_tiles(norm_tile=tile):
         check(order(make(3, 5, 7, 5, device=device)), *parameters(5, torch.float32, device), activation="relu")
+
+
+@kernels
+def test_gradients_of_parameters_add_blocks_of_parts(device: str) -> None:
+    """As on a GPU; the last block of parts and that of channels are cut off."""
+    torch.manual_seed(7)
+    with forced_tiles(norm_tile=(4, 8, 3, 4), blocks_of_parts=Blocks(4, 4, 1, 4)):
+        assert check(make(5, 6, 7, 5, device=device), *parameters(6, torch.float32, device))[-3:] == BACKWARD
 
 
 @kernels

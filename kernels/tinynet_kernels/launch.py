@@ -150,10 +150,17 @@ def _run_by_triton(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constant
 
 
 class Cost(NamedTuple):
-    """The least that a launch must do: arithmetic operations, and bytes read and written, each once."""
+    """The least that a launch must do.
+
+    Attributes:
+        flops: arithmetic operations.
+        bytes: bytes read and written, each once.
+        serial: why a program's steps cannot be shared among more programs; empty where they can.
+    """
 
     flops: int
     bytes: int
+    serial: str = ""
 
 
 _COSTS: dict[Any, Callable[..., Cost]] = {}

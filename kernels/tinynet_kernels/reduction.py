@@ -2,14 +2,15 @@
 
 Kernels sum over programs without atomics. Each program stores its partial sum in an fp32 workspace:
 
-    [parts, elements]  `sum_partials`: out = sum over parts of partial[part], flat over the elements, BLOCK per program
+    [parts, elements]  `sum_partials`: out = sum over parts of partial[part], flat over the elements, BLOCK per program;
+                       on GPUs, of few elements in many parts, blocks of parts at a time (`blocks_of_parts`)
     [1 or 2, parts]    `reduce_losses`: loss = sum of partial[0], or that / sum of partial[1], in one program
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -33,13 +34,32 @@ def sum_of_parts(partial_ptr, parts, elements, start, BLOCK: constexpr):
 
 
 @triton.jit
-def sum_partials_kernel(partial_ptr, out_ptr, parts, elements, BLOCK: constexpr):
-    """out[e] = partial[0, e] + partial[1, e] + ..., in that order."""
+def sum_of_blocks(partial_ptr, first, parts, elements, share, mask, BLOCK_PARTS: constexpr, BLOCK: constexpr):
+    """The sum of `share` parts from `first` on, [BLOCK]: BLOCK_PARTS sums, each in order, then the sum of these."""
+    part = tl.arange(0, BLOCK_PARTS)
+    offset = part[:, None] * elements + tl.arange(0, BLOCK)[None, :]
+    end = tl.minimum(first + share, parts)
+    partial = partial_ptr + first.to(tl.int64) * elements
+    total = tl.zeros((BLOCK_PARTS, BLOCK), tl.float32)
+    for position in range(first, end, BLOCK_PARTS):
+        total += tl.load(partial + offset, mask=(part < end - position)[:, None] & mask[None, :], other=0.0)
+        partial += BLOCK_PARTS * elements
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def sum_partials_kernel(partial_ptr, out_ptr, parts, elements, share, BLOCK_PARTS: constexpr, BLOCK: constexpr):
+    """out[e] = partial[0, e] + partial[1, e] + ..., in that order or in blocks; out[q, e] the sum of share q only."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    total = sum_of_parts(partial_ptr, parts, elements, start, BLOCK)
     offset = tl.arange(0, BLOCK)
     mask = offset < elements - start
-    tl.store(out_ptr + start + offset, total.to(out_ptr.dtype.element_ty), mask=mask)
+    if BLOCK_PARTS == 1:
+        total = sum_of_parts(partial_ptr, parts, elements, start, BLOCK)
+    else:
+        first = tl.program_id(1) * share
+        total = sum_of_blocks(partial_ptr + start, first, parts, elements, share, mask, BLOCK_PARTS, BLOCK)
+    out = out_ptr + tl.program_id(1).to(tl.int64) * elements + start
+    tl.store(out + offset, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -90,8 +110,14 @@ def sum_partials(partial: torch.Tensor, dtype: torch.dtype = torch.float32) -> t
     if parts == 1 and dtype is torch.float32:
         return partial[0]
     out = torch.empty(partial.shape[1:], dtype=dtype, device=partial.device)
-    _sum_problem(parts, out.numel(), current_target()).launch(partial, out)
-    return out
+    blocks = blocks_of_parts(parts, out.numel(), current_target())
+    problem = _sum_problem(parts, out.numel(), blocks)
+    if blocks.shares == 1:
+        problem.launch(partial, out)
+        return out
+    shares = partial.new_empty(blocks.shares, *out.shape)
+    problem.launch(partial, shares)
+    return sum_partials(shares, dtype)
 
 
 def reduce_losses(partial: torch.Tensor, loss: torch.Tensor, divisor: torch.Tensor | None) -> None:
@@ -105,11 +131,57 @@ def reduce_losses(partial: torch.Tensor, loss: torch.Tensor, divisor: torch.Tens
     _losses_problem(partial.shape[1]).launch(partial, loss, divisor)
 
 
+MOST_STEPS = 8  # of a program that adds blocks of parts
+
+
+class Blocks(NamedTuple):
+    """How a sum of parts is divided.
+
+    Attributes:
+        block_parts: parts that a program adds at a time.
+        block: elements of a program.
+        shares: into which the parts are divided; the sums of several are added by another launch.
+        num_warps: of a program.
+    """
+
+    block_parts: int
+    block: int
+    shares: int
+    num_warps: int
+
+
 @lru_cache(maxsize=4096)
-def _sum_problem(parts: int, elements: int, target: Target) -> Problem:
+def blocks_of_parts(parts: int, elements: int, target: Target) -> Blocks:
+    """Part after part, except where that would leave most of a GPU idle, each of its few programs in a long loop.
+
+    There, blocks are as long as half of the multiprocessors can share, but no shorter than 32 elements, 128 bytes; and
+    no program adds more than eight of them.
+
+    Args:
+        parts, elements: of the workspace.
+        target: where it runs.
+    """
     block, num_warps = flat_block(elements, target)
-    grid = (ceil_div(elements, block),)
-    return Problem(sum_partials_kernel, grid, parts, elements, BLOCK=block, num_warps=num_warps)
+    gpu = target.kind in ("cuda", "hip")
+    if not gpu or parts <= MOST_STEPS or 2 * ceil_div(elements, block) >= target.processors:
+        return Blocks(1, block, 1, num_warps)
+    while block > 32 and 2 * ceil_div(elements, block) < target.processors:
+        block //= 2
+    block_parts = min(4096 // block, power_of_2_at_least(parts))
+    return Blocks(block_parts, block, ceil_div(parts, MOST_STEPS * block_parts), num_warps)
+
+
+@lru_cache(maxsize=4096)
+def _sum_problem(parts: int, elements: int, blocks: Blocks) -> Problem:
+    share = ceil_div(parts, blocks.shares * blocks.block_parts) * blocks.block_parts
+    return Problem(
+        sum_partials_kernel,
+        (ceil_div(elements, blocks.block), blocks.shares),
+        *(parts, elements, share),
+        BLOCK_PARTS=blocks.block_parts,
+        BLOCK=blocks.block,
+        num_warps=blocks.num_warps,
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -219,7 +219,8 @@ def fit_stages(tile: GemmTile, dtype: torch.dtype, target: Target) -> GemmTile:
 def split_count(tiles: int, steps: int, target: Target) -> int:
     """How many ways to split a long reduction so that its programs fill the chip twice.
 
-    Each split has at least eight steps, so that its pipeline is worth filling.
+    Each split has about eight steps, so that its pipeline is worth filling: at most eight where most of a GPU would be
+    idle, at least eight elsewhere.
 
     Args:
         tiles: output tiles, that is programs without a split.
@@ -230,7 +231,8 @@ def split_count(tiles: int, steps: int, target: Target) -> int:
         return 2 if steps >= 2 else 1  # enough to test the reduction
     if target.kind == "cpu":
         return max(1, min(ceil_div(target.processors, tiles), steps // 8))
-    return max(1, min(ceil_div(2 * target.processors, tiles), steps // 8))
+    most = ceil_div(steps, 8) if 2 * tiles < target.processors else steps // 8
+    return max(1, min(ceil_div(2 * target.processors, tiles), most))
 
 
 @lru_cache(maxsize=4096)

@@ -92,6 +92,7 @@ SMALL = [
             (report_faults.gather_of_single_elements, "vectorization"),
             (report_faults.misaligned_argument, "misaligned"),
             (report_faults.serialized_matrix_products, "serialized_wait"),
+            (report_faults.most_multiprocessors_idle, "idle"),
             (report_faults.atomic_that_the_chip_lacks, "compare_and_swap"),
             (report_faults.product_of_vectors, "CompilationError"),
             (report_faults.name_reused_by_a_run_time_loop, "CompilationError"),

@@ -26,10 +26,15 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=_run)
 
 
-def _run(options: argparse.Namespace) -> int:
+def benchmarks_module(name: str) -> Any:
+    """Imports a module of the benchmarks, from wherever they are."""
     if (PACKAGE / "benchmarks").is_dir():
-        name = "tinynet.benchmarks"
+        package = "tinynet.benchmarks"
     else:
-        name = "benchmarks"
+        package = "benchmarks"
         sys.path.insert(0, str(PACKAGE.parent))
-    return importlib.import_module(f"{name}.command").main(options.arguments, prog="tinynet bench")
+    return importlib.import_module(f"{package}.{name}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    return benchmarks_module("command").main(options.arguments, prog="tinynet bench")

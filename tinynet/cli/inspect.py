@@ -19,11 +19,17 @@ def add_to(commands: Any) -> None:
         "inspect",
         help="report the kernel launches of a program, without a GPU",
         description="Compile a training step or a script for GPUs that the machine need not have, and report every "
-        "kernel launch. Times are lower bounds computed from published peaks, not measurements.",
+        "kernel launch. Times are lower bounds computed from published peaks, and estimates, not measurements.",
     )
     parser.add_argument("script", nargs="?", help="a Python script to run; its arguments follow --")
     parser.add_argument(
         "--model", help="inspect one training step of this model of tinynet.models, such as cnn or forecaster"
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RESULTS.json",
+        help="compare bounds and estimates with a file of benchmark results that were measured on a GPU",
     )
     parser.add_argument("--batch-size", type=positive_int, default=256)
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
@@ -42,8 +48,10 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     unknown = [name for name in targets if name not in TARGETS]
     if unknown:
         parser.error(f"--target: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
-    if (options.script is None) == (options.model is None):
-        parser.error("give either a script or --model")
+    if sum(each is not None for each in (options.script, options.model, options.against)) != 1:
+        parser.error("give one of a script, --model and --against")
+    if options.against is not None:
+        return _compare(parser, options, targets)
     if options.model is None:
         title, program = options.script, _script(parser, options)
     else:
@@ -60,6 +68,21 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if failure:
         parser.error(failure)
     return 1 if any(report.errors for report in reports) else 0
+
+
+def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, targets: Sequence[str]) -> int:
+    """Prints a file's measurements beside bounds and estimates."""
+    from tinynet.cli.bench import benchmarks_module
+
+    if len(targets) > 1 or options.json or options.html:
+        parser.error("--against takes one --target, and neither --json nor --html")
+    try:
+        print(benchmarks_module("against").compare(options.against, targets[0]))
+    except OSError as error:
+        parser.error(f"{error.filename} cannot be read: {error.strerror}")
+    except ValueError as error:
+        parser.error(str(error))
+    return 0
 
 
 def _write(reports: Sequence[Any], title: str, options: argparse.Namespace) -> str | None:

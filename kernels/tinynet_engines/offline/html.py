@@ -7,8 +7,16 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from tinynet_engines.offline.estimate import estimate
 from tinynet_engines.offline.launch import Launch
-from tinynet_engines.offline.report import DISCLAIMER, Report, format_quantity, format_time, launch_tables
+from tinynet_engines.offline.report import (
+    DISCLAIMER,
+    Report,
+    format_quantity,
+    format_time,
+    launch_tables,
+    seconds_of,
+)
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #66707c; --line: #d9dee4; --back: #ffffff; --card: #f5f7f9;
@@ -55,13 +63,13 @@ def page(reports: Sequence[Report], title: str) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
         f'<h1>{escape(title)}</h1><p class="dim">What these GPUs would run, compiled and recorded without one.</p>'
-        f'<p class="note">{DISCLAIMER}</p>{_overview(reports) if len(reports) > 1 else ""}'
+        f'<p class="note">{escape(DISCLAIMER)}</p>{_overview(reports) if len(reports) > 1 else ""}'
         f"{sections}</body></html>\n"
     )
 
 
 def _overview(reports: Sequence[Report]) -> str:
-    """One bar per target, shortest time first, each a link to its section."""
+    """One bar per target, shortest least time first, each a link to its section."""
     order = sorted(reports, key=lambda report: report.total.bound_seconds)
     longest = order[-1].total.bound_seconds or 1.0
     row, label, room = 24, 250, _WIDTH - 250 - 330
@@ -84,6 +92,7 @@ def _section(report: Report) -> str:
     cards = [
         (str(total.launches), f"launches of {total.kernels} kernels"),
         (format_time(total.bound_seconds), "at least, all launches"),
+        (format_time(total.estimated_seconds), "estimate, all launches"),
         (format_quantity(total.bytes, "B"), "compulsory traffic"),
         (format_quantity(total.flops, "FLOP"), "arithmetic"),
         (str(errors), "errors"),
@@ -181,7 +190,8 @@ def _group_seconds(launch: Launch, count: int) -> float:
 def _tooltip(launch: Launch, count: int) -> str:
     return (
         f"{launch.name} x{count}\n{launch.tile}\n{format_quantity(launch.bytes, 'B')}, "
-        f"{format_quantity(launch.flops, 'FLOP')}, at least {format_time(launch.bound_seconds)} each, "
+        f"{format_quantity(launch.flops, 'FLOP')}, at least {format_time(launch.bound_seconds)} each "
+        f"(estimate {format_time(seconds_of(estimate(launch)))}), "
         f"{launch.waves:.2f} waves, occupancy {launch.occupancy:.0%} ({launch.resident[1]})"
     )
 

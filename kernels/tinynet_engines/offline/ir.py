@@ -195,6 +195,16 @@ def _integer_bits(text: str) -> int:
     return int(widths[-1]) if widths else 0
 
 
+def loop_bounds(operation: Operation, scope: Mapping[str, Value]) -> tuple[str, Value, Value, Value]:
+    """The name of a loop's induction variable, and its start, stop and step."""
+    header = re.match(
+        r"scf\.for (?:unsigned )?%([\w.$]+) = %([\w.$#]+) to %([\w.$#]+) step %([\w.$#]+)", operation.text
+    )
+    assert header, operation.text
+    start, stop, step = (scope.get(name, UNKNOWN) for name in header.groups()[1:])
+    return header[1], start, stop, step
+
+
 class _Walk:
     """One pass over the IR with the values of one launch."""
 
@@ -226,18 +236,14 @@ class _Walk:
         return handed
 
     def _for(self, operation: Operation, scope: dict[str, Value], trips: int | None) -> None:
-        header = re.match(
-            r"scf\.for (?:unsigned )?%([\w.$]+) = %([\w.$#]+) to %([\w.$#]+) step %([\w.$#]+)", operation.text
-        )
-        assert header, operation.text
-        start, stop, step = (scope.get(name, UNKNOWN) for name in header.groups()[1:])
+        name, start, stop, step = loop_bounds(operation, scope)
         inner: int | None = None
         if all(each.known and each.low == each.high for each in (start, stop, step)) and trips is not None:
             inner = trips * max(0, -(-(stop.low - start.low) // step.low))  # type: ignore[operator]
         induction = Value(start.low, max(start.low, stop.high - 1)) if start.known and stop.known else UNKNOWN  # type: ignore
         carried = re.findall(r"%([\w.$]+) = %([\w.$#]+)", operation.text.partition("iter_args")[2])
         values = [scope.get(initial, UNKNOWN) for _, initial in carried]
-        scope_in = {**scope, header[1]: induction}
+        scope_in = {**scope, name: induction}
         # The first pass finds how one iteration changes the carried values, the second walks any iteration.
         counted = self.effects.dot_flops
         handed = self.region(operation.regions[0], self._bind(scope_in, carried, values), inner)
@@ -291,7 +297,7 @@ class _Walk:
         if name == "tt.get_num_programs":
             size = self.grid["xyz".index(operation.text.split()[1])]
             return Value(size, size)
-        return _arithmetic(operation, operands)
+        return arithmetic(operation, operands)
 
     def _access(self, pointer: Value, touched: set[int]) -> None:
         if not pointer.roots:
@@ -304,18 +310,30 @@ class _Walk:
                 self.effects.unbounded.add(root)
 
     def _dot(self, text: str, trips: int | None) -> None:
-        match = re.search(r": tensor<([\dx]+)x(\w+)>(?:, [^*]*)? \* tensor<([\dx]+)x(\w+)>", text)
+        match = _DOT_OPERANDS.search(text)
         if match is None:
             self.effects.dot_flops = None
             return
         precision = re.search(r"inputPrecision = (\w+)", text)
         self.effects.operand_type = _operand_type(match[2], precision[1] if precision else "ieee")
-        left, right = ([int(size) for size in match[group].split("x")] for group in (1, 3))
-        self.effects.dot_rows = min(left[-2], self.effects.dot_rows or left[-2])
+        rows = int(match[1].split("x")[-2])
+        self.effects.dot_rows = min(rows, self.effects.dot_rows or rows)
         if trips is None or self.effects.dot_flops is None:
             self.effects.dot_flops = None
             return
-        self.effects.dot_flops += 2 * math.prod(left) * right[-1] * trips
+        self.effects.dot_flops += (dot_flops(text) or 0) * trips
+
+
+_DOT_OPERANDS = re.compile(r": tensor<([\dx]+)x(\w+)>(?:, [^*]*)? \* tensor<([\dx]+)x(\w+)>")
+
+
+def dot_flops(text: str) -> int | None:
+    """Operations of one matrix product, from its text; None if its operands are of another form."""
+    match = _DOT_OPERANDS.search(text)
+    if match is None:
+        return None
+    left, right = ([int(size) for size in match[group].split("x")] for group in (1, 3))
+    return 2 * math.prod(left) * right[-1]
 
 
 def _operand_type(element: str, precision: str) -> str:
@@ -345,11 +363,11 @@ def _add_offset(pointer: Value, offset: Value, bits: int) -> Value:
     )
 
 
-def _arithmetic(operation: Operation, operands: list[Value]) -> Value:
+def arithmetic(operation: Operation, operands: list[Value]) -> Value:
     """Integer arithmetic on intervals, and every operation that only moves its operand."""
     name, text = operation.name, operation.text
     if name == "arith.constant":
-        match = re.match(r"arith\.constant (?:dense<)?(-?\d+|true|false)>? :", text)
+        match = re.match(r"arith\.constant (?:dense<)?(-?\d+|true|false)>?(?: :|$)", text)
         if match is None:
             return UNKNOWN
         number = {"true": 1, "false": 0}.get(match[1])

@@ -12,11 +12,13 @@ from triton.runtime import _allocation
 
 from tinynet_engines.offline import ir
 from tinynet_engines.offline.binary import Code
+from tinynet_engines.offline.steps import MainLoop, main_loop
 from tinynet_engines.offline.targets import Target
 from tinynet_kernels.launch import cost_of
 
 ALIGNMENT = 16  # bytes that the widest load of a thread reads
 MOST_THREADS = 1024  # of one program, on every target
+MOST_STEPS = 8  # of a launch that leaves more than half of the multiprocessors idle
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +110,8 @@ class Launch:
         operand_type: type of the operands of its dots, which determines the peak; `fp32` without dots.
         dot_rows: fewest rows of the left operand of its dots; None without dots.
         cost_source: `launcher` if the kernel declares its cost, else `arguments`.
+        main_loop: steps and work of a program's main loop.
+        serial: why the steps cannot be shared among more programs, as the launcher declares it; empty if they can.
         argument_findings: errors that follow from the arguments alone.
     """
 
@@ -122,6 +126,8 @@ class Launch:
     operand_type: str
     dot_rows: int | None
     cost_source: str
+    main_loop: MainLoop
+    serial: str
     argument_findings: Sequence[Finding]
 
     @property
@@ -156,7 +162,7 @@ class Launch:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """Warnings and errors."""
-        return (*_limit_findings(self), *self.argument_findings, *_code_findings(self))
+        return (*_limit_findings(self), *self.argument_findings, *_fill_findings(self), *_code_findings(self))
 
     @cached_property
     def resident(self) -> tuple[int, str]:
@@ -242,7 +248,8 @@ def record_launch(
     scalars = {
         position: int(value) for position, (_, value) in zip(positions, leaves, strict=True) if isinstance(value, int)
     }
-    effects = _effects(kernel.ir, tuple(sorted(scalars.items())), grid)
+    key = kernel.ir, tuple(sorted(scalars.items())), grid
+    effects = _effects(*key)
     tensors = [
         _tensor_argument(name, value, position in effects.read, position in effects.written)
         for position, (name, value) in zip(positions, leaves, strict=True)
@@ -267,6 +274,8 @@ def record_launch(
         operand_type=effects.operand_type,
         dot_rows=effects.dot_rows,
         cost_source="arguments" if cost is None else "launcher",
+        main_loop=main_loop(*key),
+        serial="" if cost is None else cost.serial,
         argument_findings=(
             *_grid_findings(grid),
             *_allocator_findings(kernel),
@@ -363,6 +372,16 @@ def _index_findings(
         reason = effects.overflows.get(position, "addressed only by 32-bit offsets, whose bounds are unknown")
         message = f"{name} spans {spans[name]} elements, more than 32-bit offsets reach: {reason}"
         yield Finding("index_overflow", message, fatal=True)
+
+
+def _fill_findings(launch: Launch) -> Iterator[Finding]:
+    """Long serial work in so few programs that most of the chip is idle."""
+    steps, multiprocessors = launch.main_loop.steps, launch.target.multiprocessors
+    if steps is None or steps <= MOST_STEPS or 2 * launch.programs >= multiprocessors:
+        return
+    programs = f"{launch.programs} program{'s' if launch.programs > 1 else ''}"
+    message = f"{programs} on {multiprocessors} multiprocessors, with {steps} steps one after the other"
+    yield Finding("idle", f"{message}: {launch.serial}" if launch.serial else message)
 
 
 def _code_findings(launch: Launch) -> Iterator[Finding]:

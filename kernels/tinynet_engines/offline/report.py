@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinynet_engines.offline.estimate import Estimate, estimate
 from tinynet_engines.offline.launch import Finding, Launch
 from tinynet_engines.offline.targets import Target
 
-DISCLAIMER = "Times are lower bounds from published peaks, not measurements."
+DISCLAIMER = (
+    'Times are no measurements: "at least" is a lower bound from published peaks, "estimate" a simple model of waiting.'
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Total:
         flops: operations of the launches for which they are known.
         bytes: compulsory traffic in bytes of the launches for which it is known.
         bound_seconds: sum of the launches' bounds, since launches of one stream run one after the other.
+        estimated_seconds: sum of the launches' estimates.
         unknown_costs: launches without a declared or derivable cost, which the sums leave out.
     """
 
@@ -33,6 +37,7 @@ class Total:
     flops: int
     bytes: int
     bound_seconds: float
+    estimated_seconds: float
     unknown_costs: int
 
 
@@ -57,6 +62,7 @@ class Report:
             flops=sum(launch.flops or 0 for launch in self.launches),
             bytes=sum(launch.bytes or 0 for launch in self.launches),
             bound_seconds=sum(launch.bound_seconds or 0.0 for launch in self.launches),
+            estimated_seconds=sum(seconds_of(estimate(launch)) or 0.0 for launch in self.launches),
             unknown_costs=sum(launch.flops is None or launch.bytes is None for launch in self.launches),
         )
 
@@ -109,7 +115,8 @@ class Report:
         unknown = f"; {total.unknown_costs} launches of unknown cost left out" if total.unknown_costs else ""
         lines = [
             f"total: {total.launches} launches of {total.kernels} kernels, {format_quantity(total.bytes, 'B')}, "
-            f"{format_quantity(total.flops, 'FLOP')}, at least {format_time(total.bound_seconds)}{unknown}",
+            f"{format_quantity(total.flops, 'FLOP')}, at least {format_time(total.bound_seconds)}{unknown}, "
+            f"estimate {format_time(total.estimated_seconds)}",
         ]
         for name, finding, count in self.distinct_findings():
             severity = "error" if finding.fatal else "warning"
@@ -129,6 +136,7 @@ class Report:
                 "multiprocessors": target.multiprocessors,
                 "bandwidth": target.bandwidth,
                 "peaks": dict(target.peaks),
+                "pace": dict(vars(target.pace)),
             },
             "total": dict(vars(total)),
             "launches": [_launch_dict(launch) for launch in self.launches],
@@ -140,8 +148,13 @@ def write_json(reports: Sequence[Report], path: str | Path) -> None:
     Path(path).write_text(json.dumps([report.to_dict() for report in reports], indent=1, default=str) + "\n")
 
 
+def seconds_of(estimated: Estimate | None) -> float | None:
+    """The seconds of an estimate, None if there is none."""
+    return None if estimated is None else estimated.seconds
+
+
 def _launch_dict(launch: Launch) -> dict[str, Any]:
-    kernel, code = launch.kernel, launch.kernel.code
+    kernel, code, estimated = launch.kernel, launch.kernel.code, estimate(launch)
     return {
         "kernel": launch.name,
         "grid": list(launch.grid),
@@ -175,6 +188,9 @@ def _launch_dict(launch: Launch) -> dict[str, Any]:
         "arithmetic_intensity": launch.arithmetic_intensity,
         "bound_seconds": launch.bound_seconds,
         "bound_by": launch.bound_by,
+        "estimated_seconds": seconds_of(estimated),
+        "estimate": None if estimated is None else dict(vars(estimated)),
+        "main_loop": dict(vars(launch.main_loop)),
         "waves": launch.waves,
         "tail": launch.tail,
         "findings": [dict(vars(finding)) for finding in launch.findings],
@@ -185,7 +201,7 @@ def launch_tables(report: Report) -> list[tuple[str, list[list[str]]]]:
     """Titled tables with one row per group of launches; the first row contains the headings."""
     work = [[
         "kernel", "count", "grid", "tile", "read", "written", "bytes", "FLOP", "FLOP/B", "at least", "bound by",
-        "waves", "tail",
+        "estimate", "steps", "waves", "tail",
     ]]  # fmt: skip
     code = [[
         "kernel", "warps", "stages", "registers", "spill", "shared", "of", "occupancy", "limited by", "matrix", "loop",
@@ -213,6 +229,8 @@ def _work_row(launch: Launch, count: int) -> list[str]:
         "unknown" if intensity is None else f"{intensity:.1f}",
         format_time(launch.bound_seconds),
         launch.bound_by,
+        format_time(seconds_of(estimate(launch))),
+        "unknown" if launch.main_loop.steps is None else str(launch.main_loop.steps or "-"),
         f"{launch.waves:.2f}",
         f"{launch.tail:.0%}",
     ]

@@ -4,6 +4,19 @@ Every peak is the dense (not sparse) rate at boost clock from the vendor's own p
 a lower bound, never a prediction. Limits of compute capabilities (shared memory, warps, blocks) are those of
 NVIDIA's "CUDA C++ Programming Guide", table "Technical Specifications per Compute Capability"; limits of CDNA chips are
 those of AMD's instruction set architecture guides ("AMD Instinct MI200 / MI300 / CDNA 4 ISA").
+
+What the estimate of a launch's time needs besides, its `Pace`, is from vendors' documentation and microbenchmarks:
+
+- Four schedulers, each of which issues one instruction of a warp per cycle: NVIDIA, "CUDA C++ Programming Guide",
+  compute capabilities 8.x to 12.x. On CDNA, four SIMD units, 16 lanes wide, so that a wavefront of 64 lanes takes four
+  cycles: AMD, "ROCm Compute Profiler: pipeline descriptions".
+- 128 bytes of shared memory per cycle: 32 banks of 4 bytes (the same NVIDIA guide, and AMD's ISA guides).
+- Clocks: the boost (AMD: peak engine) clock, at which a chip reaches its published fp32 peak: 256 operations per cycle
+  and multiprocessor (A100: 128).
+- Latencies, in cycles: [1] "mt4g", sample results for the H100 HBM3, MI210 and MI300X, github.com/caps-tum/mt4g;
+  [2] M. Dewing, "Latency" (A100 SXM, RTX 4090, H100 SXM, B200 and RTX 5090), github.com/markdewing/AI_kernels.
+
+`Pace.source` says which of these each chip's numbers are from, and which are assumed, because we found no source.
 """
 
 from __future__ import annotations
@@ -14,6 +27,31 @@ from dataclasses import dataclass
 KIB = 1024
 TERA = 1e12
 GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast one multiprocessor works and how long it waits, in cycles.
+
+    Attributes:
+        clock: cycles per second.
+        memory_latency: from a load to its arrival from device memory.
+        shared_latency: from a load to its arrival from shared memory.
+        issue_rate: instructions of a warp that a multiprocessor starts per cycle, all its schedulers together.
+        source: where the numbers are published, and which are assumed.
+    """
+
+    clock: float
+    memory_latency: int
+    shared_latency: int
+    issue_rate: int
+    source: str
+
+
+SCHEDULERS = 4  # of a multiprocessor, on every target
+SHARED_BYTES_PER_CYCLE = 128  # of a multiprocessor, on every target
+# Seconds between the end of a kernel and the start of the next one in the same stream; assumed.
+LAUNCH_LATENCY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -39,6 +77,7 @@ class Target:
         matrix_instructions: prefixes of the matrix instructions that a 16-bit product should use here.
         asynchronous_copies: whether the chip copies global to shared memory without registers (`cp.async`).
         source: where bandwidth and peaks are published.
+        pace: clock and latencies, for estimates.
     """
 
     name: str
@@ -59,6 +98,7 @@ class Target:
     matrix_instructions: tuple[str, ...]
     asynchronous_copies: bool
     source: str
+    pace: Pace
 
     @property
     def device_id(self) -> int:
@@ -83,6 +123,7 @@ def _nvidia(
     peaks: Mapping[str, float],
     matrix_instruction: str,
     source: str,
+    pace: Pace,
 ) -> Target:
     """A CUDA target: 64 Ki registers, allocated by 8 per lane; 1 KiB of shared memory reserved per block."""
     return Target(
@@ -104,6 +145,7 @@ def _nvidia(
         matrix_instructions=(matrix_instruction,),
         asynchronous_copies=True,
         source=source,
+        pace=pace,
     )
 
 
@@ -115,6 +157,7 @@ def _amd(
     bandwidth: float,
     peaks: Mapping[str, float],
     source: str,
+    pace: Pace,
 ) -> Target:
     """A CDNA target: four SIMD units with 512 vector registers per lane and 8 wavefronts each."""
     return Target(
@@ -136,7 +179,18 @@ def _amd(
         matrix_instructions=("v_mfma", "v_smfmac"),
         asynchronous_copies=False,
         source=source,
+        pace=pace,
     )
+
+
+def _nvidia_pace(megahertz: int, memory_latency: int, source: str) -> Pace:
+    """The shared memory's latency is the H100's for all chips [1]: others' differ by a few cycles."""
+    return Pace(megahertz * 1e6, memory_latency, 30, SCHEDULERS, source)
+
+
+def _amd_pace(megahertz: int, memory_latency: int, shared_latency: int, source: str) -> Pace:
+    """An instruction occupies one of four SIMD units for four cycles."""
+    return Pace(megahertz * 1e6, memory_latency, shared_latency, SCHEDULERS // 4, source)
 
 
 def _teraflops(**rates: float) -> Mapping[str, float]:
@@ -148,31 +202,40 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         _nvidia(80, "A100 SXM 80 GB", 108, 164, 64, 32, 2039 * GIGA,
                 _teraflops(fp16=312, bf16=312, tf32=156, fp32=19.5), "HMMA",
-                "NVIDIA A100 Tensor Core GPU datasheet"),
+                "NVIDIA A100 Tensor Core GPU datasheet",
+                _nvidia_pace(1410, 550, "latency: A100 SXM [2]")),
         _nvidia(86, "A10", 72, 100, 48, 16, 600 * GIGA,
                 _teraflops(fp16=125, bf16=125, tf32=62.5, fp32=31.2), "HMMA",
-                "NVIDIA A10 Tensor Core GPU datasheet"),
+                "NVIDIA A10 Tensor Core GPU datasheet",
+                _nvidia_pace(1695, 550, "latency: assumed, the A100's")),
         _nvidia(89, "L40S", 142, 100, 48, 24, 864 * GIGA,
                 _teraflops(fp16=362.05, bf16=362.05, tf32=183, fp8=733, fp32=91.6), "HMMA",
-                "NVIDIA L40S datasheet"),
+                "NVIDIA L40S datasheet",
+                _nvidia_pace(2520, 636, "latency: RTX 4090, of the same architecture [2]")),
         _nvidia(90, "H100 SXM 80 GB", 132, 228, 64, 32, 3350 * GIGA,
                 _teraflops(fp16=989.4, bf16=989.4, tf32=494.7, fp8=1978.9, fp32=66.9), "HGMMA",
-                "NVIDIA H100 Tensor Core GPU datasheet and architecture whitepaper (sparse rates halved)"),
+                "NVIDIA H100 Tensor Core GPU datasheet and architecture whitepaper (sparse rates halved)",
+                _nvidia_pace(1980, 700, "latency: H100 SXM [2]")),
         _nvidia(100, "B200", 148, 228, 64, 32, 8000 * GIGA,
                 _teraflops(fp16=2250, bf16=2250, tf32=1125, fp8=4500, fp32=75), "UTCHMMA",
-                "NVIDIA HGX B200 and DGX B200 datasheets, an eighth of the system (sparse rates halved)"),
+                "NVIDIA HGX B200 and DGX B200 datasheets, an eighth of the system (sparse rates halved)",
+                _nvidia_pace(1980, 860, "latency: B200 [2]")),
         _nvidia(120, "GeForce RTX 5090", 170, 100, 48, 24, 1792 * GIGA,
                 _teraflops(fp16=209.5, bf16=209.5, tf32=104.8, fp8=419, fp32=104.8), "HMMA",
-                "NVIDIA RTX Blackwell GPU architecture whitepaper (fp32 accumulation)"),
+                "NVIDIA RTX Blackwell GPU architecture whitepaper (fp32 accumulation)",
+                _nvidia_pace(2407, 936, "latency: RTX 5090 [2]")),
         _amd("gfx90a", "Instinct MI250X, one die", 110, 64, 1638.4 * GIGA,
              _teraflops(fp16=191.5, bf16=191.5, fp32=47.9),
-             "AMD Instinct MI250X data sheet, half of the module"),
+             "AMD Instinct MI250X data sheet, half of the module",
+             _amd_pace(1700, 741, 50, "latencies: MI210, of the same architecture [1]")),
         _amd("gfx942", "Instinct MI300X", 304, 64, 5300 * GIGA,
              _teraflops(fp16=1307.4, bf16=1307.4, tf32=653.7, fp8=2614.9, fp32=163.4),
-             "AMD Instinct MI300X data sheet"),
+             "AMD Instinct MI300X data sheet",
+             _amd_pace(2100, 900, 51, "latencies: MI300X [1]")),
         _amd("gfx950", "Instinct MI355X", 256, 160, 8000 * GIGA,
              _teraflops(fp16=2516.6, bf16=2516.6, fp8=5033.2, fp32=157.3),
-             "AMD Instinct MI355X data sheet"),
+             "AMD Instinct MI355X data sheet",
+             _amd_pace(2400, 900, 51, "latencies: assumed, the MI300X's")),
     )
 }  # fmt: skip
 

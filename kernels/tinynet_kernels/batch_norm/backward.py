@@ -37,7 +37,8 @@ from tinynet_kernels.batch_norm.walk import (
 )
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block
+from tinynet_kernels.reduction import blocks_of_parts
+from tinynet_kernels.tiles import Target, ceil_div, current_target
 
 
 class Affine(NamedTuple):
@@ -254,19 +255,26 @@ def norm_input_gradient_kernel(
         store_tile(dx_ptr, dx, share, place, stride_yo, stride_ya, SPEC, TILE)
 
 
-@triton.jit(do_not_specialize=["parts", "channels"])
-def norm_parameter_gradients_kernel(partial_ptr, dweight_ptr, dbias_ptr, parts, channels, BLOCK: constexpr):
-    """dw and db, each left out where it is None: the sums of `partial` [parts, 2, channels], in order."""
+@triton.jit(do_not_specialize=["parts"])
+def norm_parameter_gradients_kernel(
+    partial_ptr, dweight_ptr, dbias_ptr, parts, channels, BLOCK_PARTS: constexpr, BLOCK: constexpr
+):
+    """dw and db, each left out where it is None: the sums of `partial` [parts, 2, channels], BLOCK_PARTS at a time."""
     start = tl.program_id(0) * BLOCK
     channel = tl.arange(0, BLOCK)
     mask = channel < channels - start
+    part = tl.arange(0, BLOCK_PARTS)
+    offset = part[:, None] * (2 * channels) + channel[None, :]
     partial = partial_ptr + start
-    dweight = tl.zeros((BLOCK,), tl.float32)
-    dbias = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(parts):
-        dweight += tl.load(partial + channel, mask=mask, other=0.0)
-        dbias += tl.load(partial + channels + channel, mask=mask, other=0.0)
-        partial += 2 * channels
+    dweights = tl.zeros((BLOCK_PARTS, BLOCK), tl.float32)
+    dbiases = tl.zeros((BLOCK_PARTS, BLOCK), tl.float32)
+    for first in range(0, parts, BLOCK_PARTS):
+        inside = (part < parts - first)[:, None] & mask[None, :]
+        dweights += tl.load(partial + offset, mask=inside, other=0.0)
+        dbiases += tl.load(partial + channels + offset, mask=inside, other=0.0)
+        partial += BLOCK_PARTS * 2 * channels
+    dweight = tl.sum(dweights, axis=0)
+    dbias = tl.sum(dbiases, axis=0)
     if dweight_ptr is not None:
         tl.store(dweight_ptr + start + channel, dweight.to(dweight_ptr.dtype.element_ty), mask=mask)
     if dbias_ptr is not None:
@@ -318,9 +326,15 @@ def _problems(
 
 @lru_cache(maxsize=4096)
 def _parameters_problem(parts: int, channels: int, target: Target) -> Problem:
-    block, num_warps = flat_block(channels, target)
-    grid = (ceil_div(channels, block),)
-    return Problem(norm_parameter_gradients_kernel, grid, parts, channels, BLOCK=block, num_warps=num_warps)
+    blocks = blocks_of_parts(parts, channels, target)
+    return Problem(
+        norm_parameter_gradients_kernel,
+        (ceil_div(channels, blocks.block),),
+        *(parts, channels),
+        BLOCK_PARTS=blocks.block_parts,
+        BLOCK=blocks.block,
+        num_warps=blocks.num_warps,
+    )
 
 
 class NormGradients(NamedTuple):

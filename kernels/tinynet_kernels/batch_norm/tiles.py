@@ -11,8 +11,6 @@ from tinynet_kernels.batch_norm.walk import NormTile, WalkSpec
 from tinynet_kernels.offsets import exceed_int32
 from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
 
-MOST_PARTS = 64  # that a program merges at once
-
 
 class Walk(NamedTuple):
     """How the programs of a launch pass over an operand and over dense tensors of its shape.
@@ -58,8 +56,13 @@ def norm_tile(groups: int, channels: int, axes: Axes, target: Target, members: i
     tiles = groups * ceil_div(channels, block_channels)
     steps = axes.outer * ceil_div(axes.inner, block_inner)
     programs = 2 if target.kind == "interpreter" else (8 if members == 1 else 2) * target.processors
-    parts = min(steps, MOST_PARTS, ceil_div(programs, tiles))
+    parts = min(steps, most_parts(target), ceil_div(programs, tiles))
     return block_channels, block_inner, parts, 4
+
+
+def most_parts(target: Target) -> int:
+    """How many parts a program merges at once, at most: on a GPU so many that one tile of channels fills half of it."""
+    return max(64, power_of_2_at_least(target.processors // 2)) if target.kind in ("cuda", "hip") else 64
 
 
 @lru_cache(maxsize=4096)

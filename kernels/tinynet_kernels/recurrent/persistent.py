@@ -368,4 +368,5 @@ def recurrent_cost(weight_hh_ptr: torch.Tensor, weight_hr_ptr: torch.Tensor | No
     directions, _, outputs = weight_hh_ptr.shape
     rows = (others["y_ptr"] if "d_y_ptr" not in others else others["d_y_ptr"]).numel() // (directions * outputs)
     weights = weight_hh_ptr.numel() + (0 if weight_hr_ptr is None else weight_hr_ptr.numel())
-    return Cost(2 * rows * weights, size_in_bytes(weight_hh_ptr, weight_hr_ptr, *others.values()))
+    moved = size_in_bytes(weight_hh_ptr, weight_hr_ptr, *others.values())
+    return Cost(2 * rows * weights, moved, serial="each time step depends on the one before")

@@ -426,4 +426,5 @@ def recurrent_step_cost(T: int, B: int, **others: Any) -> Cost:
     weight = others["weight_hh_ptr"] if weight is None else weight
     states = size_in_bytes(*(others.get(name) for name in _STATES))
     rows = size_in_bytes(*(value for name, value in others.items() if name not in _NO_ROWS))
-    return Cost(2 * B * weight.numel(), size_in_bytes(weight) + states + rows // T)
+    moved = size_in_bytes(weight) + states + rows // T
+    return Cost(2 * B * weight.numel(), moved, serial="a split product would need a second launch in every time step")

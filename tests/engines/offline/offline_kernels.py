@@ -197,3 +197,42 @@ def reused_name_kernel(x_ptr, y_ptr, steps, BLOCK: tl.constexpr):
     for _ in range(steps):
         x = tl.sum(x)
     tl.store(y_ptr + offset, x)
+
+
+@triton.jit
+def split_product_kernel(a_ptr, b_ptr, partial_ptr, K, share, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    """partial[p] [BLOCK, BLOCK] = a b over the program's share of K; the last program's may be shorter."""
+    row = tl.arange(0, BLOCK)
+    step = tl.arange(0, BLOCK_K)
+    first = tl.program_id(0) * share
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(first, tl.minimum(first + share, K), BLOCK_K):
+        a = tl.load(a_ptr + row[:, None] * K + start + step[None, :])  # in bounds: K and share are multiples of BLOCK_K
+        b = tl.load(b_ptr + row[None, :] * K + start + step[:, None])  # in bounds: as above
+        acc = tl.dot(a, b, acc)
+    place = partial_ptr + tl.program_id(0) * BLOCK * BLOCK
+    tl.store(place + row[:, None] * BLOCK + row[None, :], acc)
+
+
+@triton.jit
+def data_dependent_kernel(x_ptr, count_ptr, y_ptr, BLOCK: tl.constexpr):
+    """y = sum of as many blocks of x as a number in memory says."""
+    offset = tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for block in range(tl.load(count_ptr)):
+        acc += tl.load(x_ptr + block * BLOCK + offset)  # in bounds: x holds *count_ptr blocks
+    tl.store(y_ptr + offset, acc)
+
+
+@triton.jit
+def nested_loop_kernel(x_ptr, y_ptr, rows, columns, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
+    """y = sum over rows and blocks of columns; one more block where there are more than LIMIT rows."""
+    offset = tl.arange(0, BLOCK)
+    blocks = tl.cdiv(columns, BLOCK)
+    if rows > LIMIT:
+        blocks += 1
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for row in range(rows):
+        for block in range(blocks):
+            acc += tl.load(x_ptr + row * columns + block * BLOCK + offset)  # in bounds: x ends with a block of zeros
+    tl.store(y_ptr + offset, acc)

@@ -14,6 +14,7 @@ from engines.offline.offline_kernels import (
     rescaled_product_kernel,
     reused_name_kernel,
     run,
+    split_product_kernel,
     strided_gather_kernel,
     y_grid_copy_kernel,
 )
@@ -134,3 +135,12 @@ def name_reused_by_a_run_time_loop(faulty: bool) -> Report:
 
 def product_too_shallow_for_the_matrix_unit(faulty: bool) -> Report:
     return product("sm_80", BLOCK_K=8 if faulty else 16)
+
+
+def most_multiprocessors_idle(faulty: bool) -> Report:
+    programs, steps = (4, 49) if faulty else (28, 7)
+    a, partial = empty(64, 64 * programs * steps, dtype=BF16), empty(programs, 64, 64)
+    share = 64 * steps
+    return launch(
+        "sm_90", split_product_kernel, (programs,), a, a, partial, programs * share, share, BLOCK=64, BLOCK_K=64
+    )

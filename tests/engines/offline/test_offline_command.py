@@ -15,6 +15,7 @@ import pytest
 from compile_matrix.matrix import load_costs
 
 from tinynet.cli import main
+from tinynet_engines.offline.report import DISCLAIMER
 from tinynet_engines.offline.targets import TARGETS
 
 HERE = Path(__file__).parent
@@ -42,7 +43,7 @@ def test_a_script_is_run_with_its_arguments_once_per_target(script: str, tmp_pat
     written = tmp_path / "report.json"
     assert main(["inspect", script, "--target", "sm_90,gfx942", "--json", str(written), "--", "5000"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("Times are lower bounds from published peaks, not measurements.") == 2
+    assert shown.count(DISCLAIMER) == 2
     assert "narrow_copy_kernel" in shown and "H100" in shown and "MI300X" in shown
     reports = json.loads(written.read_text())
     assert [report["target"]["name"] for report in reports] == ["sm_90", "gfx942"]
@@ -80,7 +81,7 @@ def test_the_page_is_one_file_with_a_plot_and_a_bar_per_kernel(script: str, tmp_
     page.feed(source)
     assert all(reference.startswith("#") for reference in page.references)
     assert "url(" not in source and "@import" not in source
-    assert "Times are lower bounds from published peaks, not measurements." in page.text
+    assert DISCLAIMER in page.text
     plots = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
     bars = [ElementTree.fromstring(plot) for plot in plots if "least time by kernel" in plot]
     assert len(bars) == 2
@@ -130,7 +131,7 @@ def test_a_training_step_of_a_model_of_sequences(model: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["inspect"], "give either a script or --model"),
+    (["inspect"], "give one of a script, --model and --against"),
     (["inspect", "no_such_script.py"], "no script no_such_script.py"),
     (["inspect", "--model", "mlp", "--target", "sm_90,sm_70"], "got sm_70"),
     (["inspect", "--model", "mlp", "--batch-size", "0"], "must be an integer of at least 1, got '0'"),

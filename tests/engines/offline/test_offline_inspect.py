@@ -231,8 +231,8 @@ def test_totals_add_up_and_every_report_says_what_its_times_are():
     assert total.bytes == sum(launch.bytes or 0 for launch in report.launches)
     assert total.bound_seconds == pytest.approx(math.fsum(launch.bound_seconds or 0 for launch in report.launches))
     assert [count for _, count in report.groups()] == [3, 1]
-    assert "bounds from published peaks, not measurements" in report.table()
+    assert "lower bound from published peaks" in report.table()
     data = json.loads(json.dumps(report.to_dict(), default=str))
-    assert "bounds from published peaks, not measurements" in data["note"]
+    assert "lower bound from published peaks" in data["note"]
     assert len(data["launches"]) == 4
     assert data["launches"][3]["matrix_instruction"].startswith("v_mfma")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import classic_kernels as classic
-from benchmarks.case import OURS, Case, Setting, allowed_error
+from . import classic_kernels as classic
+from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "classic Triton kernels"
 HEADS, TOKENS, FEATURES = 8, 1024, 64

@@ -316,16 +316,29 @@ def activation_backward(
         want_dz: whether to compute dZ. For identity dZ is dY itself, and the caller wants none.
         want_bias: whether to compute the bias gradient, in fp32.
     """
+    dz, partial = activation_backward_parts(grad, saved, activation, want_dz=want_dz, want_bias=want_bias)
+    return dz, None if partial is None else sum_partials(partial)
+
+
+def activation_backward_parts(
+    grad: torch.Tensor,
+    saved: torch.Tensor | None,
+    activation: Activation,
+    *,
+    want_dz: bool,
+    want_bias: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """As `activation_backward`, but with partial sums of the bias gradient, fp32 [parts, columns], yet to be added."""
     rows, columns = grad.shape
     problem = _backward_problem(rows, columns, grad.stride(0), activation, want_bias, current_target())
     tile = problem.constants["TILE"]
-    row_blocks = ceil_div(rows, tile.block_rows * tile.tiles)
     dz = grad.new_empty((rows, columns)) if want_dz else None
     partial = None
     if want_bias:
-        partial = grad.new_empty((columns,) if row_blocks == 1 else (row_blocks, columns), dtype=torch.float32)
+        row_blocks = ceil_div(rows, tile.block_rows * tile.tiles)
+        partial = grad.new_empty((row_blocks, columns), dtype=torch.float32)
     problem.launch(grad, saved, dz, partial)
-    return dz, partial if partial is None or row_blocks == 1 else sum_partials(partial)
+    return dz, partial
 
 
 @lru_cache(maxsize=4096)
@@ -340,7 +353,7 @@ def _backward_problem(
     block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target, activation.name)
     tile = WalkTile(block_rows, block_columns, 1)
     if want_bias:
-        tile = tile._replace(tiles=_tiles_per_program(rows, columns, tile, target))
+        tile = tile._replace(tiles=tiles_per_program(rows, columns, tile, target))
     return Problem(
         activation_backward_kernel,
         (ceil_div(rows, block_rows * tile.tiles) * ceil_div(columns, block_columns),),
@@ -357,7 +370,7 @@ def _backward_problem(
     )
 
 
-def _tiles_per_program(rows: int, columns: int, tile: WalkTile, target: Target) -> int:
+def tiles_per_program(rows: int, columns: int, tile: WalkTile, target: Target) -> int:
     """More tiles per program mean fewer partial sums; few enough programs are left to fill a chip.
 
     On a CPU a second launch costs more than the sums of a short column: one program computes them all.

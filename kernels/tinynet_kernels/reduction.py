@@ -48,18 +48,59 @@ def sum_of_blocks(partial_ptr, first, parts, elements, share, mask, BLOCK_PARTS:
 
 
 @triton.jit
-def sum_partials_kernel(partial_ptr, out_ptr, parts, elements, share, BLOCK_PARTS: constexpr, BLOCK: constexpr):
-    """out[e] = partial[0, e] + partial[1, e] + ..., in that order or in blocks; out[q, e] the sum of share q only."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+def store_sum(partial_ptr, out_ptr, parts, elements, share, program, q, BLOCK_PARTS: constexpr, BLOCK: constexpr):
+    """The sum of share `q` of the parts, of the elements of one program."""
+    start = program.to(tl.int64) * BLOCK
     offset = tl.arange(0, BLOCK)
     mask = offset < elements - start
     if BLOCK_PARTS == 1:
         total = sum_of_parts(partial_ptr, parts, elements, start, BLOCK)
     else:
-        first = tl.program_id(1) * share
-        total = sum_of_blocks(partial_ptr + start, first, parts, elements, share, mask, BLOCK_PARTS, BLOCK)
-    out = out_ptr + tl.program_id(1).to(tl.int64) * elements + start
+        total = sum_of_blocks(partial_ptr + start, q * share, parts, elements, share, mask, BLOCK_PARTS, BLOCK)
+    out = out_ptr + q.to(tl.int64) * elements + start
     tl.store(out + offset, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def sum_partials_kernel(partial_ptr, out_ptr, parts, elements, share, BLOCK_PARTS: constexpr, BLOCK: constexpr):
+    """out[e] = partial[0, e] + partial[1, e] + ..., in that order or in blocks; out[q, e] the sum of share q only."""
+    program, q = tl.program_id(0), tl.program_id(1)
+    store_sum(partial_ptr, out_ptr, parts, elements, share, program, q, BLOCK_PARTS, BLOCK)
+
+
+@triton.jit
+def sum_two_kernel(
+    partial_ptr,
+    out_ptr,
+    other_partial_ptr,
+    other_out_ptr,
+    parts,
+    elements,
+    programs,
+    other_parts,
+    other_elements,
+    BLOCK_PARTS: constexpr,
+    BLOCK: constexpr,
+    OTHER_BLOCK_PARTS: constexpr,
+    OTHER_BLOCK: constexpr,
+):
+    """Two sums as of `sum_partials_kernel`, of one share each: the first `programs` programs compute the first one."""
+    program = tl.program_id(0)
+    zero = program * 0
+    if program < programs:
+        store_sum(partial_ptr, out_ptr, parts, elements, parts, program, zero, BLOCK_PARTS, BLOCK)
+    else:
+        store_sum(
+            other_partial_ptr,
+            other_out_ptr,
+            other_parts,
+            other_elements,
+            other_parts,
+            program - programs,
+            zero,
+            OTHER_BLOCK_PARTS,
+            OTHER_BLOCK,
+        )
 
 
 @triton.jit
@@ -99,6 +140,13 @@ def reduction_cost(partial_ptr: torch.Tensor, **others: Any) -> Cost:
     return Cost(partial_ptr.numel(), size_in_bytes(partial_ptr, *others.values()))
 
 
+@costs(sum_two_kernel)
+def sum_two_cost(partial_ptr: torch.Tensor, other_partial_ptr: torch.Tensor, **others: Any) -> Cost:
+    """As of both sums."""
+    flops = partial_ptr.numel() + other_partial_ptr.numel()
+    return Cost(flops, size_in_bytes(partial_ptr, other_partial_ptr, *others.values()))
+
+
 def sum_partials(partial: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Sum over the first dimension.
 
@@ -118,6 +166,22 @@ def sum_partials(partial: torch.Tensor, dtype: torch.dtype = torch.float32) -> t
     shares = partial.new_empty(blocks.shares, *out.shape)
     problem.launch(partial, shares)
     return sum_partials(shares, dtype)
+
+
+def sum_two(
+    first: torch.Tensor, first_dtype: torch.dtype, second: torch.Tensor, second_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sums as of `sum_partials`, in one launch on GPUs, where a launch costs more than small sums."""
+    target = current_target()
+    sums = (first, first_dtype), (second, second_dtype)
+    blocks = [blocks_of_parts(partial.shape[0], partial[0].numel(), target) for partial, _ in sums]
+    one_launch = target.kind in ("cuda", "hip") and all(each.shares == 1 for each in blocks)
+    if not one_launch or 1 in (first.shape[0], second.shape[0]):
+        a, b = (sum_partials(partial, dtype) for partial, dtype in sums)
+        return a, b
+    a, b = (torch.empty(partial.shape[1:], dtype=dtype, device=partial.device) for partial, dtype in sums)
+    _two_problem(first.shape[0], a.numel(), second.shape[0], b.numel(), *blocks).launch(first, a, second, b)
+    return a, b
 
 
 def reduce_losses(partial: torch.Tensor, loss: torch.Tensor, divisor: torch.Tensor | None) -> None:
@@ -181,6 +245,23 @@ def _sum_problem(parts: int, elements: int, blocks: Blocks) -> Problem:
         BLOCK_PARTS=blocks.block_parts,
         BLOCK=blocks.block,
         num_warps=blocks.num_warps,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _two_problem(
+    parts: int, elements: int, other_parts: int, other_elements: int, blocks: Blocks, other: Blocks
+) -> Problem:
+    programs = ceil_div(elements, blocks.block)
+    return Problem(
+        sum_two_kernel,
+        (programs + ceil_div(other_elements, other.block),),
+        *(parts, elements, programs, other_parts, other_elements),
+        BLOCK_PARTS=blocks.block_parts,
+        BLOCK=blocks.block,
+        OTHER_BLOCK_PARTS=other.block_parts,
+        OTHER_BLOCK=other.block,
+        num_warps=max(blocks.num_warps, other.num_warps),
     )
 
 

@@ -17,10 +17,6 @@ from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization, Sizes
-from tinynet_kernels.pool.spec import Axis, window_of
-
-TWO_BY_TWO = window_of([Axis(2, 2), Axis(2, 2)])
-
 
 _FUNCTIONS: Any = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}  # by the dimensions of x
 
@@ -191,30 +187,50 @@ def convolution_gradients(
             want_bias=want_bias,
         )
         return None, dw, None if db is None else db.to(dtypes[2])
-    want_dz = activation.name != "identity" and (want_x or want_weight)
-    if want_bias or want_dz:
-        rows = None if saved is None else layout.as_rows(saved)
-        of_activation, db = kernels.activation.activation_backward(
-            layout.as_rows(dz), rows, activation, want_dz=want_dz, want_bias=want_bias
-        )
-        dz = dz if of_activation is None else layout.as_images(of_activation, dz)
-    if argmax is not None and (want_x or want_weight):
-        dz = _at_maxima(dz, argmax, spec.output_size(size, kernel_size))
+    dz, parts = _through_activation(
+        dz, saved, argmax, activation, spec.output_size(size, kernel_size), want_x or want_weight, want_bias
+    )
     dx, dw = None, None
     if want_x:
         packed = layout.to_channels_last(weight)
         dx = kernels.conv_input_gradient.convolution_input_gradient(dz, packed, spec, size, dtypes[0])
         dx = in_order(dx, channels_last[0])
     if want_weight:
-        dw, _ = kernels.conv_weight_gradient.convolution_weight_gradient(
-            dz, layout.to_channels_last(x), spec, kernel_size, channels_last=channels_last[1], dtype=dtypes[1]
+        dw, db = kernels.conv_weight_gradient.convolution_weight_gradient(
+            dz,
+            layout.to_channels_last(x),
+            spec,
+            kernel_size,
+            channels_last=channels_last[1],
+            dtype=dtypes[1],
+            bias_parts=parts,
         )
+    if parts is not None and db is None:
+        db = kernels.reduction.sum_partials(parts)
     return dx, dw, None if db is None else db.to(dtypes[2])
 
 
-def _at_maxima(grad: Tensor, argmax: Tensor, size: Sizes) -> Tensor:
-    """The gradient of each 2 x 2 window, channels_last, at the pixel of its maximum; [N, K, *size]."""
-    return kernels.pool_maximum.max_pool_backward(grad, argmax, TWO_BY_TWO, size, channels_last=True)
+def _through_activation(
+    dy: Tensor,
+    saved: Tensor | None,
+    argmax: Tensor | None,
+    activation: Activation,
+    size: Sizes,
+    want_dz: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """dZ [N, K, *size], where `want_dz`; and partial sums of db, fp32 [parts, K], or None."""
+    if argmax is not None and want_dz:
+        return kernels.pooled_gradient.pooled_gradient(dy, saved, argmax, activation, size, want_bias=want_bias)
+    want_dz = want_dz and activation.name != "identity"
+    if not (want_dz or want_bias):
+        return dy, None
+    layout = kernels.layout
+    rows = None if saved is None else layout.as_rows(saved)
+    dz, parts = kernels.activation.activation_backward_parts(
+        layout.as_rows(dy), rows, activation, want_dz=want_dz, want_bias=want_bias
+    )
+    return dy if dz is None else layout.as_images(dz, dy), parts
 
 
 def _operator_forward(

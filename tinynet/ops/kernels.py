@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tinynet_kernels import optimizer as optimizer
     from tinynet_kernels import optimizer_rules as optimizer_rules
     from tinynet_kernels import prelu as prelu
+    from tinynet_kernels import reduction as reduction
     from tinynet_kernels import rrelu as rrelu
     from tinynet_kernels import softmax as softmax
     from tinynet_kernels import triplet_margin_loss as triplet_margin_loss
@@ -53,6 +54,7 @@ _FOLDERS = {
     "pool_maximum": "pool.maximum",
     "pool_mean": "pool.mean",
     "pool_unpool": "pool.unpool",
+    "pooled_gradient": "conv.pooled_gradient",
     "recurrent": "recurrent.layer",
 }
 

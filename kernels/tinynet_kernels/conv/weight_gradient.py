@@ -56,7 +56,7 @@ from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_rows, channels_before, channels_behind
 from tinynet_kernels.linear import linear_weight_gradient
 from tinynet_kernels.offsets import exceed_int32, widened
-from tinynet_kernels.reduction import sum_partials
+from tinynet_kernels.reduction import sum_partials, sum_two
 from tinynet_kernels.tiles import Target, ceil_div, current_target
 
 
@@ -410,6 +410,7 @@ def convolution_weight_gradient(
     argmax: torch.Tensor | None = None,
     activation: Activation | None = None,
     want_bias: bool = False,
+    bias_parts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """dW [K, C / groups, *kernel size] in `dtype` (None: x's), from dZ or, where `takes_output_gradient`, dY.
 
@@ -423,9 +424,10 @@ def convolution_weight_gradient(
         argmax: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
         activation: the fused function, where `dy` is dY.
         want_bias: whether to compute db from dY.
+        bias_parts: partial sums of db, fp32 [parts, K], to be added in the launch that adds those of dW; None for none.
 
     Returns:
-        dW, and db [K] in fp32 or None.
+        dW, and db [K] in fp32 or None: also where dW has no partial sums, which leaves `bias_parts` as they are.
     """
     K, C = dy.shape[1], x.shape[1]
     if activation is None and spec.is_pointwise(kernel_size):
@@ -450,7 +452,8 @@ def convolution_weight_gradient(
             if is_right(infinite, partial(_compute_again, spec=spec), summed, dy, x):
                 return summed, None
     activation = IDENTITY if activation is None else activation
-    return _by_definition(dy, x, spec, shape, channels_last, dtype, saved, argmax, activation, want_bias)
+    options = saved, argmax, activation, want_bias, bias_parts
+    return _by_definition(dy, x, spec, shape, channels_last, dtype, *options)
 
 
 def _by_definition(
@@ -464,6 +467,7 @@ def _by_definition(
     argmax: torch.Tensor | None,
     activation: Activation,
     want_bias: bool,
+    bias_parts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """dW and db, as of `convolution_weight_gradient`; `shape` is dW's in the order of its memory."""
     target = current_target()
@@ -488,6 +492,10 @@ def _by_definition(
         problem.launch(x, dy, saved, argmax, dw, db)
     else:
         problem.launch(x, dy, dw)
+    bias_parts = db if bias_parts is None else bias_parts
+    if splits > 1 and bias_parts is not None:
+        summed, of_bias = sum_two(dw, dtype, bias_parts, torch.float32)
+        return channels_before(summed) if channels_last else summed, of_bias
     return _sum_of_splits(dw, dtype, channels_last), None if db is None else sum_partials(db)
 
 

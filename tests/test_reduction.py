@@ -3,7 +3,7 @@
 import pytest
 import torch
 from forced_tiles import GPU, forced_tiles
-from helpers import tolerance
+from helpers import counted_launches, tolerance
 
 from tinynet_kernels import reduction
 from tinynet_kernels.tiles import Target
@@ -58,6 +58,22 @@ def test_no_program_does_more_than_eight_steps_unless_half_of_the_chip_works(par
 ])  # fmt: skip
 def test_part_after_part_is_as_good(parts: int, elements: int, target: Target) -> None:
     assert reduction.blocks_of_parts(parts, elements, target)[::2] == (1, 1)
+
+
+def test_two_sums_in_one_launch(device: str) -> None:
+    """As a GPU's rule divides them, in blocks and part after part; one part alone needs no sum."""
+    sums = [torch.randn(300, 37, device=device), torch.randn(5, 6, 70, device=device)]
+    for first, second in (sums, sums[::-1]):
+        with forced_tiles(current_target=lambda: GPU), counted_launches() as launches:
+            a, b = reduction.sum_two(first, torch.float32, second, torch.bfloat16)
+        assert launches == ["sum_two_kernel"] and (a.dtype, b.dtype) == (torch.float32, torch.bfloat16)
+        for ours, partial in ((a, first), (b, second)):
+            expected = partial.double().sum(0)
+            assert ours.shape == expected.shape
+            assert (ours.double() - expected).abs().max() <= tolerance(ours.dtype, 300) * expected.abs().max()
+    with forced_tiles(current_target=lambda: GPU), counted_launches() as launches:
+        a, b = reduction.sum_two(sums[0][:1], torch.float32, sums[1], torch.float32)
+    assert launches == ["sum_partials_kernel"] and torch.equal(a, sums[0][0])
 
 
 def test_a_gpu_takes_blocks(device: str) -> None:

@@ -380,6 +380,6 @@ def tiles_per_program(rows: int, columns: int, tile: WalkTile, target: Target) -
         return power_of_2_at_least(row_blocks if rows <= 512 else ceil_div(row_blocks, 8 * target.processors))
     programs = row_blocks * ceil_div(columns, tile.block_columns)
     tiles = 1
-    while tiles < 16 and programs // (2 * tiles) >= 1024:
+    while tiles < 16 and programs // (2 * tiles) >= 512:
         tiles *= 2
     return tiles

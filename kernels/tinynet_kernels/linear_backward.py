@@ -46,7 +46,7 @@ class Backward(NamedTuple):
 
     input: Product
     weight: Product
-    rows: int = 32
+    rows: int = 64
     columns: int = 64
 
 
@@ -136,7 +136,7 @@ def joins_gradients(M: int, N: int, K: int, dtype: torch.dtype, below: Activatio
 
 @lru_cache(maxsize=4096)
 def is_small(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> bool:
-    """Whether the layer's tiles fill the chip no more than twice, and its products need no split."""
+    """Whether the layer's tiles are no more than four to a multiprocessor, and its products need no split."""
     if target.kind not in ("cuda", "hip"):
         return False
     tile = smallest_gemm_tile(dtype, target)
@@ -145,7 +145,7 @@ def is_small(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> bool
         product_splits(input_tiles, ceil_div(N, tile.block_k), target),
         product_splits(weight_tiles, ceil_div(M, tile.block_k), target),
     )
-    return splits == (1, 1) and input_tiles + weight_tiles <= 2 * target.processors
+    return splits == (1, 1) and input_tiles + weight_tiles <= 4 * target.processors
 
 
 def _tiles(rows: int, columns: int, tile: GemmTile) -> int:

@@ -43,6 +43,7 @@ from tinynet_kernels import (
     optimizer_rules,
     prelu,
     recurrent,
+    reduction,
     rrelu,
     softmax,
     tiles,
@@ -52,7 +53,7 @@ from tinynet_kernels import (
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
 from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
 from tinynet_kernels.batch_norm.forward import norm_forward
-from tinynet_kernels.conv import forward, input_gradient, weight_gradient
+from tinynet_kernels.conv import forward, input_gradient, pooled_gradient, weight_gradient
 from tinynet_kernels.conv.spec import ConvolutionSpec
 from tinynet_kernels.layer_norm.backward import layer_norm_backward
 from tinynet_kernels.layer_norm.forward import layer_norm_forward
@@ -175,6 +176,9 @@ def activation_cases(target: Target) -> Iterator[Case]:
             want_bias=want_bias,
         )
         yield Case(f"backward {function.name} {_flags(row)}", run, aligned=row["shape"][1] % 8 == 0)
+    for dtype, parts, elements in itertools.product(DTYPES, (28, 196), (288, 18432)):
+        sums = _empty(parts, elements, dtype=FP32), dtype, _empty(784, 64, dtype=FP32), FP32
+        yield Case(f"sum_two {_text(dtype)} {(parts, elements)}", partial(reduction.sum_two, *sums))
 
 
 def dropout_cases(target: Target) -> Iterator[Case]:
@@ -956,6 +960,15 @@ def pool_cases(target: Target) -> Iterator[Case]:
             mean = Mean(row["option"], 0 if row["option"] else 5, norm)
             yield Case(f"mean {_flags(row)}", partial(_mean_pool, window, mean, side, row), aligned)
         yield Case(f"unpool {_flags(row)}", partial(_unpool, side, row), aligned)
+    functions = itertools.cycle([Activation(name) for name in PARAMETERS])
+    shapes = (128, 32, 14), (8, 64, 7), (2, 20, 5)
+    for row in pairwise({"shape": shapes, "dtype": DTYPES, "want_bias": (True, False)}):
+        for _ in range(3):
+            (N, K, P), function = row["shape"], next(functions)
+            grad = _empty(N, K, P // 2, P // 2, dtype=row["dtype"]).to(memory_format=torch.channels_last)
+            argmax, options = torch.empty_like(grad, dtype=torch.int8), {"want_bias": row["want_bias"]}
+            run = partial(pooled_gradient.pooled_gradient, grad, grad, argmax, function, (P, P), **options)
+            yield Case(f"pooled_gradient {function.name} {_flags(row)}", run, aligned=K % 8 == 0)
 
 
 def _pooled(side: int, row: Mapping[str, Any], dtype: torch.dtype) -> torch.Tensor:

@@ -309,7 +309,7 @@ def convolution_forward(
     partial = room_for_statistics(tiles)
     if problem.kernel is convolution_patches_forward_kernel:
         x = padded_image(x, weight.shape[2:], spec)
-    elif weight.shape[1] == 1:
+    elif weight.shape[1] == 1 and not problem.constants["WINDOW"].taps_last:
         weight = taps_first(weight)
     problem.launch_named(x_ptr=x, weight_ptr=weight, **tensors, partial_ptr=partial)
     return Results(y, saved, argmax, partial)

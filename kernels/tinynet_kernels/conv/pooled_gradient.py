@@ -117,6 +117,8 @@ def _problem(
     """The launch, and how many parts of db it computes."""
     windows = N * ceil_div(P, 2) * ceil_div(Q, 2)
     block_rows, block_columns, num_warps = rows_and_columns(windows, K, target, activation.name)
+    if target.kind in ("cuda", "hip"):
+        block_rows = min(block_rows, 16)  # the addresses of four pixels take registers
     tile = WalkTile(block_rows, block_columns, 1)
     if want_bias:
         tile = tile._replace(tiles=tiles_per_program(windows, K, tile, target))

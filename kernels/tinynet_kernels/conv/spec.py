@@ -130,6 +130,7 @@ class ConvolutionWindow(NamedTuple):
         group_inputs: input channels of a group, for the kernel that is compiled for them.
         multiplier: output channels to each input channel, where groups hold one.
         one_channel: whether the image has one channel.
+        taps_last: whether the weights of groups of one channel lie as [K, T R S], not as [T R S, K].
         epsilon: of the normalization in the epilogue, if there is one.
     """
 
@@ -159,6 +160,7 @@ class ConvolutionWindow(NamedTuple):
     group_inputs: int = 0
     multiplier: int = 0
     one_channel: bool = False
+    taps_last: bool = False
     epsilon: float = 0.0
 
     def of_gradient(self) -> ConvolutionWindow:

@@ -5,7 +5,8 @@
 with `multiplier` = K / C output channels to each input channel: depthwise convolutions, and the forward of a first
 layer on gray images (C = 1, where all output channels read one input value). Each output is T R S multiply-adds, bound
 by memory. A program computes a tile of [block_pixels, block_channels]; weights lie as [T, R, S, K] so that channels are
-neighbors. Backward of depthwise convolutions, from dZ:
+neighbors, but for C = 1 on GPUs, where a launch that turns so few weights takes longer than it saves. Backward of
+depthwise convolutions, from dZ:
 
     dX    the same walk over taps, from the input's side: a tap counts where it hits an output pixel exactly
     dW    one program per tap and share of the pixels; fp32 partial sums [SPLIT, K, T R S], added in a fixed order
@@ -101,7 +102,9 @@ def single_channel_forward_kernel(
             else:
                 offset = tap_offset[:, None] + (column // WINDOW.multiplier)[None, :]
                 x = tl.load(windows.base + offset, mask=valid[:, None] & in_columns[None, :], other=0.0)
-            weight = tl.load(weight_ptr + (line * S + s) * K + column, mask=in_columns, other=0.0)
+            tap = line * S + s
+            place = column * (WINDOW.T * R * S) + tap if WINDOW.taps_last else tap * K + column
+            weight = tl.load(weight_ptr + place, mask=in_columns, other=0.0)
             z += x.to(tl.float32) * weight.to(tl.float32)[None, :]
 
     columns_left = K - column_start
@@ -241,7 +244,8 @@ def general_forward_problem(
     unrolls = target.kind == "cpu" and C == 1 and shape.taps <= 9
     result = (block_pixels, K), (block_channels, 1)
     wide = is_wide_convolution(pixels, pixels // shape.N, block_pixels, shape.image_elements, result)
-    options = {"multiplier": K // C, "one_channel": C == 1, "epsilon": epsilon}
+    taps_last = C == 1 and target.kind in ("cuda", "hip")
+    options = {"multiplier": K // C, "one_channel": C == 1, "taps_last": taps_last, "epsilon": epsilon}
     return Problem(
         single_channel_forward_kernel,
         (ceil_div(pixels, block_pixels), ceil_div(K, block_channels)),

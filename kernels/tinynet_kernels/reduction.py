@@ -21,14 +21,12 @@ from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block, 
 
 
 @triton.jit
-def sum_of_parts(partial_ptr, parts, elements, start, BLOCK: constexpr):
-    """partial[0, e] + partial[1, e] + ..., in that order, of BLOCK elements e from `start` on."""
-    offset = tl.arange(0, BLOCK)
-    partial = partial_ptr + start
-    total = tl.zeros((BLOCK,), tl.float32)
+def sum_of_parts(partial_ptr, parts, elements, offset, mask):
+    """partial[0, e] + partial[1, e] + ..., in that order; `offset` and `mask` are of elements e, of any shape."""
+    total = tl.zeros(offset.shape, tl.float32)
     for _ in range(parts):
-        total += tl.load(partial + offset, mask=offset < elements - start, other=0.0)
-        partial += elements
+        total += tl.load(partial_ptr + offset, mask=mask, other=0.0)
+        partial_ptr += elements
     return total
 
 
@@ -36,9 +34,9 @@ def sum_of_parts(partial_ptr, parts, elements, start, BLOCK: constexpr):
 def sum_partials_kernel(partial_ptr, out_ptr, parts, elements, BLOCK: constexpr):
     """out[e] = partial[0, e] + partial[1, e] + ..., in that order."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    total = sum_of_parts(partial_ptr, parts, elements, start, BLOCK)
     offset = tl.arange(0, BLOCK)
     mask = offset < elements - start
+    total = sum_of_parts(partial_ptr + start, parts, elements, offset, mask)
     tl.store(out_ptr + start + offset, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 

@@ -52,7 +52,7 @@ from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
 from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
 from tinynet_kernels.batch_norm.forward import norm_forward
 from tinynet_kernels.conv import forward, input_gradient, weight_gradient
-from tinynet_kernels.conv.spec import ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization
 from tinynet_kernels.layer_norm.backward import layer_norm_backward
 from tinynet_kernels.layer_norm.forward import layer_norm_forward
 from tinynet_kernels.loss_spec import Loss
@@ -701,6 +701,7 @@ class ConvolutionProblem(NamedTuple):
         return ConvolutionSpec(stride, padding, padding, dilation, self.groups)
 
 
+FEW_TILES = ConvolutionProblem(1, 512, 7, 512, 3)  # and many steps: the reduction is split
 CONVOLUTIONS = (
     ConvolutionProblem(64, 128, 28, 128, 3),
     ConvolutionProblem(256, 32, 14, 64, 3),
@@ -721,6 +722,9 @@ CONVOLUTIONS = (
     ConvolutionProblem(64, 24, 30, 40, 3),
     ConvolutionProblem(16, 64, 17, 64, 7, padding=3),
     ConvolutionProblem(2, 17, 9, 10, 3),
+    FEW_TILES,
+    ConvolutionProblem(1, 256, 14, 512, 3, stride=2),
+    ConvolutionProblem(1, 64, 14, 72, 7, padding=3),
 )
 
 
@@ -741,6 +745,13 @@ def conv_cases(target: Target) -> Iterator[Case]:
             run = partial(forward.convolution_forward, x, weight, None, problem.spec, Activation(function), **options)
             name = f"{_text(dtype)} {tuple(problem)} activation={function}"
             yield Case(f"forward pooled {name}", run, _convolution_aligned(problem))
+        x, weight, _ = _convolution_tensors(FEW_TILES, dtype)
+        channels = _empty(FEW_TILES.K)
+        norm = Normalization(channels, channels, channels, channels, 1e-5)
+        for function, options in (("silu", {"norm": norm}), ("identity", {"want_statistics": True})):
+            arguments = x, weight, None, FEW_TILES.spec, Activation(function)
+            run = partial(forward.convolution_forward, *arguments, save=False, **options)
+            yield Case(f"forward of few tiles {_text(dtype)} {next(iter(options))}", run)
         for index, problem in enumerate(problems):
             name, aligned = f"{_text(dtype)} {tuple(problem)}", _convolution_aligned(problem)
             x, weight, dz = _convolution_tensors(problem, dtype)
@@ -799,6 +810,7 @@ AXES_PROBLEMS = (
     AxesProblem(8, 3, (16, 112, 112), 64, 3, stride=2, padding=1),
     AxesProblem(8, 64, (8, 28, 28), 64, 3, padding=1, groups=64),
     AxesProblem(8, 24, (8, 30, 30), 40, 3, padding=1),
+    AxesProblem(1, 256, (4, 7, 7), 256, 3, padding=1),
 )
 TRANSPOSED_PROBLEMS = (  # the convolution whose data gradient each is
     AxesProblem(64, 256, (8, 8), 512, 4, stride=2, padding=1),
@@ -806,6 +818,7 @@ TRANSPOSED_PROBLEMS = (  # the convolution whose data gradient each is
     AxesProblem(8, 256, (56, 56), 512, 2, stride=2),
     AxesProblem(8, 64, (16, 28, 28), 128, 2, stride=2),
     AxesProblem(64, 64, (2000,), 128, 4, stride=2, padding=1),
+    AxesProblem(1, 256, (8, 8), 512, 4, stride=2, padding=1),
 )
 
 

@@ -95,7 +95,7 @@ def finish_product_cost(partial_ptr: torch.Tensor, **others: Any) -> Cost:
 
 
 class SplitProduct(NamedTuple):
-    """The launches of a product whose reduction is split; a convolution is one too.
+    """The launches of a product, or a convolution, whose reduction is split.
 
     Attributes:
         multiply: of A, B and the workspace, launches what computes the parts.
@@ -108,16 +108,17 @@ class SplitProduct(NamedTuple):
     shape: tuple[int, ...]
 
     def launch(self, a: torch.Tensor, b: torch.Tensor, *epilogue: torch.Tensor | None) -> None:
-        """The product of A and B, with what `finish` makes of it: of `finish_product_kernel`, b, y and z."""
+        """Multiplies A and B, and finishes with the tensors of the epilogue: for `finish_product_kernel` b, y and z."""
         self.finish.launch(self._parts(a, b), *epilogue)
 
     def launch_named(self, **arguments: torch.Tensor | None) -> None:
-        """As `launch`, by names: A and B, and those that the kernel of `finish` has for the others."""
+        """As `launch`, with the names that the kernel of `finish` has for the tensors of the epilogue."""
         (_, a), (_, b), *epilogue = arguments.items()
         assert a is not None and b is not None
         self.finish.launch_named(parts_ptr=self._parts(a, b), **dict(epilogue))
 
     def _parts(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """The workspace, with the launch that fills it."""
         parts = a.new_empty(self.shape, dtype=torch.float32)
         self.multiply(a, b, parts)
         return parts

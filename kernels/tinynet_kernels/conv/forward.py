@@ -14,6 +14,9 @@ statistics follows, that:
     2 to 4          on a CPU, without groups: a step is one row of taps with all channels (`patches.py`)
     2, 4, 8, 16     on a CPU, where groups have as many outputs: products side by side (`grouped.py`)
 
+Where the tiles of 16 and more channels would leave most of a GPU idle, their steps are split over programs; a second
+launch adds the parts and has the epilogue (`finish.py`). The sums of fewer channels are short.
+
 Of 3 x 3 taps and stride 1, Winograd's algorithm takes less time on CPUs (`winograd/`).
 
 A convolution of one tap with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
@@ -430,7 +433,7 @@ def _forward_problem(
 
 
 def _multiply(problem: Problem, parts: int) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
-    """Of x, W and the workspace: the launch of a forward's parts, which have no epilogue."""
+    """What launches the parts of this forward, of x, W and the workspace."""
     window = problem.constants["WINDOW"]._replace(split=True)
     constants = problem.constants | {"WINDOW": window, "ACTIVATION": IDENTITY.compiled}
     split = Problem(problem.kernel, (*problem.grid, parts), *problem.numbers, **constants)

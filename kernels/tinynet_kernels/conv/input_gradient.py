@@ -5,7 +5,8 @@
 With a stride, each tap reaches only the input pixels of one phase (d mod stride, h mod stride, w mod stride), so each
 phase is a dense convolution of its own with stride 1 and its own taps: r0, r0 + step, ..., where step is the stride
 over its common divisor with the dilation. Phases are a grid axis and none multiplies by zero; a masked loop over all
-taps would take stride^2 times the products.
+taps would take stride^2 times the products. Where the tiles would leave most of a GPU idle, their steps are split over
+programs, and a second launch adds the parts (`split_product.finish_product`).
 
 A transposed convolution is the data gradient of the convolution that maps its result to its input, followed by bias
 and activation. All tensors are channels_last. Depthwise convolutions are in `depthwise`. Source:

@@ -701,7 +701,6 @@ class ConvolutionProblem(NamedTuple):
         return ConvolutionSpec(stride, padding, padding, dilation, self.groups)
 
 
-FEW_TILES = ConvolutionProblem(1, 512, 7, 512, 3)  # and many steps: the reduction is split
 CONVOLUTIONS = (
     ConvolutionProblem(64, 128, 28, 128, 3),
     ConvolutionProblem(256, 32, 14, 64, 3),
@@ -722,7 +721,9 @@ CONVOLUTIONS = (
     ConvolutionProblem(64, 24, 30, 40, 3),
     ConvolutionProblem(16, 64, 17, 64, 7, padding=3),
     ConvolutionProblem(2, 17, 9, 10, 3),
-    FEW_TILES,
+)
+FEW_TILES = (  # and many steps: their reduction is split
+    ConvolutionProblem(1, 512, 7, 512, 3),
     ConvolutionProblem(1, 256, 14, 512, 3, stride=2),
     ConvolutionProblem(1, 64, 14, 72, 7, padding=3),
 )
@@ -745,13 +746,17 @@ def conv_cases(target: Target) -> Iterator[Case]:
             run = partial(forward.convolution_forward, x, weight, None, problem.spec, Activation(function), **options)
             name = f"{_text(dtype)} {tuple(problem)} activation={function}"
             yield Case(f"forward pooled {name}", run, _convolution_aligned(problem))
-        x, weight, _ = _convolution_tensors(FEW_TILES, dtype)
-        channels = _empty(FEW_TILES.K)
-        norm = Normalization(channels, channels, channels, channels, 1e-5)
-        for function, options in (("silu", {"norm": norm}), ("identity", {"want_statistics": True})):
-            arguments = x, weight, None, FEW_TILES.spec, Activation(function)
-            run = partial(forward.convolution_forward, *arguments, save=False, **options)
-            yield Case(f"forward of few tiles {_text(dtype)} {next(iter(options))}", run)
+        constants = _empty(512)
+        norm = Normalization(constants, constants, constants, constants, 1e-5)
+        options = ({"norm": norm}, {"want_statistics": True}, {"pool": True})
+        for problem, option, function in zip(FEW_TILES, options, ("silu", "identity", "gelu"), strict=True):
+            name, aligned = f"{_text(dtype)} {tuple(problem)}", _convolution_aligned(problem)
+            x, weight, dz = _convolution_tensors(problem, dtype)
+            arguments = x, weight, None, problem.spec, Activation(function)
+            run = partial(forward.convolution_forward, *arguments, save=True, **option)
+            yield Case(f"forward split {name} {next(iter(option))}", run, aligned)
+            run = partial(input_gradient.convolution_input_gradient, dz, weight, problem.spec, (problem.H, problem.H))
+            yield Case(f"input_gradient split {name}", run, aligned)
         for index, problem in enumerate(problems):
             name, aligned = f"{_text(dtype)} {tuple(problem)}", _convolution_aligned(problem)
             x, weight, dz = _convolution_tensors(problem, dtype)

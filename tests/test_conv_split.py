@@ -150,10 +150,10 @@ def test_reruns_are_bitwise_equal(device: str) -> None:
 
 def test_only_few_tiles_with_many_steps_are_split(device: str) -> None:
     """Of a GPU; the CPU engine's threads share the tiles of one image."""
-    few = make((1, 64, 5, 5), (16, 64, 3, 3), torch.float32, device)  # a tile of 18 steps
-    short = make((1, 16, 5, 5), (16, 16, 3, 3), torch.float32, device)
-    many = make((4, 64, 8, 8), (16, 64, 3, 3), torch.float32, device)
-    for tensors, is_split in ((few, True), (short, True), (many, False)):
+    few = make((1, 64, 5, 5), (16, 64, 3, 3), torch.float32, device)  # one tile of 18 steps
+    short = make((1, 64, 5, 5), (16, 64, 2, 2), torch.float32, device)  # 8 steps
+    many = make((4, 64, 8, 8), (16, 64, 3, 3), torch.float32, device)  # 4 tiles for 4 processors
+    for tensors, is_split in ((few, True), (short, False), (many, False)):
         with torch.no_grad(), forced_tiles(current_target=GPU), counted_launches() as launches:
             conv2d(tensors[0], tensors[1])
         assert launches == (SPLIT if is_split else SPLIT[:1])

@@ -14,8 +14,8 @@ statistics follows, that:
     2 to 4          on a CPU, without groups: a step is one row of taps with all channels (`patches.py`)
     2, 4, 8, 16     on a CPU, where groups have as many outputs: products side by side (`grouped.py`)
 
-Where the tiles of 16 and more channels would leave most of a GPU idle, their steps are split over programs; a second
-launch adds the parts and has the epilogue (`finish.py`). The sums of fewer channels are short.
+Where the tiles of 16 and more channels would leave most of a GPU idle, their steps are split over programs, and a
+second launch adds the parts and applies the epilogue (`finish.py`). The sums of fewer channels are short.
 
 Of 3 x 3 taps and stride 1, Winograd's algorithm takes less time on CPUs (`winograd/`).
 
@@ -428,13 +428,16 @@ def _forward_problem(
         parts = product_splits(math.prod(problem.grid), steps, target)
         if parts > 1:
             finish, tiles = finish_convolution(parts, pixels, K, activation, pool, epsilon)
-            return SplitProduct(_multiply(problem, parts), finish, (parts, pixels, K)), result, tiles
+            return SplitProduct(_multiply(problem, parts, target), finish, (parts, pixels, K)), result, tiles
     return problem, result, tiles
 
 
-def _multiply(problem: Problem, parts: int) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
+def _multiply(
+    problem: Problem, parts: int, target: Target
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
     """What launches the parts of this forward, of x, W and the workspace."""
-    window = problem.constants["WINDOW"]._replace(split=True)
-    constants = problem.constants | {"WINDOW": window, "ACTIVATION": IDENTITY.compiled}
+    window, tile = problem.constants["WINDOW"], problem.constants["TILE"]
+    constants = problem.constants | {"WINDOW": window._replace(split=True), "ACTIVATION": IDENTITY.compiled}
+    constants |= every_register(tile.block_m, window.precision, target)
     split = Problem(problem.kernel, (*problem.grid, parts), *problem.numbers, **constants)
     return lambda x, weight, out: split.launch(x, weight, *[None] * 5, out, *[None] * 3)

@@ -52,7 +52,7 @@ from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
 from tinynet_kernels.linear import linear_input_gradient
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.split_product import SplitProduct, finish_product
-from tinynet_kernels.tiles import Target, ceil_div, current_target, product_splits
+from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register, product_splits
 
 
 @triton.jit
@@ -174,6 +174,7 @@ def _input_gradient_problem(
         TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **(every_register(tile.block_m, precision, target) if parts > 1 else {}),
     )
     if parts == 1:
         return problem

@@ -815,8 +815,8 @@ AXES_PROBLEMS = (
     AxesProblem(8, 3, (16, 112, 112), 64, 3, stride=2, padding=1),
     AxesProblem(8, 64, (8, 28, 28), 64, 3, padding=1, groups=64),
     AxesProblem(8, 24, (8, 30, 30), 40, 3, padding=1),
-    AxesProblem(1, 256, (4, 7, 7), 256, 3, padding=1),
 )
+FEW_TILES_OF_A_VOLUME = AxesProblem(1, 256, (4, 7, 7), 256, 3, padding=1)
 TRANSPOSED_PROBLEMS = (  # the convolution whose data gradient each is
     AxesProblem(64, 256, (8, 8), 512, 4, stride=2, padding=1),
     AxesProblem(64, 512, (4, 4), 100, 4),
@@ -849,6 +849,12 @@ def conv_axes_cases(target: Target) -> Iterator[Case]:
                 channels_last=len(kernel_size) > 1,
             )
             yield Case(f"weight_gradient {name}", run, aligned)
+        problem = FEW_TILES_OF_A_VOLUME
+        x, weight, dz = _axes_tensors(problem, dtype)
+        run = partial(forward.convolution_forward, x, weight, None, problem.spec, IDENTITY, save=False)
+        yield Case(f"forward split {_text(dtype)} {tuple(problem)}", run)
+        run = partial(input_gradient.convolution_input_gradient, dz, weight, problem.spec, problem.size)
+        yield Case(f"input_gradient split {_text(dtype)} {tuple(problem)}", run)
         for problem, row in zip(TRANSPOSED_PROBLEMS, itertools.cycle(pairwise(FUSED_FLAGS)), strict=False):
             _, weight, dz = _axes_tensors(problem, dtype)
             bias = _empty(problem.C, dtype=dtype) if row["bias"] else None

@@ -10,7 +10,6 @@ a fixed order, so that reruns are bitwise equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -98,14 +97,16 @@ class SplitProduct(NamedTuple):
     """The launches of a product, or a convolution, whose reduction is split.
 
     Attributes:
-        multiply: of A, B and the workspace, launches what computes the parts.
+        product: the launch that computes the parts, of A, B and the workspace.
         finish: the launch that adds them, of the workspace and the tensors of the epilogue.
         shape: of the workspace, [splits, M, N].
+        absent: how many tensors of an epilogue the product's kernel takes before and after the workspace: here None.
     """
 
-    multiply: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+    product: Problem
     finish: Problem
-    shape: tuple[int, ...]
+    shape: Sizes
+    absent: tuple[int, int] = (0, 0)
 
     def launch(self, a: torch.Tensor, b: torch.Tensor, *epilogue: torch.Tensor | None) -> None:
         """Multiplies A and B, and finishes with the tensors of the epilogue: for `finish_product_kernel` b, y and z."""
@@ -120,7 +121,8 @@ class SplitProduct(NamedTuple):
     def _parts(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """The workspace, with the launch that fills it."""
         parts = a.new_empty(self.shape, dtype=torch.float32)
-        self.multiply(a, b, parts)
+        before, after = self.absent
+        self.product.launch(a, b, *[None] * before, parts, *[None] * after)
         return parts
 
 
@@ -167,7 +169,7 @@ def split_product(
         num_stages=tile.num_stages,
         **every_register(tile.block_m, precision, target),
     )
-    return SplitProduct(product.launch, finish_product(splits, M, N, activation, target), (splits, M, N))
+    return SplitProduct(product, finish_product(splits, M, N, activation, target), (splits, M, N))
 
 
 def finish_product(parts: int, M: int, N: int, activation: Activation, target: Target) -> Problem:

@@ -27,7 +27,6 @@ cuDNN (Chetlur et al. 2014, arXiv:1410.0759).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -428,16 +427,14 @@ def _forward_problem(
         parts = product_splits(math.prod(problem.grid), steps, target)
         if parts > 1:
             finish, tiles = finish_convolution(parts, pixels, K, activation, pool, epsilon)
-            return SplitProduct(_multiply(problem, parts, target), finish, (parts, pixels, K)), result, tiles
+            split = SplitProduct(_parts_of(problem, parts, target), finish, (parts, pixels, K), absent=(5, 3))
+            return split, result, tiles
     return problem, result, tiles
 
 
-def _multiply(
-    problem: Problem, parts: int, target: Target
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
-    """What launches the parts of this forward, of x, W and the workspace."""
+def _parts_of(problem: Problem, parts: int, target: Target) -> Problem:
+    """The launch of the parts of a forward, which have no epilogue."""
     window, tile = problem.constants["WINDOW"], problem.constants["TILE"]
     constants = problem.constants | {"WINDOW": window._replace(split=True), "ACTIVATION": IDENTITY.compiled}
     constants |= every_register(tile.block_m, window.precision, target)
-    split = Problem(problem.kernel, (*problem.grid, parts), *problem.numbers, **constants)
-    return lambda x, weight, out: split.launch(x, weight, *[None] * 5, out, *[None] * 3)
+    return Problem(problem.kernel, (*problem.grid, parts), *problem.numbers, **constants)

@@ -179,11 +179,8 @@ def _input_gradient_problem(
     if parts == 1:
         return problem
     rows = shape.N * math.prod(sides)
-    return SplitProduct(
-        lambda dz, weight, out: problem.launch(dz, weight, None, out, None),
-        finish_product(parts, rows, shape.C, activation, target),
-        (parts, rows, shape.C),
-    )
+    finish = finish_product(parts, rows, shape.C, activation, target)
+    return SplitProduct(problem, finish, (parts, rows, shape.C), absent=(1, 1))
 
 
 def convolution_input_gradient(

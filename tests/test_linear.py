@@ -169,6 +169,7 @@ def test_the_rule_for_splits_fills_half_of_a_gpu_or_leaves_eight_steps() -> None
             programs = tiles * -(-steps // depth)
             assert depth <= 8 or 2 * programs >= target.processors, (tiles, steps, splits)
             assert splits == 1 or 2 * tiles < target.processors
+            assert (splits - 1) * depth < steps  # the last one is not empty
     assert product_splits(1, 400, Target("cpu", "", 2, 1 << 30)) == 1
 
 

@@ -22,14 +22,12 @@ from tinynet_kernels.tiles import Target, ceil_div, current_target, flat_block, 
 
 
 @triton.jit
-def sum_of_parts(partial_ptr, parts, elements, start, BLOCK: constexpr):
-    """partial[0, e] + partial[1, e] + ..., in that order, of BLOCK elements e from `start` on."""
-    offset = tl.arange(0, BLOCK)
-    partial = partial_ptr + start
-    total = tl.zeros((BLOCK,), tl.float32)
+def sum_of_parts(partial_ptr, parts, elements, offset, mask):
+    """partial[0, e] + partial[1, e] + ..., in that order; `offset` and `mask` are of elements e, of any shape."""
+    total = tl.zeros(offset.shape, tl.float32)
     for _ in range(parts):
-        total += tl.load(partial + offset, mask=offset < elements - start, other=0.0)
-        partial += elements
+        total += tl.load(partial_ptr + offset, mask=mask, other=0.0)
+        partial_ptr += elements
     return total
 
 
@@ -54,7 +52,7 @@ def store_sum(partial_ptr, out_ptr, parts, elements, share, program, q, BLOCK_PA
     offset = tl.arange(0, BLOCK)
     mask = offset < elements - start
     if BLOCK_PARTS == 1:
-        total = sum_of_parts(partial_ptr, parts, elements, start, BLOCK)
+        total = sum_of_parts(partial_ptr + start, parts, elements, offset, mask)
     else:
         total = sum_of_blocks(partial_ptr + start, q * share, parts, elements, share, mask, BLOCK_PARTS, BLOCK)
     out = out_ptr + q.to(tl.int64) * elements + start

@@ -71,9 +71,9 @@ def finish_product_kernel(
 ):
     """z = partial[0] + partial[1] + ... + b in that order, where it is to be saved, and y = act(z); flat."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    z = sum_of_parts(partial_ptr, parts, elements, start, BLOCK)
     offset = tl.arange(0, BLOCK)
     mask = offset < elements - start
+    z = sum_of_parts(partial_ptr + start, parts, elements, offset, mask)
     if bias_ptr is not None:
         z += tl.load(bias_ptr + (start % N + offset) % N, mask=mask, other=0.0).to(tl.float32)
     if z_ptr is not None:
@@ -94,30 +94,36 @@ def finish_product_cost(partial_ptr: torch.Tensor, **others: Any) -> Cost:
 
 
 class SplitProduct(NamedTuple):
-    """The launches of a product whose reduction is split.
+    """The launches of a product, or a convolution, whose reduction is split.
 
     Attributes:
-        product: the launch of `split_product_kernel`.
-        finish: the launch of `finish_product_kernel`.
+        product: the launch that computes the parts, of A, B and the workspace.
+        finish: the launch that adds them, of the workspace and the tensors of the epilogue.
         shape: of the workspace, [splits, M, N].
+        absent: how many tensors of an epilogue the product's kernel takes before and after the workspace: here None.
     """
 
     product: Problem
     finish: Problem
     shape: Sizes
+    absent: tuple[int, int] = (0, 0)
 
-    def launch(
-        self,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        bias: torch.Tensor | None,
-        y: torch.Tensor,
-        z: torch.Tensor | None,
-    ) -> None:
-        """y = act(A B + bias) and, where given, z = A B + bias; both contiguous [M, N]."""
-        partial = a.new_empty(self.shape, dtype=torch.float32)
-        self.product.launch(a, b, partial)
-        self.finish.launch(partial, bias, y, z)
+    def launch(self, a: torch.Tensor, b: torch.Tensor, *epilogue: torch.Tensor | None) -> None:
+        """Multiplies A and B, and finishes with the tensors of the epilogue: for `finish_product_kernel` b, y and z."""
+        self.finish.launch(self._parts(a, b), *epilogue)
+
+    def launch_named(self, **arguments: torch.Tensor | None) -> None:
+        """As `launch`, with the names that the kernel of `finish` has for the tensors of the epilogue."""
+        (_, a), (_, b), *epilogue = arguments.items()
+        assert a is not None and b is not None
+        self.finish.launch_named(parts_ptr=self._parts(a, b), **dict(epilogue))
+
+    def _parts(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """The workspace, with the launch that fills it."""
+        parts = a.new_empty(self.shape, dtype=torch.float32)
+        before, after = self.absent
+        self.product.launch(a, b, *[None] * before, parts, *[None] * after)
+        return parts
 
 
 @lru_cache(maxsize=4096)
@@ -163,14 +169,18 @@ def split_product(
         num_stages=tile.num_stages,
         **every_register(tile.block_m, precision, target),
     )
+    return SplitProduct(product, finish_product(splits, M, N, activation, target), (splits, M, N))
+
+
+def finish_product(parts: int, M: int, N: int, activation: Activation, target: Target) -> Problem:
+    """The launch that adds the parts of a product [M, N], of the workspace, b, y and z."""
     block, num_warps = flat_block(M * N, target)
     block = min(block, 512)  # the outputs are few, and their activation takes registers
-    finish = Problem(
+    return Problem(
         finish_product_kernel,
         (ceil_div(M * N, block),),
-        *(splits, M * N, N),
+        *(parts, M * N, N),
         ACTIVATION=activation.compiled,
         BLOCK=block,
         num_warps=num_warps,
     )
-    return SplitProduct(product, finish, (splits, M, N))

@@ -239,14 +239,15 @@ def split_count(tiles: int, steps: int, target: Target) -> int:
 def product_splits(tiles: int, steps: int, target: Target) -> int:
     """How many ways to split the reduction of a product that has an epilogue: only where most of a GPU would be idle.
 
-    A second launch then adds the parts. Parts have at most eight steps, or fill the chip once.
+    A second launch then adds the parts. Parts have at most eight steps, or fill the chip once; none is empty.
 
     Args:
         tiles, steps, target: as of `split_count`.
     """
     if target.kind not in ("cuda", "hip") or 2 * tiles >= target.processors:
         return 1
-    return min(ceil_div(target.processors, tiles), ceil_div(steps, 8))
+    steps_of_part = ceil_div(steps, min(ceil_div(target.processors, tiles), ceil_div(steps, 8)))
+    return ceil_div(steps, steps_of_part)
 
 
 @lru_cache(maxsize=4096)

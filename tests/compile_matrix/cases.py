@@ -54,7 +54,7 @@ from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
 from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
 from tinynet_kernels.batch_norm.forward import norm_forward
 from tinynet_kernels.conv import forward, input_gradient, pooled_gradient, weight_gradient
-from tinynet_kernels.conv.spec import ConvolutionSpec
+from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization
 from tinynet_kernels.layer_norm.backward import layer_norm_backward
 from tinynet_kernels.layer_norm.forward import layer_norm_forward
 from tinynet_kernels.loss_spec import Loss
@@ -748,6 +748,11 @@ CONVOLUTIONS = (
     ConvolutionProblem(16, 64, 17, 64, 7, padding=3),
     ConvolutionProblem(2, 17, 9, 10, 3),
 )
+FEW_TILES = (  # and many steps: their reduction is split
+    ConvolutionProblem(1, 512, 7, 512, 3),
+    ConvolutionProblem(1, 256, 14, 512, 3, stride=2),
+    ConvolutionProblem(1, 64, 14, 72, 7, padding=3),
+)
 
 
 def conv_cases(target: Target) -> Iterator[Case]:
@@ -767,6 +772,17 @@ def conv_cases(target: Target) -> Iterator[Case]:
             run = partial(forward.convolution_forward, x, weight, None, problem.spec, Activation(function), **options)
             name = f"{_text(dtype)} {tuple(problem)} activation={function}"
             yield Case(f"forward pooled {name}", run, _convolution_aligned(problem))
+        constants = _empty(512)
+        norm = Normalization(constants, constants, constants, constants, 1e-5)
+        options = ({"norm": norm}, {"want_statistics": True}, {"pool": True})
+        for problem, option, function in zip(FEW_TILES, options, ("silu", "identity", "gelu"), strict=True):
+            name, aligned = f"{_text(dtype)} {tuple(problem)}", _convolution_aligned(problem)
+            x, weight, dz = _convolution_tensors(problem, dtype)
+            arguments = x, weight, None, problem.spec, Activation(function)
+            run = partial(forward.convolution_forward, *arguments, save=True, **option)
+            yield Case(f"forward split {name} {next(iter(option))}", run, aligned)
+            run = partial(input_gradient.convolution_input_gradient, dz, weight, problem.spec, (problem.H, problem.H))
+            yield Case(f"input_gradient split {name}", run, aligned)
         for index, problem in enumerate(problems):
             name, aligned = f"{_text(dtype)} {tuple(problem)}", _convolution_aligned(problem)
             x, weight, dz = _convolution_tensors(problem, dtype)
@@ -826,12 +842,14 @@ AXES_PROBLEMS = (
     AxesProblem(8, 64, (8, 28, 28), 64, 3, padding=1, groups=64),
     AxesProblem(8, 24, (8, 30, 30), 40, 3, padding=1),
 )
+FEW_TILES_OF_A_VOLUME = AxesProblem(1, 256, (4, 7, 7), 256, 3, padding=1)
 TRANSPOSED_PROBLEMS = (  # the convolution whose data gradient each is
     AxesProblem(64, 256, (8, 8), 512, 4, stride=2, padding=1),
     AxesProblem(64, 512, (4, 4), 100, 4),
     AxesProblem(8, 256, (56, 56), 512, 2, stride=2),
     AxesProblem(8, 64, (16, 28, 28), 128, 2, stride=2),
     AxesProblem(64, 64, (2000,), 128, 4, stride=2, padding=1),
+    AxesProblem(1, 256, (8, 8), 512, 4, stride=2, padding=1),
 )
 
 
@@ -857,6 +875,12 @@ def conv_axes_cases(target: Target) -> Iterator[Case]:
                 channels_last=len(kernel_size) > 1,
             )
             yield Case(f"weight_gradient {name}", run, aligned)
+        problem = FEW_TILES_OF_A_VOLUME
+        x, weight, dz = _axes_tensors(problem, dtype)
+        run = partial(forward.convolution_forward, x, weight, None, problem.spec, IDENTITY, save=False)
+        yield Case(f"forward split {_text(dtype)} {tuple(problem)}", run)
+        run = partial(input_gradient.convolution_input_gradient, dz, weight, problem.spec, problem.size)
+        yield Case(f"input_gradient split {_text(dtype)} {tuple(problem)}", run)
         for problem, row in zip(TRANSPOSED_PROBLEMS, itertools.cycle(pairwise(FUSED_FLAGS)), strict=False):
             _, weight, dz = _axes_tensors(problem, dtype)
             bias = _empty(problem.C, dtype=dtype) if row["bias"] else None

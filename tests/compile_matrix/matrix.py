@@ -141,13 +141,13 @@ def judge(case: Case, compiled: Sequence[Launch] | Exception) -> Outcome:
 def cost_key(launch: Launch) -> str:
     """Kernel, operand type and tile: variants that differ only in flags share one figure, the worst.
 
-    Windows that are pooled, that have a depth, or that have more taps than a bitmask holds get keys of their own: their
-    main loops compute more addresses or conditions.
+    Windows that are pooled, that have a depth, that have more taps than a bitmask holds, or whose reduction is split
+    get keys of their own: their main loops compute more addresses or conditions.
     """
     numbers = dict(launch.numbers())
     tile = " ".join(f"{name}={numbers[name]}" for name in sorted(numbers) if name.startswith(("block", "box")))
     walk = numbers.get("walk", ())
-    kinds = {"pool": numbers.get("pool"), "volume": numbers.get("volume"), "many taps": math.prod(walk[:3]) > 32}
+    kinds = {name: numbers.get(name) for name in ("pool", "volume", "split")} | {"many taps": math.prod(walk[:3]) > 32}
     return " ".join([launch.name, launch.operand_type, tile, *(kind for kind, is_kind in kinds.items() if is_kind)])
 
 

@@ -14,6 +14,9 @@ statistics follows, that:
     2 to 4          on a CPU, without groups: a step is one row of taps with all channels (`patches.py`)
     2, 4, 8, 16     on a CPU, where groups have as many outputs: products side by side (`grouped.py`)
 
+Where the tiles of 16 and more channels would leave most of a GPU idle, their steps are split over programs, and a
+second launch adds the parts and applies the epilogue (`finish.py`). The sums of fewer channels are short.
+
 Of 3 x 3 taps and stride 1, Winograd's algorithm takes less time on CPUs (`winograd/`).
 
 A convolution of one tap with stride 1 and no padding is a linear layer of pixels (`linear.py`). The backward is in
@@ -23,6 +26,7 @@ cuDNN (Chetlur et al. 2014, arXiv:1410.0759).
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,10 +34,11 @@ import torch
 import triton
 import triton.language as tl
 
-from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise.general import single_channel_forward_kernel
 from tinynet_kernels.conv.depthwise.launch import single_channel_problem, taps_first
+from tinynet_kernels.conv.finish import finish_convolution
 from tinynet_kernels.conv.grouped import convolution_groups_forward_kernel, groups_problem, multiplies_groups
 from tinynet_kernels.conv.patches import (
     convolution_patches_forward_kernel,
@@ -50,6 +55,7 @@ from tinynet_kernels.conv.tiles import (
 )
 from tinynet_kernels.conv.window import (
     Filters,
+    Part,
     Taps,
     all_channels,
     inside,
@@ -57,6 +63,7 @@ from tinynet_kernels.conv.window import (
     line_bits,
     pixel_position,
     store_activated,
+    store_part,
     sum_over_taps,
     windows_of,
     with_bias,
@@ -69,7 +76,8 @@ from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
 from tinynet_kernels.linear import linear_forward
 from tinynet_kernels.offsets import widened
-from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register
+from tinynet_kernels.split_product import SplitProduct
+from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register, product_splits
 
 
 @triton.jit
@@ -103,6 +111,7 @@ def convolution_forward_kernel(
     With a mean, x * W + b is normalized before the activation, as `window.with_bias` says.
     Where WINDOW.pool, `pixels` counts those that a 2 x 2 window holds, and y is the largest of each window.
     WINDOW.even says that block_k divides the group's input channels.
+    Where WINDOW.split, the third grid axis is the part, and y receives x * W alone, fp32 [parts, pixels, K].
     """
     pixels = widened(pixels, WINDOW.wide)
     H = widened(H, WINDOW.wide)
@@ -128,11 +137,26 @@ def convolution_forward_kernel(
         next_plane=group_inputs,
         next_channels=TILE.block_k - weights + group_inputs,
     )
-    z = sum_over_taps(windows, filters, taps, group_inputs, WINDOW, TILE)
-    z = with_bias(z, bias_ptr, mean_ptr, variance_ptr, scale_ptr, shift_ptr, out_channel, columns_left, WINDOW)
-    store_activated(
-        z, y_ptr, z_ptr, argmax_ptr, partial_ptr, pixel_start, pixels, out_channel, columns_left, K, ACTIVATION, WINDOW
-    )
+    part = Part(tl.program_id(2), tl.num_programs(2))
+    z = sum_over_taps(windows, filters, taps, group_inputs, part, WINDOW, TILE)
+    if WINDOW.split:
+        store_part(z, y_ptr, part, pixel_start, pixels, out_channel, columns_left, K)
+    else:
+        z = with_bias(z, bias_ptr, mean_ptr, variance_ptr, scale_ptr, shift_ptr, out_channel, columns_left, WINDOW)
+        store_activated(
+            z,
+            y_ptr,
+            z_ptr,
+            argmax_ptr,
+            partial_ptr,
+            pixel_start,
+            pixels,
+            out_channel,
+            columns_left,
+            K,
+            ACTIVATION,
+            WINDOW,
+        )
 
 
 @triton.jit
@@ -307,7 +331,7 @@ def convolution_forward(
             if is_right(infinite, again, x, weight, *tensors.values(), None):
                 return Results(y, saved, argmax, partial)
     partial = room_for_statistics(tiles)
-    if problem.kernel is convolution_patches_forward_kernel:
+    if isinstance(problem, Problem) and problem.kernel is convolution_patches_forward_kernel:
         x = padded_image(x, weight.shape[2:], spec)
     elif weight.shape[1] == 1 and not problem.constants["WINDOW"].taps_last:
         weight = taps_first(weight)
@@ -349,8 +373,8 @@ def _forward_problem(
     pool: bool,
     epsilon: float,
     target: Target,
-) -> tuple[Problem, Shape, int]:
-    """The forward's launch, the shape of its results, and how many tiles of pixels it has."""
+) -> tuple[Problem | SplitProduct, Shape, int]:
+    """The forward's launch or launches, the shape of its results, and how many tiles of pixels it has."""
     N, _, *size = x_shape
     K, group_inputs, *kernel_size = weight_shape
     output = N, K, *spec.output_size(tuple(size), tuple(kernel_size))
@@ -398,4 +422,19 @@ def _forward_problem(
         num_stages=tile.num_stages,
         **(every_register(tile.block_m, precision, target) if pool else {}),
     )
+    if kernel is convolution_forward_kernel:
+        steps = shape.taps * ceil_div(group_inputs, tile.block_k)
+        parts = product_splits(math.prod(problem.grid), steps, target)
+        if parts > 1:
+            finish, tiles = finish_convolution(parts, pixels, K, activation, pool, epsilon)
+            split = SplitProduct(_parts_of(problem, parts, target), finish, (parts, pixels, K), absent=(5, 3))
+            return split, result, tiles
     return problem, result, tiles
+
+
+def _parts_of(problem: Problem, parts: int, target: Target) -> Problem:
+    """The launch of the parts of a forward, which have no epilogue."""
+    window, tile = problem.constants["WINDOW"], problem.constants["TILE"]
+    constants = problem.constants | {"WINDOW": window._replace(split=True), "ACTIVATION": IDENTITY.compiled}
+    constants |= every_register(tile.block_m, window.precision, target)
+    return Problem(problem.kernel, (*problem.grid, parts), *problem.numbers, **constants)

@@ -5,7 +5,8 @@
 With a stride, each tap reaches only the input pixels of one phase (d mod stride, h mod stride, w mod stride), so each
 phase is a dense convolution of its own with stride 1 and its own taps: r0, r0 + step, ..., where step is the stride
 over its common divisor with the dilation. Phases are a grid axis and none multiplies by zero; a masked loop over all
-taps would take stride^2 times the products.
+taps would take stride^2 times the products. Where the tiles would leave most of a GPU idle, their steps are split over
+programs, and a second launch adds the parts (`split_product.finish_product`).
 
 A transposed convolution is the data gradient of the convolution that maps its result to its input, followed by bias
 and activation. All tensors are channels_last. Depthwise convolutions are in `depthwise`. Source:
@@ -36,6 +37,7 @@ from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, 
 from tinynet_kernels.conv.tiles import convolution_precision, convolution_tile
 from tinynet_kernels.conv.window import (
     Filters,
+    Part,
     elements_before,
     is_wide_convolution,
     of_channels,
@@ -49,7 +51,8 @@ from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
 from tinynet_kernels.linear import linear_input_gradient
 from tinynet_kernels.offsets import widened
-from tinynet_kernels.tiles import Target, ceil_div, current_target
+from tinynet_kernels.split_product import SplitProduct, finish_product
+from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register, product_splits
 
 
 @triton.jit
@@ -79,12 +82,15 @@ def convolution_input_gradient_kernel(
     A step is one tap of block_k output channels, taps innermost; from a tap to the next, the input pixel stays.
     WINDOW.even says that block_k divides the group's output channels; offsets are relative to the tile's first image,
     as in `convolution_forward_kernel`. Stored is act(dX + b), and dX + b itself unless z_ptr is None.
+    Where WINDOW.split, each phase has several parts on its grid axis, and dx is fp32 [parts, N, D, H, W, C].
     """
+    PHASES: constexpr = WINDOW.stride_d * WINDOW.stride_h * WINDOW.stride_w
     N = widened(N, WINDOW.wide)
     H = widened(H, WINDOW.wide)
     Q = widened(Q, WINDOW.wide)
     group_inputs = widened(group_inputs, WINDOW.wide)
-    phase = phase_of(tl.program_id(1), D, H, W, WINDOW)
+    phase = phase_of(tl.program_id(1) % PHASES if WINDOW.split else tl.program_id(1), D, H, W, WINDOW)
+    part = Part(tl.program_id(1) // PHASES, tl.num_programs(1) // PHASES)
     group = tl.program_id(2)
     pixels = N * pixels_of_phase(phase, WINDOW)
     if tl.program_id(0) >= tl.cdiv(pixels, TILE.block_m) * tl.cdiv(group_inputs, TILE.block_n):
@@ -106,9 +112,12 @@ def convolution_input_gradient_kernel(
         next_plane=steps.next_plane,
         next_channels=TILE.block_k * weights - steps.last,
     )
-    dx = sum_over_taps(of_phase.windows, filters, of_phase.taps, group_outputs, WINDOW, TILE)
+    dx = sum_over_taps(of_phase.windows, filters, of_phase.taps, group_outputs, part, WINDOW, TILE)
 
-    base = elements_before(of_phase.first_image, D, H, W, C, WINDOW) + group * group_inputs + column_start
+    first_image = of_phase.first_image
+    if WINDOW.split:
+        first_image += part.index * N
+    base = elements_before(first_image, D, H, W, C, WINDOW) + group * group_inputs + column_start
     offset = (offset_of_pixels(of_phase, phase, D, H, W, WINDOW) * C)[:, None] + tl.arange(0, TILE.block_n)[None, :]
     column_mask = tl.arange(0, TILE.block_n) < columns_left
     mask = (pixel < pixels)[:, None] & column_mask[None, :]
@@ -136,7 +145,7 @@ def _input_gradient_problem(
     spec: ConvolutionSpec,
     activation: Activation,
     target: Target,
-) -> Problem:
+) -> Problem | SplitProduct:
     shape, spec, kernel_size = ConvolutionShape.of(dx_shape, dz_shape, kernel_size, spec)
     if multiplies_groups(shape.C, shape.K, shape.groups, target):
         return groups_input_gradient_problem(shape, spec, kernel_size, activation, target)
@@ -154,16 +163,24 @@ def _input_gradient_problem(
         ((tile.block_k, shape.taps * group_inputs), (tile.block_n, 1)),
     )
     tiles = ceil_div(pixels, tile.block_m) * ceil_div(group_inputs, tile.block_n)
-    return Problem(
+    steps = math.prod(window.walk[:3]) * ceil_div(shape.group_outputs, tile.block_k)
+    parts = product_splits(tiles * window.phases_with_taps * spec.groups, steps, target)
+    problem = Problem(
         convolution_input_gradient_kernel,
-        (tiles, math.prod(strides), spec.groups),
+        (tiles, math.prod(strides) * parts, spec.groups),
         *(shape.N, *shape.sides, group_inputs, shape.group_outputs),
-        WINDOW=window._replace(wide=wide, even=shape.group_outputs % tile.block_k == 0),
-        ACTIVATION=activation.compiled,
+        WINDOW=window._replace(wide=wide, even=shape.group_outputs % tile.block_k == 0, split=parts > 1),
+        ACTIVATION=(IDENTITY if parts > 1 else activation).compiled,
         TILE=tile,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **(every_register(tile.block_m, precision, target) if parts > 1 else {}),
     )
+    if parts == 1:
+        return problem
+    rows = shape.N * math.prod(sides)
+    finish = finish_product(parts, rows, shape.C, activation, target)
+    return SplitProduct(problem, finish, (parts, rows, shape.C), absent=(1, 1))
 
 
 def convolution_input_gradient(

@@ -132,6 +132,7 @@ class ConvolutionWindow(NamedTuple):
         one_channel: whether the image has one channel.
         taps_last: whether the weights of groups of one channel lie as [K, T R S], not as [T R S, K].
         epsilon: of the normalization in the epilogue, if there is one.
+        split: whether a program computes one of several parts of its sums, which a second launch adds.
     """
 
     T: int
@@ -162,6 +163,16 @@ class ConvolutionWindow(NamedTuple):
     one_channel: bool = False
     taps_last: bool = False
     epsilon: float = 0.0
+    split: bool = False
+
+    @property
+    def phases_with_taps(self) -> int:
+        """How many phases of a data gradient there are that a tap reaches; see `input_gradient.py`."""
+        axes = zip(self[:3], self[3:6], self[6:9], self[9:12], strict=True)
+        return math.prod(
+            len({(tap * dilation - padding) % stride for tap in range(taps)})
+            for taps, stride, padding, dilation in axes
+        )
 
     def of_gradient(self) -> ConvolutionWindow:
         """The same with the walk of the taps that reach one input pixel: forward over them, backward over dZ."""

@@ -68,6 +68,13 @@ class Filters(NamedTuple):
     next_channels: Any
 
 
+class Part(NamedTuple):
+    """Which part of a sum over taps and channels a program computes, of how many, within a kernel."""
+
+    index: Any
+    count: Any
+
+
 @triton.jit
 def all_channels(channels, WINDOW: constexpr):
     """The channels of all groups, of which each has so many; the groups are the second axis of the grid."""
@@ -197,18 +204,35 @@ def tap_bits(windows, h, taps, WINDOW: constexpr):
 
 
 @triton.jit
-def sum_over_taps(windows, filters, taps, channels, WINDOW: constexpr, TILE: constexpr):
+def ends_within(steps, taps):
+    """How many rows of taps, planes of taps, and walks over all of them end within so many steps."""
+    rows = steps // max(taps.columns, 1)  # phases of a data gradient may have no taps, and then no steps
+    planes = rows // max(taps.rows, 1)
+    return rows, planes, planes // max(taps.planes, 1)
+
+
+@triton.jit
+def distance(steps, ends, next_tap, next_row, next_plane, next_channels):
+    """How far so many steps lead, of which some end rows, planes or walks."""
+    rows, planes, walks = ends
+    within_planes = tl.cast(steps - rows, tl.int64) * next_tap + tl.cast(rows - planes, tl.int64) * next_row
+    return within_planes + tl.cast(planes - walks, tl.int64) * next_plane + tl.cast(walks, tl.int64) * next_channels
+
+
+@triton.jit
+def sum_over_taps(windows, filters, taps, channels, part, WINDOW: constexpr, TILE: constexpr):
     """sum over taps and channels of windows [PIXELS, taps, channels] and filters [taps, channels, COLUMNS], in fp32.
 
     One step is one tap of block_k channels. Taps are the inner loop, so neighboring steps read the same lines. Which
     taps of a pixel lie inside the image is a bitmask, shifted once per step. WINDOW.walk says how far it is in the
-    image from tap to tap.
+    image from tap to tap. For WINDOW.split the sum is over the steps of one part.
 
     Args:
         windows: the `Windows` of block_m pixels.
         filters: the `Filters` of block_n columns; columns past the end are copies of others.
         taps: the `Taps`, at most those of WINDOW.walk.
         channels: of one group. WINDOW.even says that block_k divides them.
+        part: the `Part`.
     """
     BLOCK_M: constexpr = TILE.block_m
     BLOCK_N: constexpr = TILE.block_n
@@ -218,6 +242,7 @@ def sum_over_taps(windows, filters, taps, channels, WINDOW: constexpr, TILE: con
     next_tap = WALK.step_w * windows.C
     row = WALK.step_h * windows.W * windows.C
     next_row = row - (taps.columns - 1) * next_tap
+    next_plane = next_row
     next_channels = BLOCK_K - (taps.rows - 1) * row - (taps.columns - 1) * next_tap
     count = taps.rows * taps.columns
     if WINDOW.volume:
@@ -239,7 +264,22 @@ def sum_over_taps(windows, filters, taps, channels, WINDOW: constexpr, TILE: con
     tap = 0
     column = 0
     channels_left = channels
-    for _ in range(count * tl.cdiv(channels, BLOCK_K)):
+    steps = count * tl.cdiv(channels, BLOCK_K)
+    if WINDOW.split:
+        steps_of_part = tl.cdiv(steps, part.count)
+        first = part.index * steps_of_part
+        steps = min(steps_of_part, steps - first)
+        ends = ends_within(first, taps)
+        a_base += distance(first, ends, next_tap, next_row, next_plane, next_channels)
+        b_base += distance(first, ends, filters.next_tap, filters.next_row, filters.next_plane, filters.next_channels)
+        column = first - ends[0] * taps.columns
+        tap = first - ends[2] * count
+        channels_left -= ends[2] * BLOCK_K
+        if WINDOW.volume:
+            line = ends[0] - ends[1] * taps.rows
+        if BITMASK:
+            bits = all_bits >> tap
+    for _ in range(steps):
         if BITMASK:
             valid = tl.cast(bits & 1, tl.int1)
         elif WINDOW.volume:
@@ -330,6 +370,16 @@ def with_bias(z, bias_ptr, mean_ptr, variance_ptr, scale_ptr, shift_ptr, channel
         if shift_ptr is not None:
             z += of_channels(shift_ptr, channel, mask)
     return z
+
+
+@triton.jit
+def store_part(z, parts_ptr, part, pixel_start, pixels, channel, columns_left, K):
+    """A part of z [PIXELS, COLUMNS], of the output channels from `channel` of K on, into parts [parts, pixels, K]."""
+    row = tl.arange(0, z.shape[0])
+    column = tl.arange(0, z.shape[1])
+    mask = (row < pixels - pixel_start)[:, None] & (column < columns_left)[None, :]
+    base = (part.index.to(tl.int64) * pixels + pixel_start) * K + channel
+    tl.store(parts_ptr + base + row[:, None] * K + column[None, :], z, mask=mask)
 
 
 @triton.jit

@@ -25,13 +25,17 @@ def launches(model: nn.Module, x: torch.Tensor, target: str) -> list[str]:
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_a_convolutional_network_takes_18(target: str) -> None:
-    model = nn.Sequential(
-        *(
-            nn.Conv2d(1, 32, 3, padding=1, activation="relu", pool=2),
-            nn.Conv2d(32, 64, 3, padding=1, activation="relu"),
-        ),
-        *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3136, 128, activation="relu"), nn.Linear(128, 10)),
-    ).to(torch.bfloat16, memory_format=torch.channels_last)
+    model = (
+        nn.Sequential(
+            *(
+                nn.Conv2d(1, 32, 3, padding=1, activation="relu", pool=2),
+                nn.Conv2d(32, 64, 3, padding=1, activation="relu"),
+            ),
+            *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3136, 128, activation="relu"), nn.Linear(128, 10)),
+        )
+        .bfloat16()
+        .to(memory_format=torch.channels_last)
+    )
     names = launches(model, torch.zeros(512, 1, 28, 28, dtype=torch.bfloat16), target)
     assert names == [
         *("single_channel_forward_kernel", "convolution_forward_kernel"),

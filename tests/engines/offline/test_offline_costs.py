@@ -56,9 +56,8 @@ def test_a_split_weight_gradient_writes_its_workspace_and_reads_it_back():
     check_footprints(report)
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-def test_convolution(groups: int):
-    N, C, K, side = 8, 64, 128, 14
+def convolved(N: int, C: int, K: int, side: int, groups: int = 1) -> Report:
+    """A 3 x 3 convolution with bias and relu, and its input gradient."""
     spec = ConvolutionSpec((1, 1), (1, 1), (1, 1), (1, 1), groups)
     last = torch.channels_last
     x, dz = (empty(N, channels, side, side).contiguous(memory_format=last) for channels in (C, K))
@@ -66,6 +65,28 @@ def test_convolution(groups: int):
     with tinynet.inspect("gfx942") as report:
         convolution_forward(x, weight, empty(K), spec, Activation("relu"), save=True)
         convolution_input_gradient(dz, weight, spec, (side, side))
+    return report
+
+
+def test_a_split_convolution_writes_its_workspace_and_reads_it_back():
+    C, K, side = 256, 128, 7
+    report = convolved(1, C, K, side)
+    forward, finish, gradient, finish_gradient = report.launches
+    pixels, weights = side * side, K * C * 9
+    for product, reduction, parts, inputs, outputs, bias in (
+        (forward, finish, forward.grid[2], C, K, K),
+        (gradient, finish_gradient, gradient.grid[1], K, C, 0),
+    ):
+        assert parts > 1 and product.flops == 2 * pixels * weights
+        assert product.bytes == SIZE * (pixels * inputs + weights) + 4 * parts * pixels * outputs
+        assert reduction.bytes == 4 * parts * pixels * outputs + SIZE * (bias + pixels * outputs)
+    check_footprints(report)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_convolution(groups: int):
+    N, C, K, side = 64, 64, 128, 14
+    report = convolved(N, C, K, side, groups)
     pixels, taps = N * side * side, 9 * C // groups
     found = figures(report)
     moved = pixels * C + K * taps + pixels * K

@@ -28,7 +28,9 @@ from tinynet_kernels.tiles import (
     Target,
     ceil_div,
     current_target,
+    every_register,
     flat_block,
+    fuses_derivative,
     power_of_2_at_least,
     rows_and_columns,
 )
@@ -367,6 +369,7 @@ def _backward_problem(
         ),
         TILE=tile,
         num_warps=num_warps,
+        **({} if fuses_derivative(activation.name, target) else every_register(block_rows, "ieee", target)),
     )
 
 

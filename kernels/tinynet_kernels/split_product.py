@@ -176,6 +176,8 @@ def finish_product(parts: int, M: int, N: int, activation: Activation, target: T
     """The launch that adds the parts of a product [M, N], of the workspace, b, y and z."""
     block, num_warps = flat_block(M * N, target)
     block = min(block, 512)  # the outputs are few, and their activation takes registers
+    while block > 128 and 2 * ceil_div(M * N, block) < target.processors:
+        block //= 2
     return Problem(
         finish_product_kernel,
         (ceil_div(M * N, block),),

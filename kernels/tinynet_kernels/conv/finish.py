@@ -22,7 +22,7 @@ from tinynet_kernels.conv.tiles import PixelTile
 from tinynet_kernels.conv.window import store_activated, with_bias
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.reduction import sum_of_parts
-from tinynet_kernels.tiles import ceil_div, power_of_2_at_least
+from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
 
 
 class Epilogue(NamedTuple):
@@ -74,7 +74,7 @@ def finish_convolution_cost(parts_ptr: torch.Tensor, **others: Any) -> Cost:
 
 
 def finish_convolution(
-    parts: int, pixels: int, channels: int, activation: Activation, pool: bool, epsilon: float
+    parts: int, pixels: int, channels: int, activation: Activation, pool: bool, epsilon: float, target: Target
 ) -> tuple[Problem, int]:
     """The launch, and how many tiles of pixels it has.
 
@@ -83,12 +83,17 @@ def finish_convolution(
         pixels: of all images of the output, before they are pooled.
         channels: of the output, of all groups.
         activation, pool, epsilon: of the epilogue.
+        target: where it runs.
     """
-    tile = PixelTile(16, min(32, power_of_2_at_least(channels)))
-    tiles = ceil_div(pixels, tile.block_pixels)
+    block_channels = min(32, power_of_2_at_least(channels))
+    channel_tiles, block_pixels = ceil_div(channels, block_channels), 16
+    while block_pixels > 4 and 2 * ceil_div(pixels, block_pixels) * channel_tiles < target.processors:
+        block_pixels //= 2  # 4 pixels are of one window
+    tile = PixelTile(block_pixels, block_channels)
+    tiles = ceil_div(pixels, block_pixels)
     problem = Problem(
         finish_convolution_kernel,
-        (tiles * ceil_div(channels, tile.block_channels),),
+        (tiles * channel_tiles,),
         *(parts, pixels * channels, pixels, channels),
         EPILOGUE=Epilogue(pool, epsilon),
         ACTIVATION=activation.compiled,

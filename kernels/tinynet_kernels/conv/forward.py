@@ -426,7 +426,7 @@ def _forward_problem(
         steps = shape.taps * ceil_div(group_inputs, tile.block_k)
         parts = product_splits(math.prod(problem.grid), steps, target)
         if parts > 1:
-            finish, tiles = finish_convolution(parts, pixels, K, activation, pool, epsilon)
+            finish, tiles = finish_convolution(parts, pixels, K, activation, pool, epsilon, target)
             split = SplitProduct(_parts_of(problem, parts, target), finish, (parts, pixels, K), absent=(5, 3))
             return split, result, tiles
     return problem, result, tiles

@@ -313,6 +313,8 @@ def _forward_problem(
     if whole and dense and not channels_last and math.prod(out_size) == 1 and not window.adaptive and mean.norm == 0.0:
         rows = shape[0] * shape[1]
         block_rows, block_columns, num_warps = rows_and_columns(rows, area, target)
+        if target.kind in ("cuda", "hip"):
+            block_rows = min(block_rows, 16)  # of sums in registers
         tile, divisor = RowTile(block_rows, block_columns), mean.divisor_override or area
         grid = (ceil_div(rows, block_rows),)
         return Problem(row_mean_kernel, grid, rows, area, TILE=tile, DIVISOR=divisor, num_warps=num_warps)

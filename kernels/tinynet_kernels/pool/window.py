@@ -29,7 +29,7 @@ from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Problem
 from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.pool.spec import POINT, Axis, Window, reach
-from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
+from tinynet_kernels.tiles import Target, ceil_div, every_register, power_of_2_at_least
 
 MOST_LINES = 1 << 16  # of a tile
 
@@ -355,6 +355,8 @@ def pool_problem(
     )
     grid = (ceil_div(lines, block_lines) * ceil_div(inner, block_inner),)
     numbers = (lines, inner, C, *size, *out_size, *strides)
+    if window.adaptive:  # windows of different sizes take registers
+        constants |= every_register(block_lines, "ieee", target)
     return Problem(kernel, grid, *numbers, WINDOW=window, TILE=tile, num_warps=num_warps, **constants)
 
 

@@ -34,7 +34,7 @@ def test_a_convolutional_network_takes_18(target: str) -> None:
             *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3136, 128, activation="relu"), nn.Linear(128, 10)),
         )
         .bfloat16()
-        .to(memory_format=torch.channels_last)
+        .to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     )
     names = launches(model, torch.zeros(512, 1, 28, 28, dtype=torch.bfloat16), target)
     assert names == [

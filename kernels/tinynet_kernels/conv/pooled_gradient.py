@@ -22,7 +22,7 @@ from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.layout import empty_channels_last
-from tinynet_kernels.tiles import Target, ceil_div, current_target, rows_and_columns
+from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register, rows_and_columns
 
 
 @triton.jit
@@ -117,8 +117,6 @@ def _problem(
     """The launch, and how many parts of db it computes."""
     windows = N * ceil_div(P, 2) * ceil_div(Q, 2)
     block_rows, block_columns, num_warps = rows_and_columns(windows, K, target, activation.name)
-    if target.kind in ("cuda", "hip"):
-        block_rows = min(block_rows, 16)  # the addresses of four pixels take registers
     tile = WalkTile(block_rows, block_columns, 1)
     if want_bias:
         tile = tile._replace(tiles=tiles_per_program(windows, K, tile, target))
@@ -130,5 +128,6 @@ def _problem(
         ACTIVATION=activation.compiled,
         TILE=tile,
         num_warps=num_warps,
+        **every_register(block_rows, "ieee", target),
     )
     return problem, parts

@@ -333,7 +333,7 @@ def convolution_forward(
     partial = room_for_statistics(tiles)
     if isinstance(problem, Problem) and problem.kernel is convolution_patches_forward_kernel:
         x = padded_image(x, weight.shape[2:], spec)
-    elif weight.shape[1] == 1 and not problem.constants["WINDOW"].taps_last:
+    elif isinstance(problem, Problem) and weight.shape[1] == 1 and not problem.constants["WINDOW"].taps_last:
         weight = taps_first(weight)
     problem.launch_named(x_ptr=x, weight_ptr=weight, **tensors, partial_ptr=partial)
     return Results(y, saved, argmax, partial)

@@ -109,7 +109,7 @@ def test_a_training_step_of_a_model_of_images(model: str, targets: str, tmp_path
         assert not spilling(launches)
         assert all(launch["shared_bytes"] <= launch["shared_limit"] for launch in launches)
         names = {launch["kernel"] for launch in launches}
-        assert {"linear_forward_kernel", "linear_weight_gradient_kernel", "adam_kernel"} <= names
+        assert {"linear_forward_kernel", "linear_backward_kernel", "adam_kernel"} <= names
         assert ("convolution_weight_gradient_boxes_kernel" in names) == (model == "cnn")
         kinds = {finding["kind"] for launch in launches for finding in launch["findings"]}
         assert kinds <= {

@@ -101,7 +101,7 @@ def test_small_tiles_of_the_derivative_and_bias_gradient(name: str, rows: int, d
     grad = non_contiguous(torch.randn(rows, columns, device=device))
     leaf = z.double().requires_grad_()
     (expected,) = torch.autograd.grad(activation_reference(leaf, function), leaf, grad.double())
-    with forced_tiles(rows_and_columns=(4, 8, 4), _tiles_per_program=8, flat_block=(8, 4)), nan_filled_memory():
+    with forced_tiles(rows_and_columns=(4, 8, 4), tiles_per_program=8, flat_block=(8, 4)), nan_filled_memory():
         saved = None if name == "identity" else z
         dz, db = activation_backward(grad, saved, function, want_dz=True, want_bias=True)
     assert dz is not None and db is not None

@@ -209,7 +209,6 @@ def test_a_function_stands_for_itself() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [nn.ReLU, torch.nn.Linear(2, 2), nn.PReLU(), print, torch.abs, torch.nn.functional.threshold, 3, [1]],
-    ids=str,
 )
 def test_what_is_no_activation(wrong: object) -> None:
     with pytest.raises(TypeError, match="activation must be a name, an Activation, an activation module or function"):

@@ -151,7 +151,7 @@ def test_small_layers_compute_all_gradients_in_one_launch(
         for index, tensor in enumerate(tensors):
             if tensor is not None:
                 tensor.requires_grad_(index not in frozen)
-        with forced_tiles(is_small=True, smallest_gemm_tile=tile, linear_tile=tile, GROUP=2):
+        with forced_tiles(is_on_gpu=True, is_small=True, smallest_gemm_tile=tile, linear_tile=tile, GROUP=2):
             launches = check_chain(tensors, activations)
         joined = sum(tensors[index].requires_grad for index in (1, 3))
         assert launches.count("linear_backward_kernel") == joined

@@ -319,7 +319,7 @@ def activation_backward(
         want_bias: whether to compute the bias gradient, in fp32.
     """
     dz, partial = activation_backward_parts(grad, saved, activation, want_dz=want_dz, want_bias=want_bias)
-    return dz, None if partial is None else sum_partials(partial)
+    return dz, partial if partial is None or partial.dim() == 1 else sum_partials(partial)
 
 
 def activation_backward_parts(
@@ -330,7 +330,7 @@ def activation_backward_parts(
     want_dz: bool,
     want_bias: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """As `activation_backward`, but with partial sums of the bias gradient, fp32 [parts, columns], yet to be added."""
+    """As `activation_backward`, but partial sums of the bias gradient, fp32 [parts, columns]; of one part, the sum."""
     rows, columns = grad.shape
     problem = _backward_problem(rows, columns, grad.stride(0), activation, want_bias, current_target())
     tile = problem.constants["TILE"]
@@ -338,7 +338,7 @@ def activation_backward_parts(
     partial = None
     if want_bias:
         row_blocks = ceil_div(rows, tile.block_rows * tile.tiles)
-        partial = grad.new_empty((row_blocks, columns), dtype=torch.float32)
+        partial = grad.new_empty((columns,) if row_blocks == 1 else (row_blocks, columns), dtype=torch.float32)
     problem.launch(grad, saved, dz, partial)
     return dz, partial
 

@@ -122,6 +122,11 @@ def linear_backward_cost(
     return Cost(products * 2 * dz_ptr.numel() * x_ptr.shape[1], read + size_in_bytes(dx_ptr, *others.values()))
 
 
+def is_on_gpu() -> bool:
+    """Whether launches go to a GPU, where `joins_gradients` has to be asked."""
+    return current_target().kind in ("cuda", "hip")
+
+
 def joins_gradients(M: int, N: int, K: int, dtype: torch.dtype, below: Activation) -> bool:
     """Whether `joined_gradients` serves a layer: on GPUs, small ones.
 
@@ -137,8 +142,6 @@ def joins_gradients(M: int, N: int, K: int, dtype: torch.dtype, below: Activatio
 @lru_cache(maxsize=4096)
 def is_small(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> bool:
     """Whether the layer's tiles are no more than four to a multiprocessor, and its products need no split."""
-    if target.kind not in ("cuda", "hip"):
-        return False
     tile = smallest_gemm_tile(dtype, target)
     input_tiles, weight_tiles = _tiles(M, K, tile), _tiles(N, K, tile)
     splits = (

@@ -443,7 +443,7 @@ def placed(
     table: PointerTable, scalars: Sequence[Number], found_inf: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, Sequence[float]]:
     """The numbers of a launch on the device, and those that are its arguments: all of them here or there."""
-    if found_inf is None and not any(isinstance(each, torch.Tensor) for each in scalars):
+    if found_inf is None and torch.Tensor not in map(type, scalars):
         return None, scalars  # pyright: ignore[reportReturnType], all are floats
     return device_numbers(table.rows, scalars, found_inf, table.device), [0.0] * len(scalars)
 

@@ -203,10 +203,10 @@ def convolution_gradients(
             kernel_size,
             channels_last=channels_last[1],
             dtype=dtypes[1],
-            bias_parts=parts,
+            bias_parts=None if parts is None or parts.dim() == 1 else parts,
         )
     if parts is not None and db is None:
-        db = kernels.reduction.sum_partials(parts)
+        db = parts if parts.dim() == 1 else kernels.reduction.sum_partials(parts)
     return dx, dw, None if db is None else db.to(dtypes[2])
 
 
@@ -219,7 +219,7 @@ def _through_activation(
     want_dz: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """dZ [N, K, *size], where `want_dz`; and partial sums of db, fp32 [parts, K], or None."""
+    """dZ [N, K, *size], where `want_dz`; and partial sums of db, fp32 [parts, K], or db itself [K], or None."""
     if argmax is not None and want_dz:
         return kernels.pooled_gradient.pooled_gradient(dy, saved, argmax, activation, size, want_bias=want_bias)
     want_dz = want_dz and activation.name != "identity"

@@ -21,7 +21,15 @@ OPTIONS_ADDED_LATER = (("maximize", False), ("foreach", None), ("differentiable"
 
 
 class FusedOptimizer(torch.optim.Optimizer):
-    """The base class: checks groups, calls the closure, and caches the tables of addresses between steps."""
+    """The base class: checks groups, calls the closure, and caches the tables of addresses between steps.
+
+    Attributes:
+        grad_scale, found_inf: what a GradScaler leaves here during a step, one element each; the scale is None where
+            gradients were divided by it before.
+    """
+
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._tables: defaultdict[int, list[Any]] = defaultdict(list)
@@ -100,11 +108,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # what a GradScaler leaves here
+        scaling = (self.grad_scale, self.found_inf) if hasattr(self, "found_inf") else ()
         if replays.recorder is not None and all(map(self._is_captured, self.param_groups)):
-            self._step_groups(
-                *scaling, tables=defaultdict(list)
-            )  # a replay reads tables, which later steps would change
+            tables = defaultdict(list)  # a replay reads these, and later steps would change the optimizer's own
+            self._step_groups(*scaling, tables=tables)
         else:
             replays.on_host(self._step_groups, *scaling)
         return loss
@@ -125,7 +132,10 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _step_groups(
-        self, grad_scale: Tensor | None, found_inf: Tensor | None, tables: dict[int, list[Any]] | None = None
+        self,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        tables: dict[int, list[Any]] | None = None,
     ) -> None:
         tables = self._tables if tables is None else tables
         for index, group in enumerate(self.param_groups):
@@ -170,8 +180,10 @@ def counts_of_state(name: str, params: Iterable[Tensor], state: dict[Any, dict[s
 
 def number(value: Any, device: torch.device | None = None) -> Any:
     """A hyperparameter as a float, or as float64 on the device where it is a tensor there; of a pair, both."""
+    if type(value) is float:
+        return value
     if isinstance(value, (tuple, list)):
-        return tuple(number(each, device) for each in value)
+        return tuple([number(each, device) for each in value])
     if device is not None and isinstance(value, Tensor) and value.device == device:
         return value.double().reshape(())
     return float(value)

@@ -91,7 +91,7 @@ def pooled_gradient(
     *,
     want_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """dZ [N, K, P, Q], channels_last, and partial sums of db, fp32 [parts, K], or None.
+    """dZ [N, K, P, Q], channels_last, and partial sums of db, fp32 [parts, K], one part or more, or None.
 
     Args:
         grad: dY [N, K, P // 2, Q // 2], channels_last.

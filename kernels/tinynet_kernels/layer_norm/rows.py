@@ -85,12 +85,17 @@ def layer_norm_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
 
 @lru_cache(maxsize=4096)
 def layer_norm_tile(rows: int, columns: int, target: Target) -> LayerNormTile:
-    """Whole rows where a program has registers for them, else a part of one row; on a CPU parts of four rows.
+    """Whole rows where a program has registers for them, else a part of one row.
+
+    On a CPU rows of 256 to 4,096 values come one by one: they are read once and stay in the first-level cache. Longer
+    ones come in parts of four rows.
 
     Args:
         rows, columns: of the matrix.
         target: where it runs.
     """
+    if target.kind == "cpu" and 256 < columns <= 4096:
+        return LayerNormTile(1, power_of_2_at_least(columns), True, 1)
     longest, elements = {"interpreter": (1 << 12, 1 << 14), "cpu": (256, 1024)}.get(target.kind, (8192, 1024))
     block_columns = min(power_of_2_at_least(columns), longest)
     block_rows = min(max(1, elements // block_columns), power_of_2_at_least(rows))
@@ -104,10 +109,8 @@ def warps_of(tile: LayerNormTile) -> int:
 
 @lru_cache(maxsize=4096)
 def backward_tile(rows: int, columns: int, target: Target) -> LayerNormTile:
-    """The forward's tile, on a CPU of whole rows, with so many tiles per program that few partial sums are left."""
+    """The forward's tile, with so many tiles per program that few partial sums are left."""
     tile = layer_norm_tile(rows, columns, target)
-    if target.kind == "cpu" and 256 < columns <= 4096:
-        tile = LayerNormTile(1, power_of_2_at_least(columns), True, 1)
     programs = {"interpreter": 2, "cpu": 8 * target.processors}.get(target.kind, 2 * target.processors)
     return tile._replace(tiles=ceil_div(rows, tile.block_rows * programs))
 

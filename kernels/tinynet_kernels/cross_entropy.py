@@ -364,8 +364,8 @@ def cross_entropy_tile(rows: int, C: int, contiguous_classes: bool, target: Targ
     block_classes = min(widest, power_of_2_at_least(C))
     least_rows = 2 if target.kind == "cpu" else 1  # its C compiler leaves the loop over a single row scalar
     whole = power_of_2_at_least(rows) * block_classes
-    if target.kind in ("cuda", "hip") and elements < whole <= 4 * elements:  # one program needs no second stage
-        return CrossEntropyTile(whole // block_classes, block_classes, whole // 512)
+    if target.kind in ("cuda", "hip") and elements < whole <= 2 * elements:  # one program needs no second stage
+        return CrossEntropyTile(whole // block_classes, block_classes, 8)
     block_rows = max(least_rows, min(elements // block_classes, power_of_2_at_least(rows)))
     return CrossEntropyTile(block_rows, block_classes, 8 if block_classes > elements else 4)
 

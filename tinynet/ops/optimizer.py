@@ -225,7 +225,8 @@ def adam(
             for index, (parameter, gradient, exp_avg, exp_avg_sq, *rest) in enumerate(bucket.rows):
                 with taken_unless(found_inf, parameter, exp_avg, exp_avg_sq, *rest):
                     largest = rest[0] if rest else None
-                    adam_reference(parameter, gradient, exp_avg, exp_avg_sq, largest, **of_row(index, settings))
+                    options = {name: of_row(index, value) for name, value in settings.items()}
+                    adam_reference(parameter, gradient, exp_avg, exp_avg_sq, largest, **options)
         else:
             options = {"reached": bucket.columns, "amsgrad": amsgrad, "found_inf": found_inf}
             kernels.optimizer.adam_step(bucket.table, **options, **settings)
@@ -243,9 +244,9 @@ def stacked(numbers: Sequence[Tensor], bucket: Bucket) -> Tensor:
     return torch.stack([numbers[index] for index in bucket.indices]).double()
 
 
-def of_row(index: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of one parameter among those of all."""
-    return {name: value[index] if getattr(value, "ndim", 0) else value for name, value in settings.items()}
+def of_row(index: int, value: Any) -> Any:
+    """A number of one parameter, of a tensor that holds one for each; anything else is that of all."""
+    return value[index] if isinstance(value, Tensor) and value.ndim else value
 
 
 @contextmanager

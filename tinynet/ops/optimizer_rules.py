@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from tinynet.ops import kernels
-from tinynet.ops.optimizer import Bucket, Number, buckets_of, taken_unless, widened
+from tinynet.ops.optimizer import Bucket, Number, buckets_of, of_row, taken_unless, widened
 from tinynet_kernels.optimizer_spec import Rule
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def rule_steps(
         rule, scalars = plan(bucket)
         if bucket.table is None:
             for index, row in enumerate(bucket.rows):
-                numbers = [each[index] if isinstance(each, Tensor) and each.ndim else each for each in scalars]
+                numbers = [of_row(index, each) for each in scalars]
                 with taken_unless(found_inf, row[0], *row[2:]):
                     rule_reference(*row, rule=rule, scalars=numbers, weight_decay=weight_decay, decay=decay)
         else:

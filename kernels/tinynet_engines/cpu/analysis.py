@@ -101,6 +101,10 @@ _COSTS = {
     "tt.precise_divf": 4,
 }
 _EXPENSIVE = 8
+# How many roots read elements of a type from memory as fast as from a buffer: some are converted each time.
+_MOST_READERS = {"f32": 8, "f64": 8, "i32": 8, "i64": 8, "bf16": 3}
+_COST_OF_CONVERSION = 3
+_LONG = 32  # elements of a row that is worth reading again
 _WORTH_SHARING_BEFORE_BROADCAST = 4
 
 
@@ -808,9 +812,11 @@ class Analysis:
             self.step(value, dimension) is not None for dimension, size in enumerate(value.type.shape) if size > 1
         ):
             return False
-        if cost >= _EXPENSIVE:
+        if cost > 1:
             sites = self.sites(value)
-            if len(sites) > 1 or any(site.operation.block is not operation.block for site in sites):
+            again = cost * (len(sites) - 1)
+            in_other_block = any(site.operation.block is not operation.block for site in sites)
+            if again >= _EXPENSIVE or (cost >= _EXPENSIVE and in_other_block):
                 return True
         return cost >= _WORTH_SHARING_BEFORE_BROADCAST and self._is_broadcast(value)
 
@@ -828,7 +834,7 @@ class Analysis:
 
     def cost(self, value: Value) -> int:
         """Rough cost of evaluating one element, in additions."""
-        if not value.type.is_tensor:
+        if value.type.count == 1:  # computed before the loops
             return 0
         if value in self.materialized:
             return 1
@@ -836,6 +842,8 @@ class Analysis:
             operation = value.owner
             if operation is None or not is_lazy(operation):
                 self._costs[value] = 1
+            elif operation.name == "tt.load" and self._is_cheap_load(operation):
+                self._costs[value] = _COST_OF_CONVERSION if value.type.element == "bf16" else 1
             else:
                 own = _COSTS.get(operation.name, 0 if operation.name in VIEWS else 1)
                 if operation.name in ("arith.divsi", "arith.remsi", "arith.divui", "arith.remui"):
@@ -844,24 +852,36 @@ class Analysis:
         return self._costs[value]
 
     def _may_inline_load(self, load: Operation) -> bool:
-        """Whether a load may be evaluated inside the one root that needs it without reading a value written later."""
+        """Whether a load may be evaluated inside the roots that need it without reading a value written later.
+
+        Several roots read it again and again if that costs as little as a buffer, which takes room in the cache.
+        """
         value = load.result
         sites = self.sites(value)
         if not sites:
             return True
-        if len(sites) != 1 or self._is_broadcast(value):
+        is_cheap = self._is_cheap_load(load)
+        most = _MOST_READERS.get(load.result.type.element, 1) if is_cheap else 1
+        if self._is_broadcast(value) or len(sites) > most:
             return False
-        site = sites[0]
+        return all(self._may_inline_load_at(load, site, is_cheap) for site in sites)
+
+    def _may_inline_load_at(self, load: Operation, site: Site, past_stores: bool) -> bool:
+        """``past_stores``: whether the root may come after stores to other memory."""
         root = site.operation
         if root.block is not load.block or root.name in WRITES - {"tt.store"}:
             return False
         assert load.block is not None
+        pointer = load.operands[0]
         group = self.store_group.get(root, (root,))
         last = group[-1].position
         for between in load.block.operations[load.position + 1 : last]:
-            if between not in group and writes_memory(between):
+            if between in group or not writes_memory(between):
+                continue
+            if not (past_stores and between.name == "tt.store"):
                 return False
-        pointer = load.operands[0]
+            if not self.disjoint(pointer, between.operands[0], between.block):
+                return False
         for store in group if root.name == "tt.store" else ():
             same_element = store.operands[0] is pointer and site.elementwise and self._has_distinct_elements(pointer)
             if not same_element and not self.disjoint(pointer, store.operands[0], store.block):
@@ -869,6 +889,29 @@ class Analysis:
         if root.name == "tt.map_elementwise":
             return not writes_memory(root)
         return not root.regions or root.name in ("tt.reduce", "tt.scan", "scf.for", "scf.while")
+
+    def _is_cheap_load(self, load: Operation) -> bool:
+        """Whether neighbors along a long dimension are read as they lie, without a mask but for the end of a row."""
+        pointer, *optional = load.operands
+        shape = pointer.type.shape
+        along = self.unit_dimension(pointer)
+        if load.result.type.element not in _MOST_READERS or shape[along] < _LONG:
+            return False
+        if any(self.step(pointer, dimension) is None for dimension in range(len(shape))):
+            return False
+        if self.step(pointer, along) != 1 or any(self.varying(other) for other in optional[1:]):
+            return False
+        return not optional or self._is_prefix(optional[0], along)
+
+    def _is_prefix(self, mask: Value, dimension: int) -> bool:
+        """Whether a mask along a dimension holds for all elements before some end, or for all or none."""
+        mask = self.resolve(mask)
+        if dimension not in self.varying(mask):
+            return True
+        owner = mask.owner
+        if owner is not None and owner.name == "arith.andi":
+            return all(self._is_prefix(operand, dimension) for operand in owner.operands)
+        return bool(self.prefix_bounds(mask, dimension))
 
     def _has_distinct_elements(self, pointer: Value) -> bool:
         """Whether all elements of a pointer tensor are different addresses."""

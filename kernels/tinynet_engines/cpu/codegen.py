@@ -17,9 +17,10 @@ from .analysis import Analysis, Expression, is_lazy
 from .atomic_codegen import AtomicWriter
 from .dot_codegen import DotWriter, Leaf
 from .elements import compute_type, element_bytes, from_memory, literal, rounded, storage_type, to_memory
-from .forms import ZERO, Buffer, End, Index, Nest, Scalar, loop_heads, valid_count
+from .forms import ZERO, Buffer, End, Index, Nest, Scalar, valid_count
 from .group_codegen import order_of_total
 from .ir import Block, Function, Operation, UnsupportedOperation, Value
+from .loop_codegen import LoopWriter
 from .operations import element_expression
 from .reduction_codegen import ReductionWriter
 
@@ -49,7 +50,7 @@ class Assignment(NamedTuple):
 _LOCAL_BYTES = range(64, 1024 + 1)
 
 
-class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
+class KernelWriter(AtomicWriter, DotWriter, LoopWriter, ReductionWriter):
     """Writes the body of one kernel.
 
     Args:
@@ -343,6 +344,7 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
         address = self.element(pointer, index, nest)
         read = f"gathered_half({address})" if self._gathers_halves(pointer, index) else f"*{address}"
         if optional:
+            nest.masks.append((optional[0], index))
             mask = self.element(optional[0], index, nest)
             other = self.element(optional[1], index, nest) if len(optional) > 1 else "0"
             read = f"({mask} ? {read} : ({storage_type(element)}){to_memory(element, other)})"
@@ -432,41 +434,7 @@ class KernelWriter(AtomicWriter, DotWriter, ReductionWriter):
     def _view_tt_split(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
         return self.element(operation.operands[0], (*index, Index(str(operation.results.index(value)))), nest)
 
-    # ------------------------------------------------------------------------------------------ loop nests
-
-    def loops(
-        self,
-        shape: tuple[int, ...],
-        body: Callable[[tuple[Index, ...], Nest], list[str]],
-        inner: int | None = None,
-        vectorize: bool = True,
-        ends: dict[int, End] | None = None,
-    ) -> None:
-        """Loops over a shape with dimension ``inner`` innermost; ``body`` returns the innermost statements.
-
-        ``ends``: where the loop along a dimension ends, if before the end of the shape.
-        """
-        order = list(range(len(shape)))
-        if inner is not None:
-            order.remove(inner)
-            order.append(inner)
-        order = [dimension for dimension in order if shape[dimension] > 1]
-        sizes = [shape[dimension] for dimension in order]
-        stops = [ends[dimension].text if ends and dimension in ends else str(shape[dimension]) for dimension in order]
-        indices, heads = loop_heads([self.name("i") for _ in order], sizes, stops if ends else None)
-        index = [ZERO] * len(shape)
-        for dimension, each in zip(order, indices, strict=True):
-            index[dimension] = each
-        nest = Nest(len(heads))
-        nest.below = {index[dimension].text: end.bounds for dimension, end in (ends or {}).items()}
-        statements = body(tuple(index), nest)
-        self.lines += ["{", *nest.levels[0]]
-        for level, head in enumerate(heads):
-            if level == len(heads) - 1 and vectorize:
-                self.lines.append("#pragma GCC ivdep")
-            self.lines += [head, *nest.levels[level + 1]]
-        self.lines += statements
-        self.lines.append("}" * (len(heads) + 1))
+    # ---------------------------------------------------------------------------------- tensors into memory
 
     def fill(self, buffer: Buffer, value: Value, ends: dict[int, End] | None = None, inner: int | None = None) -> None:
         """Evaluate a tensor into a buffer, up to ``ends`` as in :meth:`loops`."""

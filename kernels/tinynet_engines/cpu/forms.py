@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from .analysis import Expression
+from .ir import Value
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,15 @@ class End:
 class Nest:
     """Statements of a loop nest by level: ``levels[0]`` is before the loops, ``levels[k + 1]`` inside loop k.
 
-    ``below``: by C text of an index, the bounds that it stays below.
+    ``known``: C text of elements that were computed; ``below``: by C text of an index, the bounds that it stays below;
+    ``masks``: of the loads, each with the index that it is evaluated at.
     """
 
     def __init__(self, depth: int):
         self.levels: list[list[str]] = [[] for _ in range(depth + 1)]
         self.known: dict[tuple, str] = {}
         self.below: dict[str, tuple[Expression, ...]] = {}
+        self.masks: list[tuple[Value, tuple[Index, ...]]] = []
 
 
 def loop_heads(names: list[str], shape: list[int], ends: list[str] | None = None) -> tuple[list[Index], list[str]]:

@@ -8,9 +8,9 @@ and rounded once.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from .analysis import Analysis, writes_memory
 from .elements import SMALL_FLOATS, compute_type, rounded, to_memory
@@ -18,7 +18,7 @@ from .forms import ZERO, Buffer, Index, Nest, Scalar, loop_heads
 from .ir import Block, Operation, UnsupportedOperation, Value
 from .operations import element_expression
 
-_CHAINS = 4  # totals of one reduction over a long last axis
+_LANES = 64  # totals of one reduction over a long last axis
 # combining operation of a reduction -> (identity by kind of element, OpenMP reduction)
 _REDUCTIONS = {
     "arith.addf": ("0", "+"),
@@ -43,6 +43,17 @@ _WIDENED = {
 }
 
 
+_Combined = Callable[[str, str], str]  # C texts of two values -> of their combination
+
+
+class _Total(NamedTuple):
+    """How a row is reduced: C text of the total, what runs before each outer loop and the innermost, and the rest."""
+
+    text: str
+    levels: list[list[str]]
+    lines: list[str]
+
+
 class ReductionWriter:
     """The part of the kernel writer that compiles reductions and scans."""
 
@@ -57,6 +68,7 @@ class ReductionWriter:
     element: ...
     linear: ...
     loops: ...
+    cut: ...
     allocate: ...
     arena_scope: ...
     visit_all: ...
@@ -73,7 +85,7 @@ class ReductionWriter:
         else:
             self._reduce_outer_axis(operation, combine[0])
 
-    def _reduction(self, combine: Operation, element: str) -> tuple[str, str, Callable[[str, str], str]]:
+    def _reduction(self, combine: Operation, element: str) -> tuple[str, str, _Combined]:
         """(identity, OpenMP operator, combination of two C texts) for a simple reduction.
 
         A sum of small floats is accumulated in fp32 and rounded once.
@@ -94,32 +106,79 @@ class ReductionWriter:
         identity, operator, combined = self._reduction(combine, element)
         order = [dimension for dimension in range(len(shape) - 1) if shape[dimension] > 1]
         index, heads = self._outer_loops(shape, order)
-        inner = Index(self.name("i"), len(heads))
-        nest = Nest(len(heads) + 1)
-        # A vector of totals waits for each of its sums; several do not wait for each other.
-        chains = _CHAINS if shape[-1] >= 32 * _CHAINS else 1
-        steps = shape[-1] // chains
-        totals, kind = [self.name("r") for _ in range(chains)], compute_type(element)
-        updates = []
-        for chain, total in enumerate(totals):
-            index[-1] = Index(f"({inner.text} + {chain * steps})", inner.level) if chain else inner
-            updates.append(f"{total} = {combined(total, self.element(source, tuple(index), nest))};")
         self._declare_variable(result, "r")
-        target = self.forms[result]
-        self.lines += ["{", *nest.levels[0]]
+        write = self._total_of_lanes if shape[-1] >= _LANES else self._total_in_order
+        total, outer, inner = write(source, index[:-1], len(heads), identity, operator, combined)
+        self.lines += ["{", *outer[0]]
         for level, head in enumerate(heads):
-            self.lines += [head, *nest.levels[level + 1]]
-        self.lines += [
-            f"{kind} {', '.join(f'{total} = {identity}' for total in totals)};",
-            f"#pragma omp simd reduction({operator}:{', '.join(totals)})",
-            f"for (int32_t {inner.text} = 0; {inner.text} < {steps}; {inner.text}++) {{",
+            self.lines += [head, *outer[level + 1]]
+        self.lines += inner
+        self._store_result(self.forms[result], tuple(index[:-1]), shape[:-1], rounded(element, total))
+        self.lines.append("}" * (len(heads) + 1))
+
+    def _total_in_order(
+        self, source: Value, index: list[Index], depth: int, identity: str, operator: str, combined: _Combined
+    ) -> _Total:
+        """A short row in one loop."""
+        inner, total, nest = Index(self.name("i"), depth), self.name("r"), Nest(depth + 1)
+        update = f"{total} = {combined(total, self.element(source, (*index, inner), nest))};"
+        lines = [
+            f"{compute_type(source.type.element)} {total} = {identity};",
+            f"#pragma omp simd reduction({operator}:{total})",
+            f"for (int32_t {inner.text} = 0; {inner.text} < {source.type.shape[-1]}; {inner.text}++) {{",
             *nest.levels[-1],
-            *updates,
+            update,
             "}",
         ]
-        total = functools.reduce(combined, totals)
-        self._store_result(target, tuple(index[:-1]), shape[:-1], rounded(element, total))
-        self.lines.append("}" * (len(heads) + 1))
+        return _Total(total, nest.levels[:-1], lines)
+
+    def _total_of_lanes(
+        self, source: Value, index: list[Index], depth: int, identity: str, operator: str, combined: _Combined
+    ) -> _Total:
+        """A row in blocks: lane j combines the elements j of all blocks, then half of the lanes the other half.
+
+        The row is read from its first element to its last, as processors fetch memory ahead. Where a mask of the loads
+        ends, in the middle of a block, that block alone is read with it.
+        """
+        first, lane, lanes = self.name("i"), self.name("j"), self.name("r")
+        along, size = Index(f"({first} + {lane})", depth), source.type.shape[-1]
+        place, each_lane = f"{lanes}[{lane}]", f"for (int32_t {lane} = 0; {lane} < {{}}; {lane}++)"
+
+        def block(known: dict[tuple, str], condition: str) -> tuple[Nest, list[str]]:
+            nest = Nest(depth + 1)
+            nest.known |= known
+            update = f"{place} = {combined(place, self.element(source, (*index, along), nest))};"
+            loops = [
+                f"for (; {condition}; {first} += {_LANES}) {{",
+                "#pragma omp simd",
+                each_lane.format(_LANES) + " {",
+            ]
+            return nest, [*loops, *nest.levels[-1], update, "}}"]
+
+        parts = [block({}, f"{first} < {size}")]
+        cut = self.cut(parts[0][0], along, size)
+        if cut is not None:
+            end = self.name("cut")
+            self.lines.append(f"int32_t const {end} = {cut.end};")
+            parts = [
+                block({cut.condition: "1"}, f"{first} + {_LANES} <= {end}"),
+                block({}, f"{first} < {end}"),
+                block({cut.condition: "0"}, f"{first} < {size}"),
+            ]
+        lines = [
+            f"{compute_type(source.type.element)} {lanes}[{_LANES}] __attribute__((aligned(64)));",
+            f"{each_lane.format(_LANES)} {place} = {identity};",
+            f"int64_t {first} = 0;",  # in 32 bits the sum of both indices might wrap around, and loads become gathers
+        ]
+        for _, loops in parts:
+            lines += loops
+        width = _LANES
+        while width > 1:
+            width //= 2
+            other = f"{lanes}[{lane} + {width}]"
+            lines += ["#pragma omp simd", f"{each_lane.format(width)} {place} = {combined(place, other)};"]
+        levels = [[line for nest, _ in parts for line in nest.levels[level]] for level in range(depth + 1)]
+        return _Total(f"{lanes}[0]", levels, lines)
 
     def _outer_loops(self, shape: tuple[int, ...], order: Sequence[int]) -> tuple[list[Index], list[str]]:
         """An index with a variable for each dimension of `order` and zeros elsewhere, and the heads of its loops."""

@@ -65,3 +65,70 @@ def test_a_mask_of_loaded_indices_wraps() -> None:
     x, y = torch.randn(64), torch.zeros(64)
     loaded_start_kernel[(1,)](x, torch.tensor([2**31 - 32], dtype=torch.int32), y, 5, BLOCK=64)
     assert torch.equal(y, torch.where(torch.arange(64) < 32, 0.0, x))
+
+
+@triton.jit
+def rows_kernel(x_ptr, w_ptr, y_ptr, most_ptr, n, rows, OTHER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """y = x * w - sum(x * w) / n and the largest x of each row, whose elements past the end are `OTHER`."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    mask = (row < rows) & (column < n)
+    x = tl.load(x_ptr + row * n + column, mask=mask, other=OTHER).to(tl.float32)
+    w = tl.load(w_ptr + column, mask=column < n, other=OTHER).to(tl.float32)
+    total = tl.sum(x * w, axis=1) / n
+    tl.store(y_ptr + row * n + column, x * w - total[:, None], mask=mask)
+    most = tl.max(x, axis=1)
+    tl.store(most_ptr + tl.program_id(0) * ROWS + tl.arange(0, ROWS), most)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("other", [0.0, -3.0])
+@pytest.mark.parametrize(("rows", "n", "block"), [(3, 1, 64), (3, 63, 64), (2, 64, 64), (3, 65, 128), (2, 100, 256)])
+def test_rows_that_end_anywhere(rows: int, n: int, block: int, other: float, dtype: torch.dtype) -> None:
+    x, w = torch.randn(rows, n).to(dtype), torch.randn(n).to(dtype)
+    y, most = torch.full((rows, n), float("nan")), torch.full((4,), float("nan"))
+    rows_kernel[(2,)](x, w, y, most, n, rows, OTHER=other, ROWS=2, BLOCK=block)
+    padding = torch.full((4, block), other, dtype=torch.float64)
+    padded_x, padded_w = padding.clone(), padding[0].clone()
+    padded_x[:rows, :n], padded_w[:n] = x, w
+    product = padded_x * padded_w
+    expected = product - product.sum(1, keepdim=True) / n
+    torch.testing.assert_close(y, expected[:rows, :n].float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(most, padded_x.amax(1).float(), atol=0, rtol=0)
+
+
+@triton.jit
+def shifted_kernel(x_ptr, y_ptr, total_ptr, n, BLOCK: tl.constexpr):
+    """y = x - sum(x); then the sum of squares of x, as it was before y was stored."""
+    place = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + place, mask=place < n, other=0.0)
+    tl.store(y_ptr + place, x - tl.sum(x), mask=place < n)
+    tl.store(total_ptr, tl.sum(x * x))
+
+
+@pytest.mark.parametrize("shift", [None, -1, 0, 1])
+def test_a_row_that_is_read_again_is_that_from_before_a_store(shift: int | None) -> None:
+    memory, total = torch.randn(256), torch.empty(1)
+    x = memory[8:208]
+    y = torch.empty(200) if shift is None else memory[8 + shift : 208 + shift]
+    before = x.clone()
+    shifted_kernel[(1,)](x, y, total, 200, BLOCK=256)
+    torch.testing.assert_close(total[0], before.square().sum())
+    torch.testing.assert_close(y, before - before.sum())
+
+
+def test_rows_are_read_again_instead_of_copied() -> None:
+    x = torch.zeros(4000)
+    text = shifted_kernel.warmup(x, torch.empty(4000), torch.empty(1), 4000, BLOCK=4096, grid=(1,)).asm["c"].decode()
+    arena = [int(line.split()[-1][:-1]) for line in text.splitlines() if line.startswith("const int64_t tinynet_arena")]
+    careful, disjoint = arena  # where x and y may overlap, and where they do not
+    assert careful >= 4 * 4096 and disjoint < 4096
+
+
+def test_totals_do_not_depend_on_the_size_of_a_tile() -> None:
+    x, totals = torch.randn(200), []
+    for block in (256, 512, 2048):
+        total = torch.empty(1)
+        shifted_kernel[(1,)](x, torch.empty(200), total, 200, BLOCK=block)
+        totals.append(total)
+    assert torch.equal(totals[0], totals[1]) and torch.equal(totals[0], totals[2])

@@ -814,9 +814,10 @@ class Analysis:
             return False
         if cost > 1:
             sites = self.sites(value)
-            again = cost * (len(sites) - 1)
+            # Masks and indices are worth more as conditions and steps than as numbers in a buffer.
+            again = len(sites) - 1 if value.type.is_float else int(len(sites) > 1)
             in_other_block = any(site.operation.block is not operation.block for site in sites)
-            if again >= _EXPENSIVE or (cost >= _EXPENSIVE and in_other_block):
+            if cost * again >= _EXPENSIVE or (cost >= _EXPENSIVE and in_other_block):
                 return True
         return cost >= _WORTH_SHARING_BEFORE_BROADCAST and self._is_broadcast(value)
 

@@ -207,7 +207,7 @@ def softmax_cost(y_ptr: torch.Tensor, **others: Any) -> Cost:
 
 
 # The longest block of a line (of a row, of a column), elements of a tile of rows, lines of a tile of columns.
-_LIMITS = {"interpreter": ((1 << 12, 512), 1 << 14, 1 << 10), "cpu": ((4096, 4), 1024, 256)}
+_LIMITS = {"interpreter": ((1 << 12, 512), 1 << 14, 1 << 10), "cpu": ((1 << 16, 4), 1024, 256)}
 
 
 @lru_cache(maxsize=4096)

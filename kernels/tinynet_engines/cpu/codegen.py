@@ -216,6 +216,7 @@ class KernelWriter(AtomicWriter, DotWriter, LoopWriter, ReductionWriter):
     def emit(self, nest: Nest, level: int, element: str, text: str) -> str:
         name = self.name("e")
         nest.levels[level + 1].append(f"{compute_type(element)} const {name} = {text};")
+        nest.level_of[name] = level
         return name
 
     def linear(self, index: tuple[Index, ...], shape: tuple[int, ...]) -> str:
@@ -237,6 +238,7 @@ class KernelWriter(AtomicWriter, DotWriter, LoopWriter, ReductionWriter):
         value = self.analysis.resolve(value)
         form = self.forms.get(value)
         if isinstance(form, Scalar):
+            nest.level_of.setdefault(form.text, -1)
             return form.text
         shape = value.type.shape
         index = tuple(ZERO if size == 1 else position for position, size in zip(index, shape, strict=False))
@@ -267,12 +269,16 @@ class KernelWriter(AtomicWriter, DotWriter, LoopWriter, ReductionWriter):
         if view is not None:
             return view(operation, value, index, nest)
         if operation.name == "tt.load":
-            return self.emit(nest, level, value.type.element, self._load(operation, index, nest))
+            return self._loaded(operation, index, nest, level)
         if operation.name == "arith.cmpi" and self._is_ensured(value, index, nest):
             return "1"
         texts = [self.element(operand, index, nest) for operand in operation.operands]
         if operation.name == "arith.truncf" and self.analysis.is_exact(operation.operands[0], value.type.element):
             return texts[0]
+        if (decided := _decided(operation, texts)) is not None:
+            return decided
+        # Inside only those loops that an operand depends on.
+        level = max((nest.level_of.get(text, level) for text in texts), default=level)
         if operation.name in ("arith.divsi", "arith.remsi") and value.type.element == "i32":
             divided = self._divided(operation, texts, nest, level)
             if divided is not None:
@@ -338,6 +344,16 @@ class KernelWriter(AtomicWriter, DotWriter, LoopWriter, ReductionWriter):
             parts.append(f"(int64_t){position.text} * {nest.known[key]}")
         return f"({origin} + ({' + '.join(parts)}))" if parts else origin
 
+    def _loaded(self, load: Operation, index: tuple[Index, ...], nest: Nest, level: int) -> str:
+        """One element of a load's result, in the nest."""
+        element = load.result.type.element
+        _, *optional = load.operands
+        if optional and self.element(optional[0], index, nest) == "0":
+            other = self.element(optional[1], index, nest) if len(optional) > 1 else f"({compute_type(element)})0"
+            nest.level_of.setdefault(other, -1)
+            return other
+        return self.emit(nest, level, element, self._load(load, index, nest))
+
     def _load(self, operation: Operation, index: tuple[Index, ...], nest: Nest) -> str:
         element = operation.result.type.element
         pointer, *optional = operation.operands
@@ -347,7 +363,8 @@ class KernelWriter(AtomicWriter, DotWriter, LoopWriter, ReductionWriter):
             nest.masks.append((optional[0], index))
             mask = self.element(optional[0], index, nest)
             other = self.element(optional[1], index, nest) if len(optional) > 1 else "0"
-            read = f"({mask} ? {read} : ({storage_type(element)}){to_memory(element, other)})"
+            if mask != "1":
+                read = f"({mask} ? {read} : ({storage_type(element)}){to_memory(element, other)})"
         return from_memory(element, read)
 
     def _gathers_halves(self, pointer: Value, index: tuple[Index, ...]) -> bool:
@@ -367,10 +384,12 @@ class KernelWriter(AtomicWriter, DotWriter, LoopWriter, ReductionWriter):
     # Views: the element of an operand (or the index) that an element of the result is.
 
     def _view_tt_splat(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
-        return self.scalar(operation.operands[0])
+        return self.element(operation.operands[0], (), nest)
 
     def _view_arith_constant(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
-        return literal(str(operation.attributes["value"]), value.type.element)
+        text = literal(str(operation.attributes["value"]), value.type.element)
+        nest.level_of.setdefault(text, -1)
+        return text
 
     def _view_tt_make_range(self, operation: Operation, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
         return f"(int32_t)({index[0].text} + {operation.integer('start', 0)})"
@@ -555,7 +574,8 @@ class KernelWriter(AtomicWriter, DotWriter, LoopWriter, ReductionWriter):
             statements = []
             for store in group:
                 pointer, value, *mask = store.operands
-                guard = f"if ({self.element(mask[0], index, nest)}) " if mask else ""
+                condition = self.element(mask[0], index, nest) if mask else "1"
+                guard = f"if ({condition}) " if condition != "1" else ""
                 text = to_memory(pointer.type.pointee, self.element(value, index, nest))
                 statements.append(f"{guard}*{self.element(pointer, index, nest)} = {text};")
             return statements
@@ -879,6 +899,18 @@ class KernelWriter(AtomicWriter, DotWriter, LoopWriter, ReductionWriter):
                 self._commit_scalars()
         self.lines.append("}")
         self.preheaders.pop()
+
+
+def _decided(operation: Operation, texts: list[str]) -> str | None:
+    """One of an operation's operands, if a condition that is known everywhere in the loop makes it the result."""
+    if operation.name == "arith.andi" and operation.result.type.element == "i1":
+        if "0" in texts:
+            return "0"
+        if "1" in texts:
+            return texts[1 - texts.index("1")]
+    if operation.name == "arith.select" and texts[0] in ("0", "1"):
+        return texts[1] if texts[0] == "1" else texts[2]
+    return None
 
 
 def _flatten(lines: list) -> Iterator[str]:

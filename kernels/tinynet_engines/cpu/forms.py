@@ -54,13 +54,14 @@ class End:
 class Nest:
     """Statements of a loop nest by level: ``levels[0]`` is before the loops, ``levels[k + 1]`` inside loop k.
 
-    ``known``: C text of elements that were computed; ``below``: by C text of an index, the bounds that it stays below;
-    ``masks``: of the loads, each with the index that it is evaluated at.
+    ``known``: C text of elements that were computed; ``level_of``: the level of C texts; ``below``: by C text of an
+    index, the bounds that it stays below; ``masks``: of the loads, each with the index that it is evaluated at.
     """
 
     def __init__(self, depth: int):
         self.levels: list[list[str]] = [[] for _ in range(depth + 1)]
         self.known: dict[tuple, str] = {}
+        self.level_of: dict[str, int] = {}
         self.below: dict[str, tuple[Expression, ...]] = {}
         self.masks: list[tuple[Value, tuple[Index, ...]]] = []
 

@@ -845,6 +845,8 @@ class Analysis:
                 self._costs[value] = 1
             elif operation.name == "tt.load" and self._is_cheap_load(operation):
                 self._costs[value] = _COST_OF_CONVERSION if value.type.element == "bf16" else 1
+            elif operation.name == "arith.cmpi" and self.prefix_bounds(value, len(value.type.shape) - 1):
+                self._costs[value] = 0  # it ends the innermost loop
             else:
                 own = _COSTS.get(operation.name, 0 if operation.name in VIEWS else 1)
                 if operation.name in ("arith.divsi", "arith.remsi", "arith.divui", "arith.remui"):

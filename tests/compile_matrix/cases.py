@@ -751,6 +751,8 @@ CONVOLUTIONS = (
     ConvolutionProblem(64, 24, 30, 40, 3),
     ConvolutionProblem(16, 64, 17, 64, 7, padding=3),
     ConvolutionProblem(2, 17, 9, 10, 3),
+    ConvolutionProblem(8, 40, 28, 72, 3),
+    ConvolutionProblem(1, 72, 17, 72, 7, padding=3),
 )
 FEW_TILES = (  # and many steps: their reduction is split
     ConvolutionProblem(1, 512, 7, 512, 3),
@@ -845,6 +847,7 @@ AXES_PROBLEMS = (
     AxesProblem(8, 3, (16, 112, 112), 64, 3, stride=2, padding=1),
     AxesProblem(8, 64, (8, 28, 28), 64, 3, padding=1, groups=64),
     AxesProblem(8, 24, (8, 30, 30), 40, 3, padding=1),
+    AxesProblem(2, 128, (8, 14, 14), 128, 3, padding=1),
 )
 FEW_TILES_OF_A_VOLUME = AxesProblem(1, 256, (4, 7, 7), 256, 3, padding=1)
 TRANSPOSED_PROBLEMS = (  # the convolution whose data gradient each is

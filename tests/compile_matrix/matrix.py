@@ -59,6 +59,8 @@ SPILLS_ALLOWED: dict[tuple[str, str], AllowedSpill] = {
     ("convolution_input_gradient_kernel", "*"): PARKED,
     ("cross_entropy_forward_kernel", "*"): PARKED,
     ("activation_backward_kernel", "sm_100"): RELOADED,
+    ("convolution_weight_gradient_boxes_kernel", "sm_100"): RELOADED._replace(in_loops=4),
+    ("layer_norm_backward_kernel", "sm_100"): RELOADED,
     ("linear_weight_gradient_kernel", "sm_100"): RELOADED,
     ("max_pool_backward_kernel", "sm_100"): RELOADED,
     ("activation_backward_kernel", "sm_120"): RELOADED,

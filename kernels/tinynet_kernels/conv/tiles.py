@@ -183,7 +183,9 @@ def convolution_weight_tile(
         rows = 64 if small or flat or channels_out <= 64 else 128
         width = min(64 if small or flat else 128, max(16, power_of_2_at_least(columns)))
         warps = 8 if flat or (rows == 128 and width == 128) else 4
-        tile = fit_stages(GemmTile(rows, width, 32 if dtype is torch.float32 else 64, warps, 3), dtype, target)
+        unaligned = not flat and (channels_in % 16 or channels_out % 16)  # loads are one value each and fill registers
+        depth = 32 if dtype is torch.float32 or unaligned else 64
+        tile = fit_stages(GemmTile(rows, width, depth, warps, 3), dtype, target)
     consecutive = target.kind == "cpu"
     box = (1, 1, tile.block_k) if consecutive else _box(tile.block_k, (1 if volume else shape.N, shape.P, shape.Q))
     width, taps_per_tile = tile.block_n, 1

@@ -132,3 +132,21 @@ def test_totals_do_not_depend_on_the_size_of_a_tile() -> None:
         shifted_kernel[(1,)](x, torch.empty(200), total, 200, BLOCK=block)
         totals.append(total)
     assert torch.equal(totals[0], totals[1]) and torch.equal(totals[0], totals[2])
+
+
+@triton.jit
+def shares_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + place, mask=place < n, other=-float("inf"))
+    share = tl.exp(x - tl.max(x))
+    tl.store(y_ptr + place, share / tl.sum(share), mask=place < n)
+
+
+def test_elements_past_the_end_are_computed_once() -> None:
+    x, y = torch.randn(100), torch.empty(100)
+    compiled = shares_kernel[(1,)](x, y, 100, BLOCK=256)
+    torch.testing.assert_close(y, x.softmax(0))
+    fast = compiled.asm["c"].decode().rpartition("#else")[2].splitlines()
+    past_end = next(i for i, line in enumerate(fast) if line.startswith("for (int32_t") and "= cut" in line)
+    body = fast[past_end + 1 : fast.index("}", past_end)]
+    assert len(body) == 1 and "tn_expf" not in body[0], body

@@ -861,6 +861,8 @@ class Analysis:
         """
         value = load.result
         sites = self.sites(value)
+        if load.attributes.get("isVolatile") is True:  # read once, where it stands
+            return False
         if not sites:
             return True
         is_cheap = self._is_cheap_load(load)

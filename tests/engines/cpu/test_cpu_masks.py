@@ -150,3 +150,20 @@ def test_elements_past_the_end_are_computed_once() -> None:
     past_end = next(i for i, line in enumerate(fast) if line.startswith("for (int32_t") and "= cut" in line)
     body = fast[past_end + 1 : fast.index("}", past_end)]
     assert len(body) == 1 and "tn_expf" not in body[0], body
+
+
+@triton.jit
+def volatile_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + place, mask=place < n, other=0.0, volatile=True)
+    tl.store(y_ptr + place, x - tl.sum(x), mask=place < n)
+
+
+def test_volatile_memory_is_read_once() -> None:
+    x, y = torch.randn(100), torch.empty(100)
+    compiled = volatile_kernel[(1,)](x, y, 100, BLOCK=128)
+    torch.testing.assert_close(y, x - x.sum())
+    fast = compiled.asm["c"].decode().rpartition("#else")[2].splitlines()
+    pointers = [line.split()[3] for line in fast if line.startswith("float * const e") and "(p0 +" in line]
+    readers = [line for line in fast if any(f"*({pointer} +" in line for pointer in pointers)]
+    assert len(readers) == 1, readers

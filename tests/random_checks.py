@@ -17,10 +17,14 @@ def snapshot(tensor: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage()).clone()
 
 
-def leaf_in_float64(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or not tensor.is_floating_point():
-        return tensor
-    return tensor.detach().double().requires_grad_(tensor.requires_grad)
+def plain(tensor: Tensor) -> Tensor:
+    """A contiguous copy, float64 if floating point: some of PyTorch's operators refuse or misread other strides."""
+    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor.detach())
+
+
+def plain_leaf(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else plain(tensor).requires_grad_(tensor.requires_grad)
 
 
 def listed(result: Any) -> list[Tensor]:
@@ -75,7 +79,7 @@ def check(
         allowed = 4 * tolerance(dtype, length) if error is None else error
         assert_near(actual, expected, allowed, magnitude * math.sqrt(length), name)
 
-    doubles = [leaf_in_float64(tensor) for tensor in operands]
+    doubles = [plain_leaf(tensor) for tensor in operands]
     with nan_filled_memory(), counted_launches() as launches:
         outputs, exact = listed(function(*operands)), listed(reference(*doubles))
         assert launches or not has_elements, "no kernel was launched by the forward"
@@ -97,7 +101,7 @@ def check(
             expected = torch.autograd.grad(
                 [exact[index] for index in differentiable],
                 [doubles[i] for i in wanted],  # pyright: ignore
-                [upstream[index].double().contiguous() for index in differentiable],
+                [plain(upstream[index]) for index in differentiable],
             )
             launched = len(launches) > forward_launches or gradients_in_forward
             assert launched or not has_elements, "no kernel was launched by the backward"

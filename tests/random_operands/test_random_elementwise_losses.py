@@ -54,7 +54,7 @@ ELEMENTWISE: dict[str, tuple[Callable[..., Tensor], list[Values], int]] = {
 }
 SAME_SHAPE = ("bce", "logits", "gaussian")  # of input and target
 # PyTorch defines their values and gradients for inputs that are not finite.
-TAKE_NON_FINITE = ("l1", "mse", "smooth_l1", "huber", "hinge", "ranking", "soft_margin")
+TAKE_NON_FINITE = ("l1", "mse", "smooth_l1", "huber", "hinge", "soft_margin")
 
 
 @given(st.data())

@@ -52,7 +52,7 @@ class ExactLAMB(torch.optim.Optimizer):
                 if param.grad is None:
                     continue
                 state = self.state[param]
-                state["step"] = state.get("step", 0) + 1
+                state["step"] = state.get("step", torch.tensor(0.0)) + 1
                 m, v = (state.setdefault(name, torch.zeros_like(param)) for name in ("exp_avg", "exp_avg_sq"))
                 m.mul_(beta1).add_((1 - beta1) * sign * param.grad)
                 v.mul_(beta2).add_((1 - beta2) * param.grad**2)

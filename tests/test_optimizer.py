@@ -193,6 +193,21 @@ def test_state_dict_round_trips(name: str, options: dict[str, Any], device: str)
     assert_params_close(ours, [nn.Parameter(parameter.detach().double()) for parameter in theirs], 1e-5)
 
 
+def test_torch_continues_parameters_that_had_no_gradient(device: str) -> None:
+    """PyTorch's Adagrad has states from the start, and does not make them later."""
+    for steps in (0, 1):
+        ours = make(device)
+        optimizer, in_torch = optim.Adagrad(ours, initial_accumulator_value=0.5), torch.optim.Adagrad(ours)
+        for _ in range(steps):
+            ours[0].grad = torch.ones_like(ours[0])
+            optimizer.step()
+        in_torch.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for parameter in ours:
+            parameter.grad = torch.ones_like(parameter)
+        in_torch.step()
+        assert in_torch.state[ours[1]]["sum"].unique().item() == 1.5
+
+
 def test_loads_the_state_of_pytorchs_fused_adam(device: str) -> None:
     theirs = make(device, ((9,),))
     fused = torch.optim.AdamW(theirs, fused=True)

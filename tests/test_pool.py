@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from forced_tiles import forced_tiles
 from helpers import DTYPES, check_against_reference, counted_launches, non_contiguous, tolerance
 
+import tinynet
 import tinynet.functional as ours
 from tinynet.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -421,6 +422,19 @@ def test_export(device: str) -> None:
     for name in ("tinynet.max_pool", "tinynet.mean_pool"):
         assert name in exported.graph_module.code
     torch.testing.assert_close(exported.module()(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_volumes_without_kernels_in_16_bits(dtype: torch.dtype) -> None:
+    """PyTorch's means of volumes on CPUs take no 16-bit numbers, not even none of them."""
+    x = torch.rand(2, 3, 4, 4, 4, dtype=dtype).requires_grad_()
+    for pool in (lambda x: ours.avg_pool3d(x, 2, 1), lambda x: ours.lp_pool3d(x, 2.0, 2)):
+        assert pool(x[:0]).shape[:2] == (0, 3)
+        with tinynet.engine("reference"):
+            y = pool(x)
+            y.sum().backward()
+        assert y.dtype is dtype
+        torch.testing.assert_close(y, pool(x.float()).to(dtype))
 
 
 def test_empty_batch_and_meta_tensors() -> None:

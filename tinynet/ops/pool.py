@@ -180,6 +180,9 @@ def mean_pool_reference(
     rank = len(size)
     if not window:
         return in_pytorch("adaptive_avg_pool", rank)(x, out_size)
+    if rank == 3 and x.is_cpu and x.dtype in (torch.bfloat16, torch.float16):  # PyTorch has no such mean of volumes
+        mean = window, size, out_size, channels_last, count_include_pad, divisor_override, norm
+        return mean_pool_reference(x.float(), *mean).to(x.dtype)
     axes = kernel, stride, padding, _ = by_axis(window, size)
     ceil_mode = is_ceiled(axes, size, out_size)
     if norm:

@@ -64,6 +64,9 @@ class Adagrad(RuleOptimizer):
             "fused": fused,
         }
         super().__init__(params, defaults)
+        for group in self.param_groups:  # now, as in PyTorch, whose Adagrad can continue no others
+            for parameter in group["params"]:
+                self._state_of(parameter, self._states(group), group)
 
     def _states(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("sum",)

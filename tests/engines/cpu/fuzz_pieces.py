@@ -152,7 +152,37 @@ def row_loop(generator: Generator, shape: tuple[int, ...]) -> None:
     generator.new(f"{total} + 0.0", "f", shape, False, 1e4)
 
 
-PIECES = [(small_float, 2), (scan, 1), (extremum, 1), (sort, 1), (call, 1), (row_loop, 1)]
+def masked_row(generator: Generator, shape: tuple[int, ...]) -> None:
+    """Rows that a mask cuts short, read by a sum, an extremum and an expression, perhaps with a store in between."""
+    r = generator.random
+    if shape[-1] < 32:
+        return
+    generator.count += 1
+    place, mask, row, total, most = (f"{letter}{generator.count}" for letter in ("o", "c", "w", "t", "m"))
+    bound, other = r.choice(["n", "n - 9", "40", "pid * 20 + 30", "n + 100"]), r.choice(["0.0", "-1.5", "2.0"])
+    column = f"tl.arange(0, {shape[-1]})" + ("[None, :]" if len(shape) == 2 else "")
+    start = r.choice(["0", "7", "pid * 64"])
+    if len(shape) == 2:
+        rows = f"tl.arange(0, {shape[0]})[:, None]"
+        generator.emit(f"{place} = {start} + {rows} * {r.choice(['stride', 'n', str(shape[1])])} + {column}")
+        generator.emit(f"{mask} = " + r.choice([f"({rows} < pid + 2) & ({column} < {bound})", f"{column} < {bound}"]))
+    else:
+        generator.emit(f"{place} = {start} + {column}")
+        generator.emit(f"{mask} = {column} < {bound}")
+    pointer = r.choice(["x_ptr", "y_ptr"])
+    generator.emit(f"{row} = tl.load({pointer} + {place}, mask={mask}, other={other})")
+    if generator.indent == 1 and r.random() < 0.3:
+        generator.store()
+    axis = len(shape) - 1
+    generator.emit(f"{total} = tl.sum({row}, axis={axis}, keep_dims=True)")
+    if generator.indent == 1 and r.random() < 0.2:
+        generator.store()
+    generator.emit(f"{most} = tl.max({row}, axis={axis}, keep_dims=True)")
+    text = r.choice(["{w} - {t} + {m}", "tl.where({c}, {w}, 0.25) + {t}", "{m} - {w}"])
+    generator.new(text.format(w=row, t=total, m=most, c=mask), "f", shape, True, 5.0 * shape[-1])
+
+
+PIECES = [(small_float, 2), (scan, 1), (extremum, 1), (sort, 1), (call, 1), (row_loop, 1), (masked_row, 2)]
 
 
 def reduce_in_a_tree() -> None:

@@ -6,8 +6,7 @@ operation that finally needs it (a store, a reduction, a dot product: a *root*).
 - the affine structure of offsets: by how much a value changes from one index to the next along a dimension;
 - which values are the same in every element (*uniform*), and along which dimensions a value varies;
 - which kernel argument a pointer comes from, so that accesses to different memory can be reordered;
-- which values must be *materialized* (computed once into a buffer) instead of being evaluated inside their root;
-- which stores may share one loop.
+- where values are evaluated (``placement``).
 """
 
 from __future__ import annotations
@@ -16,105 +15,13 @@ import re
 from dataclasses import dataclass
 
 from .ir import Block, Function, Operation, Value
+from .kinds import EFFECTS, READS, ROOTS, VIEWS, WRITES, is_lazy
+from .placement import Placement
 
 # A scalar that is known when a loop starts: a number, a scalar value of the kernel, or an operation on two of those.
 Expression = int | Value | tuple
 # (tensor, dimension) -> bounds at and past which no element is used; None: nothing uses the tensor
 _Needed = dict[tuple[Value, int], list[Expression] | None]
-
-VIEWS = {
-    "tt.splat",
-    "tt.make_range",
-    "tt.expand_dims",
-    "tt.broadcast",
-    "tt.trans",
-    "tt.reshape",
-    "tt.join",
-    "tt.split",
-    "arith.constant",
-}
-ROOTS = {
-    "tt.store",
-    "tt.reduce",
-    "tt.scan",
-    "tt.dot",
-    "tt.gather",
-    "tt.cat",
-    "tt.histogram",
-    "tt.atomic_rmw",
-    "tt.atomic_cas",
-    "tt.atomic_load",
-    "tt.atomic_store",
-    "tt.atomic_poll",
-    "tt.print",
-    "tt.assert",
-    "tt.unsplat",
-    "tt.map_elementwise",
-    "tt.return",
-    "tt.reduce.return",
-    "tt.scan.return",
-    "tt.map_elementwise.return",
-    "scf.for",
-    "scf.if",
-    "scf.while",
-    "scf.yield",
-    "scf.condition",
-    "cf.br",
-    "cf.cond_br",
-    "ttg.barrier",
-    "gpu.barrier",
-    "ttg.local_barrier",
-}
-WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "tt.atomic_store"}
-_READS = {"tt.load", "tt.atomic_rmw", "tt.atomic_cas", "tt.atomic_load", "tt.atomic_poll"}
-_EFFECTS = {*WRITES, "tt.atomic_poll", "tt.print", "tt.assert", "tt.call"}
-_PER_OPERAND = {
-    "scf.yield",
-    "scf.condition",
-    "scf.for",
-    "scf.while",
-    "cf.br",
-    "cf.cond_br",
-    "tt.dot",
-    "tt.gather",
-    "tt.cat",
-}
-_COSTS = {
-    "tt.load": 8,
-    "arith.divf": 4,
-    "arith.divsi": 8,
-    "arith.divui": 8,
-    "arith.remsi": 8,
-    "arith.remui": 8,
-    "math.sqrt": 6,
-    "math.rsqrt": 8,
-    "math.exp": 10,
-    "math.exp2": 10,
-    "math.log": 10,
-    "math.log2": 10,
-    "math.tanh": 14,
-    "math.erf": 14,
-    "math.sin": 40,
-    "math.cos": 40,
-    "tt.extern_elementwise": 14,
-    "tt.precise_sqrt": 6,
-    "tt.precise_divf": 4,
-}
-_EXPENSIVE = 8
-# How many roots read elements of a type from memory as fast as from a buffer: some are converted each time.
-_MOST_READERS = {"f32": 8, "f64": 8, "i32": 8, "i64": 8, "bf16": 3}
-_COST_OF_CONVERSION = 3
-_LONG = 32  # elements of a row that is worth reading again
-_WORTH_SHARING_BEFORE_BROADCAST = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """One place where a value is evaluated. ``elementwise``: every operation on the path there preserves indices."""
-
-    operation: Operation
-    operand: int
-    elementwise: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,22 +32,13 @@ class Advance:
     increments: tuple[Expression, ...]
 
 
-def is_lazy(operation: Operation) -> bool:
-    """Whether an operation is evaluated element by element inside its roots."""
-    return operation.name not in ROOTS
-
-
-def writes_memory(operation: Operation) -> bool:
-    return any(inner.name in WRITES for inner in operation.walk())
-
-
 def _can_restart(function: Function) -> bool:
     """Whether a program has no side effect before its stores, and all of those are adjacent and outside loops."""
     return len(function.blocks) == 1 and _stores_at_most_once(function.blocks[0])
 
 
 def _stores_at_most_once(block: Block) -> bool:
-    effects = [each for each in block.operations if any(inner.name in _EFFECTS for inner in each.walk())]
+    effects = [each for each in block.operations if any(inner.name in EFFECTS for inner in each.walk())]
     if len(effects) == 1 and effects[0].name == "scf.if":
         return all(_stores_at_most_once(region) for region in effects[0].regions)
     return all(effect.name == "tt.store" for effect in effects)
@@ -164,7 +62,7 @@ def multiply(left: Expression, right: Expression) -> Expression:
     return left if right == 1 else ("*", left, right)
 
 
-class Analysis:
+class Analysis(Placement):
     """Facts about one function.
 
     Args:
@@ -669,7 +567,7 @@ class Analysis:
             owner = current.owner
             if current in self._carried_initial:
                 stack += self._carried_initial[current]
-            elif owner is None or owner.regions or owner.name in _READS:
+            elif owner is None or owner.regions or owner.name in READS:
                 return False
             else:
                 stack += owner.operands
@@ -677,7 +575,7 @@ class Analysis:
 
     def has_data_dependent_addresses(self) -> bool:
         """Whether the addresses that a kernel loads from or stores to depend on loaded values."""
-        memory = WRITES | _READS
+        memory = WRITES | READS
         known: dict[Value, bool] = {}
         return any(
             self._depends_on_memory(operation.operands[0], known)
@@ -698,238 +596,9 @@ class Analysis:
                 sources = list(operation.operands)
                 for region in operation.regions:
                     sources += region.terminator.operands if region.operations else []
-            loads = operation is not None and operation.name in _READS
+            loads = operation is not None and operation.name in READS
             known[value] = loads or any(self._depends_on_memory(source, known) for source in sources)
         return known[value]
-
-    def _find_store_groups(self, block: Block) -> None:
-        """Group adjacent stores of one shape to different arguments: they run in one loop, at the place of the last."""
-        group: list[Operation] = []
-        for operation in block.operations:
-            if operation.name == "tt.store" and operation.operands[0].type.is_tensor:
-                if group and not self._may_join(operation, group):
-                    group = []
-                group = [*group, operation]
-                for member in group:
-                    self.store_group[member] = tuple(group)
-            elif operation.name == "tt.load" and all(
-                self.disjoint(operation.operands[0], member.operands[0], block) for member in group
-            ):
-                continue
-            elif operation.name == "tt.load" or not is_lazy(operation):
-                group = []
-
-    def _may_join(self, store: Operation, group: list[Operation]) -> bool:
-        pointer, first = store.operands[0], group[0].operands[0]
-        return (
-            pointer.type.shape == first.type.shape
-            and self.unit_dimension(pointer) == self.unit_dimension(first)
-            and all(self.disjoint(pointer, member.operands[0], store.block) for member in group)
-        )
-
-    # --------------------------------------------------------------------------------------------- placement
-
-    def sites(self, value: Value, elementwise: bool = True) -> list[Site]:
-        """Where a tensor is evaluated: at roots, and where values that depend on it are materialized."""
-        found: dict[tuple, Site] = {}
-        seen: set[Operation] = set()
-        for user in value.users:
-            if user in seen and user.name not in _PER_OPERAND:
-                continue
-            seen.add(user)
-            for site in self._sites_through(value, user, elementwise):
-                leader = self.store_group.get(site.operation, (site.operation,))[-1]
-                key = (leader, site.operand if leader.name in _PER_OPERAND else -1)
-                if key in found and found[key].elementwise and not site.elementwise:
-                    found[key] = Site(found[key].operation, found[key].operand, False)
-                found.setdefault(key, site)
-        return list(found.values())
-
-    def _sites_through(self, value: Value, user: Operation, elementwise: bool) -> list[Site]:
-        if not is_lazy(user) or not user.results[0].type.is_tensor:
-            positions = [index for index, operand in enumerate(user.operands) if operand is value]
-            if user.name in ("cf.br", "cf.cond_br"):
-                positions = list(range(sum(value in values for _, values in user.successors)))
-            return [Site(user, position, elementwise) for position in positions or [0]]
-        elementwise = elementwise and user.name not in VIEWS
-        found = []
-        for result in user.results:
-            if result in self.materialized:
-                found.append(Site(user, 0, elementwise))
-            else:
-                found += self.sites(result, elementwise)
-        return found
-
-    def _place_values(self) -> None:
-        """Decide what is materialized: users before the values they use, then undo what turned out to be cheap."""
-        lazy = [
-            operation
-            for block in self._blocks(self.function.blocks)
-            for operation in block.operations
-            if is_lazy(operation) and operation.results and operation.result.type.is_tensor
-        ]
-        lazy.sort(key=self._order)
-        for operation in reversed(lazy):
-            value = operation.result
-            if operation.name in VIEWS or value.type.is_pointer:
-                continue
-            if operation.name == "tt.load":
-                if not self._may_inline_load(operation):
-                    self.materialized.add(value)
-            elif self._is_worth_a_buffer(operation, self.cost(value)):
-                self.materialized.add(value)
-        self._costs.clear()
-        for operation in lazy:
-            value = operation.result
-            if value in self.materialized and operation.name != "tt.load":
-                self.materialized.discard(value)
-                self._costs.pop(value, None)
-                if self._is_worth_a_buffer(operation, self.cost(value)) or self._feeds_from_memory(value):
-                    self.materialized.add(value)
-                    self._costs[value] = 1
-
-    def _order(self, operation: Operation) -> int:
-        if not hasattr(self, "_positions"):
-            self._positions = {inner: index for index, inner in enumerate(self.function.walk())}
-        return self._positions[operation]
-
-    def _feeds_from_memory(self, value: Value) -> bool:
-        """Whether a load is evaluated inside this value, which therefore may not move to a later place."""
-        operation = value.owner
-        if operation is None or not is_lazy(operation):
-            return False
-        if operation.name == "tt.load":
-            return True
-        return any(
-            self._feeds_from_memory(operand)
-            for operand in operation.operands
-            if operand.type.is_tensor and operand not in self.materialized
-        )
-
-    def _is_worth_a_buffer(self, operation: Operation, cost: int) -> bool:
-        value = operation.result
-        if value.type.is_integer and any(
-            self.step(value, dimension) is not None for dimension, size in enumerate(value.type.shape) if size > 1
-        ):
-            return False
-        if cost > 1:
-            sites = self.sites(value)
-            # Masks and indices are worth more as conditions and steps than as numbers in a buffer.
-            again = len(sites) - 1 if value.type.is_float else int(len(sites) > 1)
-            in_other_block = any(site.operation.block is not operation.block for site in sites)
-            if cost * again >= _EXPENSIVE or (cost >= _EXPENSIVE and in_other_block):
-                return True
-        return cost >= _WORTH_SHARING_BEFORE_BROADCAST and self._is_broadcast(value)
-
-    def _is_broadcast(self, value: Value) -> bool:
-        """Whether a tensor is broadcast to a larger one, so that every element is needed several times."""
-        for user in value.users:
-            if not is_lazy(user):
-                continue
-            result = user.result
-            if user.name == "tt.broadcast" and result.type.count > value.type.count:
-                return True
-            if result.type.is_tensor and result not in self.materialized and self._is_broadcast(result):
-                return True
-        return False
-
-    def cost(self, value: Value) -> int:
-        """Rough cost of evaluating one element, in additions."""
-        if value.type.count == 1:  # computed before the loops
-            return 0
-        if value in self.materialized:
-            return 1
-        if value not in self._costs:
-            operation = value.owner
-            if operation is None or not is_lazy(operation):
-                self._costs[value] = 1
-            elif operation.name == "tt.load" and self._is_cheap_load(operation):
-                self._costs[value] = _COST_OF_CONVERSION if value.type.element == "bf16" else 1
-            elif operation.name == "arith.cmpi" and self.prefix_bounds(value, len(value.type.shape) - 1):
-                self._costs[value] = 0  # it ends the innermost loop
-            else:
-                own = _COSTS.get(operation.name, 0 if operation.name in VIEWS else 1)
-                if operation.name in ("arith.divsi", "arith.remsi", "arith.divui", "arith.remui"):
-                    own = 4 if isinstance(self.uniform(operation.operands[1]), int) else own
-                self._costs[value] = min(1000, own + sum(self.cost(operand) for operand in set(operation.operands)))
-        return self._costs[value]
-
-    def _may_inline_load(self, load: Operation) -> bool:
-        """Whether a load may be evaluated inside the roots that need it without reading a value written later.
-
-        Several roots read it again and again if that costs as little as a buffer, which takes room in the cache.
-        """
-        value = load.result
-        sites = self.sites(value)
-        if load.attributes.get("isVolatile") is True:  # read once, where it stands
-            return False
-        if not sites:
-            return True
-        is_cheap = self._is_cheap_load(load)
-        most = _MOST_READERS.get(load.result.type.element, 1) if is_cheap else 1
-        if self._is_broadcast(value) or len(sites) > most:
-            return False
-        return all(self._may_inline_load_at(load, site, is_cheap) for site in sites)
-
-    def _may_inline_load_at(self, load: Operation, site: Site, past_stores: bool) -> bool:
-        """``past_stores``: whether the root may come after stores to other memory."""
-        root = site.operation
-        if root.block is not load.block or root.name in WRITES - {"tt.store"}:
-            return False
-        assert load.block is not None
-        pointer = load.operands[0]
-        group = self.store_group.get(root, (root,))
-        last = group[-1].position
-        for between in load.block.operations[load.position + 1 : last]:
-            if between in group or not writes_memory(between):
-                continue
-            if not (past_stores and between.name == "tt.store"):
-                return False
-            if not self.disjoint(pointer, between.operands[0], between.block):
-                return False
-        for store in group if root.name == "tt.store" else ():
-            same_element = store.operands[0] is pointer and site.elementwise and self._has_distinct_elements(pointer)
-            if not same_element and not self.disjoint(pointer, store.operands[0], store.block):
-                return False
-        if root.name == "tt.map_elementwise":
-            return not writes_memory(root)
-        return not root.regions or root.name in ("tt.reduce", "tt.scan", "scf.for", "scf.while")
-
-    def _is_cheap_load(self, load: Operation) -> bool:
-        """Whether neighbors along a long dimension are read as they lie, without a mask but for the end of a row."""
-        pointer, *optional = load.operands
-        shape = pointer.type.shape
-        along = self.unit_dimension(pointer)
-        if load.result.type.element not in _MOST_READERS or shape[along] < _LONG:
-            return False
-        if any(self.step(pointer, dimension) is None for dimension in range(len(shape))):
-            return False
-        if self.step(pointer, along) != 1 or any(self.varying(other) for other in optional[1:]):
-            return False
-        return not optional or self._is_prefix(optional[0], along)
-
-    def _is_prefix(self, mask: Value, dimension: int) -> bool:
-        """Whether a mask along a dimension holds for all elements before some end, or for all or none."""
-        mask = self.resolve(mask)
-        if dimension not in self.varying(mask):
-            return True
-        owner = mask.owner
-        if owner is not None and owner.name == "arith.andi":
-            return all(self._is_prefix(operand, dimension) for operand in owner.operands)
-        return bool(self.prefix_bounds(mask, dimension))
-
-    def _has_distinct_elements(self, pointer: Value) -> bool:
-        """Whether all elements of a pointer tensor are different addresses."""
-        extent = 0
-        dimensions = [dimension for dimension, size in enumerate(pointer.type.shape) if size > 1]
-        steps = [self.step(pointer, dimension) for dimension in dimensions]
-        if not all(isinstance(step, int) for step in steps):
-            return False
-        for step, dimension in sorted(zip(map(abs, steps), dimensions, strict=False)):  # type: ignore[arg-type]
-            if step <= extent:
-                return False
-            extent += step * (pointer.type.shape[dimension] - 1)
-        return True
 
 
 def integer_constant(operation: Operation | None) -> int | None:

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from .analysis import Analysis, Expression, is_lazy
+from .analysis import Analysis, Expression
 from .atomic_codegen import AtomicWriter
 from .dot_codegen import DotWriter, Leaf
 from .elements import compute_type, element_bytes, from_memory, literal, rounded, storage_type, to_memory
 from .forms import ZERO, Buffer, End, Index, Nest, Scalar, valid_count
 from .group_codegen import order_of_total
 from .ir import Block, Function, Operation, UnsupportedOperation, Value
+from .kinds import is_lazy
 from .loop_codegen import LoopWriter
 from .operations import element_expression
 from .reduction_codegen import ReductionWriter

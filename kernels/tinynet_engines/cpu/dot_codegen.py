@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import prod
 
-from .analysis import Analysis, Expression, writes_memory
+from .analysis import Analysis, Expression
 from .elements import compute_type, from_memory, to_memory
 from .forms import ZERO, Buffer, End, Index, Nest, Scalar, valid_count
 from .group_codegen import (
@@ -23,6 +23,7 @@ from .group_codegen import (
     scratch_bytes,
 )
 from .ir import Operation, Value
+from .kinds import writes_memory
 from .operations import predicate_of
 
 _KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}

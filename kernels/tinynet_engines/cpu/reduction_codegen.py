@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from .analysis import Analysis, writes_memory
+from .analysis import Analysis
 from .elements import SMALL_FLOATS, compute_type, rounded, to_memory
 from .forms import ZERO, Buffer, Index, Nest, Scalar, loop_heads
 from .ir import Block, Operation, UnsupportedOperation, Value
+from .kinds import writes_memory
 from .operations import element_expression
 
 _LANES = 64  # totals of one reduction over a long last axis

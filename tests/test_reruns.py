@@ -175,3 +175,21 @@ if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[2]))
     with tinynet.engine("kernels"):
         print(json.dumps(digests(sys.argv[1])))
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_neighbors_in_memory_change_no_bit_of_an_optimizer(name: str, device: torch.device) -> None:
+    n = 300
+    weight, gradients = torch.randn(n), torch.randn(3, n)
+    results = []
+    for gap in (0, 4096):
+        memory = torch.zeros(2 * n + gap, device=device)
+        parameter = torch.nn.Parameter(memory[:n].copy_(weight))
+        parameter.grad = memory[n + gap :]
+        options = {"momentum": 0.9} if name == "SGD" else {}
+        optimizer = getattr(tinynet.optim, name)([parameter], lr=0.01, **options)
+        for gradient in gradients:
+            parameter.grad.copy_(gradient)
+            optimizer.step()
+        results.append(parameter.detach().clone())
+    assert torch.equal(*results)

@@ -20,8 +20,8 @@ from tinynet.ops.clip_grad import clip_grad_norm_, clip_grad_value_
 pytestmark = pytest.mark.kernels
 
 
-class ExactLion(torch.optim.Optimizer):
-    """Chen et al. 2023, algorithm 2."""
+class ExactOptimizer(torch.optim.Optimizer):
+    """An optimizer that PyTorch lacks, by its formulas."""
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(params, options)
@@ -29,37 +29,38 @@ class ExactLion(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
-            (beta1, beta2), sign = group["betas"], -1 if group["maximize"] else 1
             for param in group["params"]:
                 if param.grad is not None:
-                    average = self.state[param].setdefault("exp_avg", torch.zeros_like(param))
-                    step = (beta1 * average + (1 - beta1) * sign * param.grad).sign()
-                    param.copy_(param * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * step)
-                    average.mul_(beta2).add_((1 - beta2) * sign * param.grad)
+                    self.move(param, -param.grad if group["maximize"] else param.grad, self.state[param], group)
+
+    def move(self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        raise NotImplementedError
 
 
-class ExactLAMB(torch.optim.Optimizer):
+class ExactLion(ExactOptimizer):
+    """Chen et al. 2023, algorithm 2."""
+
+    def move(self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        average = state.setdefault("exp_avg", torch.zeros_like(param))
+        step = (beta1 * average + (1 - beta1) * grad).sign()
+        param.copy_(param * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * step)
+        average.mul_(beta2).add_((1 - beta2) * grad)
+
+
+class ExactLAMB(ExactOptimizer):
     """You et al. 2020, algorithm 2, with the identity for phi."""
 
-    def __init__(self, params: Any, **options: Any) -> None:
-        super().__init__(params, options)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            (beta1, beta2), sign = group["betas"], -1 if group["maximize"] else 1
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                state = self.state[param]
-                state["step"] = state.get("step", torch.tensor(0.0)) + 1
-                m, v = (state.setdefault(name, torch.zeros_like(param)) for name in ("exp_avg", "exp_avg_sq"))
-                m.mul_(beta1).add_((1 - beta1) * sign * param.grad)
-                v.mul_(beta2).add_((1 - beta2) * param.grad**2)
-                corrected = m / (1 - beta1 ** state["step"]), v / (1 - beta2 ** state["step"])
-                update = corrected[0] / (corrected[1].sqrt() + group["eps"]) + group["weight_decay"] * param
-                norm, length = param.norm(), update.norm()
-                param -= group["lr"] * (norm / length if norm > 0 and length > 0 else 1.0) * update
+    def move(self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        state["step"] = state.get("step", torch.tensor(0.0)) + 1
+        m, v = (state.setdefault(name, torch.zeros_like(param)) for name in ("exp_avg", "exp_avg_sq"))
+        m.mul_(beta1).add_((1 - beta1) * grad)
+        v.mul_(beta2).add_((1 - beta2) * grad**2)
+        corrected = m / (1 - beta1 ** state["step"]), v / (1 - beta2 ** state["step"])
+        update = corrected[0] / (corrected[1].sqrt() + group["eps"]) + group["weight_decay"] * param
+        norm, length = param.norm(), update.norm()
+        param -= group["lr"] * (norm / length if norm > 0 and length > 0 else 1.0) * update
 
 
 EXACT: dict[str, Any] = {"Lion": ExactLion, "LAMB": ExactLAMB}

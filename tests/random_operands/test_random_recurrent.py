@@ -31,6 +31,11 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 RECURRENT_ERRORS = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 8e-3}
 
 
+def weights_of(hidden: int, shape: list[int], generator: torch.Generator) -> Tensor:
+    """Values of a layer's parameters, of PyTorch's size for so many hidden numbers."""
+    return torch.randn(shape, generator=generator) / hidden**0.5
+
+
 @given(st.data())
 def test_recurrent(device: str, data: st.DataObject) -> None:
     draw, (kind, own) = data.draw, data.draw(st.sampled_from(KINDS))
@@ -55,7 +60,7 @@ def test_recurrent(device: str, data: st.DataObject) -> None:
         packed, batch = None, batch if form == "batch" else []
         steps = [draw(sizes(5))]
         shape = [*batch, *steps, inputs] if options["batch_first"] else [*steps, *batch, inputs]
-    scaled = lambda shape, generator: torch.randn(shape, generator=generator) / hidden**0.5  # noqa: E731
+    scaled = partial(weights_of, hidden)
     states = []
     if draw(st.booleans()):
         lead = [options["num_layers"] * (1 + options["bidirectional"]), *batch]
@@ -91,7 +96,7 @@ def test_recurrent_cell(device: str, data: st.DataObject) -> None:
     options = {"bias": draw(st.booleans()), **own}
     ours, exact = (getattr(library, f"{kind}Cell")(inputs, hidden, **options) for library in (nn, torch.nn))
     names = [name for name, _ in exact.named_parameters()]
-    scaled = lambda shape, generator: torch.randn(shape, generator=generator) / hidden**0.5  # noqa: E731
+    scaled = partial(weights_of, hidden)
     states = [draw(tensors(device, [*batch, hidden], dtype)) for _ in range(2 if kind == "LSTM" else 1)]
     states = draw(st.sampled_from([states, []]))
     note(f"{kind}Cell({inputs}, {hidden}, {options})")
@@ -121,7 +126,7 @@ def test_recurrent_function(device: str, data: st.DataObject) -> None:
     shape = [draw(sizes(9)), draw(sizes(5)), inputs]
     kind = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "gru": "GRU", "lstm": "LSTM"}[name]
     layer = getattr(torch.nn, kind)(inputs, hidden, num_layers, bias=bias, bidirectional=both_ways, device="meta")
-    scaled = lambda shape, generator: torch.randn(shape, generator=generator) / hidden**0.5  # noqa: E731
+    scaled = partial(weights_of, hidden)
     state = [num_layers * (1 + both_ways), shape[0 if batch_first else 1], hidden]
     states = [draw(tensors(device, state, dtype)) for _ in range(2 if name == "lstm" else 1)]
     note(f"{name}, {num_layers} layers, bias {bias}, bidirectional {both_ways}, batch_first {batch_first}")

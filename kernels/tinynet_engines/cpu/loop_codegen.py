@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from .analysis import Analysis
 from .forms import ZERO, End, Index, Nest, loop_heads, valid_count
-
-_SHORTEST_CUT = 32  # elements of a loop
+from .placement import LONG
 
 
 class Cut(NamedTuple):
@@ -93,7 +92,7 @@ class LoopWriter:
 
     def cut(self, nest: Nest, along: Index, size: int) -> Cut | None:
         """Where a mask of the nest's loads ends on the way along an index, if its loop is worth cutting."""
-        if size < _SHORTEST_CUT:
+        if size < LONG:
             return None
         for mask, index in nest.masks:
             for leaf in self.leaves(mask, list(range(len(index)))):

@@ -46,7 +46,7 @@ _EXPENSIVE = 8
 # How many roots read elements of a type from memory as fast as from a buffer: some are converted each time.
 _MOST_READERS = {"f32": 8, "f64": 8, "i32": 8, "i64": 8, "bf16": 3}
 _COST_OF_CONVERSION = 3
-_LONG = 32  # elements of a row that is worth reading again
+LONG = 32  # elements of a row that is worth reading again, or cutting where a mask ends
 _WORTH_SHARING_BEFORE_BROADCAST = 4
 
 
@@ -273,7 +273,7 @@ class Placement:
         pointer, *optional = load.operands
         shape = pointer.type.shape
         along = self.unit_dimension(pointer)
-        if load.result.type.element not in _MOST_READERS or shape[along] < _LONG:
+        if load.result.type.element not in _MOST_READERS or shape[along] < LONG:
             return False
         if any(self.step(pointer, dimension) is None for dimension in range(len(shape))):
             return False

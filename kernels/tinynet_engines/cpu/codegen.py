@@ -216,9 +216,29 @@ class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, LoopWr
         if owner is not None and owner.name == "tt.load":
             inner = self.analysis.unit_dimension(owner.operands[0])
         buffer = self.new_buffer(value)
-        self.fill(buffer, value, self.needed_ends(value), inner)
+        if owner is not None and owner.name == "tt.join":
+            self._fill_joined(buffer, value)
+        else:
+            self.fill(buffer, value, self.needed_ends(value), inner)
         self.forms[value] = buffer
         return buffer
+
+    def _fill_joined(self, buffer: Buffer, value: Value) -> None:
+        """Evaluate a join, or joins of joins, into a buffer: one loop computes all parts of an element."""
+        parts = [(value, ())]
+        while all(part not in self.forms and part.owner and part.owner.name == "tt.join" for part, _ in parts):
+            parts = [
+                (self.analysis.resolve(operand), (Index(str(half)), *last))
+                for part, last in parts
+                for half, operand in enumerate(part.owner.operands)
+            ]
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            texts = [to_memory(buffer.element, self.element(part, index, nest)) for part, _ in parts]
+            places = [self.place(buffer, (*index, *last), value.type.shape) for _, last in parts]
+            return [f"{place} = {text};" for place, text in zip(places, texts, strict=True)]
+
+        self.loops(parts[0][0].type.shape, body)
 
     def needed_ends(self, value: Value) -> dict[int, End]:
         """By dimension: the end of the elements that are ever used, if before the end of the shape."""

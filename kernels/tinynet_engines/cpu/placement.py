@@ -144,7 +144,7 @@ class Placement:
         lazy.sort(key=self._order)
         for operation in reversed(lazy):
             value = operation.result
-            if operation.name in VIEWS or value.type.is_pointer:
+            if operation.name in VIEWS - {"tt.join"} or value.type.is_pointer:
                 continue
             if operation.name == "tt.load":
                 if not self._may_inline_load(operation):
@@ -181,6 +181,8 @@ class Placement:
 
     def _is_worth_a_buffer(self, operation: Operation, cost: int) -> bool:
         value = operation.result
+        if operation.name == "tt.join":  # each element of it would evaluate both operands
+            return cost >= _WORTH_SHARING_BEFORE_BROADCAST and not all(user.name == "tt.join" for user in value.users)
         if value.type.is_integer and any(
             self.step(value, dimension) is not None for dimension, size in enumerate(value.type.shape) if size > 1
         ):

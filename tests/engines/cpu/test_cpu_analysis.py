@@ -299,3 +299,22 @@ def test_small_tiles_are_local_arrays(size: int, is_local: bool) -> None:
     kernel = generate(parse(head + body + "    tt.return\n  }\n}\n"))
     assert (kernel.arena_bytes == 0) is is_local
     assert (f"[{size}] __attribute__((aligned(64)))" in kernel.body) is is_local
+
+
+def test_the_parts_of_a_join_are_computed_once_and_together() -> None:
+    body = """    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %q = tt.addptr %p, %r : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %v = tt.load %q : tensor<16x!tt.ptr<f32>>
+    %e = math.exp %v : tensor<16xf32>
+    %m = arith.mulf %e, %e : tensor<16xf32>
+    %j = tt.join %e, %m : tensor<16xf32> -> tensor<16x2xf32>
+    %o = tt.reshape %j : tensor<16x2xf32> -> tensor<32xf32>
+    %w = tt.make_range {end = 32 : i32, start = 0 : i32} : tensor<32xi32>
+    %s2 = tt.splat %y : !tt.ptr<f32> -> tensor<32x!tt.ptr<f32>>
+    %t = tt.addptr %s2, %w : tensor<32x!tt.ptr<f32>>, tensor<32xi32>
+    tt.store %t, %o : tensor<32x!tt.ptr<f32>>
+"""
+    kernel = function(body)
+    text = generate(kernel).body
+    assert find(kernel, "tt.join").result in Analysis(kernel, assume_disjoint=True).materialized
+    assert text.count("tn_expf") == 1 and text.index("tn_expf") < text.index("< 32")

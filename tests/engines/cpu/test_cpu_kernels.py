@@ -46,6 +46,7 @@ def test_functions_are_accurate_to_a_few_ulp() -> None:
         finite = nearest.isfinite()
         assert torch.equal(row.isnan(), nearest.isnan())
         assert torch.equal(row[nearest.isinf()], nearest[nearest.isinf()])
+        assert torch.equal(row.signbit()[nearest == 0], nearest.signbit()[nearest == 0])
         gap = (torch.nextafter(nearest, torch.tensor(math.inf)) - nearest).abs().double()
         assert ((row.double() - exact).abs()[finite] <= 2.5 * gap[finite]).all()
 
@@ -505,6 +506,33 @@ def test_control_flow_and_views(n: int) -> None:
     assert z[:16].tolist() == torch.bincount(index, minlength=16).tolist()
     assert z[16:20].tolist() == torch.bincount(index % 4, minlength=4).tolist()
     assert z[20:].tolist() == [7, 5]
+
+
+@triton.jit
+def joined_kernel(x_ptr, y_ptr, n, SIZE: tl.constexpr):
+    lane = tl.arange(0, SIZE)
+    x = tl.load(x_ptr + lane, mask=lane < n, other=0.0)
+    a, b = tl.exp(x), tl.exp(-x)
+    pairs = tl.join(a + b, a - b)
+    y = tl.join(pairs, tl.join(a * a, b * b))
+    tl.store(y_ptr + tl.arange(0, 4 * SIZE), tl.reshape(y, (4 * SIZE,)))
+    tl.store(y_ptr + 4 * SIZE + lane, tl.sum(pairs, 1))
+    mixed = tl.reshape(tl.join(pairs, y.to(tl.float32).sum(2)), (4 * SIZE,))
+    tl.store(y_ptr + 5 * SIZE + tl.arange(0, 4 * SIZE), mixed)
+
+
+@pytest.mark.parametrize("size", [32, 2])
+def test_joins_of_joins(size: int) -> None:
+    """The parts of an element are computed together, also where another root needs one of them, or only half is joined."""
+    x, y, n = torch.randn(size), torch.full((9, size), math.nan), size - 1
+    joined_kernel[(1,)](x, y, n, SIZE=size)
+    x[n:] = 0
+    a, b = x.double().exp(), (-x.double()).exp()
+    pairs = torch.stack([a + b, a - b], 1)
+    joined = torch.stack([pairs, torch.stack([a * a, b * b], 1)], 2)
+    mixed = torch.stack([pairs, joined.sum(2)], 2)
+    expected = torch.cat([joined.flatten(), pairs.sum(1), mixed.flatten()]).view(9, size)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @triton.jit

@@ -1,5 +1,5 @@
 // Elementary fp32 functions as branch-free code that the compiler vectorizes; each is accurate to a few ulp.
-// Sources: S. Moshier, Cephes (exp, log, tanh); N. Juffa's published minimax fits (erf).
+// Source: S. Moshier, Cephes (exp, log); the fits of expm1 and erf are our own.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -39,14 +39,6 @@ INLINE float tn_expf(float x) {
   r = r - n * -2.12194440e-4f;
   float result = scale_by_power(exp_polynomial(r) * r * r + r + 1.0f, sum);
   return x < -104.0f ? 0.0f : result;  // NaN if x is
-}
-
-// tn_expf for |x| < 87, where no power of two is denormal or infinite: the same results with fewer instructions
-INLINE float exp_within_range(float x) {
-  float sum = x * 1.44269504088896341f + ROUNDER, n = sum - ROUNDER;
-  float r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  return (exp_polynomial(r) * r * r + r + 1.0f) * float_from_bits((bits_from_float(sum) - 127u) << 23);
 }
 
 INLINE float tn_exp2f(float x) {
@@ -96,39 +88,41 @@ INLINE float tn_log2f(float x) {
   return log_special(x, log_m * 1.44269504088896341f + e);
 }
 
-INLINE float tn_tanhf(float x) {
-  float a = __builtin_fabsf(x), z = x * x;
-  float large = 1.0f - 2.0f / (exp_within_range(2.0f * (a > 10.0f ? 10.0f : a)) + 1.0f);
-  float p = -5.70498872745e-3f;
-  p = p * z + 2.06390887954e-2f;
-  p = p * z - 5.37397155531e-2f;
-  p = p * z + 1.33314422036e-1f;
-  p = p * z - 3.33332819422e-1f;
-  float small = p * z * x + x;
-  large = __builtin_copysignf(large, x);
-  return a < 0.625f ? small : large;  // NaN if x is
+// e^x - 1 for -87 < x <= 0, as exact near 0 as elsewhere; the polynomial is a minimax fit of (e^r - 1 - r) / r^2
+INLINE float expm1_within_range(float x) {
+  float sum = x * 1.44269504088896341f + ROUNDER, n = sum - ROUNDER;
+  float r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  float p = 1.388252144e-3f;
+  p = p * r + 8.366520581e-3f;
+  p = p * r + 4.166719986e-2f;
+  p = p * r + 1.666654362e-1f;
+  p = p * r + 4.999999815e-1f;
+  float power = float_from_bits((bits_from_float(sum) - 127u) << 23);
+  return (p * (r * r) + r) * power + (power - 1.0f);
 }
 
+INLINE float tn_tanhf(float x) {
+  float a = __builtin_fabsf(x);
+  a = a > 10.0f ? 10.0f : a;  // NaN if x is
+  float e = expm1_within_range(-2.0f * a);
+  return __builtin_copysignf(e / (e + 2.0f), x);
+}
+
+// 1 - e^-(a + a g(a)) for a = |x|, where g is a minimax fit of -log(erfc(a)) / a - 1
 INLINE float tn_erff(float x) {
-  float a = __builtin_fabsf(x), s = x * x;
-  a = a > 4.0f ? 4.0f : a;
-  float q = a * a;
-  float r = -1.72853470e-5f * a + 3.83197126e-4f;
-  float u = -3.88396438e-3f * a + 2.42546219e-2f;
-  r = r * q + u;
-  r = r * a - 1.06777877e-1f;
-  r = r * a - 6.34846687e-1f;
-  r = r * a - 1.28717512e-1f;
-  r = r * a - a;
-  float large = __builtin_copysignf(1.0f - exp_within_range(r), x);
-  float p = -5.96761703e-4f;
-  p = p * s + 4.99119423e-3f;
-  p = p * s - 2.67681349e-2f;
-  p = p * s + 1.12819925e-1f;
-  p = p * s - 3.76125336e-1f;
-  p = p * s + 1.28379166e-1f;
-  float small = p * x + x;
-  return a > 0.927734375f ? large : small;  // NaN if x is
+  float a = __builtin_fabsf(x);
+  a = a > 4.0f ? 4.0f : a;  // NaN if x is
+  float g = -9.256267378e-6f;
+  g = g * a + 1.176412905e-4f;
+  g = g * a - 6.328369218e-4f;
+  g = g * a + 1.667027580e-3f;
+  g = g * a - 1.603961841e-4f;
+  g = g * a - 1.915306384e-2f;
+  g = g * a + 1.027778305e-1f;
+  g = g * a + 6.366193820e-1f;
+  g = g * a + 1.283791716e-1f;
+  return __builtin_copysignf(expm1_within_range(-(g * a + a)), x);
 }
 
 INLINE float tn_sigmoidf(float x) { return 1.0f / (1.0f + tn_expf(-x)); }

@@ -18,13 +18,22 @@ def glu_gradients(dy, a, b):
     return dy * gate, dy * a * gate * (1.0 - gate)
 
 
-def glu_forward(x: torch.Tensor) -> torch.Tensor:
-    """y [rows, n] of x [rows, 2 n], contiguous."""
-    return elementwise(glu, x.chunk(2, 1), (x.new_empty((x.shape[0], x.shape[1] // 2)),))[0]
+def glu_forward(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """y [..., n, ...] of x [..., 2 n, ...], contiguous; the halves along `dim`."""
+    y = x.new_empty((*x.shape[:dim], x.shape[dim] // 2, *x.shape[dim:][1:]))
+    a, b = _halves(x, dim)
+    elementwise(glu, (a, b), (y.view(a.shape),))
+    return y
 
 
-def glu_backward(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """dX [rows, 2 n] of dY [rows, n] and x, contiguous."""
+def glu_backward(grad: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
+    """dX [..., 2 n, ...] of dY [..., n, ...] and x, contiguous."""
     dx = torch.empty_like(x)
-    elementwise(glu_gradients, (grad, *x.chunk(2, 1)), dx.chunk(2, 1))
+    a, b = _halves(x, dim)
+    elementwise(glu_gradients, (grad.view(a.shape), a, b), _halves(dx, dim))
     return dx
+
+
+def _halves(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
+    """Matrices [rows, columns] of the first and the second half along `dim`."""
+    return x.view(-1, x.shape[dim:].numel()).chunk(2, 1)

@@ -6,14 +6,14 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.ops import kernels
 from tinynet.ops.arguments import route_floating
-from tinynet.ops.operator import Operator
+from tinynet.ops.operator import Operator, contiguous_like
 
 glu_operator = Operator(
-    "glu(Tensor x) -> Tensor",
-    forward=lambda x, save: [kernels.glu.glu_forward(x)],
-    fake=lambda x, save: [x.new_empty((x.shape[0], x.shape[1] // 2))],
-    saves=lambda given, results: given,
-    backward=lambda grads, saved, wanted: [kernels.glu.glu_backward(grads[0].contiguous(), saved[0])],
+    "glu(Tensor x, int dim) -> Tensor",
+    forward=lambda x, dim, save: [kernels.glu.glu_forward(x, dim)],
+    fake=lambda x, dim, save: [contiguous_like(x.chunk(2, dim)[0])],
+    saves=lambda given, results: given[:1],
+    backward=lambda grads, saved, dim, wanted: [kernels.glu.glu_backward(grads[0].contiguous(), saved[0], dim)],
     reference=F.glu,
 )
 
@@ -32,6 +32,4 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     route = route_floating("glu", None, ("input",), input)
     if input.dim() == 0 or input.shape[dim] % 2:
         raise ValueError(f"glu: the size of input {tuple(input.shape)} along dim {dim} must be even")
-    before, size, after = input.shape[:dim], input.shape[dim], input.shape[dim:][1:]
-    rows = input.reshape(before.numel(), size * after.numel())
-    return glu_operator(route, rows.contiguous()).view(*before, size // 2, *after)
+    return glu_operator(route, input.contiguous(), dim)

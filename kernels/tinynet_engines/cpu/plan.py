@@ -69,8 +69,12 @@ class Plan:
         """The block of a launch with these arguments, which may overlap in memory."""
         head = self.head
         if self.kernel.overlap_matters and _share_memory(self.written, passed):
-            head = driver.block_head(*self.kernel.overlapping, self.grid, torch.get_num_threads())
+            head = self.overlapping_head()
         return head + self.pack(*(each.data_ptr() if isinstance(each, torch.Tensor) else each for each in passed))
+
+    def overlapping_head(self) -> bytes:
+        """The head of a launch whose arguments overlap in memory."""
+        return driver.block_head(*self.kernel.overlapping, self.grid, torch.get_num_threads())
 
 
 def _length(span: tuple[int, int] | None) -> int:
@@ -134,14 +138,17 @@ class CPUCallSite(CallSite):
         if passed not in self.senders:
             values = ", ".join(f"{name}.data_ptr()" if name in self.tensors else name for name in passed)
             tensors = ", ".join(name if name in self.tensors else "None" for name in passed)
+            shared = f"share_memory(plan.written, ({tensors},))"
             lines = [
-                f"if plan.exact and share_memory(plan.written, ({tensors},)): return False",
-                f"block = plan.head + plan.pack({values})",
-                "failure = run(block, plan.pairs, plan.pair_count)",
-                "if failure is None: return True",
-                "if failure == b'overlap':  # closer than the plan's own tensors were: look at these",
-                f"    if share_memory(plan.written, ({tensors},)): return False",
-                "    failure = run(block, b'', 0)",
+                f"packed = plan.pack({values})",
+                f"if plan.exact and {shared}:",
+                "    failure = run(plan.overlapping_head() + packed, b'', 0)",
+                "else:",
+                "    failure = run(plan.head + packed, plan.pairs, plan.pair_count)",
+                "    if failure is None: return True",
+                "    if failure == b'overlap':  # closer than the plan's own tensors were: look at these",
+                f"        head = plan.overlapping_head() if {shared} else plan.head",
+                "        failure = run(head + packed, b'', 0)",
                 "if failure is not None: raise RuntimeError(failure.decode())",
                 "return True",
             ]

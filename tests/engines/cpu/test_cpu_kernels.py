@@ -523,7 +523,7 @@ def joined_kernel(x_ptr, y_ptr, n, SIZE: tl.constexpr):
 
 @pytest.mark.parametrize("size", [32, 2])
 def test_joins_of_joins(size: int) -> None:
-    """The parts of an element are computed together, also where another root needs one of them, or only half is joined."""
+    """Also where another root needs one of the parts, or only one half is a join."""
     x, y, n = torch.randn(size), torch.full((9, size), math.nan), size - 1
     joined_kernel[(1,)](x, y, n, SIZE=size)
     x[n:] = 0

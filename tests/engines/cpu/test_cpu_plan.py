@@ -57,15 +57,31 @@ def test_misaligned_tensors_share_a_plan() -> None:
         torch.testing.assert_close(y, memory[shift : shift + 64] * 64)
 
 
-def test_overlapping_arguments_take_tritons_launcher() -> None:
+def test_overlapping_arguments_take_the_kernels_careful_variant() -> None:
     y = torch.zeros(64)
     assert run(torch.randn(64), y, 64, 0.5)
     memory = torch.randn(65)
     x = memory[:64].clone()
-    assert not run(memory[:64], memory[1:], 64, 0.5)  # refused, not partly done
-    assert torch.equal(memory[:64], x)
-    cpu.launch(scale_kernel, (1,), (memory[:64], memory[1:], 64, 0.5, None), {"BLOCK": 64, "HAS_EXTRA": False})
+    assert run(memory[:64], memory[1:], 64, 0.5)
     torch.testing.assert_close(memory[1:], x * 64)
+
+
+@triton.jit
+def through_address_kernel(table_ptr, y_ptr, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    x = tl.load(tl.load(table_ptr).to(tl.pointer_type(tl.float32)) + lane)
+    tl.store(y_ptr + lane, x + tl.load(y_ptr + lane))
+
+
+def test_overlapping_arguments_of_kernels_that_load_addresses() -> None:
+    """The table lies in the memory that is written: its address is loaded before."""
+    for shift in (64, 0):
+        memory, x = torch.zeros(66), torch.randn(64)
+        table = memory[shift : shift + 2].view(torch.int64)
+        table[0] = x.data_ptr()
+        expected = memory[:64] + x
+        assert cpu.plan_launch(through_address_kernel, (1,), (table, memory[:64]), {"BLOCK": 64, "num_warps": 4})
+        torch.testing.assert_close(memory[:64], expected)
 
 
 def test_neighbors_in_memory_do_not_overlap() -> None:

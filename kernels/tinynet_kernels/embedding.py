@@ -179,6 +179,8 @@ def _sort_tokens(order: torch.Tensor, bounds: torch.Tensor, index: torch.Tensor)
 @lru_cache(maxsize=4096)
 def _forward_problem(tokens: int, columns: int, stride_row: int, target: Target) -> Problem:
     block_tokens, block_columns, num_warps = rows_and_columns(tokens, columns, target)
+    if target.kind == "cpu":  # a copy needs no room in the cache
+        block_tokens = min(4 * block_tokens, power_of_2_at_least(tokens))
     return Problem(
         embedding_forward_kernel,
         (ceil_div(tokens, block_tokens) * ceil_div(columns, block_columns),),

@@ -126,9 +126,9 @@ def check_range(operator: str, index: Tensor, rows: int) -> None:
 
 
 def _look_at_range(operator: str, rows: int, index: Tensor) -> None:
-    low, high = torch.aminmax(index)
+    low, high = (int(bound) for bound in torch.aminmax(index))
     if low < 0 or high >= rows:
-        bad = int(low if low < 0 else high)
+        bad = low if low < 0 else high
         raise IndexError(f"{operator}: index {bad} is outside the table of {rows} rows")
 
 

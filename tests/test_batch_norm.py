@@ -175,6 +175,34 @@ def test_small_tiles(tile: tuple[int, ...], order: Callable[..., Tensor], device
 
 
 @kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_image_by_image(dtype: torch.dtype, device: str) -> None:
+    """As on CPUs where images are large: partial results of each image, in parts, and an own launch that adds them."""
+    torch.manual_seed(5)
+    merged = [TRAINING[0], "merge_statistics_kernel", TRAINING[1], "norm_sums_kernel", "sum_partials_kernel"]
+    merged += ["norm_input_gradient_kernel", "norm_parameter_gradients_kernel"]
+    with forced_tiles(norm_tile=(2, 8, 3, 4), walks_by_image=True):
+        x, residual = make(3, 5, 7, 3, dtype=dtype, device=device), make(3, 5, 7, 3, dtype=dtype, device=device)
+        assert check(x, *parameters(5, dtype, device), None) == merged
+        check(x, *parameters(5, dtype, device), residual, activation="tanh")
+        check(x, None, None, None, activation="silu")
+        statistics = torch.randn(5, device=device), torch.rand(5, device=device) + 0.1
+        assert check(x, *parameters(5, torch.float32, device), residual, *statistics) == GIVEN
+        for wanted in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 1)):
+            inputs = [x.detach().clone(), *parameters(5, torch.float32, device), residual.detach().clone()]
+            for each, want in zip(inputs, wanted, strict=True):
+                each.requires_grad_(bool(want))
+            check(*inputs, activation="silu")
+            check(*inputs, *statistics, activation="silu")
+        running = torch.zeros(5, device=device), torch.ones(5, device=device)
+        exact = [each.double() for each in running]
+        batch_norm(x, running[0], running[1], training=True)
+        F.batch_norm(x.double(), exact[0], exact[1], training=True)
+        for a, e in zip(running, exact, strict=True):
+            assert_close(a, e, 1e-5)
+
+
+@kernels
 def test_tiles_of_a_gpu(device: str) -> None:
     torch.manual_seed(6)
     with forced_tiles(current_target=GPU):

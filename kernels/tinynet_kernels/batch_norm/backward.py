@@ -23,7 +23,7 @@ import triton.language as tl
 from tinynet_kernels.activation import activate, activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.batch_norm.forward import in_order
-from tinynet_kernels.batch_norm.tiles import Walk, walk_of
+from tinynet_kernels.batch_norm.tiles import Walk, walk_of, walk_of_batch
 from tinynet_kernels.batch_norm.walk import (
     load_channels,
     load_tile,
@@ -31,13 +31,14 @@ from tinynet_kernels.batch_norm.walk import (
     place_of,
     sets_of,
     share_of_program,
+    statistic_of,
     store_tile,
     sum_of_positions,
     zero_tile,
 )
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.reduction import blocks_of_parts
+from tinynet_kernels.reduction import blocks_of_parts, sum_partials
 from tinynet_kernels.tiles import Target, ceil_div, current_target
 
 
@@ -55,7 +56,7 @@ class Affine(NamedTuple):
 def affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC: constexpr, TILE: constexpr):
     """The `Affine` of the program's channels."""
     channel = share.first_channel + tl.arange(0, TILE.block_channels)
-    statistic = share.statistic // SPEC.members
+    statistic = statistic_of(share, SPEC, TILE)
     mean = load_channels(mean_ptr, statistic, share.in_channels, 0.0)
     deviation = tl.sqrt(load_channels(variance_ptr, statistic, share.in_channels, 0.0) + eps)
     weight = load_channels(weight_ptr, channel, share.in_channels, 1.0)
@@ -210,6 +211,7 @@ def norm_input_gradient_kernel(
     """dX = w rstd (dZ - db / n - xhat dw / n), and dw and db of one group where they are given.
 
     dw and db are sums over `partial` or, where there is none because the program has all of its channels, over dZ.
+    Where groups share their statistics, `partial` is these sums, [2, channels].
     Where channels share statistics, dX = rstd (w dZ - sum of w db / n - xhat sum of w dw / n), summed over them.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
@@ -217,6 +219,10 @@ def norm_input_gradient_kernel(
     strides = stride_xo, stride_xa, stride_yo, stride_ya
     if SPEC.members > 1:
         dweight, dbias = sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC, TILE)
+    elif SPEC.groups_share:
+        channel = share.first_channel + tl.arange(0, TILE.block_channels)
+        dweight = load_channels(partial_ptr, channel, share.in_channels, 0.0)
+        dbias = load_channels(partial_ptr + channels, channel, share.in_channels, 0.0)
     elif partial_ptr is not None:
         part = tl.arange(0, TILE.block_parts)[:, None]
         partial = partial_of(partial_ptr, part, channels, share, TILE)
@@ -241,6 +247,8 @@ def norm_input_gradient_kernel(
         if dbias_ptr is not None:
             tl.store(dbias_ptr + share.statistic, dbias.to(dbias_ptr.dtype.element_ty), mask=share.in_channels)
     count = (outer * inner).to(tl.float32) * SPEC.members
+    if SPEC.groups_share:
+        count *= share.statistics // channels
     mean_dweight = of_channels(dweight / count, SPEC)
     mean_dbias = of_channels(dbias / count, SPEC)
     for step in range(share.steps):
@@ -311,7 +319,7 @@ def _problems(
     target: Target,
     members: int,
 ) -> BackwardProblems:
-    walk = walk_of(shape, stride, per_sample, target, members)
+    walk = walk_of(shape, stride, True, target, members) if per_sample else walk_of_batch(shape, stride, target)
     constants = {
         "ACTIVATION": activation.compiled,
         "READS_OUTPUT": activation.reads_output,
@@ -382,6 +390,7 @@ def norm_backward(
     # One launch where one program has all of its channels, and stores all that is wanted.
     stores_all = walk.groups == 1 or not (wanted.weight or wanted.bias)
     alone = walk.parts == 1 and members == 1 and stores_all and dx is not None and dz is None and not given
+    alone = alone and not walk.groups_share
     if not alone and (wanted.weight or wanted.bias or (wanted.x and not given)):
         partial = x.new_empty((walk.parts * walk.groups, 2, channels), dtype=torch.float32)
     if grad.stride() != walk.stride:
@@ -401,6 +410,8 @@ def norm_backward(
         if dz is not None:
             operands |= {"grad_ptr": dz, "saved_ptr": None}
             input_gradient = _problems(x.shape, x.stride(), per_sample, IDENTITY, target, members).input_gradient
+        if walk.groups_share:
+            operands["partial_ptr"] = sum_partials(partial)
         operands |= {"dx_ptr": dx, "dweight_ptr": dweight if adds else None, "dbias_ptr": dbias if adds else None}
         input_gradient.launch_named(**operands, eps=eps)
     if not adds and (dweight is not None or dbias is not None):

@@ -8,8 +8,9 @@ Two launches. `norm_statistics_kernel` leaves (count, mean, sum of squared devia
 Welford's algorithm for each lane of a tile, then the lanes merged. `normalize_kernel` merges the parts of its channels
 in a fixed order and normalizes; the programs of the first part store the statistics. It is the only launch for given
 statistics, and where one program has all of its channels, which it then reads twice, and which share statistics with no
-others. `walk` says what a program passes over. Where a convolution's epilogue left such parts (`conv.forward.Results`),
-`merge_statistics_kernel` takes the place of the first launch: there are too many for each program to merge them.
+others. `walk` says what a program passes over. There are too many parts for each program to merge them where a
+convolution's epilogue left them (`conv.forward.Results`), or where images are walked one after the other: then
+`merge_statistics_kernel` does, before a launch for given statistics.
 
 Source: Ioffe & Szegedy 2015; Ulyanov et al. 2016; Welford 1962; merging: Chan, Golub & LeVeque 1979.
 """
@@ -25,7 +26,7 @@ import triton.language as tl
 
 from tinynet_kernels.activation import activate
 from tinynet_kernels.activation_spec import Activation
-from tinynet_kernels.batch_norm.tiles import Walk, walk_of
+from tinynet_kernels.batch_norm.tiles import Walk, walk_of, walk_of_batch
 from tinynet_kernels.batch_norm.walk import (
     NormTile,
     load_channels,
@@ -35,6 +36,7 @@ from tinynet_kernels.batch_norm.walk import (
     place_of,
     sets_of,
     share_of_program,
+    statistic_of,
     steps_of_lanes,
     store_tile,
     sum_of_positions,
@@ -80,13 +82,19 @@ def norm_statistics_kernel(
     SPEC: constexpr,
     TILE: constexpr,
 ):
-    """partial [parts, 3, groups, channels]: count, mean and sum of squared deviations of each part."""
+    """partial [parts, 3, groups, channels]: count, mean and sum of squared deviations of each part.
+
+    Where groups share their statistics: [parts, groups, 3, channels].
+    """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     count, mean, squares = statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC, TILE)
-    partial = partial_ptr + share.part.to(tl.int64) * 3 * share.statistics + share.statistic
+    part, statistics = share.part.to(tl.int64), share.statistics
+    if SPEC.groups_share:
+        part, statistics = part * (share.statistics // channels) + share.group, channels
+    partial = partial_ptr + part * 3 * statistics + statistic_of(share, SPEC, TILE)
     tl.store(partial, tl.zeros_like(mean) + count, mask=share.in_channels)
-    tl.store(partial + share.statistics, mean, mask=share.in_channels)
-    tl.store(partial + 2 * share.statistics, squares, mask=share.in_channels)
+    tl.store(partial + statistics, mean, mask=share.in_channels)
+    tl.store(partial + 2 * statistics, squares, mask=share.in_channels)
 
 
 @triton.jit
@@ -224,8 +232,9 @@ def normalize_kernel(
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     if GIVEN:
-        mean = load_channels(mean_ptr, share.statistic, share.in_channels, 0.0)
-        variance = load_channels(variance_ptr, share.statistic, share.in_channels, 0.0)
+        statistic = statistic_of(share, SPEC, TILE)
+        mean = load_channels(mean_ptr, statistic, share.in_channels, 0.0)
+        variance = load_channels(variance_ptr, statistic, share.in_channels, 0.0)
     elif SPEC.members > 1:
         mean, variance = statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPEC, TILE)
     else:
@@ -293,7 +302,7 @@ def _problems(
     target: Target,
     members: int,
 ) -> NormProblems:
-    walk = walk_of(shape, stride, per_sample, target, members)
+    walk = walk_of(shape, stride, True, target, members) if per_sample else walk_of_batch(shape, stride, target)
     grid = (walk.programs,)
     constants = {"ACTIVATION": activation.compiled, **walk.constants}
     return NormProblems(
@@ -362,6 +371,9 @@ def norm_forward(
         channels = x.shape[1]
         shape = (walk.groups, channels // members) if per_sample else (channels,)
         mean, variance = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+        if walk.groups_share and partial is None:
+            partial = x.new_empty((walk.parts * walk.groups, 3, channels), dtype=torch.float32)
+            problems.statistics.launch(x, partial)
         if partial is not None:
             merge = _merge_problem(partial.shape[0], channels, current_target())
             merge.launch(partial, mean, variance, running_mean, running_variance, momentum)

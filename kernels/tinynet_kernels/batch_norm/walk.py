@@ -25,12 +25,19 @@ from tinynet_kernels.offsets import widened
 
 
 class WalkSpec(NamedTuple):
-    """Whether neighboring channels are neighbors in memory, whether offsets in a tile are int64, and how many channels
-    share statistics: 1, or more for group normalization."""
+    """How operands lie in memory and who shares statistics.
+
+    Attributes:
+        channels_inner: whether neighboring channels are neighbors in memory.
+        wide: whether offsets in a tile are int64.
+        members: how many channels share statistics: 1, or more for group normalization.
+        groups_share: whether all groups have one set of statistics, a number for each channel.
+    """
 
     channels_inner: bool
     wide: bool
     members: int = 1
+    groups_share: bool = False
 
 
 class NormTile(NamedTuple):
@@ -113,6 +120,15 @@ def share_of_program(outer, channels, inner, steps_per_part, TILE: constexpr):
         first_step,
         tl.minimum(steps_per_part, steps - first_step).to(tl.int32),
     )
+
+
+@triton.jit
+def statistic_of(share, SPEC: constexpr, TILE: constexpr):
+    """[block_channels]: the places of the program's channels among the statistics."""
+    if SPEC.groups_share:
+        return share.first_channel + tl.arange(0, TILE.block_channels)
+    else:
+        return share.statistic // SPEC.members
 
 
 @triton.jit

@@ -64,11 +64,18 @@ def load_channel(ptr, first, at, TILE: constexpr):
 
 
 @triton.jit
-def affine(normalized, weight_ptr, bias_ptr, first, at, TILE: constexpr):
-    """z of the module's formulas."""
-    z = normalized
+def scale_of(rstd, weight_ptr, first, at, TILE: constexpr):
+    """rstd w_c of a tile's channels, or rstd without weights."""
     if weight_ptr is not None:
-        z = z * load_channel(weight_ptr, first, at, TILE)
+        return rstd * load_channel(weight_ptr, first, at, TILE)
+    else:
+        return rstd
+
+
+@triton.jit
+def affine(deviation, rstd, weight_ptr, bias_ptr, first, at, TILE: constexpr):
+    """z of the module's formulas; `deviation` is x - mean."""
+    z = deviation * scale_of(rstd, weight_ptr, first, at, TILE)
     if bias_ptr is not None:
         z = z + load_channel(bias_ptr, first, at, TILE)
     return z
@@ -128,13 +135,13 @@ def group_norm_forward_kernel(
     for channel_start in range(0, channels, TILE.block_channels):
         for pixel_start in range(0, pixels, TILE.block_pixels):
             at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
-            normalized = (load_at(x_ptr + image, at) - mean[:, None]) * rstd[:, None]
-            z = affine(normalized, weight_ptr, bias_ptr, first, at, TILE)
+            deviation = load_at(x_ptr + image, at) - mean[:, None]
+            z = affine(deviation, rstd[:, None], weight_ptr, bias_ptr, first, at, TILE)
             store_at(y_ptr + image, activate(z, ACTIVATION), at)
 
 
 @triton.jit
-def normalized_and_dz(
+def deviation_and_dz(
     grad_ptr,
     x_ptr,
     weight_ptr,
@@ -147,13 +154,13 @@ def normalized_and_dz(
     ACTIVATION: constexpr,
     TILE: constexpr,
 ):
-    """(n, dz) of a tile; dz is 0 where there is nothing."""
-    normalized = (load_at(x_ptr, at) - mean) * rstd
+    """(x - mean, dz) of a tile; dz is 0 where there is nothing."""
+    deviation = load_at(x_ptr, at) - mean
     dz = load_at(grad_ptr, at)
     if ACTIVATION.name != "identity":
-        z = affine(normalized, weight_ptr, bias_ptr, first, at, TILE)
+        z = affine(deviation, rstd, weight_ptr, bias_ptr, first, at, TILE)
         dz *= activation_derivative(activate(z, ACTIVATION) if SPEC.reads_output else z, ACTIVATION)
-    return normalized, dz
+    return deviation, dz
 
 
 @triton.jit
@@ -195,7 +202,7 @@ def group_norm_backward_kernel(
         db = tl.zeros((SHAPE_0, SHAPE_1), tl.float32)
         for pixel_start in range(0, pixels, TILE.block_pixels):
             at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
-            n, dz = normalized_and_dz(
+            deviation, dz = deviation_and_dz(
                 grad_ptr + image,
                 x_ptr + image,
                 weight_ptr,
@@ -208,12 +215,12 @@ def group_norm_backward_kernel(
                 ACTIVATION,
                 TILE,
             )
-            dw += dz * n
+            dw += dz * deviation
             db += dz
         channel = tl.arange(0, TILE.block_channels)
         in_channels = channel < channels - channel_start
         channel += first + channel_start
-        channel_dw = tl.sum(dw, axis=PIXEL_AXIS)
+        channel_dw = tl.sum(dw, axis=PIXEL_AXIS) * rstd
         channel_db = tl.sum(db, axis=PIXEL_AXIS)
         partial = (program // groups).to(tl.int64) * groups * channels
         if weight_partial_ptr is not None:
@@ -228,12 +235,12 @@ def group_norm_backward_kernel(
         mean_g += tl.sum(channel_db, axis=0)
     if dx_ptr is not None:
         elements = tl.cast(channels, tl.float32) * tl.cast(pixels, tl.float32)
-        mean_gn = (mean_gn / elements)[:, None]
-        mean_g = (mean_g / elements)[:, None]
+        slope = (mean_gn / elements * rstd * rstd)[:, None]
+        shift = (mean_g / elements * rstd)[:, None]
         for channel_start in range(0, channels, TILE.block_channels):
             for pixel_start in range(0, pixels, TILE.block_pixels):
                 at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
-                n, g = normalized_and_dz(
+                deviation, dz = deviation_and_dz(
                     grad_ptr + image,
                     x_ptr + image,
                     weight_ptr,
@@ -246,9 +253,8 @@ def group_norm_backward_kernel(
                     ACTIVATION,
                     TILE,
                 )
-                if weight_ptr is not None:
-                    g *= load_channel(weight_ptr, first, at, TILE)
-                store_at(dx_ptr + image, (g - mean_g - n * mean_gn) * rstd, at)
+                dx = dz * scale_of(rstd, weight_ptr, first, at, TILE) - shift - deviation * slope
+                store_at(dx_ptr + image, dx, at)
 
 
 @costs(group_norm_forward_kernel)

@@ -43,11 +43,15 @@ from tinynet_kernels.tiles import Target, ceil_div, current_target
 
 
 class Affine(NamedTuple):
-    """What a normalization applies to a program's channels, to be broadcast over a tile; `scale` is rstd weight."""
+    """What a normalization applies to a program's channels.
 
-    mean: Any
+    Attributes:
+        rstd: [block_channels].
+        mean, scale, bias: to be broadcast over a tile; `scale` is rstd weight.
+    """
+
     rstd: Any
-    weight: Any
+    mean: Any
     scale: Any
     bias: Any
 
@@ -62,9 +66,8 @@ def affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC: co
     weight = load_channels(weight_ptr, channel, share.in_channels, 1.0)
     bias = load_channels(bias_ptr, channel, share.in_channels, 0.0)
     return Affine(
+        1.0 / deviation,
         of_channels(mean, SPEC),
-        of_channels(1.0 / deviation, SPEC),
-        of_channels(weight, SPEC),
         of_channels(weight / deviation, SPEC),
         of_channels(bias, SPEC),
     )
@@ -84,7 +87,7 @@ def load_gradients(
     READS_OUTPUT: constexpr,
     TILE: constexpr,
 ):
-    """xhat and dZ of a tile; `strides` are the kernel's last four numbers.
+    """x - mean and dZ of a tile; `strides` are the kernel's last four numbers.
 
     `saved` is None without a residual, else y where the derivative `READS_OUTPUT`, and the residual where it doesn't.
     z is computed as in `normalize_kernel`, so that a step of the activation falls on the same side.
@@ -101,7 +104,7 @@ def load_gradients(
             if READS_OUTPUT:
                 source = activate(source, ACTIVATION)
         dz *= activation_derivative(source, ACTIVATION)
-    return deviation * affine.rstd, dz
+    return deviation, dz
 
 
 @triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
@@ -141,7 +144,7 @@ def norm_sums_kernel(
     dbias = zero_tile(SPEC, TILE)
     for step in range(share.steps):
         place = place_of(share, step, outer, inner, SPEC, TILE)
-        normalized, dz = load_gradients(
+        deviation, dz = load_gradients(
             grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, READS_OUTPUT, TILE
         )
         if dz_ptr is not None:
@@ -149,11 +152,11 @@ def norm_sums_kernel(
         if dx_ptr is not None:
             store_tile(dx_ptr, dz * affine.scale, share, place, stride_yo, stride_ya, SPEC, TILE)
         if partial_ptr is not None:
-            dweight += dz * normalized  # masked lanes add 0, since dY is 0 there, or belong to a channel of NaN
+            dweight += dz * deviation  # masked lanes add 0, since dY is 0 there, or belong to a channel of NaN
             dbias += dz
     if partial_ptr is not None:
         partial = partial_of(partial_ptr, share.part, channels, share, TILE)
-        tl.store(partial, sum_of_positions(dweight, SPEC), mask=share.in_channels)
+        tl.store(partial, sum_of_positions(dweight, SPEC) * affine.rstd, mask=share.in_channels)
         tl.store(partial + channels, sum_of_positions(dbias, SPEC), mask=share.in_channels)
 
 
@@ -234,12 +237,12 @@ def norm_input_gradient_kernel(
         total_dbias = zero_tile(SPEC, TILE)
         for step in range(share.steps):
             place = place_of(share, step, outer, inner, SPEC, TILE)
-            normalized, dz = load_gradients(
+            deviation, dz = load_gradients(
                 grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, READS_OUTPUT, TILE
             )
-            total_dweight += dz * normalized  # masked lanes add 0, as in `norm_sums_kernel`
+            total_dweight += dz * deviation  # masked lanes add 0, as in `norm_sums_kernel`
             total_dbias += dz
-        dweight = sum_of_positions(total_dweight, SPEC)
+        dweight = sum_of_positions(total_dweight, SPEC) * affine.rstd
         dbias = sum_of_positions(total_dbias, SPEC)
     if share.part == 0:
         if dweight_ptr is not None:
@@ -249,17 +252,16 @@ def norm_input_gradient_kernel(
     count = (outer * inner).to(tl.float32) * SPEC.members
     if SPEC.groups_share:
         count *= share.statistics // channels
-    mean_dweight = of_channels(dweight / count, SPEC)
-    mean_dbias = of_channels(dbias / count, SPEC)
+    # Where channels share statistics, their sums are already multiplied by w.
+    outer_factor = of_channels(affine.rstd, SPEC) if SPEC.members > 1 else affine.scale
+    slope = of_channels(dweight / count * affine.rstd, SPEC) * outer_factor
+    shift = of_channels(dbias / count, SPEC) * outer_factor
     for step in range(share.steps):
         place = place_of(share, step, outer, inner, SPEC, TILE)
-        normalized, dz = load_gradients(
+        deviation, dz = load_gradients(
             grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, READS_OUTPUT, TILE
         )
-        if SPEC.members > 1:
-            dx = (dz * affine.weight - mean_dbias - normalized * mean_dweight) * affine.rstd
-        else:
-            dx = (dz - mean_dbias - normalized * mean_dweight) * affine.scale
+        dx = dz * affine.scale - shift - deviation * slope
         store_tile(dx_ptr, dx, share, place, stride_yo, stride_ya, SPEC, TILE)
 
 

@@ -88,10 +88,11 @@ def norm_statistics_kernel(
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     count, mean, squares = statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC, TILE)
-    part, statistics = share.part.to(tl.int64), share.statistics
+    part, statistics, statistic = share.part.to(tl.int64), share.statistics, share.statistic
     if SPEC.groups_share:
-        part, statistics = part * (share.statistics // channels) + share.group, channels
-    partial = partial_ptr + part * 3 * statistics + statistic_of(share, SPEC, TILE)
+        part = part * (share.statistics // channels) + share.group
+        statistics, statistic = channels, statistic_of(share, SPEC, TILE)
+    partial = partial_ptr + part * 3 * statistics + statistic
     tl.store(partial, tl.zeros_like(mean) + count, mask=share.in_channels)
     tl.store(partial + statistics, mean, mask=share.in_channels)
     tl.store(partial + 2 * statistics, squares, mask=share.in_channels)

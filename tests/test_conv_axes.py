@@ -99,6 +99,30 @@ def test_small_tiles(axes: int, transposed: bool, device: str) -> None:
         check(axes, transposed, tensors(axes, (20, 18, 1), transposed, torch.float32, device), "gelu", padding=1)
 
 
+@pytest.mark.parametrize("activation", [None, "tanh", "gelu"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_windows_that_cover_the_image(axes: int, stride: int, activation: Any, device: str) -> None:
+    """The one output pixel's gradient, and a transposed convolution of one pixel, are plain products."""
+    size = (5, 4, 3)[-axes:]
+    for dtype, function in ((torch.float32, activation), (torch.bfloat16, None)):
+        values: list[Any] = [torch.randn(3, 6, *size), torch.randn(20, 6, *size) / 8, torch.randn(20)]
+        values = [value.to(device, dtype).requires_grad_() for value in values]
+        launches = check(axes, False, values, function, stride=stride)
+        assert "linear_input_gradient_kernel" in launches
+        assert not any("convolution_input_gradient" in name for name in launches)
+        values = [torch.randn(3, 20, *(1,) * axes), torch.randn(20, 6, *size) / 8, torch.randn(6)]
+        for without_bias in (False, True):
+            inputs = [value.to(device, dtype).requires_grad_() for value in values[: 2 if without_bias else 3]]
+            launches = check(axes, True, inputs, function, stride=stride)
+            assert "linear_forward_kernel" in launches
+    padded = [torch.randn(3, 6, *size), torch.randn(20, 6, *size) / 8, torch.randn(20)]
+    check(axes, False, [value.to(device).requires_grad_() for value in padded], activation, stride=stride, padding=1)
+    one = [torch.randn(3, 20, *(1,) * axes), torch.randn(20, 6, *size) / 8, torch.randn(6)]
+    options = {"stride": 2, "output_padding": 1}
+    check(axes, True, [value.to(device).requires_grad_() for value in one], activation, **options)
+
+
 def test_windows_of_planes_and_of_one_tap(device: str) -> None:
     """A volume whose windows see single planes is a batch of planes; one tap is a linear layer."""
     x = torch.randn(2, 16, 4, 6, 5, device=device, requires_grad=True)

@@ -4,9 +4,11 @@
 
 With a stride, each tap reaches only the input pixels of one phase (d mod stride, h mod stride, w mod stride), so each
 phase is a dense convolution of its own with stride 1 and its own taps: r0, r0 + step, ..., where step is the stride
-over its common divisor with the dilation. Phases are a grid axis and none multiplies by zero; a masked loop over all
-taps would take stride^2 times the products. Where the tiles would leave most of a GPU idle, their steps are split over
-programs, and a second launch adds the parts (`split_product.finish_product`).
+over its common divisor with the dilation. Each phase has programs and none multiplies by zero; a masked loop over all
+taps would take stride^2 times the products. Programs of the phases of one tile follow each other: they read the same
+dZ. Where one window covers the whole image, each image is a row of a plain product (`linear.py`). Where the tiles would
+leave most of a GPU idle, their steps are split over programs, and a second launch adds the parts
+(`split_product.finish_product`).
 
 A transposed convolution is the data gradient of the convolution that maps its result to its input, followed by bias
 and activation. All tensors are channels_last. Depthwise convolutions are in `depthwise`. Source:
@@ -48,8 +50,8 @@ from tinynet_kernels.conv.winograd.forward import WinogradConvolution, winograd_
 from tinynet_kernels.conv.winograd.tiles import asks_for_full_precision, is_eligible, winograd_tile
 from tinynet_kernels.gemm import GROUP, tile_start
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
-from tinynet_kernels.linear import linear_input_gradient
+from tinynet_kernels.layout import as_images, as_rows, channels_before, channels_behind, empty_channels_last
+from tinynet_kernels.linear import linear_forward, linear_input_gradient
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.split_product import SplitProduct, finish_product
 from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register, product_splits
@@ -77,25 +79,27 @@ def convolution_input_gradient_kernel(
     ACTIVATION: constexpr,
     TILE: constexpr,
 ):
-    """dX, one [block_m pixels, block_n channels] tile of one phase per program; grid axes are tiles, phases, groups.
+    """dX, one [block_m pixels, block_n channels] tile of one phase per program; grid axes are tiles and phases, the
+    latter first, parts, groups.
 
     A step is one tap of block_k output channels, taps innermost; from a tap to the next, the input pixel stays.
     WINDOW.even says that block_k divides the group's output channels; offsets are relative to the tile's first image,
     as in `convolution_forward_kernel`. Stored is act(dX + b), and dX + b itself unless z_ptr is None.
-    Where WINDOW.split, each phase has several parts on its grid axis, and dx is fp32 [parts, N, D, H, W, C].
+    Where WINDOW.split, there are several parts, and dx is fp32 [parts, N, D, H, W, C].
     """
     PHASES: constexpr = WINDOW.stride_d * WINDOW.stride_h * WINDOW.stride_w
     N = widened(N, WINDOW.wide)
     H = widened(H, WINDOW.wide)
     Q = widened(Q, WINDOW.wide)
     group_inputs = widened(group_inputs, WINDOW.wide)
-    phase = phase_of(tl.program_id(1) % PHASES if WINDOW.split else tl.program_id(1), D, H, W, WINDOW)
-    part = Part(tl.program_id(1) // PHASES, tl.num_programs(1) // PHASES)
+    phase = phase_of(tl.program_id(0) % PHASES, D, H, W, WINDOW)
+    program = tl.program_id(0) // PHASES
+    part = Part(tl.program_id(1), tl.num_programs(1))
     group = tl.program_id(2)
     pixels = N * pixels_of_phase(phase, WINDOW)
-    if tl.program_id(0) >= tl.cdiv(pixels, TILE.block_m) * tl.cdiv(group_inputs, TILE.block_n):
+    if program >= tl.cdiv(pixels, TILE.block_m) * tl.cdiv(group_inputs, TILE.block_n):
         return
-    pixel_start, column_start = tile_start(tl.program_id(0), pixels, group_inputs, WINDOW, TILE)
+    pixel_start, column_start = tile_start(program, pixels, group_inputs, WINDOW, TILE)
     pixel = pixel_start + tl.arange(0, TILE.block_m)
     columns_left = group_inputs - column_start
     column = tl.arange(0, TILE.block_n) % columns_left  # past the end: copies, never stored
@@ -167,7 +171,7 @@ def _input_gradient_problem(
     parts = product_splits(tiles * window.phases_with_taps * spec.groups, steps, target)
     problem = Problem(
         convolution_input_gradient_kernel,
-        (tiles, math.prod(strides) * parts, spec.groups),
+        (tiles * math.prod(strides), parts, spec.groups),
         *(shape.N, *shape.sides, group_inputs, shape.group_outputs),
         WINDOW=window._replace(wide=wide, even=shape.group_outputs % tile.block_k == 0, split=parts > 1),
         ACTIVATION=(IDENTITY if parts > 1 else activation).compiled,
@@ -197,6 +201,8 @@ def convolution_input_gradient(
     K, group_inputs = weight.shape[:2]
     if spec.is_pointwise(weight.shape[2:]):
         return as_images(linear_input_gradient(as_rows(dz), weight.view(K, -1), dtype), dz)
+    if spec.covers_image(weight.shape[2:], size):
+        return _as_whole_images(linear_input_gradient(as_rows(dz), _filters(weight), dtype), size)
     dx = empty_channels_last(dz, (dz.shape[0], group_inputs * spec.groups, *size), dtype)
     if group_inputs == 1 and spec.groups > 1:
         return depthwise_input_gradient(dz, weight, dx, spec)
@@ -225,12 +231,27 @@ def transposed_convolution_forward(
         activation: fused into the epilogue.
         save: whether a backward will follow.
     """
+    if spec.covers_image(weight.shape[2:], size):
+        repeated = None if bias is None else bias.repeat(math.prod(size))
+        y, z = linear_forward(as_rows(x), _filters(weight).t(), repeated, activation, save=save)
+        z = _as_whole_images(z, size) if z is not None and activation.reads_input else None
+        return _as_whole_images(y, size), z
     y = empty_channels_last(x, (x.shape[0], weight.shape[1] * spec.groups, *size))
     z = torch.empty_like(y) if save and activation.reads_input else None
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
     _launch(x, weight, bias, y, z, spec, activation)
     return y, z
+
+
+def _filters(weight: torch.Tensor) -> torch.Tensor:
+    """A channels_last weight [K, C, *kernel size] viewed as the matrix [K, taps * C]."""
+    return channels_behind(weight).reshape(weight.shape[0], -1)
+
+
+def _as_whole_images(rows: torch.Tensor, size: Sizes) -> torch.Tensor:
+    """Contiguous rows [N, pixels * C] viewed as a channels_last [N, C, *size]."""
+    return channels_before(rows.view(rows.shape[0], *size, -1))
 
 
 def _launch(

@@ -63,6 +63,11 @@ class ConvolutionSpec(NamedTuple):
         """Whether each output pixel is a linear layer of one input pixel: a plain matrix product."""
         return max(kernel_size) == 1 and max(self.stride) == 1 and not self.is_padded and self.groups == 1
 
+    def covers_image(self, kernel_size: Sizes, size: Sizes) -> bool:
+        """Whether the one window there is has every pixel of an image as a tap: a linear layer of whole images."""
+        plain = max(self.dilation) == 1 and not self.is_padded and self.groups == 1
+        return plain and tuple(size) == tuple(kernel_size)
+
     @property
     def is_padded(self) -> bool:
         """Whether the result depends on zeros around the image, or leaves pixels of it out."""

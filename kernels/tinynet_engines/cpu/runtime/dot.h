@@ -410,6 +410,19 @@ static void pack_b(const struct dot_product *d, int depth, float *out, float *li
   }
 }
 
+// out[0..count) = line[0..count), and zeros up to `room`
+INLINE void copy_halves(const uint16_t *line, int count, int room, uint16_t *restrict out) {
+#if defined(__AVX512BW__)
+  for (int k = 0; k < room; k += 32) {  // short lines, as of a row of taps, are one load and one store
+    __mmask32 given = count - k >= 32 ? ~0u : count > k ? (1u << (count - k)) - 1 : 0u;
+    __mmask32 stored = room - k >= 32 ? ~0u : (1u << (room - k)) - 1;
+    _mm512_mask_storeu_epi16(out + k, stored, _mm512_maskz_loadu_epi16(given, line + k));
+  }
+#else
+  for (int k = 0; k < room; k++) out[k] = k < count ? line[k] : 0;
+#endif
+}
+
 // A as pairs of bf16 along k: [m][k / 2] if its lines run along k, else [k / 2][m]
 static struct a_view pack_a_pairs(const struct operand *a, int along_k, int depth, uint32_t *out) {
   int rows = a->valid[0], half = (depth + 1) / 2;
@@ -418,12 +431,12 @@ static struct a_view pack_a_pairs(const struct operand *a, int along_k, int dept
     for (int m = 0; m < rows; m++) {
       const uint16_t *line = (const uint16_t *)operand_line(a, 0, m, ELEMENT_BF16, &step);
       uint16_t *restrict into = (uint16_t *)(out + (int64_t)m * half);
-      if (depth % 2 || !line) into[2 * half - 1] = 0;
-      if (!line) memset(into, 0, 2 * (size_t)depth);
-      else if (step == 1)
-        for (int k = 0; k < depth; k++) into[k] = line[k];
-      else
-        for (int k = 0; k < depth; k++) into[k] = line[k * step];
+      if (line && step == 1) {
+        copy_halves(line, depth, 2 * half, into);
+        continue;
+      }
+      memset(into, 0, 4 * (size_t)half);
+      for (int k = 0; line && k < depth; k++) into[k] = line[k * step];
     }
     return (struct a_view){out, half, 0};
   }

@@ -9,10 +9,10 @@
 // bf16, fp16 and fp8 values live in fp32 variables that hold representable numbers only; memory holds the bits.
 INLINE float load_bf16(uint16_t bits) { return float_from_bits((uint32_t)bits << 16); }
 INLINE uint16_t store_bf16(float value) { return (uint16_t)(bits_from_float(value) >> 16); }
+// The shift up is the last step, so that compilers drop it where `store_bf16` follows. NaN becomes one NaN, as in PyTorch.
 INLINE float round_bf16(float value) {
-  uint32_t bits = bits_from_float(value);
-  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  return float_from_bits(value != value ? (bits | 0x400000u) & 0xffff0000u : rounded);
+  uint32_t bits = bits_from_float(value), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return float_from_bits((value != value ? 0x7fc0u : rounded) << 16);
 }
 
 INLINE float load_f16(uint16_t bits) {

@@ -52,5 +52,7 @@ def test_refuses(device: str) -> None:
         glu(torch.randn(2, 3, device=device), 1)
     with pytest.raises(TypeError, match="input"):
         glu(torch.ones(2, 4, dtype=torch.int64, device=device))
+    with pytest.raises(TypeError, match="dim must be an integer"):
+        glu(torch.randn(2, 4, device=device), 1.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(IndexError):
         glu(torch.randn(2, 4, device=device), 2)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tinynet.ops import kernels
-from tinynet.ops.arguments import route_floating
+from tinynet.ops.arguments import as_integer, route_floating
 from tinynet.ops.operator import Operator, contiguous_like
 
 glu_operator = Operator(
@@ -23,13 +23,16 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         ValueError: an odd size along `dim`.
-        TypeError: an input that is not floating point.
+        TypeError: an input that is not floating point, or a dim that is no integer.
 
     Source: torch.nn.functional.glu.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(glu, (input,), input, dim)
+    axis = as_integer(dim)
+    if axis is None:
+        raise TypeError(f"glu: dim must be an integer, got {dim!r}")
     route = route_floating("glu", None, ("input",), input)
-    if input.dim() == 0 or input.shape[dim] % 2:
-        raise ValueError(f"glu: the size of input {tuple(input.shape)} along dim {dim} must be even")
-    return glu_operator(route, input.contiguous(), dim)
+    if input.dim() == 0 or input.shape[axis] % 2:
+        raise ValueError(f"glu: the size of input {tuple(input.shape)} along dim {axis} must be even")
+    return glu_operator(route, input.contiguous(), axis)

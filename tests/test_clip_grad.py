@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import tinynet
 from tinynet.nn.utils import clip_grad_norm_, clip_grad_value_
+from tinynet_kernels import clip_grad
 from tinynet_kernels.tiles import Target
 
 pytestmark = pytest.mark.kernels
@@ -63,6 +65,19 @@ def test_tiny_gradients(device: str) -> None:
     clip_grad_norm_(ours, 1e-7)
     torch.nn.utils.clip_grad_norm_(exact, 1e-7)
     assert_gradients_close(ours, exact, 8 * UNIT[torch.float32])
+
+
+def test_memory_after_the_partial_sums_is_not_read(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = clip_grad.gradient_partials
+
+    def before_nan(*arguments: Any) -> Tensor:
+        partial = compute(*arguments)
+        return torch.cat([partial, torch.full_like(partial, torch.nan)])[: len(partial)]
+
+    monkeypatch.setattr(clip_grad, "gradient_partials", before_nan)
+    ours, exact = parameters(device)
+    assert_close(clip_grad_norm_(ours, 0.3), torch.nn.utils.clip_grad_norm_(exact, 0.3), 8 * UNIT[torch.float32])
+    assert_gradients_close(ours, exact, 4 * UNIT[torch.float32])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -146,6 +146,22 @@ def test_pooling(m: int, size: tuple[int, int], activation: str, device: str) ->
     assert FORWARD in launches
 
 
+@pytest.mark.parametrize("m", [2, 4])
+def test_pooling_takes_the_first_of_equal_values(m: int, device: str) -> None:
+    """Weights of 0: all pixels are b, and dW says which of them had the gradient."""
+    inputs = tensors(2, 16, 8, 8, 20, 1, device)
+    inputs[1].detach().zero_()
+    with forced(m):
+        launches = check_against_reference(
+            partial(conv2d, padding=1, pool=2),
+            lambda x, weight, bias: F.max_pool2d(F.conv2d(x, weight, bias, padding=1), 2),
+            *inputs,
+            error=ERROR[m],
+            gradient_errors=[4 * ERROR[m]] * 3,
+        )
+    assert FORWARD in launches
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("m", [2, 4])
 def test_16_bits_are_rounded_before_what_follows(m: int, dtype: torch.dtype, device: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 UNIT = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ODD_SIZES = (1, 17, 63, 129)
+ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty"), (Tensor, "new_empty_strided"))
+EMPTY = torch.empty
+FENCE = 64  # elements after an allocated tensor
 
 
 def tolerance(dtype: torch.dtype, reduction_length: int = 1) -> float:
@@ -40,14 +44,40 @@ def assert_close(actual: Tensor, expected: Tensor, error: float, name: str = "re
 
 @contextmanager
 def nan_filled_memory() -> Iterator[None]:
-    """Every `torch.empty` holds NaN (or the largest integer), so that an unwritten element is noticed."""
+    """Every `torch.empty` and the memory after it hold NaN (or the largest integer).
+
+    So an element that is read before it is written is noticed, and so is whatever is read or written past the end.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
+    fences: list[tuple[Tensor, Tensor]] = []
     try:
-        yield
+        with ExitStack() as stack:
+            for owner, name in ALLOCATORS:
+                stack.enter_context(mock.patch.object(owner, name, _fenced(getattr(owner, name), fences)))
+            yield
+        for fence, original in fences:
+            assert torch.equal(fence, original), "memory after the end of a tensor was written"
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def _fenced(allocate: Callable[..., Tensor], fences: list[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    """An allocator of tensors that are followed by a fence, which it adds to the list with a copy."""
+
+    def allocate_fenced(*args: Any, **options: Any) -> Tensor:
+        tensor = allocate(*args, **options)
+        if type(tensor) is not Tensor or not tensor.numel() or tensor.is_meta:
+            return tensor
+        length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        memory = EMPTY(length + FENCE, dtype=tensor.dtype, device=tensor.device)
+        fence = memory[length:].view(torch.uint8)
+        fences.append((fence, fence.clone()))
+        with torch.no_grad():
+            return tensor.set_(memory.untyped_storage(), 0, tensor.shape, tensor.stride())  # pyright: ignore
+
+    return allocate_fenced
 
 
 @contextmanager

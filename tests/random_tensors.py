@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from helpers import DTYPES
+from helpers import DTYPES, FENCE
 from hypothesis import note
 from hypothesis import strategies as st
 from torch import Tensor
@@ -101,12 +101,12 @@ def tensors(
 
     Its dimensions are in any order in memory; one may take every other element, one may be expanded (stride 0); a size
     of 1 may have an odd stride; it may start one element into its memory, which is misaligned. The memory between its
-    elements holds NaN, or the largest integer.
+    elements and after them holds NaN, or the largest integer.
 
     Args:
         values: takes a shape and a generator.
         differentiable: whether it may require a gradient.
-        dense: whether its elements must fill their memory.
+        dense: whether its elements must have no memory between them.
     """
     dimensions = list(range(len(shape)))
     orders = st.permutations(dimensions)
@@ -126,7 +126,7 @@ def tensors(
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     content = values(tuple(shape), generator=generator).to(dtype)
     between = math.nan if dtype.is_floating_point else torch.iinfo(dtype).max
-    memory = torch.full((offset + length,), between, dtype=dtype, device=device)
+    memory = torch.full((offset + length + FENCE,), between, dtype=dtype, device=device)
     tensor = memory.as_strided(shape, strides, offset)
     if expanded is None:
         tensor.copy_(content)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from forced_tiles import GPU, forced_tiles
-from helpers import UNIT, assert_close, counted_launches
+from helpers import UNIT, assert_close, counted_launches, nan_filled_memory
 from torch import Tensor
 
 import tinynet
@@ -45,7 +45,7 @@ def assert_gradients_close(ours: list[Tensor], exact: list[Tensor], error: float
 def test_norm(norm_type: float, max_norm: float, dtype: torch.dtype, device: str) -> None:
     ours, exact = parameters(device, dtype)
     unclipped = torch.zeros(3, device=device, requires_grad=True)
-    with counted_launches() as launches:
+    with counted_launches() as launches, nan_filled_memory():
         norm = clip_grad_norm_([*ours, unclipped], max_norm, norm_type)
     assert launches == ["gradient_norm_kernel", "clip_norm_kernel"] and unclipped.grad is None
     expected = torch.nn.utils.clip_grad_norm_(exact, max_norm, norm_type)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tinynet import nn
 from tinynet.ops.arguments import REDUCTIONS
 from tinynet.ops.ctc_loss import ctc_loss, ctc_loss_operator
+from tinynet_kernels.ctc_loss import ctc_loss_backward, ctc_loss_forward
 
 kernels = pytest.mark.kernels
 
@@ -182,6 +183,21 @@ GIVEN = {
 def test_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ctc_loss(**{**GIVEN, **change})
+
+
+@kernels
+def test_a_label_out_of_range_is_its_own_sequences_alone(device: str) -> None:
+    """Its loss is NaN; the other sequence's gradient is as without it."""
+    x = torch.randn(5, 2, 4, device=device).log_softmax(2)
+    losses, gradients = [], []
+    for label in (2, 4):
+        targets = torch.tensor([[3, 1], [1, label]], device=device)
+        given = x, targets, torch.tensor([5, 5], device=device), torch.tensor([1, 2], device=device)
+        _, loss, alpha = ctc_loss_forward(*given, 0, False)
+        losses.append(loss)
+        gradients.append(ctc_loss_backward(torch.ones(2, device=device), *given, loss, alpha, 0, False))
+    assert losses[1].isnan().tolist() == [False, True]
+    assert torch.equal(gradients[0][:, 0], gradients[1][:, 0])
 
 
 @kernels

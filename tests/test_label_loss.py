@@ -21,6 +21,7 @@ from tinynet.ops.margin_loss import (
     multilabel_margin_loss_operator,
 )
 from tinynet.ops.nll_loss import nll_loss, nll_loss_operator
+from tinynet_kernels import nll_loss as nll_kernels
 
 kernels = pytest.mark.kernels
 
@@ -184,6 +185,14 @@ def test_labels_out_of_range(function: Callable[..., Tensor], device: str) -> No
             function(x, target)
     else:
         assert function(x, target, reduction="none").isnan().tolist() == [False, True, False, False]
+
+
+@kernels
+def test_a_label_out_of_range_has_no_gradient(device: str) -> None:
+    """Nor does it write that of the next row."""
+    x, target = scores(4, 3, device=device).detach(), torch.tensor([0, 3, 2, 1], device=device)
+    dx = nll_kernels.nll_loss_backward(torch.ones(4, device=device), x, target, None, None, -100, "none")
+    assert dx.tolist() == [[-1, 0, 0], [0, 0, 0], [0, 0, -1], [0, -1, 0]]
 
 
 ROWS = {"input": torch.randn(4, 3), "target": torch.tensor([0, 1, 2, 0])}

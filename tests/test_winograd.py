@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from forced_tiles import forced_tiles
 from helpers import (
     assert_close,
@@ -26,8 +28,10 @@ from tinynet.functional import conv2d
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import as_activation
 from tinynet_kernels.activation_spec import IDENTITY
+from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv import forward
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Normalization
+from tinynet_kernels.conv.winograd.patches import grid_of, squares_of
 from tinynet_kernels.conv.winograd.tiles import WinogradTile, winograd_tile, winograd_weight_tile
 from tinynet_kernels.launch import INTERPRETED
 from tinynet_kernels.tiles import Target
@@ -82,6 +86,23 @@ def test_forward_and_gradients(m: int, problem: Any, own_filters: bool, device: 
     assert not any(name.startswith("convolution_") for name in launches)
 
 
+@triton.jit
+def first_pixels_kernel(out_ptr, start, N, H, W, C, COUNT: constexpr):
+    """Where the squares of COUNT tiles from `start` on begin, in elements of x."""
+    squares = squares_of(0, start, start + COUNT, grid_of(N, H, W, 4), H, W, C, 0, 0, 4, COUNT)
+    tl.store(out_ptr + tl.arange(0, COUNT), squares.base + squares.offset)  # in bounds: [COUNT]
+
+
+def test_offsets_are_from_the_first_image_of_a_program(device: str) -> None:
+    """So that they fit an int32 in a batch of 2^32 elements."""
+    N, H, W, C, tiles = 1 << 18, 16, 16, 64, 16
+    out = torch.empty(tiles, dtype=torch.int64, device=device)
+    first_pixels_kernel[(1,)](out, (N - 1) * tiles, N, H, W, C, tiles)
+    rows = torch.arange(0, H, 4, device=device)[:, None] * W
+    expected = ((N - 1) * H * W + rows + torch.arange(0, W, 4, device=device)) * C
+    assert torch.equal(out, expected.flatten())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("own_filters", [True, False])
 def test_16_bits_round_once(own_filters: bool, dtype: torch.dtype, device: str) -> None:
@@ -122,6 +143,22 @@ def test_pooling(m: int, size: tuple[int, int], activation: str, device: str) ->
         with torch.no_grad():
             _, weight, bias = inputs
             assert conv2d(torch.full_like(inputs[0], math.nan), weight, bias, padding=1, pool=2).isnan().all()
+    assert FORWARD in launches
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_pooling_takes_the_first_of_equal_values(m: int, device: str) -> None:
+    """Weights of 0: all pixels are b, and dW says which of them had the gradient."""
+    inputs = tensors(2, 16, 8, 8, 20, 1, device)
+    inputs[1].detach().zero_()
+    with forced(m):
+        launches = check_against_reference(
+            partial(conv2d, padding=1, pool=2),
+            lambda x, weight, bias: F.max_pool2d(F.conv2d(x, weight, bias, padding=1), 2),
+            *inputs,
+            error=ERROR[m],
+            gradient_errors=[4 * ERROR[m]] * 3,
+        )
     assert FORWARD in launches
 
 

@@ -152,8 +152,8 @@ def activation_cases(target: Target) -> Iterator[Case]:
         yield Case(f"derivative {name}", partial(activation.activation_input_gradient, x, x, function))
     for dtype, (rows, columns) in itertools.product(DTYPES, ((65536, 512), (100, 10), (64, 1 << 16))):
         x, name = _empty(rows, 2 * columns, dtype=dtype), f"{_text(dtype)} {(rows, columns)}"
-        yield Case(f"glu forward {name}", partial(glu.glu_forward, x))
-        yield Case(f"glu backward {name}", partial(glu.glu_backward, _empty(rows, columns, dtype=dtype), x))
+        yield Case(f"glu forward {name}", partial(glu.glu_forward, x, 1))
+        yield Case(f"glu backward {name}", partial(glu.glu_backward, _empty(rows, columns, dtype=dtype), x, 1))
         for shape in ((rows, columns, 1), (8, rows // 4, columns)):
             x, weight = _empty(*shape, dtype=dtype), _empty(shape[1], dtype=dtype)
             yield Case(f"prelu forward {_text(dtype)} {shape}", partial(prelu.prelu_forward, x, weight))

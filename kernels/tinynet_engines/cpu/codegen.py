@@ -216,7 +216,7 @@ class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, LoopWr
         if owner is not None and owner.name == "tt.load":
             inner = self.analysis.unit_dimension(owner.operands[0])
         buffer = self.new_buffer(value)
-        if owner is not None and owner.name == "tt.join":
+        if self._halves(value):
             self._fill_joined(buffer, value)
         else:
             self.fill(buffer, value, self.needed_ends(value), inner)
@@ -225,12 +225,12 @@ class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, LoopWr
 
     def _fill_joined(self, buffer: Buffer, value: Value) -> None:
         """Evaluate a join, or joins of joins, into a buffer: one loop computes all parts of an element."""
-        parts = [(value, ())]
-        while all(part not in self.forms and part.owner and part.owner.name == "tt.join" for part, _ in parts):
+        parts: list[tuple[Value, tuple[Index, ...]]] = [(value, ())]
+        while all(self._halves(part) for part, _ in parts):
             parts = [
-                (self.analysis.resolve(operand), (Index(str(half)), *last))
+                (half, (Index(str(place)), *last))
                 for part, last in parts
-                for half, operand in enumerate(part.owner.operands)
+                for place, half in enumerate(self._halves(part))
             ]
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
@@ -239,6 +239,13 @@ class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, LoopWr
             return [f"{place} = {text};" for place, text in zip(places, texts, strict=True)]
 
         self.loops(parts[0][0].type.shape, body)
+
+    def _halves(self, value: Value) -> list[Value]:
+        """The operands of a join that is not in memory; of anything else, none."""
+        owner = value.owner
+        if value in self.forms or owner is None or owner.name != "tt.join":
+            return []
+        return [self.analysis.resolve(operand) for operand in owner.operands]
 
     def needed_ends(self, value: Value) -> dict[int, End]:
         """By dimension: the end of the elements that are ever used, if before the end of the shape."""

@@ -412,7 +412,7 @@ def norm_backward(
         if dz is not None:
             operands |= {"grad_ptr": dz, "saved_ptr": None}
             input_gradient = _problems(x.shape, x.stride(), per_sample, IDENTITY, target, members).input_gradient
-        if walk.groups_share:
+        if walk.groups_share and partial is not None:
             operands["partial_ptr"] = sum_partials(partial)
         operands |= {"dx_ptr": dx, "dweight_ptr": dweight if adds else None, "dbias_ptr": dbias if adds else None}
         input_gradient.launch_named(**operands, eps=eps)

@@ -153,6 +153,9 @@ LIGHT_ACTIVATIONS = frozenset({"identity", "relu", "leaky_relu", "relu6", "hardt
 _HEAVY_ACTIVATIONS = frozenset({"mish", "softplus", "log_sigmoid"})
 
 
+_LONGEST_CPU_TILE = 1 << 15  # elements of an fp32 tile that leaves the second-level cache to the operands
+
+
 @lru_cache(maxsize=4096)
 def linear_tile(
     M: int,
@@ -179,6 +182,7 @@ def linear_tile(
     if target.kind == "cpu":
         while tile.block_n > 32 and ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n) < target.processors:
             tile = tile._replace(block_n=tile.block_n // 2)
+        return with_more_rows(tile, M, N, target)
     if target.kind not in ("cuda", "hip"):
         return tile
     if aligned and dtype is not torch.float32:
@@ -189,6 +193,22 @@ def linear_tile(
     elif activation == "identity" or (activation in LIGHT_ACTIVATIONS and not derivative):
         return tile
     return min(tile, fit_stages(smaller[0], dtype, target), key=lambda each: each.block_m * each.block_n)
+
+
+def with_more_rows(tile: GemmTile, M: int, N: int, target: Target) -> GemmTile:
+    """The tile on a CPU, of a product [M, K] x [K, N].
+
+    Each program packs its [K, BLOCK_N]: so there are few long ones, but enough to share among the threads.
+    """
+    block_m = tile.block_m
+    programs = 1 if target.processors == 1 else 4 * target.processors
+    while (
+        block_m < M
+        and block_m * tile.block_n < _LONGEST_CPU_TILE
+        and ceil_div(M, 2 * block_m) * ceil_div(N, tile.block_n) >= programs
+    ):
+        block_m *= 2
+    return tile._replace(block_m=block_m)
 
 
 def _deeper(tile: GemmTile, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> GemmTile:

@@ -20,11 +20,11 @@ from tinynet_kernels.tiles import (
     keeps_operands_in_registers,
     power_of_2_at_least,
     split_count,
+    with_more_rows,
 )
 
 FEW_CHANNELS = 16  # below this a tap's channels are too thin a step for a matrix instruction
 _CACHED_BYTES = 512 << 10  # half of a small second-level cache: the other half is for the tiles themselves
-_LONGEST_CPU_TILE = 1 << 15  # elements of an fp32 tile that leaves the second-level cache to the operands
 _DEEPEST_CPU_STEP = 256  # channels of one step of the reduction
 _MANY_COLUMNS = 512  # of one tile that holds several taps: its sums stay in the second-level cache
 
@@ -130,23 +130,12 @@ def convolution_tile(
 
 
 def _of_long_products(tile: GemmTile, pixels: int, channels_out: int, channels_in: int, target: Target) -> GemmTile:
-    """The tile on a CPU, where a masked step takes no longer than its channels.
-
-    Each program packs the weights: so there are few long ones, but enough to share among the threads.
-    """
-    block_m, block_n = tile.block_m, tile.block_n
-    programs = 1 if target.processors == 1 else 4 * target.processors
-    while (
-        block_m < pixels
-        and block_m * block_n < _LONGEST_CPU_TILE
-        and ceil_div(pixels, 2 * block_m) * ceil_div(channels_out, block_n) >= programs
-    ):
-        block_m *= 2
-    while block_n > 32 and ceil_div(pixels, block_m) * ceil_div(channels_out, block_n) < target.processors:
+    """The tile on a CPU, where a masked step takes no longer than its channels."""
+    tile = with_more_rows(tile, pixels, channels_out, target)
+    block_n = tile.block_n
+    while block_n > 32 and ceil_div(pixels, tile.block_m) * ceil_div(channels_out, block_n) < target.processors:
         block_n //= 2
-    return tile._replace(
-        block_m=block_m, block_n=block_n, block_k=min(_DEEPEST_CPU_STEP, max(16, power_of_2_at_least(channels_in)))
-    )
+    return tile._replace(block_n=block_n, block_k=min(_DEEPEST_CPU_STEP, max(16, power_of_2_at_least(channels_in))))
 
 
 @lru_cache(maxsize=4096)

@@ -30,6 +30,8 @@ CASES = {
     "11x11 stride 4": ((1, 4, 24, 27), 5, (11, 11), {"padding": 2, "stride": 4}, True),
     "dilated rows": ((1, 3, 12, 8), 16, (3, 5), {"padding": (3, 1), "dilation": (3, 1), "stride": (2, 3)}, True),
     "same": ((1, 3, 6, 7), 4, (4, 2), {"padding": "same"}, True),
+    "gray 5x5": ((3, 1, 9, 11), 17, (5, 5), {"padding": 2}, True),
+    "gray 3x7 stride 2": ((2, 1, 12, 19), 6, (3, 7), {"stride": (1, 2)}, False),
     "one pixel": ((1, 2, 1, 1), 1, (3, 3), {"padding": 1}, True),
 }
 

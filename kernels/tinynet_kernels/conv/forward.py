@@ -11,7 +11,8 @@ statistics follows, that:
                     materialized. One step is one tap of block_k channels (`window.sum_over_taps`)
     2 to 15         the same product, but one step is block_k (tap, channel) pairs: a tap alone would be too thin
     1               no product: taps unrolled (`depthwise`)
-    2 to 4          on a CPU, without groups: a step is one row of taps with all channels (`patches.py`)
+    2 to 4          on a CPU, without groups: a step is one row of taps with all channels (`patches.py`); one
+                    channel too, with windows of 5 columns and more
     2, 4, 8, 16     on a CPU, where groups have as many outputs: products side by side (`grouped.py`)
 
 Where the tiles of 16 and more channels would leave most of a GPU idle, their steps are split over programs, and a

@@ -26,6 +26,7 @@ from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.tiles import GemmTile, Target, ceil_div, power_of_2_at_least
 
 _MOST_CHANNELS = 4
+_FEWEST_TAPS = 5  # of one channel in a row: a product of fewer takes longer than no product
 _PADDED_LINES = 8  # of one program
 
 
@@ -125,9 +126,10 @@ def convolution_patches_forward_kernel(
 
 
 def multiplies_patches(channels: int, kernel_size: Sizes, spec: ConvolutionSpec, target: Target) -> bool:
-    """Whether a convolution of planes with so many channels is computed here; of one channel in `depthwise`."""
-    fits = 2 <= channels <= _MOST_CHANNELS and spec.groups == 1 and len(kernel_size) == 2
-    return target.kind == "cpu" and fits and spec.dilation[1] == 1 and kernel_size[1] > 1
+    """Whether a convolution of planes with so many channels is computed here; of one and few taps in `depthwise`."""
+    fits = channels <= _MOST_CHANNELS and spec.groups == 1 and len(kernel_size) == 2
+    taps = kernel_size[1]
+    return target.kind == "cpu" and fits and spec.dilation[1] == 1 and taps >= (2 if channels > 1 else _FEWEST_TAPS)
 
 
 def padded_sides(shape: ConvolutionShape, spec: ConvolutionSpec) -> tuple[int, int]:

@@ -177,8 +177,8 @@ class Analysis(Placement):
         Args:
             value: the tensor.
             dimension: the dimension to step along.
-            wraps: if given, ``arange % bound`` counts as ``arange``, and (bound, size) is added for each such
-                remainder: the step holds if every bound is at least its size.
+            wraps: if given, ``(start + arange) % bound`` counts as ``arange``, and (expression, least) is added for
+                what must hold: the step is right if every expression is at least that number.
             run: if given, the step need only hold within each run of this many indices: there ``arange // run`` is
                 constant, and ``arange % run`` counts as ``arange``.
         """
@@ -210,10 +210,14 @@ class Analysis(Placement):
             case "arith.remsi" if run and self._is_range_over(operation, run):
                 return 1
             case "arith.remsi" if wraps is not None:
-                source, bound = operands[0].owner, self.uniform(operands[1])
-                if source is None or source.name != "tt.make_range" or source.integer("start", 0) or bound is None:
+                start, bound = self._start_of_range(operands[0]), self.uniform(operands[1])
+                if start is None or bound is None or self.step(operands[0], dimension) != 1:
                     return None
-                wraps.append((self._spelled_out(bound), shape[dimension]))
+                before_end = self._spelled_out(bound)
+                if start != 0:
+                    before_end = ("-", before_end, ("%", start, before_end))
+                    wraps.append((start, 0))
+                wraps.append((before_end, shape[dimension]))
                 return 1
             case "arith.addi" | "tt.addptr" | "arith.subi":
                 left, right = (self.step(operand, dimension, wraps, run) for operand in operands)

@@ -63,6 +63,25 @@ def test_a_remainder_is_affine_under_a_condition() -> None:
     assert wraps == [(kernel.parameters[2], 16)]
 
 
+def test_a_remainder_of_a_range_that_starts_later() -> None:
+    kernel = function(
+        """    %b = tt.splat %n : i32 -> tensor<16xi32>
+    %f = tt.splat %s : i32 -> tensor<16xi32>
+    %m = arith.addi %f, %r : tensor<16xi32>
+    %w = arith.remsi %m, %b : tensor<16xi32>
+    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+    %q = tt.addptr %p, %w : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
+    %v = tt.load %q : tensor<16x!tt.ptr<f32>>
+    tt.store %q, %v : tensor<16x!tt.ptr<f32>>
+"""
+    )
+    analysis = Analysis(kernel)
+    n, s = kernel.parameters[2:]
+    wraps: list = []
+    assert analysis.step(find(kernel, "tt.load").operands[0], 0, wraps) == 1
+    assert wraps == [(s, 0), (("-", n, ("%", s, n)), 16)]
+
+
 def test_steps_within_runs() -> None:
     kernel = function(
         """    %c = arith.constant dense<8> : tensor<16xi32>

@@ -536,6 +536,30 @@ def test_joins_of_joins(size: int) -> None:
 
 
 @triton.jit
+def wrapped_product_kernel(a_ptr, b_ptr, c_ptr, M, N, first_row, first_column, K: tl.constexpr, SIZE: tl.constexpr):
+    lane, depth = tl.arange(0, SIZE), tl.arange(0, K)
+    row, column = (first_row + lane) % M, (first_column + lane) % N
+    a = tl.load(a_ptr + row[:, None] * K + depth[None, :])
+    b = tl.load(b_ptr + depth[:, None] * N + column[None, :])
+    tl.store(c_ptr + lane[:, None] * SIZE + lane[None, :], tl.dot(a, b))
+
+
+@pytest.mark.parametrize("first", [0, 7, 40, 95, 200, -9, -40, -120])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_rows_and_columns_that_wrap_around(dtype: torch.dtype, first: int) -> None:
+    """As Triton's tutorial on products; a remainder has the sign of what is divided, as in C."""
+    M, N, K, size = 48, 100, 32, 32
+    a, b = torch.randn(3 * M, K).to(dtype), torch.randn(K + 2, N).to(dtype)  # with room before and after
+    c = torch.full((size, size), math.nan)
+    wrapped_product_kernel[(1,)](a[M:], b[1:], c, M, N, first - 2, first, K=K, SIZE=size)
+    rows = [math.fmod(first - 2 + i, M) + M for i in range(size)]
+    columns = [math.fmod(first + i, N) + N for i in range(size)]
+    right = torch.stack([b.flatten()[torch.tensor(columns).long() + k * N] for k in range(K)])
+    expected = a[torch.tensor(rows).long()].double() @ right.double()
+    torch.testing.assert_close(c.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@triton.jit
 def unknown_kernel(x_ptr):
     x = tl.load(x_ptr + tl.arange(0, 16))
     y = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)

@@ -213,11 +213,10 @@ class Analysis(Placement):
                 start, bound = self._start_of_range(operands[0]), self.uniform(operands[1])
                 if start is None or bound is None or self.step(operands[0], dimension) != 1:
                     return None
-                before_end = self._spelled_out(bound)
+                bound = self._spelled_out(bound)
+                wraps.append((bound, shape[dimension]))  # first: a remainder by zero must not be computed
                 if start != 0:
-                    before_end = ("-", before_end, ("%", start, before_end))
-                    wraps.append((start, 0))
-                wraps.append((before_end, shape[dimension]))
+                    wraps += [(start, 0), (("-", bound, ("%", start, bound)), shape[dimension])]
                 return 1
             case "arith.addi" | "tt.addptr" | "arith.subi":
                 left, right = (self.step(operand, dimension, wraps, run) for operand in operands)

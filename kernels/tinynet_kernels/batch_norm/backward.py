@@ -388,13 +388,13 @@ def norm_backward(
     channels = x.shape[1]
     dx = x.new_empty_strided(x.shape, walk.stride) if wanted.x else None
     dz = x.new_empty_strided(x.shape, walk.stride) if wanted.residual else None
-    partial = None
+    partial, parts = None, walk.parts * walk.groups
     # One launch where one program has all of its channels, and stores all that is wanted.
     stores_all = walk.groups == 1 or not (wanted.weight or wanted.bias)
     alone = walk.parts == 1 and members == 1 and stores_all and dx is not None and dz is None and not given
     alone = alone and not walk.groups_share
     if not alone and (wanted.weight or wanted.bias or (wanted.x and not given)):
-        partial = x.new_empty((walk.parts * walk.groups, 2, channels), dtype=torch.float32)
+        partial = x.new_empty((parts, 2, channels), dtype=torch.float32)
     if grad.stride() != walk.stride:
         grad = x.new_empty_strided(x.shape, walk.stride).copy_(grad)
     if saved is not None:
@@ -413,9 +413,10 @@ def norm_backward(
             operands |= {"grad_ptr": dz, "saved_ptr": None}
             input_gradient = _problems(x.shape, x.stride(), per_sample, IDENTITY, target, members).input_gradient
         if walk.groups_share and partial is not None:
-            operands["partial_ptr"] = sum_partials(partial)
+            partial, parts = sum_partials(partial), 1
+            operands["partial_ptr"] = partial
         operands |= {"dx_ptr": dx, "dweight_ptr": dweight if adds else None, "dbias_ptr": dbias if adds else None}
         input_gradient.launch_named(**operands, eps=eps)
     if not adds and (dweight is not None or dbias is not None):
-        _parameters_problem(walk.parts * walk.groups, channels, target).launch(partial, dweight, dbias)
+        _parameters_problem(parts, channels, target).launch(partial, dweight, dbias)
     return NormGradients(dx, dweight, dbias, dz)

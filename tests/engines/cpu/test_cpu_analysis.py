@@ -79,7 +79,7 @@ def test_a_remainder_of_a_range_that_starts_later() -> None:
     n, s = kernel.parameters[2:]
     wraps: list = []
     assert analysis.step(find(kernel, "tt.load").operands[0], 0, wraps) == 1
-    assert wraps == [(s, 0), (("-", n, ("%", s, n)), 16)]
+    assert wraps == [(n, 16), (s, 0), (("-", n, ("%", s, n)), 16)]
 
 
 def test_steps_within_runs() -> None:

@@ -540,8 +540,14 @@ def wrapped_product_kernel(a_ptr, b_ptr, c_ptr, M, N, first_row, first_column, K
     lane, depth = tl.arange(0, SIZE), tl.arange(0, K)
     row, column = (first_row + lane) % M, (first_column + lane) % N
     a = tl.load(a_ptr + row[:, None] * K + depth[None, :])
-    b = tl.load(b_ptr + depth[:, None] * N + column[None, :])
+    b = tl.load(b_ptr + depth[:, None] * N + column[None, :], mask=(depth < K * N)[:, None], other=0.0)
     tl.store(c_ptr + lane[:, None] * SIZE + lane[None, :], tl.dot(a, b))
+
+
+def test_a_remainder_by_zero_of_masked_elements() -> None:
+    c = torch.full((32, 32), math.nan)
+    wrapped_product_kernel[(1,)](torch.randn(32, 32), torch.randn(1), c, 32, 0, 0, 5, K=32, SIZE=32)
+    assert torch.equal(c, torch.zeros(32, 32))
 
 
 @pytest.mark.parametrize("first", [0, 7, 40, 95, 200, -9, -40, -120])

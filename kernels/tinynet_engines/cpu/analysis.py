@@ -90,6 +90,7 @@ class Analysis(Placement):
         self._exact: dict[tuple[Value, str], bool] = {}
         self._constant_in_runs: dict[tuple[Value, int, int], bool] = {}
         self._loops = [operation for operation in function.walk() if operation.name == "scf.for"]
+        self.joint_yields = {loop.regions[0].terminator for loop in self._loops if _loads_halves(loop.regions[0])}
         for loop in self._loops:
             self._find_advances(loop)
         for block in self._blocks(function.blocks):
@@ -612,3 +613,8 @@ def integer_constant(operation: Operation | None) -> int | None:
     if text in ("true", "false"):
         return int(text == "true")
     return int(text) if re.match(r"-?\d+$", text) and operation.result.type.is_integer else None
+
+
+def _loads_halves(block: Block) -> bool:
+    """Whether 16-bit floats are loaded in a block, which are worth converting once for all that use them."""
+    return any(each.name == "tt.load" and each.result.type.element in ("bf16", "f16") for each in block.operations)

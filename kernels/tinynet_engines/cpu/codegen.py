@@ -18,6 +18,7 @@ from .dot_codegen import DotWriter, Leaf
 from .element_codegen import ElementWriter
 from .elements import compute_type, element_bytes, literal, rounded, storage_type, to_memory
 from .forms import ZERO, Buffer, End, Index, Nest, Scalar, valid_count
+from .halves import HalvesWriter
 from .ir import Function, Operation, UnsupportedOperation, Value
 from .kinds import is_lazy
 from .loop_codegen import LoopWriter
@@ -42,7 +43,7 @@ class GeneratedKernel:
 _LOCAL_BYTES = range(64, 1024 + 1)
 
 
-class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, LoopWriter, ReductionWriter):
+class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, HalvesWriter, LoopWriter, ReductionWriter):
     """Writes the body of one kernel.
 
     Args:
@@ -198,13 +199,18 @@ class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, LoopWr
 
     def fill(self, buffer: Buffer, value: Value, ends: dict[int, End] | None = None, inner: int | None = None) -> None:
         """Evaluate a tensor into a buffer, up to ``ends`` as in :meth:`loops`."""
-        shape = value.type.shape
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
-            text = to_memory(buffer.element, self.element(value, index, nest))
-            return [f"{self.place(buffer, index, shape)} = {text};"]
+            return [self.filled(buffer, value, index, nest)]
 
-        self.loops(shape, body, inner, ends=ends)
+        self.loops(value.type.shape, body, inner, ends=ends)
+
+    def filled(self, buffer: Buffer, value: Value, index: tuple[Index, ...], nest: Nest) -> str:
+        """C statement that assigns an element of a value to that of a buffer."""
+        place = self.place(buffer, index, value.type.shape)
+        if nest.halves is not None and self.buffer_lies_in_block(buffer, index, nest):
+            return self.assignment_in_block(buffer.element, place, value, index, nest.halves, nest)
+        return self.assignment(buffer.element, place, value, index, nest)
 
     def materialize(self, value: Value) -> Buffer:
         """Compute a tensor into a buffer now."""
@@ -324,9 +330,13 @@ class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, LoopWr
             for store in group:
                 pointer, value, *mask = store.operands
                 condition = self.element(mask[0], index, nest) if mask else "1"
-                guard = f"if ({condition}) " if condition != "1" else ""
-                text = to_memory(pointer.type.pointee, self.element(value, index, nest))
-                statements.append(f"{guard}*{self.element(pointer, index, nest)} = {text};")
+                element, place = pointer.type.pointee, f"*{self.element(pointer, index, nest)}"
+                if nest.halves is not None and self.points_in_block(pointer, condition, index, nest):
+                    statement = self.assignment_in_block(element, place, value, index, nest.halves, nest)
+                else:
+                    guard = f"if ({condition}) " if condition != "1" else ""
+                    statement = guard + self.assignment(element, place, value, index, nest)
+                statements.append(statement)
             return statements
 
         pointer = operation.operands[0]

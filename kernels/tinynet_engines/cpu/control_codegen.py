@@ -38,6 +38,7 @@ class ControlWriter:
     place: ...
     loops: ...
     fill: ...
+    filled: ...
     new_buffer: ...
     arena_scope: ...
     visit_all: ...
@@ -112,7 +113,8 @@ class ControlWriter:
             self.visit_all(body.operations[:-1] if terminator else body.operations)
             if terminator:
                 next_values = dict(zip(arguments, terminator.operands, strict=False))
-                self._assign_all([(argument, next_values[argument]) for argument in carried])
+                pairs = [(argument, next_values[argument]) for argument in carried]
+                self._assign_all(pairs, together=terminator in self.analysis.joint_yields)
                 for argument in arguments:
                     if argument in self.analysis.advances and argument not in self.analysis.same_as:
                         for increment in self.analysis.advances[argument].increments:
@@ -145,8 +147,8 @@ class ControlWriter:
             return None
         return form
 
-    def _assign_all(self, pairs: list[tuple[Value, Value]]) -> None:
-        """Assign simultaneously: every new value is computed from the old ones."""
+    def _assign_all(self, pairs: list[tuple[Value, Value]], together: bool = False) -> None:
+        """Assign simultaneously: every new value is computed from the old ones. `together`: in few loops."""
         self._pending_scalars = []
         waiting: list[Assignment] = []
         for target, value in pairs:
@@ -160,6 +162,10 @@ class ControlWriter:
             if not (isinstance(current, Buffer) and current.name == form.name):
                 waiting.append(Assignment(form, value, self._unchanged_ends(target, value)))
         copies: list[tuple[Assignment, Buffer]] = []
+        for group in _alike(waiting) if together else ():
+            if len(group) > 1 and self._may_overwrite_together(group, waiting):
+                waiting = [each for each in waiting if each not in group]
+                self._fill_together(group)
         while waiting:
             ready = next((each for each in waiting if self._may_overwrite(each, waiting)), None)
             if ready is not None:
@@ -172,6 +178,15 @@ class ControlWriter:
             copies.append((assignment, temporary))
         for assignment, temporary in copies:
             self._copy(assignment, temporary)
+
+    def _fill_together(self, group: list[Assignment]) -> None:
+        """Assign tensors of one shape in one loop, which computes once what several of them need."""
+        shape = group[0].value.type.shape
+
+        def body(index: tuple[Index, ...], nest: Nest) -> list[str]:
+            return [self.filled(target, value, index, nest) for target, value, _ in group]
+
+        self.loops(shape, body, ends=group[0].ends)
 
     def _copy(self, assignment: Assignment, source: Buffer) -> None:
         target, value, ends = assignment
@@ -189,6 +204,14 @@ class ControlWriter:
     def _commit_scalars(self) -> None:
         self.lines += self._pending_scalars
         self._pending_scalars = []
+
+    def _may_overwrite_together(self, group: list[Assignment], waiting: list[Assignment]) -> bool:
+        """Whether one loop may fill several buffers: nothing else reads them, and they themselves only in place."""
+        names = {target.name for target, _, _ in group}
+        outside = [each.value for each in waiting if each not in group]
+        if any(name in names for value in outside for name, _ in self.buffers_read(value)):
+            return False
+        return all(same for _, value, _ in group for name, same in self.buffers_read(value) if name in names)
 
     def _may_overwrite(self, assignment: Assignment, waiting: list[Assignment]) -> bool:
         """Whether a buffer may be filled now: no waiting assignment reads it, and its own reads it only in place."""
@@ -269,3 +292,12 @@ class ControlWriter:
                 self._commit_scalars()
         self.lines.append("}")
         self.preheaders.pop()
+
+
+def _alike(assignments: list[Assignment]) -> list[list[Assignment]]:
+    """Assignments grouped by shape, order in memory and ends: those of one group can share a loop."""
+    groups: dict[tuple, list[Assignment]] = {}
+    for each in assignments:
+        key = (each.value.type.shape, each.target.order, tuple(sorted(each.ends.items())))
+        groups.setdefault(key, []).append(each)
+    return list(groups.values())

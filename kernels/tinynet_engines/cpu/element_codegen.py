@@ -26,6 +26,8 @@ class ElementWriter:
     # What the kernel writer provides:
     name: ...
     scalar: ...
+    buffer_lies_in_block: ...
+    points_in_block: ...
 
     def expression(self, expression: Expression) -> str:
         """C text of an analysis expression, in 64-bit arithmetic."""
@@ -75,6 +77,11 @@ class ElementWriter:
         form = self.forms.get(value)
         if isinstance(form, Buffer):
             text = self.place(form, index, value.type.shape)
+            if nest.halves is not None and self.buffer_lies_in_block(form, index, nest):
+                text = nest.halves.read(self.name("h"), form.element, f"&{text}")
+                return self.emit(nest, level, value.type.element, text)
+            if level == nest.innermost:
+                nest.accessed.add(form.element)
             return self.emit(nest, level, value.type.element, from_memory(form.element, text))
         if value.type.is_pointer and (moving := self._affine_part(value, index)):
             return self._affine_pointer(value, index, nest, moving)
@@ -181,13 +188,17 @@ class ElementWriter:
         element = operation.result.type.element
         pointer, *optional = operation.operands
         address = self.element(pointer, index, nest)
-        read = f"gathered_half({address})" if self._gathers_halves(pointer, index) else f"*{address}"
+        read, mask = f"gathered_half({address})" if self._gathers_halves(pointer, index) else f"*{address}", "1"
         if optional:
             nest.masks.append((optional[0], index))
             mask = self.element(optional[0], index, nest)
             other = self.element(optional[1], index, nest) if len(optional) > 1 else "0"
             if mask != "1":
                 read = f"({mask} ? {read} : ({storage_type(element)}){to_memory(element, other)})"
+        if nest.halves is not None and self.points_in_block(pointer, mask, index, nest):
+            return nest.halves.read(self.name("h"), element, address)
+        if any(position.level == nest.innermost for position in index):
+            nest.accessed.add(element)
         return from_memory(element, read)
 
     def _gathers_halves(self, pointer: Value, index: tuple[Index, ...]) -> bool:

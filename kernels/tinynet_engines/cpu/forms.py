@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 from .analysis import Expression
 from .ir import Value
+
+if TYPE_CHECKING:
+    from .halves import Halves
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,23 @@ class Nest:
     """Statements of a loop nest by level: ``levels[0]`` is before the loops, ``levels[k + 1]`` inside loop k.
 
     ``known``: C text of elements that were computed; ``level_of``: the level of C texts; ``below``: by C text of an
-    index, the bounds that it stays below; ``masks``: of the loads, each with the index that it is evaluated at.
+    index, the bounds that it stays below; ``masks``: of the loads, each with the index that it is evaluated at;
+    ``accessed``: types of the elements that the innermost loop itself reads and writes; ``halves``: its blocks, if any.
     """
 
-    def __init__(self, depth: int):
+    def __init__(self, depth: int, halves: Halves | None = None):
+        self.halves = halves
+        self.accessed: set[str] = set()
         self.levels: list[list[str]] = [[] for _ in range(depth + 1)]
         self.known: dict[tuple, str] = {}
         self.level_of: dict[str, int] = {}
         self.below: dict[str, tuple[Expression, ...]] = {}
         self.masks: list[tuple[Value, tuple[Index, ...]]] = []
+
+    @property
+    def innermost(self) -> int:
+        """The level of the innermost loop."""
+        return len(self.levels) - 2
 
 
 def loop_heads(names: list[str], shape: list[int], ends: list[str] | None = None) -> tuple[list[Index], list[str]]:

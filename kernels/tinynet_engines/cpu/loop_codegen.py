@@ -12,7 +12,11 @@ from typing import NamedTuple
 
 from .analysis import Analysis
 from .forms import ZERO, End, Index, Nest, loop_heads, valid_count
+from .halves import BLOCK, HALVES, Halves
 from .placement import LONG
+
+_FEW_BLOCKS = 4  # whose values may all stay in registers
+_Written = tuple[Nest, list[str]]  # of a body: the nest, and the statements of its innermost loop
 
 
 class Cut(NamedTuple):
@@ -20,6 +24,13 @@ class Cut(NamedTuple):
 
     condition: tuple
     end: str
+
+
+class _Part(NamedTuple):
+    """A part of an innermost loop: its nest, and its lines."""
+
+    nest: Nest
+    lines: list[str]
 
 
 class LoopWriter:
@@ -57,38 +68,76 @@ class LoopWriter:
         for dimension, each in zip(order, indices, strict=True):
             index[dimension] = each
 
-        def written(known: dict[tuple, str]) -> tuple[Nest, list[str]]:
-            nest = Nest(len(heads))
-            nest.below = {index[dimension].text: end.bounds for dimension, end in (ends or {}).items()}
+        def written(known: dict[tuple, str], halves: Halves | None = None) -> _Written:
+            nest, position = Nest(len(heads), halves), list(index)
+            if halves is not None:
+                position[order[-1]] = halves.index
+            nest.below = {position[dimension].text: end.bounds for dimension, end in (ends or {}).items()}
             nest.known |= known
-            return nest, body(tuple(index), nest)
+            return nest, body(tuple(position), nest)
 
-        parts = [written({})]
-        cut = self.cut(parts[0][0], indices[-1], sizes[-1]) if vectorize and len(heads) == len(sizes) > 0 else None
-        innermost = heads[-1:]
-        if cut is not None:
-            counter, cut_at = indices[-1].text, self.name("cut")
-            self.lines.append(f"int32_t const {cut_at} = least({cut.end}, {stops[-1]});")
-            parts = [written({cut.condition: "1"}), written({cut.condition: "0"})]
-            innermost = [
-                f"for (int32_t {counter} = 0; {counter} < {cut_at}; {counter}++) {{",
-                f"for (int32_t {counter} = {cut_at}; {counter} < {stops[-1]}; {counter}++) {{",
-            ]
-        self.lines.append("{")
-        for level, head in enumerate(heads[:-1]):
-            for nest, _ in parts:
-                self.lines += nest.levels[level]
-            self.lines.append(head)
-        for nest, _ in parts:
-            self.lines += nest.levels[max(len(heads) - 1, 0)]
-        if heads:
-            for head, (nest, statements) in zip(innermost, parts, strict=True):
-                if vectorize:
-                    self.lines.append("#pragma GCC ivdep")
-                self.lines += [head, *nest.levels[-1], *statements, "}"]
+        nest, statements = written({})
+        if not heads:
+            self.lines += ["{", *nest.levels[0], *statements, "}"]
+            return
+        if vectorize and len(heads) == len(sizes):
+            parts = self._vectorized(nest, statements, indices[-1], sizes[-1], stops[-1], written)
         else:
-            self.lines += parts[0][1]
-        self.lines.append("}" * max(len(heads), 1))
+            pragma = ["#pragma GCC ivdep"] if vectorize else []
+            parts = [_Part(nest, [*pragma, heads[-1], *nest.levels[-1], *statements, "}"])]
+        self.lines.append("{")
+        for level, head in enumerate(heads):
+            for part in parts:
+                self.lines += part.nest.levels[level]
+            self.lines += [head] if level < len(heads) - 1 else [line for part in parts for line in part.lines]
+        self.lines.append("}" * len(heads))
+
+    def _vectorized(
+        self, nest: Nest, statements: list[str], along: Index, size: int, stop: str, written: Callable[..., _Written]
+    ) -> list[_Part]:
+        """The parts of an innermost loop that the compiler vectorizes: where a mask ends it is cut."""
+        cut, end = self.cut(nest, along, size), stop
+        if cut is not None:
+            end = self.name("cut")
+            self.lines.append(f"int32_t const {end} = least({cut.end}, {stop});")
+            nest, statements = written({cut.condition: "1"})
+        parts = self._blocks(along, size, end, written) if size >= BLOCK and nest.accessed & {*HALVES} else []
+        parts.append(self._plain(along, "whole" if parts else "0", end, nest, statements))
+        if cut is not None:
+            parts.append(self._plain(along, end, stop, *written({cut.condition: "0"})))
+        return parts
+
+    def _plain(self, along: Index, begin: str, end: str, nest: Nest, statements: list[str]) -> _Part:
+        counter = along.text
+        head = f"for (int32_t {counter} = {begin}; {counter} < {end}; {counter}++) {{"
+        return _Part(nest, ["#pragma GCC ivdep", head, *nest.levels[-1], *statements, "}"])
+
+    def _blocks(self, along: Index, size: int, stop: str, written: Callable[..., _Written]) -> list[_Part]:
+        """The loop over all whole blocks, which end at the C variable ``whole``; nothing if blocks would not help."""
+        first, lane = self.name("i"), self.name("j")
+        halves = Halves(Index(f"({first} + {lane})", along.level), lane)
+        nest, statements = written({}, halves)
+        cut = self.cut(nest, halves.index, size)
+        if cut is not None:
+            halves = Halves(halves.index, lane)
+            nest, statements = written({cut.condition: "1"}, halves)
+        if not halves.are_worth_it(nest):
+            return []
+        condition = " && ".join(["1", *dict.fromkeys(halves.conditions)])
+        lines = [
+            f"int32_t const whole = {condition} ? ({stop}) & ~{BLOCK - 1} : 0;",
+            *([f"#pragma GCC unroll {_FEW_BLOCKS}"] if size <= _FEW_BLOCKS * BLOCK else []),
+            f"for (int64_t {first} = 0; {first} < whole; {first} += {BLOCK}) {{",
+            *halves.before,
+            "#pragma GCC ivdep",
+            f"for (int32_t {lane} = 0; {lane} < {BLOCK}; {lane}++) {{",
+            *nest.levels[-1],
+            *statements,
+            "}",
+            *halves.after,
+            "}",
+        ]
+        return [_Part(nest, lines)]
 
     def cut(self, nest: Nest, along: Index, size: int) -> Cut | None:
         """Where a mask of the nest's loads ends on the way along an index, if its loop is worth cutting."""

@@ -66,6 +66,7 @@ class Placement:
     store_group: dict[Operation, tuple[Operation, ...]]
     materialized: set[Value]
     _costs: dict[Value, int]
+    joint_yields: set[Operation]
 
     # What the analysis provides:
     resolve: ...
@@ -112,11 +113,18 @@ class Placement:
             seen.add(user)
             for site in self._sites_through(value, user, elementwise):
                 leader = self.store_group.get(site.operation, (site.operation,))[-1]
-                key = (leader, site.operand if leader.name in _PER_OPERAND else -1)
+                key = (leader, self._loop_of_operand(leader, site.operand) if leader.name in _PER_OPERAND else -1)
                 if key in found and found[key].elementwise and not site.elementwise:
                     found[key] = Site(found[key].operation, found[key].operand, False)
                 found.setdefault(key, site)
         return list(found.values())
+
+    def _loop_of_operand(self, root: Operation, operand: int) -> int:
+        """A number for the loop that evaluates an operand of a root: tensors of one shape are carried on in one."""
+        if root not in self.joint_yields:
+            return operand
+        shape = root.operands[operand].type.shape
+        return next(position for position, each in enumerate(root.operands) if each.type.shape == shape)
 
     def _sites_through(self, value: Value, user: Operation, elementwise: bool) -> list[Site]:
         if not is_lazy(user) or not user.results[0].type.is_tensor:

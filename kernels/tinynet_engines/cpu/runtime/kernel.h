@@ -32,6 +32,8 @@ INLINE uint16_t store_f16(float value) {
 }
 INLINE float round_f16(float value) { return load_f16(store_f16(value)); }
 
+#include "halves.h"
+
 // 16 bits from an even address, for vector loads at arbitrary places: gathers exist for 32 bits only. The aligned word
 // around the value is in the same page.
 INLINE uint16_t gathered_half(const uint16_t *place) {

@@ -22,7 +22,7 @@ from tinynet_kernels.conv.depthwise.rows import row_of_pixels
 from tinynet_kernels.conv.depthwise.statistics import store_row_statistics
 from tinynet_kernels.conv.depthwise.tiles import divide_rows, forward_tile
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionWindow
-from tinynet_kernels.conv.window import inside, store_activated, with_bias
+from tinynet_kernels.conv.window import inside, of_channels, store_activated, with_bias
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.tiles import Target
 
@@ -129,8 +129,13 @@ def compute_channels(
     channel = (start + tl.arange(0, BLOCK))[None, :]
     in_block = (tl.arange(0, BLOCK) < columns)[None, :]
     sums = sums_of_block(row, q, channel, in_block, PIXELS, FIRST, LAST, ALL_ROWS, WINDOW, TILE)
+    if e.bias is not None:
+        bias = of_channels(e.bias, start, tl.arange(0, BLOCK) < columns)
     for i in tl.static_range(PIXELS):  # pyright: ignore
-        z = with_bias(sums[i], e.bias, e.mean, e.variance, e.scale, e.shift, start, columns, WINDOW)
+        z = sums[i]
+        if e.bias is not None:  # read once for all pixels
+            z += bias
+        z = with_bias(z, None, e.mean, e.variance, e.scale, e.shift, start, columns, WINDOW)
         pixel = row.pixel + q + i
         store_activated(z, e.y, e.z, None, None, pixel, pixel + 1, start, columns, TILE.channels, ACTIVATION, WINDOW)
 

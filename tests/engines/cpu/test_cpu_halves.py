@@ -125,3 +125,32 @@ def test_a_loop_carries_several_tensors(dtype: torch.dtype, steps: int) -> None:
         turned = turned.view(2, size // 2).t().flatten() + wide
         first, second, last = second, first + 2 * wide, (last.float() * 0.5 + wide).to(dtype)
     torch.testing.assert_close(y, torch.stack([first, second, last.float(), turned]))
+
+
+@triton.jit
+def product_kernel(a_ptr, b_ptr, c_ptr, rows, depth, stride, ROWS: tl.constexpr, DEPTH: tl.constexpr, N: tl.constexpr):
+    row, k, column = tl.arange(0, ROWS)[:, None], tl.arange(0, DEPTH), tl.arange(0, N)[None, :]
+    total = tl.zeros((ROWS, N), tl.float32)
+    for part in range(2):
+        start = a_ptr + part * depth
+        a = tl.load(start + row * stride + k[None, :], mask=(row < rows) & (k[None, :] < depth), other=0.0)
+        b = tl.load(b_ptr + (part * depth + k[:, None]) * N + column, mask=k[:, None] < depth, other=0.0)
+        total += tl.dot(a, b)
+    tl.store(c_ptr + row * N + column, total, mask=row < rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("depth", "stride"), [(1, 2), (3, 6), (5, 13), (9, 20), (15, 31), (16, 32)])
+@pytest.mark.parametrize("first", [0, 1])
+def test_products_of_odd_rows_read_nothing_behind_them(dtype: torch.dtype, depth: int, stride: int, first: int) -> None:
+    """Rows of A may begin at an odd place and have an odd length; what lies between them is NaN."""
+    rows, columns = 29, 48
+    memory = torch.full((rows * stride + first,), torch.nan, dtype=dtype)
+    a = memory[first:].view(rows, stride)[:, : 2 * depth]
+    a.copy_(torch.randn(rows, 2 * depth))
+    b = torch.randn(2 * depth, columns).to(dtype)
+    padded_b = torch.nn.functional.pad(b, (0, 64 - columns))
+    c = torch.full((rows, 64), torch.nan)
+    product_kernel[(1,)](memory[first:], padded_b, c, rows, depth, stride, ROWS=32, DEPTH=16, N=64)
+    torch.testing.assert_close(c[:, :columns].double(), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
+    assert (c[:, columns:] == 0).all()

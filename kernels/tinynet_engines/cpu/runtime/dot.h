@@ -58,7 +58,7 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
   int fetches = (form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) && !pairs;  // columns of pairs are copies
   for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
     const uint32_t *data = part->a, *const *table = part->a_table, *line[TILE_ROWS];
-    int64_t stride = part->a_stride, depth = part->depth;
+    int64_t stride = part->a_stride, depth = part->depth - (pairs ? part->odd : 0);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
       line[i] = (form == A_ROW_TABLE ? table[row + i] : a_has_rows ? data + (row + i) * stride : data) + depth;
@@ -86,6 +86,17 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
         for (int j = 0; j < vectors; j++) sum[i][j] = multiply_add(sum[i][j], left, right[j], pairs);
       }
       if (form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) column += stride;
+    }
+    if (!pairs || !a_has_rows || !part->odd) continue;
+    vector right[2];  // the last pair is half of one: what follows in a row of A is not read
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; j++) right[j] = *(const vector *)(b + j * LANES);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+      uint16_t left;
+      memcpy(&left, line[i], 2);
+#pragma GCC unroll 2
+      for (int j = 0; j < vectors; j++) sum[i][j] = multiply_add(sum[i][j], left, right[j], pairs);
     }
   }
 #pragma GCC unroll 16
@@ -493,7 +504,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   struct product_part part = {.b = d->packed_b, .depth = pairs ? (depth + 1) / 2 : depth};
   part.panel_depth = pairs ? (d->k + 1) / 2 : d->k;
   int axis = contiguous_axis(&d->a);  // 1: contiguous along k, 0: along m
-  int direct = d->kind == ELEMENT_F32 ? axis >= 0 : pairs && axis == 1 && depth % 2 == 0;
+  int direct = d->kind == ELEMENT_F32 ? axis >= 0 : pairs && axis == 1;
   *form = axis == 0 ? A_COLUMN_MAJOR : A_ROW_MAJOR;
   if (axis >= 0 && (!d->a.rows || axis == 0) && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);
   if (part.b_table) *form = axis == 0 ? A_COLUMN_MAJOR_B_ROWS : A_ROW_MAJOR_B_ROWS;
@@ -504,6 +515,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
     part.b = panels;
     part.panel_depth = part.depth;
   }
+  part.odd = direct && pairs && depth % 2;
   if (direct && d->a.rows) {
     int entries = axis == 1 ? rows : depth;
     const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * entries);

@@ -39,7 +39,8 @@ struct product_part {
   const void *a_table;
   const float *b;              // panels, or NULL:
   const void *const *b_table;  // rows of B, read in place
-  int32_t depth, panel_depth;
+  int32_t depth, panel_depth;  // of pairs for bf16
+  int32_t odd;                 // whether a row of A ends in the middle of its last pair
   int32_t a_in_place;  // whether `a` is the product's operand itself, not a copy
 };
 enum { LARGEST_QUEUE = 16 };

@@ -46,6 +46,18 @@ INLINE void add_groups(int rows, int width, int kind, const void *const *a, cons
   int64_t first = narrow ? column : column / width * width;
   vector x[GROUP_ROWS];
 #if defined(__AVX512BF16__)
+  if (kind == ELEMENT_BF16 && width == LANES) {  // one group: its pairs are broadcast as they are read
+#pragma GCC unroll 8
+    for (int pair = 0; pair < width / 2; pair++) {
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; i++) {
+        uint32_t left;
+        memcpy(&left, (const uint16_t *)a[i] + first + 2 * pair, 4);
+        sum[i] = multiply_add(sum[i], left, b[pair], 1);
+      }
+    }
+    return;
+  }
   if (kind == ELEMENT_BF16) {  // lanes of x are pairs of elements
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.grouped import GroupTile, multiplies_groups
+from tinynet_kernels.conv.grouped import GroupTile
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes
 from tinynet_kernels.conv.window import (
     elements_before,
@@ -150,15 +150,6 @@ def _problem(
     return problem, splits
 
 
-def sums_over_groups(inputs: int, outputs: int, groups: int, dtype: torch.dtype, target: Target) -> bool:
-    """Whether the weight gradient of a convolution of so many channels is computed here.
-
-    In 16 bits a dense product of 16 channels is faster where the processor multiplies pairs.
-    """
-    is_dense = dtype.itemsize == 2 and inputs == 16 * groups
-    return multiplies_groups(inputs, outputs, groups, target) and not is_dense
-
-
 def group_weight_tile(pixels: int, groups: int, width: int) -> GroupTile:
     """The tile of a weight gradient in `groups` of `width` channels."""
     block_groups = min(128 // width, max(16 // width, power_of_2_at_least(groups)))
@@ -173,7 +164,7 @@ def groups_weight_gradient(
     channels_last: bool,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """dW [C, width, *kernel size] where `sums_over_groups`; as `weight_gradient.convolution_weight_gradient`."""
+    """dW [C, width, *kernel size] where `multiplies_groups`; as `weight_gradient.convolution_weight_gradient`."""
     target = current_target()
     problem, splits = _problem(x.shape, dz.shape, x.dtype, spec, kernel_size, channels_last, target)
     C = x.shape[1]

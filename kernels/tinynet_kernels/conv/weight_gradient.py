@@ -26,7 +26,8 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.depthwise.launch import depthwise_weight_gradient
-from tinynet_kernels.conv.grouped_weight_gradient import groups_weight_gradient, sums_over_groups
+from tinynet_kernels.conv.grouped import multiplies_groups
+from tinynet_kernels.conv.grouped_weight_gradient import groups_weight_gradient
 from tinynet_kernels.conv.patches import multiplies_patches, padded_image
 from tinynet_kernels.conv.patches_weight_gradient import (
     convolution_patches_weight_gradient_kernel,
@@ -437,7 +438,7 @@ def convolution_weight_gradient(
         dw = depthwise_weight_gradient(dy, x, spec, kernel_size, dtype)
         return _in_order(dw, (K, *kernel_size, 1), channels_last), None
     target = current_target()
-    if activation is None and sums_over_groups(C, K, spec.groups, x.dtype, target):
+    if activation is None and multiplies_groups(C, K, spec.groups, target):
         return groups_weight_gradient(dy, x, spec, tuple(kernel_size), channels_last, dtype), None
     dtype = x.dtype if dtype is None else dtype
     group_inputs = C // spec.groups

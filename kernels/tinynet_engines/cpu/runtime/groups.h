@@ -212,6 +212,15 @@ static void dot_groups(const struct group_product *p) {
 
 // --------------------------------------------------------------------------------------------- sums over rows
 
+#if defined(__AVX512BF16__)
+// LANES pairs of bf16: of an element of one line and that of another
+INLINE vector pairs_of_lines(const void *even, const void *odd, int64_t start) {
+  __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)((const uint16_t *)even + start)));
+  __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)((const uint16_t *)odd + start)));
+  return (vector)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+#endif
+
 // c[width][LANES] += sum over REDUCED_ROWS rows of a's groups times b, for the vector of columns at `column`
 INLINE void reduce_kernel(int width, int kind, const void *const *a, const void *const *b, int64_t column, float *c,
                           int64_t c_stride) {
@@ -221,7 +230,33 @@ INLINE void reduce_kernel(int width, int kind, const void *const *a, const void 
   int64_t first = narrow ? column : column / width * width;
   for (int start = 0; start < width; start += block) {
     vector sum[16] = {0};  // several of each: a processor adds to others while it waits for one
-    for (int row = 0; row < REDUCED_ROWS; row += chains) {
+    int row = 0;
+#if defined(__AVX512BF16__)
+    for (; kind == ELEMENT_BF16 && row < REDUCED_ROWS; row += 2 * chains) {  // pairs of rows
+#pragma GCC unroll 4
+      for (int chain = 0; chain < chains; chain++) {
+        const void *const *left = a + row + 2 * chain, *const *right = b + row + 2 * chain;
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+          __builtin_prefetch((const char *)left[i + REDUCED_ROWS] + column * element_bytes(kind));
+          __builtin_prefetch((const char *)right[i + REDUCED_ROWS] + column * element_bytes(kind));
+        }
+        vector x = pairs_of_lines(left[0], left[1], first + start), z = pairs_of_lines(right[0], right[1], column);
+        uint32_t pairs[LANES] __attribute__((aligned(64)));
+        const uint32_t *broadcast = pairs;
+        if (!narrow) {
+          *(vector *)pairs = x;
+          __asm__("" : "+r"(broadcast) : : "memory");  // to read pairs from memory, which takes no shuffle
+        }
+#pragma GCC unroll 16
+        for (int d = 0; d < block; d++) {
+          vector pair = narrow ? __builtin_shuffle(x, group + d) : (vector)_mm512_set1_epi32((int)broadcast[d]);
+          sum[chain * block + d] = (vector)_mm512_dpbf16_ps((__m512)sum[chain * block + d], (__m512bh)pair, (__m512bh)z);
+        }
+      }
+    }
+#endif
+    for (; row < REDUCED_ROWS; row += chains) {
 #pragma GCC unroll 4
       for (int chain = 0; chain < chains; chain++) {
         const void *line = a[row + chain];

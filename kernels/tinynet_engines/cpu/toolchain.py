@@ -24,12 +24,12 @@ _TRAILER = b"tinynet-cpu-1"
 _COMPILERS = ("gcc", "clang", "cc")
 _ISA_FLAGS = {
     "avx512": ["-march=native", "-mprefer-vector-width=512"],
-    "avx2": ["-mavx2", "-mfma", "-mbmi2", "-mtune=native"],
+    "avx2": ["-mavx2", "-mfma", "-mbmi2", "-mf16c", "-mtune=native"],
     "plain": [],
 }
 _ISA_FEATURES = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"},
-    "avx2": {"avx2", "fma", "bmi2"},
+    "avx2": {"avx2", "fma", "bmi2", "f16c"},
     "plain": set(),
 }
 _FLAGS = [

@@ -25,18 +25,6 @@ INLINE halves_of_block lower_halves(words_of_block words) {
 INLINE void store_block_bf16(uint16_t *to, const float *from) {
   *(halves_of_block *)to = lower_halves(*(const words_of_block *)from >> 16);
 }
-INLINE void load_block_f16(float *to, const uint16_t *from) {
-  __builtin_prefetch(from + 64);
-  floats_of_block values;
-  __asm__("vcvtph2ps %1, %0" : "=v"(values) : "v"(*(const halves_of_block *)from));
-  *(floats_of_block *)to = values;
-}
-INLINE void round_block_f16(uint16_t *to, const float *from) {
-  halves_of_block halves;
-  __asm__("vcvtps2ph $0, %1, %0" : "=v"(halves) : "v"(*(const floats_of_block *)from));
-  *(halves_of_block *)to = halves;
-}
-INLINE void store_block_f16(uint16_t *to, const float *from) { round_block_f16(to, from); }
 #else
 INLINE void load_block_bf16(float *to, const uint16_t *from) {
   for (int i = 0; i < BLOCK; i++) to[i] = load_bf16(from[i]);
@@ -44,14 +32,41 @@ INLINE void load_block_bf16(float *to, const uint16_t *from) {
 INLINE void store_block_bf16(uint16_t *to, const float *from) {
   for (int i = 0; i < BLOCK; i++) to[i] = store_bf16(from[i]);
 }
+#endif
+
+#if defined __F16C__
+#if defined __AVX512F__
+enum { CONVERTED = 16 };
+#else
+enum { CONVERTED = 8 };
+#endif
+typedef float converted_floats __attribute__((vector_size(4 * CONVERTED), may_alias));
+typedef uint16_t converted_halves __attribute__((vector_size(2 * CONVERTED), aligned(2), may_alias));
+
+INLINE void load_block_f16(float *to, const uint16_t *from) {
+  __builtin_prefetch(from + 64);
+  for (int i = 0; i < BLOCK; i += CONVERTED) {
+    converted_floats values;
+    __asm__("vcvtph2ps %1, %0" : "=v"(values) : "v"(*(const converted_halves *)(from + i)));
+    *(converted_floats *)(to + i) = values;
+  }
+}
+INLINE void round_block_f16(uint16_t *to, const float *from) {
+  for (int i = 0; i < BLOCK; i += CONVERTED) {
+    converted_halves halves;
+    __asm__("vcvtps2ph $0, %1, %0" : "=v"(halves) : "v"(*(const converted_floats *)(from + i)));
+    *(converted_halves *)(to + i) = halves;
+  }
+}
+#else
 INLINE void load_block_f16(float *to, const uint16_t *from) {
   for (int i = 0; i < BLOCK; i++) to[i] = load_f16(from[i]);
 }
-INLINE void store_block_f16(uint16_t *to, const float *from) {
+INLINE void round_block_f16(uint16_t *to, const float *from) {
   for (int i = 0; i < BLOCK; i++) to[i] = store_f16(from[i]);
 }
-INLINE void round_block_f16(uint16_t *to, const float *from) { store_block_f16(to, from); }
 #endif
+INLINE void store_block_f16(uint16_t *to, const float *from) { round_block_f16(to, from); }
 
 #if defined __AVX512BF16__
 INLINE void round_block_bf16(uint16_t *to, const float *from) {

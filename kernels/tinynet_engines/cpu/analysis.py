@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .elements import HALVES
 from .ir import Block, Function, Operation, Value
 from .kinds import EFFECTS, READS, ROOTS, VIEWS, WRITES, is_lazy
 from .placement import Placement
@@ -617,4 +618,4 @@ def integer_constant(operation: Operation | None) -> int | None:
 
 def _loads_halves(block: Block) -> bool:
     """Whether 16-bit floats are loaded in a block, which are worth converting once for all that use them."""
-    return any(each.name == "tt.load" and each.result.type.element in ("bf16", "f16") for each in block.operations)
+    return any(each.name == "tt.load" and each.result.type.element in HALVES for each in block.operations)

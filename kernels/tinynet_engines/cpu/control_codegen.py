@@ -148,7 +148,7 @@ class ControlWriter:
         return form
 
     def _assign_all(self, pairs: list[tuple[Value, Value]], together: bool = False) -> None:
-        """Assign simultaneously: every new value is computed from the old ones. `together`: in few loops."""
+        """Assign simultaneously: every new value is computed from the old ones. `together`: those alike in one loop."""
         self._pending_scalars = []
         waiting: list[Assignment] = []
         for target, value in pairs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from .analysis import Analysis, Expression
-from .elements import compute_type, from_memory, literal, storage_type, to_memory
+from .elements import HALVES, compute_type, from_memory, literal, storage_type, to_memory
 from .forms import ZERO, Buffer, Index, Nest, Scalar
 from .ir import Function, Operation, UnsupportedOperation, Value
 from .operations import element_expression
@@ -188,7 +188,8 @@ class ElementWriter:
         element = operation.result.type.element
         pointer, *optional = operation.operands
         address = self.element(pointer, index, nest)
-        read, mask = f"gathered_half({address})" if self._gathers_halves(pointer, index) else f"*{address}", "1"
+        read = f"gathered_half({address})" if self._gathers_halves(pointer, index) else f"*{address}"
+        mask = "1"
         if optional:
             nest.masks.append((optional[0], index))
             mask = self.element(optional[0], index, nest)
@@ -203,7 +204,7 @@ class ElementWriter:
 
     def _gathers_halves(self, pointer: Value, index: tuple[Index, ...]) -> bool:
         """Whether 16-bit floats are read at no constant step along the innermost loop: addresses must be even."""
-        if pointer.type.pointee not in ("bf16", "f16") or all(position.text == "0" for position in index):
+        if pointer.type.pointee not in HALVES or all(position.text == "0" for position in index):
             return False
         innermost = max(range(len(index)), key=lambda dimension: index[dimension].level)
         base = self.analysis.base(pointer)

@@ -12,7 +12,8 @@ _COMPUTE = {"f32": "float", "f64": "double", "i1": "_Bool", "index": "int64_t"}
 _STORAGE = {"f32": "float", "f64": "double", "i1": "uint8_t", "index": "int64_t", "bf16": "uint16_t", "f16": "uint16_t"}
 # fp8 element -> bits of the fraction, bias of the exponent; those with NUZ have no negative zero, infinity or other NaN
 _FP8 = {"f8E5M2": (2, 15), "f8E4M3FN": (3, 7), "f8E5M2FNUZ": (2, 16), "f8E4M3FNUZ": (3, 8)}
-SMALL_FLOATS = ("bf16", "f16", *_FP8)
+HALVES = ("bf16", "f16")
+SMALL_FLOATS = (*HALVES, *_FP8)
 _BYTES = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2, "index": 8, "i1": 1}
 
 

@@ -8,12 +8,11 @@ elements computes with fp32 alone.
 from __future__ import annotations
 
 from .analysis import Analysis
-from .elements import element_bytes, to_memory
+from .elements import HALVES, element_bytes, to_memory
 from .forms import Buffer, Index, Nest, Scalar
 from .ir import Value
 
 BLOCK = 16  # elements, as in halves.h
-HALVES = ("bf16", "f16")
 
 
 class Halves:
@@ -69,7 +68,6 @@ class HalvesWriter:
     # What the kernel writer provides:
     name: ...
     element: ...
-    place: ...
 
     def buffer_lies_in_block(self, buffer: Buffer, index: tuple[Index, ...], nest: Nest) -> bool:
         """Whether the elements of a buffer that the lanes of a block need are neighbors."""

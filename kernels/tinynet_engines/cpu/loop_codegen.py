@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .analysis import Analysis
+from .elements import HALVES
 from .forms import ZERO, End, Index, Nest, loop_heads, valid_count
-from .halves import BLOCK, HALVES, Halves
+from .halves import BLOCK, Halves
 from .placement import LONG
 
 _FEW_BLOCKS = 4  # whose values may all stay in registers
@@ -123,9 +124,9 @@ class LoopWriter:
             nest, statements = written({cut.condition: "1"}, halves)
         if not halves.are_worth_it(nest):
             return []
-        condition = " && ".join(["1", *dict.fromkeys(halves.conditions)])
+        whole, conditions = f"({stop}) & ~{BLOCK - 1}", " && ".join(dict.fromkeys(halves.conditions))
         lines = [
-            f"int32_t const whole = {condition} ? ({stop}) & ~{BLOCK - 1} : 0;",
+            f"int32_t const whole = {f'{conditions} ? {whole} : 0' if conditions else whole};",
             *([f"#pragma GCC unroll {_FEW_BLOCKS}"] if size <= _FEW_BLOCKS * BLOCK else []),
             f"for (int64_t {first} = 0; {first} < whole; {first} += {BLOCK}) {{",
             *halves.before,

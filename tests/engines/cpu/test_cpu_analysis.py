@@ -45,15 +45,19 @@ def test_steps_of_a_tile_of_pointers() -> None:
     assert analysis.written_parameters() == [0]
 
 
-def test_a_remainder_is_affine_under_a_condition() -> None:
-    kernel = function(
-        """    %b = tt.splat %n : i32 -> tensor<16xi32>
-    %w = arith.remsi %r, %b : tensor<16xi32>
-    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+COPY_AT_W = """    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
     %q = tt.addptr %p, %w : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
     %v = tt.load %q : tensor<16x!tt.ptr<f32>>
     tt.store %q, %v : tensor<16x!tt.ptr<f32>>
 """
+
+
+def test_a_remainder_is_affine_under_a_condition() -> None:
+    kernel = function(
+        """    %b = tt.splat %n : i32 -> tensor<16xi32>
+    %w = arith.remsi %r, %b : tensor<16xi32>
+"""
+        + COPY_AT_W
     )
     analysis = Analysis(kernel)
     pointer = find(kernel, "tt.load").operands[0]
@@ -69,11 +73,8 @@ def test_a_remainder_of_a_range_that_starts_later() -> None:
     %f = tt.splat %s : i32 -> tensor<16xi32>
     %m = arith.addi %f, %r : tensor<16xi32>
     %w = arith.remsi %m, %b : tensor<16xi32>
-    %p = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
-    %q = tt.addptr %p, %w : tensor<16x!tt.ptr<f32>>, tensor<16xi32>
-    %v = tt.load %q : tensor<16x!tt.ptr<f32>>
-    tt.store %q, %v : tensor<16x!tt.ptr<f32>>
 """
+        + COPY_AT_W
     )
     analysis = Analysis(kernel)
     n, s = kernel.parameters[2:]

@@ -16,6 +16,11 @@ enum { LANES = 4, TILE_ROWS = 4 };
 #endif
 enum { PANEL = 2 * LANES, LARGEST_PANEL = 32 };
 
+// Whether products of pairs of bf16 are the fastest way: else bf16 is widened to fp32 when it is packed.
+#if defined(__AVX512BF16__) && !defined(SLOW_BF16_PAIRS)
+#define BF16_PAIRS
+#endif
+
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 // -------------------------------------------------------------------------------------------------- micro-kernels
@@ -36,7 +41,7 @@ struct a_view {
 };
 
 INLINE vector multiply_add(vector sum, uint32_t a, vector b, int pairs) {
-#if defined(__AVX512BF16__)
+#if defined(BF16_PAIRS)
   if (pairs) return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
 #endif
   return sum + float_from_bits(a) * b;
@@ -159,7 +164,7 @@ DEFINE_PRODUCT(product_column_table, A_COLUMN_TABLE, 0)
 DEFINE_PRODUCT(product_row_major_b_rows, A_ROW_MAJOR_B_ROWS, 0)
 DEFINE_PRODUCT(product_column_major_b_rows, A_COLUMN_MAJOR_B_ROWS, 0)
 DEFINE_PRODUCT(product_column_table_b_rows, A_COLUMN_TABLE_B_ROWS, 0)
-#if defined(__AVX512BF16__)
+#if defined(BF16_PAIRS)
 DEFINE_PRODUCT(product_row_major_pairs, A_ROW_MAJOR, 1)
 DEFINE_PRODUCT(product_column_major_pairs, A_COLUMN_MAJOR, 1)
 DEFINE_PRODUCT(product_row_table_pairs, A_ROW_TABLE, 1)
@@ -218,11 +223,26 @@ INLINE int contiguous_axis(const struct operand *x) {
 
 static const char zeros[4096] __attribute__((aligned(64)));
 
+// out[0..count) as fp32 from bf16
+INLINE void widen_line(const uint16_t *restrict line, int count, float *restrict out) {
+#if defined(__AVX512BW__)
+  for (int i = 0; i < count; i += 16) {  // short lines, as of a row of taps, are one load and one store
+    __mmask16 given = count - i >= 16 ? 0xffff : (__mmask16)((1u << (count - i)) - 1);
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(given, line + i));
+    _mm512_mask_storeu_epi32(out + i, given, _mm512_slli_epi32(wide, 16));
+  }
+#else
+#pragma omp simd
+  for (int i = 0; i < count; i++) out[i] = load_bf16(line[i]);
+#endif
+}
+
 // out[index][0..count) as fp32 from line `index` of the operand
 INLINE void read_line(const struct operand *x, int axis, int index, int count, int kind, float *out) {
   int64_t step;
   const char *line = operand_line(x, axis, index, kind, &step);
   if (!line || index >= x->valid[axis]) memset(out, 0, sizeof(float) * (size_t)count);
+  else if (step == 1 && kind == ELEMENT_BF16) widen_line((const uint16_t *)line, count, out);
   else if (step == 1) {
 #pragma omp simd
     for (int i = 0; i < count; i++) out[i] = read_element(line, i, kind);
@@ -340,7 +360,7 @@ INLINE void pack_b_columns(const struct operand *b, int depth, int columns, int 
 // out[i] = (even[i], odd[i]) as one pair; a NULL line is zeros
 INLINE void interleave(const uint16_t *even, const uint16_t *odd, int64_t step, int count, uint32_t *out) {
   int i = 0;
-#if defined(__AVX512BF16__)
+#if defined(BF16_PAIRS)
   if (step == 1 && 2 * (size_t)count <= sizeof zeros) {
     // A padded pixel is a line of zeros too; without this it would go through the slow loop below.
     if (!even) even = (const uint16_t *)zeros;

@@ -45,7 +45,7 @@ INLINE void add_groups(int rows, int width, int kind, const void *const *a, cons
   const lane_numbers group = lanes & ~(width - 1);  // where a lane's group begins
   int64_t first = narrow ? column : column / width * width;
   vector x[GROUP_ROWS];
-#if defined(__AVX512BF16__)
+#if defined(BF16_PAIRS)
   if (kind == ELEMENT_BF16 && width == LANES) {  // one group: its pairs are broadcast as they are read
 #pragma GCC unroll 8
     for (int pair = 0; pair < width / 2; pair++) {
@@ -212,7 +212,7 @@ static void dot_groups(const struct group_product *p) {
 
 // --------------------------------------------------------------------------------------------- sums over rows
 
-#if defined(__AVX512BF16__)
+#if defined(BF16_PAIRS)
 // LANES pairs of bf16: of an element of one line and that of another
 INLINE vector pairs_of_lines(const void *even, const void *odd, int64_t start) {
   __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)((const uint16_t *)even + start)));
@@ -231,7 +231,7 @@ INLINE void reduce_kernel(int width, int kind, const void *const *a, const void 
   for (int start = 0; start < width; start += block) {
     vector sum[16] = {0};  // several of each: a processor adds to others while it waits for one
     int row = 0;
-#if defined(__AVX512BF16__)
+#if defined(BF16_PAIRS)
     for (; kind == ELEMENT_BF16 && row < REDUCED_ROWS; row += 2 * chains) {  // pairs of rows
 #pragma GCC unroll 4
       for (int chain = 0; chain < chains; chain++) {

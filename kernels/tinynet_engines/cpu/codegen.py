@@ -24,6 +24,7 @@ from .kinds import is_lazy
 from .loop_codegen import LoopWriter
 from .operations import element_expression
 from .reduction_codegen import ReductionWriter
+from .stored_product import StoredProduct, StoredProductWriter
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,16 @@ class GeneratedKernel:
 _LOCAL_BYTES = range(64, 1024 + 1)
 
 
-class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, HalvesWriter, LoopWriter, ReductionWriter):
+class KernelWriter(
+    AtomicWriter,
+    ControlWriter,
+    DotWriter,
+    ElementWriter,
+    HalvesWriter,
+    LoopWriter,
+    ReductionWriter,
+    StoredProductWriter,
+):
     """Writes the body of one kernel.
 
     Args:
@@ -64,6 +74,7 @@ class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, Halves
         self.arena_bytes = 0
         self.persistent_bytes = 0
         self.queues: dict[Operation, str] = {}
+        self.stored_products: dict[Operation, StoredProduct] = {}
         self._pending_scalars: list[str] = []
 
     # ---------------------------------------------------------------------------------------------- the function
@@ -320,6 +331,8 @@ class KernelWriter(AtomicWriter, ControlWriter, DotWriter, ElementWriter, Halves
         if operation is not group[-1]:
             return
         self._check_overlap(operation)
+        if operation in self.stored_products and self.store_product(operation):
+            return
         bounds = self._common_bounds([store.operands[2] if len(store.operands) > 2 else None for store in group])
 
         def body(index: tuple[Index, ...], nest: Nest) -> list[str]:

@@ -195,7 +195,7 @@ class DotWriter:
         queue = self.queues[product] = self.name("queue")
         memory = self.allocate("i8", capacity * size, "scratch")
         fields = {"capacity": capacity, "count": 0, "fresh": int(fresh), "height": m, "width": n, "columns": 0}
-        fields |= {"a_ahead": 0, "b_ahead": 0, "c": total.name, "c_stride": n}
+        fields |= {"target": 0, "a_ahead": 0, "b_ahead": 0, "c": total.name, "c_stride": n}
         fields |= {"memory": f"(char *){memory}", "free": f"(char *){memory}"}
         assignments = " ".join(f"{queue}.{field} = {value};" for field, value in fields.items())
         self.lines.append(f"struct product_queue {queue}; {assignments}")

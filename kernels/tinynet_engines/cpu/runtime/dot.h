@@ -3,25 +3,7 @@
 // types, computes them together. One source serves AVX-512, AVX2 and plain C: only the lane count, the tile height, the
 // transpose and the bf16 dot differ.
 #pragma once
-#include "kernel.h"
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-enum { LANES = 16, TILE_ROWS = 12 };
-#elif defined(__AVX2__)
-#include <immintrin.h>
-enum { LANES = 8, TILE_ROWS = 6 };
-#else
-enum { LANES = 4, TILE_ROWS = 4 };
-#endif
-enum { PANEL = 2 * LANES, LARGEST_PANEL = 32 };
-
-// Whether products of pairs of bf16 are the fastest way: else bf16 is widened to fp32 when it is packed.
-#if defined(__AVX512BF16__) && !defined(SLOW_BF16_PAIRS)
-#define BF16_PAIRS
-#endif
-
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#include "targets.h"
 
 // -------------------------------------------------------------------------------------------------- micro-kernels
 
@@ -49,7 +31,8 @@ INLINE vector multiply_add(vector sum, uint32_t a, vector b, int pairs) {
 
 INLINE void fetch(const void *line) { __builtin_prefetch(line, 0, 2); }  // into the second-level cache
 
-// c[rows][columns] += sum over parts of a[rows][depth] b[depth][columns], columns = vectors * LANES of panel `panel`
+// c[rows][columns] += sum over parts of a[rows][depth] b[depth][columns], columns = vectors * LANES of panel `panel`;
+// with a target, the sums are stored there instead
 INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const struct product_queue *queue,
                          int64_t row, int64_t panel, float *c, int64_t c_stride) {
   vector sum[TILE_ROWS][2];
@@ -103,6 +86,10 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; j++) sum[i][j] = multiply_add(sum[i][j], left, right[j], pairs);
     }
+  }
+  if (queue->target) {
+    store_tile(rows, vectors, queue->target, row, panel * PANEL, sum);
+    return;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {
@@ -573,11 +560,19 @@ static void clear_rest(const struct product_queue *queue) {
 }
 
 static void finish(struct product_queue *queue) {
-  if (queue->fresh) clear_rest(queue);
+  if (queue->fresh && !queue->target) clear_rest(queue);
   if (queue->count) queue->product(queue);
   queue->count = queue->fresh = 0;
   queue->free = queue->memory;
   queue->a_ahead = queue->b_ahead = 0;
+}
+
+// Computes what is left in the queue, and stores the finished accumulator, which nothing else may read.
+static void finish_into(struct product_queue *queue, const struct product_target *target) {
+  int covers = queue->rows == target->rows && queue->columns == target->columns && queue->width % LANES == 0;
+  if (queue->count && covers) queue->target = target;
+  finish(queue);
+  if (!queue->target) store_rows(target, 0, target->rows, 0, target->columns, queue->c, queue->c_stride);
 }
 
 // `d` is the first product after the queue: record the distance of its operands from those of the queue's first part.

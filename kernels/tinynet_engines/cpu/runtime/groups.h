@@ -13,7 +13,6 @@ enum { GROUP_ROWS = 4 };
 enum { LARGEST_ROW = 1024 };  // elements: a row of zeros is in `zeros`
 enum { REDUCED_ROWS = 16, MOST_ROWS_AHEAD = 32 };
 
-typedef int32_t lane_numbers __attribute__((vector_size(4 * LANES)));
 #if defined(__AVX512F__)
 static const lane_numbers lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #elif defined(__AVX2__)

@@ -3,7 +3,7 @@
 // In assembly, because gcc 12 makes such conversions of many small shuffles; without operands in memory, because it
 // holds no array in registers along a loop that has any.
 #pragma once
-#define BLOCK 16
+enum { BLOCK = 16 };
 
 #if defined __AVX512BW__ && defined __AVX512DQ__
 typedef float floats_of_block __attribute__((vector_size(64), may_alias));
@@ -87,4 +87,3 @@ INLINE void round_block_bf16(uint16_t *to, const float *from) {
   for (int i = 0; i < BLOCK; i++) to[i] = store_bf16(round_bf16(from[i]));
 }
 #endif
-#undef BLOCK

@@ -54,7 +54,7 @@ static void fail(const struct program *program, const char *message) {
   __atomic_store_n(program->failure, message, __ATOMIC_RELAXED);
 }
 
-static const struct services services = {dot, dot_groups, reduce_groups, enqueue, enqueue_groups, finish, pack_b_for_later, print_value, fail};
+static const struct services services = {dot, dot_groups, reduce_groups, enqueue, enqueue_groups, finish, finish_into, pack_b_for_later, print_value, fail};
 
 // ----------------------------------------------------------------------------------------------------------- launch
 

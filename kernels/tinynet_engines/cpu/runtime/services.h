@@ -44,6 +44,16 @@ struct product_part {
   int32_t a_in_place;  // whether `a` is the product's operand itself, not a copy
 };
 enum { LARGEST_QUEUE = 16 };
+// The result that a finished accumulator is stored as: out[i][j] = z <= floor ? floor : z, where z = c[i][j] + bias[j].
+struct product_target {
+  void *out;
+  int64_t stride;  // of a row, in elements
+  int32_t kind;
+  int32_t columns;
+  const float *bias;  // or NULL
+  float floor;
+  int32_t rows;
+};
 struct product_queue {
   void (*product)(const struct product_queue *);  // computes what is in the queue
   int32_t capacity, count;
@@ -53,6 +63,7 @@ struct product_queue {
   float *c;
   int64_t c_stride;
   char *memory, *free;
+  const struct product_target *target;  // where the products in the queue are stored, or NULL: in c
   int64_t a_ahead, b_ahead;  // from the first part's operands to those of the first product after the queue, or 0
   struct product_part parts[LARGEST_QUEUE];
 };
@@ -91,6 +102,7 @@ struct services {
   void (*enqueue)(const struct dot_product *, struct product_queue *);
   void (*enqueue_groups)(const struct group_product *, struct product_queue *);
   void (*finish)(struct product_queue *);
+  void (*finish_into)(struct product_queue *, const struct product_target *);
   void (*pack_b)(const struct dot_product *, void *out);
   void (*print)(const struct program *, const char *prefix, const int64_t *index, int rank, int kind, double value, int64_t integer);
   void (*fail)(const struct program *, const char *message);

@@ -55,6 +55,14 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
     // A long sum reads its operands from memory: the first reader of a line prefetches the one that the next queue
     // will read in its place. Rows of A are excluded: the processor prefetches them, and no register is left for it.
     int64_t a_ahead = panel == 0 ? queue->a_ahead : 0, b_ahead = row == 0 ? queue->b_ahead : 0;
+    // Rows of A that are a few lines long: no processor foresees the next strip's from those of this one.
+    if (form == A_ROW_MAJOR && panel == 0 && part->a_in_place && row + rows < queue->rows) {
+      for (int64_t at = 0; at < depth; at += 16) {
+        const uint32_t *next = data + (row + rows) * stride + at;
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) __builtin_prefetch(next + i * stride, 0, 3);
+      }
+    }
     for (int64_t k = -depth; k != 0; k++, b += PANEL) {  // from the ends of lines: the counter is the index
       vector right[2];
       if (b_has_rows) b = (const float *)part->b_table[depth + k] + panel * PANEL;

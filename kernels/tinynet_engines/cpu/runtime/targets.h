@@ -29,7 +29,7 @@ static __attribute__((noinline)) void store_rows(const struct product_target *ta
 #if defined(__AVX512BF16__)
 // Stores the tile as bf16, unless an element is denormal, which the conversion would take for 0: then returns 0.
 INLINE int store_tile_bf16(int rows, int vectors, uint16_t *out, int64_t stride, int last, vector (*sum)[2]) {
-  __mmask16 denormal = 0, lanes = (__mmask16)((1u << last) - 1);
+  __mmask16 denormal = 0;
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 2
@@ -37,31 +37,39 @@ INLINE int store_tile_bf16(int rows, int vectors, uint16_t *out, int64_t stride,
   }
   if (denormal) return 0;
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; i++, out += stride) {
-    if (vectors == 2) _mm256_storeu_si256((void *)out, (__m256i)_mm512_cvtneps_pbh((__m512)sum[i][0]));
-    uint16_t *end = out + (vectors - 1) * LANES;
-    __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)sum[i][vectors - 1]);
-    if (last == LANES) _mm256_storeu_si256((void *)end, halves);
-    else _mm256_mask_storeu_epi16(end, lanes, halves);
+  for (int i = 0; i < rows && vectors == 2; i++)
+    _mm256_storeu_si256((void *)(out + i * stride), (__m256i)_mm512_cvtneps_pbh((__m512)sum[i][0]));
+  uint16_t *end = out + (vectors - 1) * LANES;
+  if (last == LANES) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+      _mm256_storeu_si256((void *)(end + i * stride), (__m256i)_mm512_cvtneps_pbh((__m512)sum[i][vectors - 1]));
+    return 1;
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++)
+    _mm256_mask_storeu_epi16(end + i * stride, (__mmask16)((1u << last) - 1), (__m256i)_mm512_cvtneps_pbh((__m512)sum[i][vectors - 1]));
   return 1;
 }
 #endif
 
 // Stores the tile as fp32. `last`: columns of the last vector
 INLINE int store_tile_f32(int rows, int vectors, float *out, int64_t stride, int last, vector (*sum)[2]) {
+  float *end = out + (vectors - 1) * LANES;
 #if !defined(__AVX512F__)
   if (last < LANES) return 0;
 #endif
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; i++, out += stride) {
-    if (vectors == 2) *(vector *)out = sum[i][0];
-    float *end = out + (vectors - 1) * LANES;
-    if (last == LANES) *(vector *)end = sum[i][vectors - 1];
-#if defined(__AVX512F__)
-    else _mm512_mask_storeu_ps(end, (__mmask16)((1u << last) - 1), (__m512)sum[i][vectors - 1]);
-#endif
+  for (int i = 0; i < rows && vectors == 2; i++) *(vector *)(out + i * stride) = sum[i][0];
+  if (last == LANES) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) *(vector *)(end + i * stride) = sum[i][vectors - 1];
+    return 1;
   }
+#if defined(__AVX512F__)
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++) _mm512_mask_storeu_ps(end + i * stride, (__mmask16)((1u << last) - 1), (__m512)sum[i][vectors - 1]);
+#endif
   return 1;
 }
 

@@ -1,0 +1,139 @@
+# pyright: reportArgumentType=false, reportCallIssue=false
+"""Sums of products that a store alone reads: the run-time library writes them from registers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DIRECT = "services->finish_into"
+
+
+@triton.jit
+def product_kernel(
+    a_ptr, b_ptr, bias_ptr, y_ptr, M, N, K, stored_rows, y_stride, y_step,
+    RECTIFIED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """y = rectify(a b + bias), of which the first ``stored_rows`` rows are stored."""
+    row, column, k = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
+    total = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, K, BK):
+        inside = start + k < K
+        a = tl.load(a_ptr + row[:, None] * K + (start + k), mask=(row < M)[:, None] & inside[None, :], other=0.0)
+        b = tl.load(b_ptr + (start + k)[:, None] * N + column, mask=inside[:, None] & (column < N)[None, :], other=0.0)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
+    if RECTIFIED:
+        total = tl.where(total <= 0, 0.0, total)
+    place = y_ptr + row[:, None] * y_stride + column[None, :] * y_step
+    tl.store(place, total.to(y_ptr.dtype.element_ty), mask=(row < stored_rows)[:, None] & (column < N)[None, :])
+
+
+def launch(a: Tensor, b: Tensor, bias: Tensor | None, y: Tensor, rectified: bool = False, rows: int | None = None, *,
+           BN: int = 64, BK: int = 16) -> str:  # fmt: skip
+    """Runs the kernel and returns the C text that it was compiled from."""
+    (M, K), N = a.shape, b.shape[1]
+    arguments = (a, b, bias, y, M, N, K, M if rows is None else rows, *y.stride())
+    options = {"RECTIFIED": rectified, "BM": 32, "BN": BN, "BK": BK}
+    return product_kernel[(triton.cdiv(M, 32),)](*arguments, **options).asm["c"].decode()
+
+
+def expected(a: Tensor, b: Tensor, bias: Tensor | None, rectified: bool) -> Tensor:
+    y = a.double() @ b.double() + (0 if bias is None else bias.double())
+    return torch.where(y <= 0, 0.0, y) if rectified else y
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("M", "N", "K"), [(32, 64, 16), (45, 40, 50), (12, 16, 7), (33, 1, 300), (70, 23, 0)])
+def test_products_with_bias_and_rectifier(
+    dtype: torch.dtype, rectified: bool, with_bias: bool, M: int, N: int, K: int
+) -> None:
+    a, b = torch.randn(M, K).to(dtype), torch.randn(K, N).to(dtype)
+    bias = torch.randn(N).to(dtype) if with_bias else None
+    y = torch.full((M, N), torch.nan, dtype=dtype)
+    assert DIRECT in launch(a, b, bias, y, rectified)
+    reference = expected(a, b, bias, rectified)
+    # A sum that cancels to nearly 0 keeps the rounding errors of its terms.
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    torch.testing.assert_close(y.double(), reference, rtol=tolerance, atol=max(1, K) ** 0.5 * 1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [16, 32, 40])
+def test_nothing_beside_the_stored_elements_changes(dtype: torch.dtype, columns: int) -> None:
+    """Fewer rows than were multiplied, in the middle of a larger tensor."""
+    a, b = torch.randn(40, 24).to(dtype), torch.randn(24, columns).to(dtype)
+    memory = torch.full((44, 80), 7.0, dtype=dtype)
+    y = memory[2:42, 8 : 8 + columns]
+    launch(a, b, None, y, rows=37)
+    torch.testing.assert_close(y[:37].double(), expected(a, b, None, False)[:37], rtol=2**-8, atol=1e-5)
+    y[:37] = 7
+    assert torch.all(memory == 7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_infinity_and_denormals_are_stored(dtype: torch.dtype) -> None:
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1e-39, -1e-39, 3e-41, 1.5])
+    a, b = torch.eye(16).repeat(2, 1).to(dtype), torch.zeros(16, 32)
+    b[:, 0] = 1.0  # which the factor 0 of others would make NaN
+    bias = special.repeat(4)
+    for rectified in (False, True):
+        y = torch.empty(32, 32, dtype=dtype)
+        launch(a, b.to(dtype), bias, y, rectified)
+        z = (a.float() @ b) + bias
+        reference = torch.where(z <= 0, 0.0, z) if rectified else z
+        torch.testing.assert_close(y, reference.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("source", ["a", "b"])
+def test_the_result_may_replace_an_operand(source: str) -> None:
+    """The first columns are not written while the last ones still read what lies there."""
+    a, b = torch.randn(32, 32), torch.randn(32, 64)
+    reference = expected(a, b, None, False).float()
+    if source == "a":
+        memory = torch.empty(32 * 64)
+        a, y = memory[: 32 * 32].view(32, 32).copy_(a), memory.view(32, 64)
+    else:
+        y = b
+    launch(a, b, None, y)
+    torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_a_result_along_the_other_dimension_is_stored_as_before() -> None:
+    a, b, y = torch.randn(40, 20), torch.randn(20, 48), torch.empty(48, 40)
+    launch(a, b, torch.ones(48), y.t(), True)
+    torch.testing.assert_close(y.t().double(), expected(a, b, torch.ones(48), True), rtol=1e-5, atol=1e-5)
+
+
+@triton.jit
+def used_twice_kernel(a_ptr, b_ptr, y_ptr, sum_ptr, K, SIZE: tl.constexpr, CLOSES: tl.constexpr):
+    """Something else reads the sum, or writes memory between the sum and its store."""
+    i = tl.arange(0, SIZE)
+    total = tl.zeros((SIZE, SIZE), tl.float32)
+    for start in range(0, K, SIZE):
+        a = tl.load(a_ptr + i[:, None] * K + start + i[None, :])
+        b = tl.load(b_ptr + (start + i)[:, None] * SIZE + i[None, :])
+        total = tl.dot(a, b, total, input_precision="ieee")
+    if CLOSES:
+        tl.store(a_ptr + i, 0.0 * i)
+    else:
+        tl.store(sum_ptr + i, tl.sum(total, 1))
+    tl.store(y_ptr + i[:, None] * SIZE + i[None, :], total)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_sum_that_must_be_in_memory_is_not_stored_directly(closes: bool) -> None:
+    a, b, y, sums = torch.randn(16, 48), torch.randn(48, 16), torch.empty(16, 16), torch.empty(16)
+    reference = a @ b
+    text = used_twice_kernel[(1,)](a, b, y, sums, 48, SIZE=16, CLOSES=closes).asm["c"].decode()
+    assert DIRECT not in text
+    torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-5)
+    if not closes:
+        torch.testing.assert_close(sums, reference.sum(1), rtol=1e-5, atol=1e-5)

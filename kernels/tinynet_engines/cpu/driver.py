@@ -237,6 +237,7 @@ class _Utilities:
             "max_shared_mem": MEMORY,
             "max_num_regs": _MOST_REGISTERS,
             "multiprocessor_count": torch.get_num_threads(),
+            "bf16_pairs": int(toolchain.multiplies_bf16_pairs()),
             "warpSize": 1,
             "sm_clock_rate": 0,
             "mem_clock_rate": 0,

@@ -109,16 +109,17 @@ class StoredProductWriter:
 
     def _may_wait(self, loop: Operation, product: Operation, store: Operation) -> bool:
         """Whether the last products may be computed while they are stored: neither writes what the other reads."""
-        if store.block is not loop.block or self.analysis.store_group[store] != (store,):
+        block = store.block
+        if block is None or block is not loop.block or self.analysis.store_group[store] != (store,):
             return False
-        between = store.block.operations[loop.position + 1 : store.position]
+        between = block.operations[loop.position + 1 : store.position]
         if any(inner.name in EFFECTS for operation in between for inner in operation.walk()):
             return False
         parameters, target = self.analysis.function.parameters, store.operands[0]
         loads = _loads_of(product)
         if any(self.analysis.base(pointer) not in parameters for pointer in [target, *loads]):
             return False
-        return all(self.analysis.disjoint(pointer, target, store.block) for pointer in loads)
+        return all(self.analysis.disjoint(pointer, target, block) for pointer in loads)
 
     def store_product(self, store: Operation) -> bool:
         """Stores a sum whose last products wait, if the run-time library can; if not, computes it in memory."""

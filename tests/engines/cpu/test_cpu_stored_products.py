@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import triton
@@ -40,7 +42,8 @@ def launch(a: Tensor, b: Tensor, bias: Tensor | None, y: Tensor, rectified: bool
     (M, K), N = a.shape, b.shape[1]
     arguments = (a, b, bias, y, M, N, K, M if rows is None else rows, *y.stride())
     options = {"RECTIFIED": rectified, "BM": 32, "BN": BN, "BK": BK}
-    return product_kernel[(triton.cdiv(M, 32),)](*arguments, **options).asm["c"].decode()
+    kernel: Any = product_kernel[(triton.cdiv(M, 32),)](*arguments, **options)
+    return kernel.asm["c"].decode()
 
 
 def expected(a: Tensor, b: Tensor, bias: Tensor | None, rectified: bool) -> Tensor:
@@ -132,7 +135,8 @@ def used_twice_kernel(a_ptr, b_ptr, y_ptr, sum_ptr, K, SIZE: tl.constexpr, CLOSE
 def test_a_sum_that_must_be_in_memory_is_not_stored_directly(closes: bool) -> None:
     a, b, y, sums = torch.randn(16, 48), torch.randn(48, 16), torch.empty(16, 16), torch.empty(16)
     reference = a @ b
-    text = used_twice_kernel[(1,)](a, b, y, sums, 48, SIZE=16, CLOSES=closes).asm["c"].decode()
+    kernel: Any = used_twice_kernel[(1,)](a, b, y, sums, 48, SIZE=16, CLOSES=closes)
+    text = kernel.asm["c"].decode()
     assert DIRECT not in text
     torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-5)
     if not closes:

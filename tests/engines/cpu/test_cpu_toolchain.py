@@ -130,3 +130,43 @@ def test_activation_is_idempotent_and_never_replaces_a_driver(monkeypatch: pytes
     assert not cpu.is_active()
     with pytest.raises(RuntimeError, match="never replaces"):
         cpu.activate()
+
+
+def test_bf16_is_multiplied_in_pairs_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma", "bmi2", "f16c", "avx512_bf16"})
+    monkeypatch.delenv("TINYNET_CPU_ISA", raising=False)
+    monkeypatch.setattr(toolchain, "cpu_features", lambda: features)
+    for vendor, faster in (("AuthenticAMD", True), ("GenuineIntel", False)):
+        monkeypatch.setattr(toolchain, "_cpu_model", lambda vendor=vendor: f"vendor_id: {vendor}")
+        assert toolchain.multiplies_bf16_pairs() is faster
+    monkeypatch.setenv("TINYNET_CPU_ISA", "avx2")
+    assert not toolchain.multiplies_bf16_pairs()
+
+
+PRODUCTS = """
+import torch
+from tinynet_engines.cpu import toolchain
+toolchain.multiplies_bf16_pairs = lambda: {pairs}
+from tinynet import functional as F
+for rows, depth, columns in ((70, 64, 96), (33, 27, 40), (5, 7, 3)):
+    x, w = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for shape in ((rows, depth), (columns, depth)))
+    y, dy = F.linear(x, w), torch.randn(rows, columns, dtype=torch.bfloat16)
+    for ours, exact in zip((y, *torch.autograd.grad(y, (x, w), dy)),
+                           (x.double() @ w.double().t(), dy.double() @ w.double(), dy.double().t() @ x.double())):
+        torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-4)
+for channels in (2, 16):  # of a group
+    x = torch.randn(2, 64, 9, 9).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    w = torch.randn(64, channels, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    options = {{"padding": 1, "groups": 64 // channels}}
+    y, z = F.conv2d(x, w, **options), torch.nn.functional.conv2d(x.double(), w.double(), **options)
+    dy = torch.randn_like(y)
+    for ours, exact in zip((y, *torch.autograd.grad(y, (x, w), dy)), (z, *torch.autograd.grad(z, (x, w), dy.double()))):
+        torch.testing.assert_close(ours.double(), exact.double(), rtol=2**-7, atol=1e-2)
+"""
+
+
+def test_the_other_way_to_multiply_bf16_than_this_cpu_takes() -> None:
+    if "avx512_bf16" not in toolchain.cpu_features():
+        pytest.skip("this CPU has one way")
+    code = PRODUCTS.format(pairs=not toolchain.multiplies_bf16_pairs())
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)

@@ -148,8 +148,8 @@ def _side(shape: ConvolutionShape, dtype: torch.dtype, exact: bool, target: Targ
     if shape.groups > 1 and max(inputs, outputs) == _FEWEST_CHANNELS:
         return None  # such groups are multiplied side by side (`grouped.py`)
     of_transforms = _TRANSFORM_COST * (1 / inputs + 1 / outputs) + costs.thin / (inputs * outputs)
-    # Some processors multiply twice as many bf16 values as fp32 ones at once.
-    product = costs.product * (0.55 if dtype is torch.bfloat16 else 1.0)
+    # Some processors multiply twice as many numbers of bf16 as of fp32 at once.
+    product = costs.product * (0.55 if dtype is torch.bfloat16 and target.architecture == "bf16" else 1.0)
     times: dict[int | None, float] = {None: 9 * (product * shape.pixels(pool=False) + costs.packing)}
     only_small = (exact and dtype is torch.float32) or TileGrid.of(shape, 4).tiles < _FEWEST_TILES
     for m in (2,) if only_small else (2, 4):

@@ -23,8 +23,8 @@ class Target(NamedTuple):
 
     Attributes:
         kind: "cuda", "hip", "cpu" or "interpreter".
-        architecture: 80, 90, ... for CUDA, "gfx942", ... for HIP, "bf16" for a CPU that multiplies numbers of bf16 faster
-            than those of fp32, "" elsewhere.
+        architecture: 80, 90, ... for CUDA, "gfx942", ... for HIP; for a CPU "bf16" if it multiplies numbers of bf16
+            faster than those of fp32, else "".
         processors: streaming multiprocessors, compute units or threads.
         shared_memory: bytes one program may hold on chip.
     """

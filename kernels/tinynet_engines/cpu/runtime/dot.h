@@ -60,7 +60,7 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
       for (int64_t at = 0; at < depth; at += 16) {
         const uint32_t *next = data + (row + rows) * stride + at;
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) __builtin_prefetch(next + i * stride, 0, 3);
+        for (int i = 0; i < rows; i++) fetch(next + i * stride);
       }
     }
     for (int64_t k = -depth; k != 0; k++, b += PANEL) {  // from the ends of lines: the counter is the index

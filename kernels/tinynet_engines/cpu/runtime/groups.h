@@ -4,11 +4,11 @@
 #include "dot.h"
 
 #if defined(__AVX512F__)
-enum { GROUP_ROWS = 8 };
+enum { GROUP_ROWS = 12, NARROW_ROWS = 8 };  // narrow groups take registers for their rows
 #elif defined(__AVX2__)
-enum { GROUP_ROWS = 6 };
+enum { GROUP_ROWS = 6, NARROW_ROWS = 6 };
 #else
-enum { GROUP_ROWS = 4 };
+enum { GROUP_ROWS = 4, NARROW_ROWS = 4 };
 #endif
 enum { LARGEST_ROW = 1024 };  // elements: a row of zeros is in `zeros`
 enum { REDUCED_ROWS = 16, MOST_ROWS_AHEAD = 32 };
@@ -46,9 +46,9 @@ INLINE void add_groups(int rows, int width, int kind, const void *const *a, cons
   vector x[GROUP_ROWS];
 #if defined(BF16_PAIRS)
   if (kind == ELEMENT_BF16 && width == LANES) {  // one group: its pairs are broadcast as they are read
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int pair = 0; pair < width / 2; pair++) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < rows; i++) {
         uint32_t left;
         memcpy(&left, (const uint16_t *)a[i] + first + 2 * pair, 4);
@@ -58,31 +58,42 @@ INLINE void add_groups(int rows, int width, int kind, const void *const *a, cons
     return;
   }
   if (kind == ELEMENT_BF16) {  // lanes of x are pairs of elements
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
       x[i] = (vector)_mm512_castsi256_si512(_mm256_loadu_si256((const void *)((const uint16_t *)a[i] + first)));
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int pair = 0; pair < width / 2; pair++) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < rows; i++)
         sum[i] = (vector)_mm512_dpbf16_ps((__m512)sum[i], (__m512bh)__builtin_shuffle(x[i], group / 2 + pair), (__m512bh)b[pair]);
     }
     return;
   }
 #endif
-  for (int start = 0; start < width; start += LANES, b += LANES) {
-    if (narrow || kind != ELEMENT_F32) {
-#pragma GCC unroll 8
-      for (int i = 0; i < rows; i++) x[i] = load_vector(a[i], first + start, kind);
-    }
+  if (narrow) {
 #pragma GCC unroll 16
-    for (int d = 0; d < (narrow ? width : LANES); d++) {
-#pragma GCC unroll 8
-      for (int i = 0; i < rows; i++) {
-        if (narrow) sum[i] += __builtin_shuffle(x[i], group + d) * b[d];
-        else if (kind == ELEMENT_F32) sum[i] += read_float(a[i], first + start + d) * b[d];
-        else sum[i] += __builtin_shuffle(x[i], (lanes & 0) + d) * b[d];
-      }
+    for (int i = 0; i < rows; i++) x[i] = load_vector(a[i], first, kind);
+#pragma GCC unroll 16
+    for (int d = 0; d < width; d++) {
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; i++) sum[i] += __builtin_shuffle(x[i], group + d) * b[d];
+    }
+    return;
+  }
+  float wide[GROUP_ROWS * LANES] __attribute__((aligned(64)));
+  for (int start = 0; start < width; start += LANES, b += LANES) {
+    const float *line[GROUP_ROWS];  // elements are broadcast as they are read: a shuffle would wait for the multiplier
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+      if (kind == ELEMENT_F32) line[i] = (const float *)a[i] + first + start;
+      else *(vector *)(wide + i * LANES) = load_vector(a[i], first + start, kind);
+    }
+    const float *copies = wide;
+    if (kind != ELEMENT_F32) __asm__("" : "+r"(copies) : : "memory");
+#pragma GCC unroll 16
+    for (int d = 0; d < LANES; d++) {
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; i++) sum[i] += (kind == ELEMENT_F32 ? line[i][d] : copies[i * LANES + d]) * b[d];
     }
   }
 }
@@ -92,17 +103,17 @@ INLINE void group_kernel(int rows, int width, int kind, const struct product_que
                          float *c) {
   vector sum[GROUP_ROWS];
   int64_t c_stride = queue->c_stride;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < rows; i++) sum[i] = queue->fresh ? (vector){0} : *(const vector *)(c + i * c_stride);
   for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
     const void *const *a = (const void *const *)part->a_table + row;
     __asm__("" : "+r"(a));  // one register, from which gcc would derive one per row
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++)  // of the next strip: no processor foresees rows that are far apart
+#pragma GCC unroll 16
+    for (int i = 0; i < rows && part + 1 == end; i++)  // of the next strip: no processor foresees rows that are far apart
       __builtin_prefetch((const char *)a[rows + i] + column * element_bytes(kind));
     add_groups(rows, width, kind, a, (const vector *)(part->b + column * part->depth), column, sum);
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < rows; i++) *(vector *)(c + i * c_stride) = sum[i];
 }
 
@@ -118,7 +129,7 @@ INLINE int group_strip(int rows, int width, int kind, const struct product_queue
 
 #define DEFINE_GROUPS(NAME, WIDTH, KIND)                                          \
   static __attribute__((noinline)) void NAME(const struct product_queue *queue) {  \
-    int row = group_strip(GROUP_ROWS, WIDTH, KIND, queue, 0);                      \
+    int row = group_strip(WIDTH < LANES ? NARROW_ROWS : GROUP_ROWS, WIDTH, KIND, queue, 0); \
     row = group_strip(2, WIDTH, KIND, queue, row);                                 \
     group_strip(1, WIDTH, KIND, queue, row);                                       \
   }

@@ -500,13 +500,14 @@ static const void *complete_table(const struct operand *a, int entries, int64_t 
   return table;
 }
 
-INLINE int far_apart(int64_t stride, int64_t floats) { return stride >= floats || stride <= -floats; }
+// Whether the lines of a matrix are pages apart.
+INLINE int far_apart(int64_t stride) { return stride >= 1024 || stride <= -1024; }
 
 // Table of the rows of B, to be read in place; NULL unless they are contiguous and whole vectors long.
 static const void *const *rows_of_b(const struct dot_product *d, int depth, int columns, char **memory) {
   const struct operand *b = &d->b;
   if (d->packed_b || b->segment || (b->transient && !d->a.transient) || d->kind != ELEMENT_F32 || columns % LANES != 0) return NULL;
-  if (b->rows ? b->table_axis != 0 : b->stride[1] != 1 || far_apart(b->stride[0], 1024)) return NULL;
+  if (b->rows ? b->table_axis != 0 : b->stride[1] != 1 || far_apart(b->stride[0])) return NULL;
   const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * depth);
   if (b->rows) return complete_table(b, depth, (int64_t)sizeof(float) * columns, table, memory);
   for (int k = 0; k < depth; k++) table[k] = (const float *)b->data + k * b->stride[0];
@@ -520,6 +521,8 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   part.panel_depth = pairs ? (d->k + 1) / 2 : d->k;
   int axis = contiguous_axis(&d->a);  // 1: contiguous along k, 0: along m
   int direct = d->kind == ELEMENT_F32 ? axis >= 0 : pairs && axis == 1;
+  // Of rows that are pages apart, each piece of a few columns would take a miss of its own.
+  if (axis == 0 && !d->a.rows && far_apart(d->a.stride[1]) && rows >= 64) direct = 0;
   *form = axis == 0 ? A_COLUMN_MAJOR : A_ROW_MAJOR;
   if (axis >= 0 && (!d->a.rows || axis == 0) && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);
   if (part.b_table) *form = axis == 0 ? A_COLUMN_MAJOR_B_ROWS : A_ROW_MAJOR_B_ROWS;

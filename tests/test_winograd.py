@@ -103,8 +103,7 @@ def test_offsets_are_from_the_first_image_of_a_program(device: str) -> None:
     assert torch.equal(out, expected.flatten())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("own_filters", [True, False])
+@pytest.mark.parametrize(("own_filters", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_16_bits_round_once(own_filters: bool, dtype: torch.dtype, device: str) -> None:
     inputs = [t.detach().to(dtype).requires_grad_() for t in tensors(2, 20, 9, 10, 18, 1, device)]
     reference, ours = partial(F.conv2d, padding=1), partial(conv2d, padding=1)
@@ -162,8 +161,7 @@ def test_pooling_takes_the_first_of_equal_values(m: int, device: str) -> None:
     assert FORWARD in launches
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize(("m", "dtype"), [(2, torch.float16), (4, torch.bfloat16)])
 def test_16_bits_are_rounded_before_what_follows(m: int, dtype: torch.dtype, device: str) -> None:
     """Pooling picks among rounded values, as a layer of its own does; statistics are those of rounded values."""
     x, weight, bias = (tensor.detach().to(dtype) for tensor in tensors(2, 16, 8, 9, 20, 1, device))

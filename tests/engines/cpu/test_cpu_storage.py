@@ -37,6 +37,7 @@ def run(body: str, **variables: str) -> tuple[str, list[str]]:
     """The engine that the program reports, and its warnings."""
     removed = ("HOME", "XDG_CACHE_HOME", "TRITON_HOME", "TRITON_CACHE_DIR", "TINYNET_CPU_CACHE", "TRITON_INTERPRET")
     environment = {name: value for name, value in os.environ.items() if name not in removed} | variables
+    environment["TINYNET_CPU_ISA"] = "plain"  # whose run-time library takes the least time to compile
     answer = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(body=body)], env=environment, capture_output=True, text=True
     )

@@ -4,7 +4,7 @@
 #include "dot.h"
 
 #if defined(__AVX512F__)
-enum { GROUP_ROWS = 12, NARROW_ROWS = 8 };  // narrow groups take registers for their rows
+enum { GROUP_ROWS = 12, NARROW_ROWS = 8 };  // fewer rows where each takes a register, or pairs are multiplied
 #elif defined(__AVX2__)
 enum { GROUP_ROWS = 6, NARROW_ROWS = 6 };
 #else
@@ -129,7 +129,8 @@ INLINE int group_strip(int rows, int width, int kind, const struct product_queue
 
 #define DEFINE_GROUPS(NAME, WIDTH, KIND)                                          \
   static __attribute__((noinline)) void NAME(const struct product_queue *queue) {  \
-    int row = group_strip(WIDTH < LANES ? NARROW_ROWS : GROUP_ROWS, WIDTH, KIND, queue, 0); \
+    int few = WIDTH < LANES || (KIND == ELEMENT_BF16 && HAS_PAIRS);                \
+    int row = group_strip(few ? NARROW_ROWS : GROUP_ROWS, WIDTH, KIND, queue, 0);  \
     row = group_strip(2, WIDTH, KIND, queue, row);                                 \
     group_strip(1, WIDTH, KIND, queue, row);                                       \
   }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from .analysis import Analysis, Expression
-from .elements import compute_type, from_memory, to_memory
+from .elements import ELEMENT_KINDS, compute_type, from_memory, to_memory
 from .forms import ZERO, Buffer, End, Index, Nest, Scalar, valid_count
 from .group_codegen import (
     is_product_of_groups,
@@ -26,7 +26,6 @@ from .ir import Operation, Value
 from .kinds import writes_memory
 from .operations import predicate_of
 
-_KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}
 _LARGEST_PANEL = 32
 _LARGEST_LANES = 16
 _LARGEST_QUEUE = 16  # LARGEST_QUEUE of services.h
@@ -86,10 +85,10 @@ class DotWriter:
         rank = len(left.type.shape)
         if is_product_of_groups(operation):
             with self.arena_scope():
-                product_of_groups(self, operation, total, _KINDS[left.type.element], self.queues.get(operation))
+                product_of_groups(self, operation, total, ELEMENT_KINDS[left.type.element], self.queues.get(operation))
         elif is_reduction_of_groups(operation):
             with self.arena_scope():
-                reduction_of_groups(self, operation, total, _KINDS[left.type.element])
+                reduction_of_groups(self, operation, total, ELEMENT_KINDS[left.type.element])
         elif left.type.is_float and total.element == "f32":
             if rank == 2:
                 with self.arena_scope():
@@ -159,7 +158,11 @@ class DotWriter:
         left, right, _ = operation.operands
         (m, k), n = left.type.shape, right.type.shape[1]
         self.needed = [self.analysis.needed_below(operation.result, dimension) for dimension in (0, 1)]
-        kind = left.type.element if left.type.element in _KINDS and right.type.element == left.type.element else "f32"
+        kind = (
+            left.type.element
+            if left.type.element in ELEMENT_KINDS and right.type.element == left.type.element
+            else "f32"
+        )
         packed = self._pack_invariant(right, m, kind)
         a = self._operand(left, kind, self.needed[0], 0)
         b = self._operand(right, kind, self.needed[1], 1)
@@ -170,7 +173,7 @@ class DotWriter:
         memory = "0" if queue else self.allocate("i8", scratch, "scratch")
         call = f"enqueue(&product, &{queue})" if queue else "dot(&product)"
         self.lines.append(
-            f"{{ struct dot_product product = {{{rows}, {n}, {k}, {_KINDS[kind]}, {a}, {b}, {packed or '0'}, "
+            f"{{ struct dot_product product = {{{rows}, {n}, {k}, {ELEMENT_KINDS[kind]}, {a}, {b}, {packed or '0'}, "
             f"{total.name}, {n}, {memory}, {scratch}}}; program->services->{call}; }}"
         )
 
@@ -221,7 +224,7 @@ class DotWriter:
         left, right, _ = operation.operands
         batch, m, k = left.type.shape
         n = right.type.shape[2]
-        kind = left.type.element if left.type.element in _KINDS else "f32"
+        kind = left.type.element if left.type.element in ELEMENT_KINDS else "f32"
         with self.arena_scope():
             tables = [self.as_buffer(value, kind) for value in (left, right)]
             scratch = _scratch_bytes(m, n, k)
@@ -232,7 +235,7 @@ class DotWriter:
             )
             self.lines.append(
                 f"for (int32_t z = 0; z < {batch}; z++) {{ struct dot_product product = {{{m}, {n}, {k}, "
-                f"{_KINDS[kind]}, {a}, {b}, 0, {total.name} + (int64_t)z * {m * n}, {n}, {memory}, {scratch}}}; "
+                f"{ELEMENT_KINDS[kind]}, {a}, {b}, 0, {total.name} + (int64_t)z * {m * n}, {n}, {memory}, {scratch}}}; "
                 f"program->services->dot(&product); }}"
             )
 
@@ -249,7 +252,7 @@ class DotWriter:
         lines = self.allocate_persistent("f32", (k + 1) * _LARGEST_LANES)
         operand = f"{{{form.name}, {{{n}, 1}}, 0, 0, {{{k}, {n}}}}}"
         self.preheaders[form.depth].append(
-            f"{{ struct dot_product product = {{{m}, {n}, {k}, {_KINDS[kind]}, {operand}, {operand}, "
+            f"{{ struct dot_product product = {{{m}, {n}, {k}, {ELEMENT_KINDS[kind]}, {operand}, {operand}, "
             f"0, 0, 0, {lines}}}; program->services->pack_b(&product, {packed}); }}"
         )
         return packed

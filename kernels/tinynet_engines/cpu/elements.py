@@ -13,6 +13,8 @@ _STORAGE = {"f32": "float", "f64": "double", "i1": "uint8_t", "index": "int64_t"
 # fp8 element -> bits of the fraction, bias of the exponent; those with NUZ have no negative zero, infinity or other NaN
 _FP8 = {"f8E5M2": (2, 15), "f8E4M3FN": (3, 7), "f8E5M2FNUZ": (2, 16), "f8E4M3FNUZ": (3, 8)}
 HALVES = ("bf16", "f16")
+# enum element_kind of services.h
+ELEMENT_KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}
 SMALL_FLOATS = (*HALVES, *_FP8)
 _BYTES = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2, "index": 8, "i1": 1}
 

@@ -1,7 +1,8 @@
 """Code generation for products that are stored as soon as they are computed.
 
 Where nothing but a store reads a loop's sum of products, the run-time library writes it from registers, with a bias per
-column and a rectifier if the kernel applies them: `finish_into` of ``dot.h``. The loop's last products wait for it.
+column and a rectifier if the kernel applies them: `finish_into` of ``dot.h``. The products that are still in the loop's
+queue are computed there.
 """
 
 from __future__ import annotations
@@ -10,30 +11,28 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from .analysis import Analysis
+from .elements import ELEMENT_KINDS
 from .forms import ZERO, Index, Nest, valid_count
 from .ir import Operation, Value
 from .kinds import EFFECTS
 from .operations import predicate_of
 
-_KINDS = {"f32": "ELEMENT_F32", "bf16": "ELEMENT_BF16", "f16": "ELEMENT_F16"}
-_INFINITY = "__builtin_inff()"
 
-
-@dataclass
+@dataclass(frozen=True)
 class StoredProduct:
     """A sum of products on its way to memory: store(rectify(sum + bias)).
 
     Attributes:
-        queue: C name of the queue of its products, once it has one.
+        queue: C name of the queue of its products.
         store: what alone reads it.
         bias: a tensor whose rows are equal, or None.
         rectified: whether numbers of 0 and less become 0.
     """
 
+    queue: str
     store: Operation
-    bias: Value | None = None
-    rectified: bool = False
-    queue: str = ""
+    bias: Value | None
+    rectified: bool
 
 
 class StoredProductWriter:
@@ -41,7 +40,7 @@ class StoredProductWriter:
 
     analysis: Analysis
     lines: list
-    stored_products: dict[Operation, StoredProduct]  # those whose last products wait, by their store
+    stored_products: dict[Operation, StoredProduct]  # those deferred to their store, by that
 
     # What the kernel writer provides:
     name: ...
@@ -57,24 +56,25 @@ class StoredProductWriter:
 
     def arena_scope(self) -> AbstractContextManager[None]: ...
 
-    def waits_for_store(self, loop: Operation, product: Operation, queue: str) -> bool:
-        """Leaves the queue of a loop to the store of its sum, if that can finish it."""
-        position = loop.regions[0].arguments.index(product.operands[2]) - 1
-        stored = self._stored(loop.results[position])
-        if stored is None or not self._may_wait(loop, product, stored.store):
+    def defer_to_store(self, loop: Operation, product: Operation, queue: str) -> bool:
+        """Lets the store of a loop's sum finish its queue, and returns True, if that can be done."""
+        if len(product.result.type.shape) != 2:
             return False
-        stored.queue = queue
+        position = loop.regions[0].arguments.index(product.operands[2]) - 1
+        stored = self._stored(queue, loop.results[position])
+        if stored is None or not self._may_be_deferred(loop, product, stored.store):
+            return False
         self.stored_products[stored.store] = stored
         return True
 
-    def _stored(self, total: Value) -> StoredProduct | None:
+    def _stored(self, queue: str, total: Value) -> StoredProduct | None:
         """How a sum reaches a store that alone reads it; None if it does not, or by another way."""
         value, bias, rectified = total, None, False
         while value not in self.analysis.materialized:
             users = value.users
             names = [user.name for user in users]
             if names == ["tt.store"] and users[0].operands[1] is value:
-                return StoredProduct(users[0], bias, rectified) if value.type.element in _KINDS else None
+                return StoredProduct(queue, users[0], bias, rectified) if value.type.element in ELEMENT_KINDS else None
             if names == ["arith.truncf"]:
                 value = users[0].result
                 if [user.name for user in value.users] != ["tt.store"]:
@@ -107,8 +107,8 @@ class StoredProductWriter:
             and other is value
         )
 
-    def _may_wait(self, loop: Operation, product: Operation, store: Operation) -> bool:
-        """Whether the last products may be computed while they are stored: neither writes what the other reads."""
+    def _may_be_deferred(self, loop: Operation, product: Operation, store: Operation) -> bool:
+        """Whether the last products may be computed at the store: nothing that they read is written before or by it."""
         block = store.block
         if block is None or block is not loop.block or self.analysis.store_group[store] != (store,):
             return False
@@ -122,7 +122,7 @@ class StoredProductWriter:
         return all(self.analysis.disjoint(pointer, target, block) for pointer in loads)
 
     def store_product(self, store: Operation) -> bool:
-        """Stores a sum whose last products wait, if the run-time library can; if not, computes it in memory."""
+        """Stores a deferred sum from registers and returns True, or else finishes it in memory."""
         stored = self.stored_products[store]
         pointer, value, *mask = store.operands
         steps = [self.analysis.step(pointer, dimension) for dimension in (0, 1)]
@@ -133,10 +133,10 @@ class StoredProductWriter:
         rows, columns = (valid_count(each, size) for each, size in zip(bounds, value.type.shape, strict=True))
         with self.arena_scope():
             bias = self._row(stored.bias) if stored.bias else "0"
-            target, floor = self.name("target"), "0.0f" if stored.rectified else f"-{_INFINITY}"
+            target, floor = self.name("target"), "0.0f" if stored.rectified else "-__builtin_inff()"
             self.lines.append(
                 f"struct product_target {target} = {{{self.evaluate(pointer)}, {self.expression(steps[0])}, "
-                f"{_KINDS[pointer.type.pointee]}, {columns}, {bias}, {floor}, {rows}}};"
+                f"{ELEMENT_KINDS[pointer.type.pointee]}, {columns}, {bias}, {floor}, {rows}}};"
             )
             self.lines.append(f"program->services->finish_into(&{stored.queue}, &{target});")
         return True

@@ -36,12 +36,13 @@ def product_kernel(
     tl.store(place, total.to(y_ptr.dtype.element_ty), mask=(row < stored_rows)[:, None] & (column < N)[None, :])
 
 
-def launch(a: Tensor, b: Tensor, bias: Tensor | None, y: Tensor, rectified: bool = False, rows: int | None = None, *,
-           BN: int = 64, BK: int = 16) -> str:  # fmt: skip
+def launch(
+    a: Tensor, b: Tensor, bias: Tensor | None, y: Tensor, rectified: bool = False, rows: int | None = None
+) -> str:
     """Runs the kernel and returns the C text that it was compiled from."""
     (M, K), N = a.shape, b.shape[1]
     arguments = (a, b, bias, y, M, N, K, M if rows is None else rows, *y.stride())
-    options = {"RECTIFIED": rectified, "BM": 32, "BN": BN, "BK": BK}
+    options = {"RECTIFIED": rectified, "BM": 32, "BN": 64, "BK": 16}
     kernel: Any = product_kernel[(triton.cdiv(M, 32),)](*arguments, **options)
     return kernel.asm["c"].decode()
 
@@ -116,7 +117,7 @@ def test_a_result_along_the_other_dimension_is_stored_as_before() -> None:
 
 
 @triton.jit
-def used_twice_kernel(a_ptr, b_ptr, y_ptr, sum_ptr, K, SIZE: tl.constexpr, CLOSES: tl.constexpr):
+def used_twice_kernel(a_ptr, b_ptr, y_ptr, sum_ptr, K, SIZE: tl.constexpr, WRITES: tl.constexpr):
     """Something else reads the sum, or writes memory between the sum and its store."""
     i = tl.arange(0, SIZE)
     total = tl.zeros((SIZE, SIZE), tl.float32)
@@ -124,20 +125,43 @@ def used_twice_kernel(a_ptr, b_ptr, y_ptr, sum_ptr, K, SIZE: tl.constexpr, CLOSE
         a = tl.load(a_ptr + i[:, None] * K + start + i[None, :])
         b = tl.load(b_ptr + (start + i)[:, None] * SIZE + i[None, :])
         total = tl.dot(a, b, total, input_precision="ieee")
-    if CLOSES:
+    if WRITES:
         tl.store(a_ptr + i, 0.0 * i)
     else:
         tl.store(sum_ptr + i, tl.sum(total, 1))
     tl.store(y_ptr + i[:, None] * SIZE + i[None, :], total)
 
 
-@pytest.mark.parametrize("closes", [False, True])
-def test_a_sum_that_must_be_in_memory_is_not_stored_directly(closes: bool) -> None:
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_sum_that_must_be_in_memory_is_not_stored_directly(writes: bool) -> None:
     a, b, y, sums = torch.randn(16, 48), torch.randn(48, 16), torch.empty(16, 16), torch.empty(16)
     reference = a @ b
-    kernel: Any = used_twice_kernel[(1,)](a, b, y, sums, 48, SIZE=16, CLOSES=closes)
+    kernel: Any = used_twice_kernel[(1,)](a, b, y, sums, 48, SIZE=16, WRITES=writes)
     text = kernel.asm["c"].decode()
     assert DIRECT not in text
     torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-5)
-    if not closes:
+    if not writes:
         torch.testing.assert_close(sums, reference.sum(1), rtol=1e-5, atol=1e-5)
+
+
+@triton.jit
+def batch_kernel(
+    a_ptr, b_ptr, y_ptr, K, y_row, y_column, GROUPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """y[g] = sum over k of a[k, g] b[k, g]: a product in each group, stored as it is."""
+    group, row = tl.arange(0, GROUPS)[:, None, None], tl.arange(0, ROWS)[None, :, None]
+    inner, column = tl.arange(0, WIDTH)[None, :, None], tl.arange(0, WIDTH)[None, None, :]
+    total = tl.zeros((GROUPS, ROWS, WIDTH), tl.float32)
+    for k in range(K):
+        a = tl.load(a_ptr + ((k * GROUPS + group) * ROWS + row) * WIDTH + column)
+        b = tl.load(b_ptr + ((k * GROUPS + group) * WIDTH + inner) * WIDTH + column)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    tl.store(y_ptr + group * ROWS * WIDTH + row * y_row + column * y_column, total)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_groups_are_stored_as_before(transposed: bool) -> None:
+    a, b = torch.randn(3, 4, 32, 16), torch.randn(3, 4, 16, 16)
+    y = torch.empty(4, 16, 32).mT if transposed else torch.empty(4, 32, 16)
+    batch_kernel[(1,)](a, b, y, 3, *y.stride()[1:], GROUPS=4, ROWS=32, WIDTH=16)
+    torch.testing.assert_close(y.double(), (a.double() @ b.double()).sum(0), rtol=1e-5, atol=1e-5)

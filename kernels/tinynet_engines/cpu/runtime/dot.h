@@ -53,9 +53,9 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
     const uint32_t *column = data + row;
     const float *b = part->b + panel * part->panel_depth * PANEL;
     // A long sum reads its operands from memory: the first reader of a line prefetches the one that the next queue
-    // will read in its place. Rows of A are excluded: the processor prefetches them, and no register is left for it.
+    // will read in its place. Rows of A are excluded, for which no register is left.
     int64_t a_ahead = panel == 0 ? queue->a_ahead : 0, b_ahead = row == 0 ? queue->b_ahead : 0;
-    // Rows of A that are a few lines long: no processor foresees the next strip's from those of this one.
+    // Instead, the next strip's part of each row is prefetched here: it is too short for the processor to recognize.
     if (form == A_ROW_MAJOR && panel == 0 && part->a_in_place && row + rows < queue->rows) {
       for (int64_t at = 0; at < depth; at += 16) {
         const uint32_t *next = data + (row + rows) * stride + at;
@@ -521,7 +521,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   part.panel_depth = pairs ? (d->k + 1) / 2 : d->k;
   int axis = contiguous_axis(&d->a);  // 1: contiguous along k, 0: along m
   int direct = d->kind == ELEMENT_F32 ? axis >= 0 : pairs && axis == 1;
-  // Of rows that are pages apart, each piece of a few columns would take a miss of its own.
+  // Of rows that are pages apart, the few columns of each strip would cost a cache miss per row.
   if (axis == 0 && !d->a.rows && far_apart(d->a.stride[1]) && rows >= 64) direct = 0;
   *form = axis == 0 ? A_COLUMN_MAJOR : A_ROW_MAJOR;
   if (axis >= 0 && (!d->a.rows || axis == 0) && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);

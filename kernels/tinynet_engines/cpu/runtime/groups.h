@@ -4,11 +4,11 @@
 #include "dot.h"
 
 #if defined(__AVX512F__)
-enum { GROUP_ROWS = 12, NARROW_ROWS = 8 };  // fewer rows where each takes a register, or pairs are multiplied
+enum { GROUP_ROWS = 12, LOWER_ROWS = 8 };  // lower strips where a row takes a register, or pairs are multiplied
 #elif defined(__AVX2__)
-enum { GROUP_ROWS = 6, NARROW_ROWS = 6 };
+enum { GROUP_ROWS = 6, LOWER_ROWS = 6 };
 #else
-enum { GROUP_ROWS = 4, NARROW_ROWS = 4 };
+enum { GROUP_ROWS = 4, LOWER_ROWS = 4 };
 #endif
 enum { LARGEST_ROW = 1024 };  // elements: a row of zeros is in `zeros`
 enum { REDUCED_ROWS = 16, MOST_ROWS_AHEAD = 32 };
@@ -35,8 +35,6 @@ INLINE vector load_vector(const void *line, int64_t start, int kind) {
   return out;
 #endif
 }
-
-INLINE float read_float(const void *line, int64_t index) { return ((const float *)line)[index]; }
 
 // sum[rows] += a's groups times b's, for the vector of columns at `column` and one part of a queue. `a`: rows
 INLINE void add_groups(int rows, int width, int kind, const void *const *a, const vector *b, int64_t column, vector *sum) {
@@ -108,9 +106,10 @@ INLINE void group_kernel(int rows, int width, int kind, const struct product_que
   for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
     const void *const *a = (const void *const *)part->a_table + row;
     __asm__("" : "+r"(a));  // one register, from which gcc would derive one per row
+    if (part + 1 == end) {  // the last tap is the first to read a pixel; the next strip's may be far from this one's
 #pragma GCC unroll 16
-    for (int i = 0; i < rows && part + 1 == end; i++)  // of the next strip: no processor foresees rows that are far apart
-      __builtin_prefetch((const char *)a[rows + i] + column * element_bytes(kind));
+      for (int i = 0; i < rows; i++) __builtin_prefetch((const char *)a[rows + i] + column * element_bytes(kind));
+    }
     add_groups(rows, width, kind, a, (const vector *)(part->b + column * part->depth), column, sum);
   }
 #pragma GCC unroll 16
@@ -129,8 +128,8 @@ INLINE int group_strip(int rows, int width, int kind, const struct product_queue
 
 #define DEFINE_GROUPS(NAME, WIDTH, KIND)                                          \
   static __attribute__((noinline)) void NAME(const struct product_queue *queue) {  \
-    int few = WIDTH < LANES || (KIND == ELEMENT_BF16 && HAS_PAIRS);                \
-    int row = group_strip(few ? NARROW_ROWS : GROUP_ROWS, WIDTH, KIND, queue, 0);  \
+    int lower = WIDTH < LANES || (KIND == ELEMENT_BF16 && HAS_PAIRS);              \
+    int row = group_strip(lower ? LOWER_ROWS : GROUP_ROWS, WIDTH, KIND, queue, 0); \
     row = group_strip(2, WIDTH, KIND, queue, row);                                 \
     group_strip(1, WIDTH, KIND, queue, row);                                       \
   }

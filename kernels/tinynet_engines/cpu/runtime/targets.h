@@ -1,11 +1,11 @@
-// Where products go: what they are added to is an accumulator in fp32, but the last products of a queue can be stored as
-// the kernel's result, from registers.
+// Where products go: they are added to an accumulator in fp32, but the last products of a queue can be stored as the
+// kernel's result, from registers.
 #pragma once
 #include "vectors.h"
 
 // Stores c[0..rows)[0..columns) as the target's elements from (row, column) on.
-static __attribute__((noinline)) void store_rows(const struct product_target *target, int64_t row, int rows, int64_t column,
-                                                 int columns, const float *c, int64_t c_stride) {
+static __attribute__((noinline)) void store_rows(const struct product_target *target, int64_t row, int rows,
+                                                 int64_t column, int columns, const float *c, int64_t c_stride) {
   for (int i = 0; i < rows; i++, c += c_stride) {
     int64_t place = (row + i) * target->stride + column;
     for (int first = 0; first < columns; first += BLOCK) {
@@ -47,8 +47,10 @@ INLINE int store_tile_bf16(int rows, int vectors, uint16_t *out, int64_t stride,
     return 1;
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; i++)
-    _mm256_mask_storeu_epi16(end + i * stride, (__mmask16)((1u << last) - 1), (__m256i)_mm512_cvtneps_pbh((__m512)sum[i][vectors - 1]));
+  for (int i = 0; i < rows; i++) {
+    __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)sum[i][vectors - 1]);
+    _mm256_mask_storeu_epi16(end + i * stride, (__mmask16)((1u << last) - 1), halves);
+  }
   return 1;
 }
 #endif
@@ -68,7 +70,8 @@ INLINE int store_tile_f32(int rows, int vectors, float *out, int64_t stride, int
   }
 #if defined(__AVX512F__)
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; i++) _mm512_mask_storeu_ps(end + i * stride, (__mmask16)((1u << last) - 1), (__m512)sum[i][vectors - 1]);
+  for (int i = 0; i < rows; i++)
+    _mm512_mask_storeu_ps(end + i * stride, (__mmask16)((1u << last) - 1), (__m512)sum[i][vectors - 1]);
 #endif
   return 1;
 }
@@ -77,7 +80,8 @@ INLINE int store_tile_f32(int rows, int vectors, float *out, int64_t stride, int
 INLINE vector at_least(vector x, float floor) {
   vector smallest = (vector){0} + floor;
 #if defined(__AVX512F__)
-  return (vector)_mm512_mask_mov_ps((__m512)x, _mm512_cmp_ps_mask((__m512)x, (__m512)smallest, _CMP_LE_OQ), (__m512)smallest);
+  __mmask16 below = _mm512_cmp_ps_mask((__m512)x, (__m512)smallest, _CMP_LE_OQ);
+  return (vector)_mm512_mask_mov_ps((__m512)x, below, (__m512)smallest);
 #else
   lane_numbers below = x <= smallest;
   return (vector)((below & (lane_numbers)smallest) | (~below & (lane_numbers)x));
@@ -103,16 +107,20 @@ INLINE void finish_tile(int rows, int vectors, const struct product_target *targ
 }
 
 // Stores a tile of sums as the target's elements from (row, column) on.
-INLINE void store_tile(int rows, int vectors, const struct product_target *target, int64_t row, int64_t column, vector (*sum)[2]) {
+INLINE void store_tile(int rows, int vectors, const struct product_target *target, int64_t row, int64_t column,
+                       vector (*sum)[2]) {
   int columns = (int)least(vectors * LANES, target->columns - column);
   struct product_target rest = *target;  // what is left to do
   if (rows == TILE_ROWS) {  // few tiles are lower, and compilers take long over each kind
-    int64_t place = row * target->stride + column, last = columns - (vectors - 1) * LANES;
+    int64_t stride = target->stride, place = row * stride + column;
+    int last = columns - (vectors - 1) * LANES, stored = 0;
     finish_tile(rows, vectors, target, column, sum);
-    if (target->kind == ELEMENT_F32 && store_tile_f32(rows, vectors, (float *)target->out + place, target->stride, last, sum)) return;
+    if (target->kind == ELEMENT_F32) stored = store_tile_f32(rows, vectors, (float *)target->out + place, stride, last, sum);
 #if defined(__AVX512BF16__)
-    if (target->kind == ELEMENT_BF16 && store_tile_bf16(rows, vectors, (uint16_t *)target->out + place, target->stride, last, sum)) return;
+    if (target->kind == ELEMENT_BF16)
+      stored = store_tile_bf16(rows, vectors, (uint16_t *)target->out + place, stride, last, sum);
 #endif
+    if (stored) return;
     rest.bias = NULL;
     rest.floor = -__builtin_inff();
   }

@@ -13,7 +13,7 @@ enum { LANES = 4, TILE_ROWS = 4 };
 #endif
 enum { PANEL = 2 * LANES, LARGEST_PANEL = 32 };
 
-// BF16_PAIRS is defined where products of pairs of bf16 are the fastest way; else bf16 is widened to fp32 when it is packed.
+// BF16_PAIRS is defined where products of pairs of bf16 are fastest; else bf16 is widened to fp32 when it is packed.
 #if defined(BF16_PAIRS) && !defined(__AVX512BF16__)
 #undef BF16_PAIRS  // a compiler that does not know the instructions
 #endif

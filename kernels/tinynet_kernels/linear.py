@@ -411,12 +411,13 @@ def _weight_gradient_problem(
     steps = ceil_div(M, tile.block_k)
     splits = 1 if accumulate else split_count(tiles, steps, target)
     rows_per_split = ceil_div(steps, splits) * tile.block_k
+    group = 1 if target.kind == "cpu" else GROUP  # a CPU writes a large dW fastest in the order of memory
     return Problem(
         linear_weight_gradient_kernel,
         (tiles, ceil_div(M, rows_per_split)),
         *numbers,
         rows_per_split,
-        PRODUCT=Product(precision, M % tile.block_k == 0, wide, GROUP, units),
+        PRODUCT=Product(precision, M % tile.block_k == 0, wide, group, units),
         ACCUMULATE=accumulate,
         TILE=tile,
         num_warps=tile.num_warps,

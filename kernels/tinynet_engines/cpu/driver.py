@@ -18,6 +18,7 @@ from triton.backends.driver import DriverBase
 
 from . import toolchain
 from .compiler import HEADER, MEMORY, TARGET
+from .memory import memory_span, overlaps, prefer_huge_pages
 
 # Persistent kernels choose their grid by how many programs fit a multiprocessor: a thread here. One does, as it takes
 # all of the "shared memory": several would walk the whole memory one after the other, each in large steps.
@@ -105,27 +106,6 @@ class Kernel:
         return self._load(("OVERLAPPING",))
 
 
-def memory_span(tensor: Any) -> tuple[int, int]:
-    """Address of a tensor's first byte and of the byte after its last."""
-    start = tensor.data_ptr()
-    if not isinstance(tensor, torch.Tensor):
-        return start, start
-    if tensor.is_contiguous():  # so is an empty one
-        return start, start + tensor.nbytes
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=False))
-    return start, start + (last + 1) * tensor.element_size()
-
-
-def overlaps(written: Iterable[int], spans: Sequence[tuple[int, int] | None]) -> bool:
-    """Whether a written argument shares memory with another one. ``spans``: None for an argument without memory."""
-    for target in written:
-        start, end = spans[target] or (0, 0)
-        for position, other in enumerate(spans):
-            if other is not None and position != target and start < other[1] and other[0] < end:
-                return True
-    return False
-
-
 def flatten_signature(signature: Iterable[Any], arguments: Iterable[Any]) -> list[tuple[str, Any]]:
     """(type, argument) of every value that a kernel takes, with tuples and tensor descriptors flattened."""
     flat: list[tuple[str, Any]] = []
@@ -199,6 +179,7 @@ class Launcher:
         address, arena_bytes = kernel.address, kernel.arena_bytes
         if kernel.overlap_matters and overlaps(kernel.written, spans):
             address, arena_bytes = kernel.overlapping
+        prefer_huge_pages(kernel.written, [argument for _, argument in flat])
         if enter_hook is not None:
             enter_hook(launch_metadata)
         run(address, arena_bytes, (grid_x, grid_y, grid_z), self.pack(*values))

@@ -6,6 +6,7 @@ pointers.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from tinynet_engines.plans import LARGEST_CACHE, CallSite, Form, Planner, define
 from tinynet_kernels.launch import Grid
 
 from . import driver, storage
+from .memory import LARGE, memory_span, overlaps, prefer_huge_pages
 
 
 class Plan:
@@ -26,6 +28,7 @@ class Plan:
         "grid",
         "head",
         "kernel",
+        "large",
         "pack",
         "pair_count",
         "pairs",
@@ -42,7 +45,7 @@ class Plan:
         flat: list[tuple[str, Any]],
         passed: list[int],
         unchanged: Callable[[], bool] | None,
-        send: Callable[..., bool],
+        sender: Callable[[bool], Callable[..., bool]],
     ) -> None:
         kernel: driver.Kernel = compiled.function
         self.kernel = kernel
@@ -51,12 +54,11 @@ class Plan:
         self.pack = struct.Struct("=" + "".join(driver.slot_format(kind) for kind, _ in flat)).pack
         self.passed = passed  # positions of the arguments that the compiled kernel takes
         self.unchanged = unchanged
-        self.send = send
         # A kernel that relies on its arguments not to overlap: the minimal distance between them. What a kernel touches
         # follows from its integers and its grid, unless it loads addresses; then every launch inspects the tensors.
         self.written = kernel.written
         self.exact = kernel.overlap_matters and kernel.data_dependent
-        spans = [driver.memory_span(value) if kind[0] == "*" else None for kind, value in flat]
+        spans = [memory_span(value) if kind[0] == "*" else None for kind, value in flat]
         pairs = [
             struct.pack("=4q", target, other, _length(spans[target]), _length(span))
             for target in kernel.written
@@ -64,6 +66,8 @@ class Plan:
             if kernel.overlap_matters and not self.exact and span is not None and other != target
         ]
         self.pairs, self.pair_count = b"".join(pairs), len(pairs)
+        self.large = [target for target in kernel.written if _length(spans[target]) >= LARGE]
+        self.send = sender(bool(self.large))
 
     def block(self, passed: Sequence[Any]) -> bytes:
         """The block of a launch with these arguments, which may overlap in memory."""
@@ -87,7 +91,7 @@ class CPUCallSite(CallSite):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.compiled: dict[tuple, Any] = {}
-        self.senders: dict[tuple[str, ...], Callable[..., Any]] = {}
+        self.senders: dict[tuple[tuple[str, ...], bool], Callable[..., Any]] = {}
 
     def _form(self) -> Form:
         on_cpu = " and ".join(f"{n}.is_cpu" for n in self.tensors) or "True"
@@ -108,8 +112,8 @@ class CPUCallSite(CallSite):
         if any(name not in by_name for name in passed):
             return None
         positions = [self.names.index(by_name[name]) for name in passed]
-        send = self._sender(tuple(by_name[name] for name in passed))
-        return Plan(compiled, grid, flat, positions, self.unchanged(), send)
+        sender = functools.partial(self._sender, tuple(by_name[name] for name in passed))
+        return Plan(compiled, grid, flat, positions, self.unchanged(), sender)
 
     def _compile(self, grid: Grid, arguments: tuple[Any, ...]) -> Any:
         """The compiled kernel for these arguments. Triton distinguishes integers as :func:`_specialized` does."""
@@ -133,13 +137,14 @@ class CPUCallSite(CallSite):
             self.compiled[key] = compiled
         return compiled
 
-    def _sender(self, passed: tuple[str, ...]) -> Callable[..., Any]:
-        """The function that packs the arguments of a compiled kernel and calls it."""
-        if passed not in self.senders:
+    def _sender(self, passed: tuple[str, ...], writes_large: bool) -> Callable[..., Any]:
+        """The function that packs the arguments of a compiled kernel, large results among them, and calls it."""
+        if (passed, writes_large) not in self.senders:
             values = ", ".join(f"{name}.data_ptr()" if name in self.tensors else name for name in passed)
             tensors = ", ".join(name if name in self.tensors else "None" for name in passed)
             shared = f"share_memory(plan.written, ({tensors},))"
             lines = [
+                *([f"prefer_huge_pages(plan.large, ({tensors},))"] if writes_large else []),
                 f"packed = plan.pack({values})",
                 f"if plan.exact and {shared}:",
                 "    failure = run(plan.overlapping_head() + packed, b'', 0)",
@@ -153,8 +158,10 @@ class CPUCallSite(CallSite):
                 "return True",
             ]
             scope = {"run": driver.runtime().launch_checked, "share_memory": _share_memory}
-            self.senders[passed] = define(f"send({', '.join(['plan', *self.names])})", lines, scope)
-        return self.senders[passed]
+            scope |= {"prefer_huge_pages": prefer_huge_pages}
+            definition = f"send({', '.join(['plan', *self.names])})"
+            self.senders[passed, writes_large] = define(definition, lines, scope)
+        return self.senders[passed, writes_large]
 
 
 def _specialized(value: int) -> tuple:
@@ -162,8 +169,8 @@ def _specialized(value: int) -> tuple:
 
 
 def _share_memory(written: list[int], arguments: Sequence[Any]) -> bool:
-    spans = [driver.memory_span(each) if isinstance(each, torch.Tensor) else None for each in arguments]
-    return driver.overlaps(written, spans)
+    spans = [memory_span(each) if isinstance(each, torch.Tensor) else None for each in arguments]
+    return overlaps(written, spans)
 
 
 planner = Planner(CPUCallSite)

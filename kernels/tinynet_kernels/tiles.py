@@ -46,6 +46,7 @@ class GemmTile(NamedTuple):
 
 
 _INTERPRETER = Target("interpreter", "", 1, 1 << 30)
+_DRIVERS = triton.runtime.driver
 _targets: dict[tuple[int, int, int], Target] = {}
 
 
@@ -53,7 +54,8 @@ def current_target() -> Target:
     """The target of the next launch: Triton's active driver and current device, cached for each number of threads."""
     if INTERPRETED:
         return _INTERPRETER
-    driver: Any = triton.runtime.driver.active
+    drivers: Any = _DRIVERS
+    driver = drivers._active or drivers.active  # `active` is a function, which finds a driver once
     device = driver.get_current_device()
     key = (id(driver), device, torch.get_num_threads())
     target = _targets.get(key)

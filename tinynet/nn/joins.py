@@ -21,6 +21,7 @@ from tinynet.ops.activation import activate
 from tinynet.ops.arguments import needs_gradient
 from tinynet.ops.linear import linear_chain
 from tinynet_kernels.activation_spec import IDENTITY, Activation
+from tinynet_kernels.conv.spec import Normalization
 
 CONVOLUTIONS = (Conv1d, Conv2d, Conv3d)
 BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
@@ -143,7 +144,8 @@ def _join_convolution_and_norm(convolution: Conv2d, steps: Steps, position: int,
         y, partial = convolution.convolve(x, IDENTITY, want_statistics=True)
         return _normalize(steps, position, y, partial)
     is_added = after < len(steps) and type(steps[after]) is Added
-    if is_added or needs_gradient(x, convolution.weight, convolution.bias, norm.weight, norm.bias):
+    has_gradient = needs_gradient(x, convolution.weight, convolution.bias, norm.weight, norm.bias)
+    if is_added or has_gradient or not _can_apply(constants, convolution, x):
         return _normalize(steps, position, convolution(x))
     activation, position = _activation(steps, position + 1, norm.activation)
     return convolution.convolve(x, activation, norm=constants)[0], position
@@ -200,10 +202,13 @@ def _next(steps: Steps, position: int) -> int:
 
 
 def _can_join(convolution: Conv2d, norm: BatchNorm2d, x: Tensor) -> bool:
-    """Whether a normalization's operands are such that the convolution's kernel can read them."""
-    if x.dim() != 4 or convolution.activation.name != "identity" or not is_plain(norm):
-        return False
-    operands = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    """Whether nothing is between a convolution of images and a normalization."""
+    return x.dim() == 4 and convolution.activation.name == "identity" and is_plain(norm)
+
+
+def _can_apply(constants: Normalization, convolution: Conv2d, x: Tensor) -> bool:
+    """Whether a convolution's kernel can read what a normalization in evaluation applies."""
+    operands = constants[:4]
     return is_plain_eager(*operands) and all(
         tensor is None
         or (

@@ -17,7 +17,7 @@ from tinynet.dispatch import Route, route_of
 from tinynet.ops import kernels
 from tinynet.ops.activation_like import ActivationLike, as_activation, gelu_activation
 from tinynet.ops.arguments import check_floating, is_dense, needs_gradient
-from tinynet.ops.autograd import gradients_of, through_kernels
+from tinynet.ops.autograd import EagerFunction, gradients_of, through_kernels
 from tinynet.ops.operator import Operator, contiguous_like
 from tinynet_kernels.activation_spec import Activation
 
@@ -67,7 +67,7 @@ def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
     return gradients_of(lambda x: activation_reference(x, ctx.activation), (saved,), (True,), (grad,))
 
 
-class ActivationFunction(torch.autograd.Function):
+class ActivationFunction(EagerFunction):
     """y = act(x) through the kernels; x is dense."""
 
     @staticmethod
@@ -131,7 +131,7 @@ def activate(x: Tensor, activation: ActivationLike) -> Tensor:
         return activation_operator(route, x, function)
     dense = x if is_dense(x) else x.contiguous()
     if needs_gradient(x):
-        return ActivationFunction.apply(dense, function)  # pyright: ignore[reportReturnType]
+        return ActivationFunction.run(dense, function)
     return kernels.activation.activation_forward(dense, function)
 
 

@@ -19,6 +19,15 @@ from tinynet.ops.arguments import without_autocast
 Backward = Callable[..., Any]
 
 
+class EagerFunction(torch.autograd.Function):
+    """An autograd function that is only applied to plain tensors, outside of function transforms."""
+
+    @classmethod
+    def run(cls, *arguments: Any) -> Any:
+        """`apply`, without its search for function transforms and for their tensors, which takes 2 us."""
+        return super(torch.autograd.Function, cls).apply(*arguments)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def through_kernels(in_pytorch: Backward) -> Callable[[Backward], Backward]:
     """Makes the decorated `backward(ctx, *grads)` one for first derivatives alone.
 

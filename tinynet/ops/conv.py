@@ -229,7 +229,7 @@ def _convolution(
     if route is Route.KERNELS:
         arguments = x, weight, bias, dtype, spec, activation, pool
         if norm is None and needs_gradient(x, weight, bias):
-            return ConvolutionFunction.apply(*arguments, want_statistics)  # pyright: ignore[reportReturnType]
+            return ConvolutionFunction.run(*arguments, want_statistics)
         results, *_ = convolution_forward(*arguments, save=False, norm=norm, want_statistics=want_statistics)
         return results.y, results.partial
     x, weight, bias = autocast(x, weight, bias)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.arguments import cast_to
-from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
+from tinynet.ops.autograd import EagerFunction, gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization, Sizes
@@ -42,7 +42,7 @@ def _in_pytorch(ctx: Any, grad: Tensor, of_statistics: None) -> Sequence[Tensor 
     return gradients_of(_in_dtype, inputs, wanted, (grad,))[len(ctx.settings) :]
 
 
-class ConvolutionFunction(torch.autograd.Function):
+class ConvolutionFunction(EagerFunction):
     """act(x * W + b) of x [N, C, *sizes], and for `pool` its largest of each 2 x 2 window, through the kernels.
 
     The second result holds statistics of the first where they are wanted, see `conv.forward.Results`, else None. The

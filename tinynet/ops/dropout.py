@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from tinynet.dispatch import Route, route_of
 from tinynet.ops import kernels
 from tinynet.ops.arguments import check_floating, is_dense, needs_gradient
-from tinynet.ops.autograd import through_kernels
+from tinynet.ops.autograd import EagerFunction, through_kernels
 from tinynet.ops.operator import Operator, contiguous_like
 from tinynet.ops.seeds import new_seed
 from tinynet_kernels import replays
@@ -47,7 +47,7 @@ def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
     return (grad * _apply(ones, seed, ctx.p, ctx.divisor),)
 
 
-class DropoutFunction(torch.autograd.Function):
+class DropoutFunction(EagerFunction):
     """Dropout of elements through the kernel; x is dense."""
 
     @staticmethod
@@ -126,7 +126,7 @@ def _drop_elements(operator: str, input: Tensor, p: float, training: bool, scale
         return dropout_operator(route, input, seed, p, *scale)
     dense = input if is_dense(input) else input.contiguous()
     if needs_gradient(input):
-        return DropoutFunction.apply(dense, seed, p, scale)  # pyright: ignore[reportReturnType]
+        return DropoutFunction.run(dense, seed, p, scale)
     return _apply(dense, seed, p, *scale)
 
 

@@ -221,15 +221,16 @@ def _normalize(
             raise ValueError(f"{name}: {parameter} must have the shape {expected}, got {tuple(tensor.shape)}")
     columns = math.prod(shape)
     options = (
-        None if weight is None else weight.reshape(columns).contiguous(),
-        None if bias is None else bias.reshape(columns).contiguous(),
+        _as_row(weight),
+        _as_row(bias),
         eps,
         name == "layer_norm",
         as_activation(activation),
     )
     x = _as_rows(input, columns)
     if residual is None:
-        return layer_norm_operator(route, x, *options).view(input.shape)
+        y = layer_norm_operator(route, x, *options)
+        return y if x is input else y.view(input.shape)
     y, total = add_layer_norm_operator(route, x, _as_rows(residual, columns), *options)
     if not (input.requires_grad or residual.requires_grad):  # where only a parameter requires a gradient
         total = total.detach()
@@ -247,7 +248,14 @@ def _checked_shape(name: str, normalized_shape: Sequence[int], input: Tensor) ->
     return shape
 
 
+def _as_row(parameter: Tensor | None) -> Tensor | None:
+    """A parameter as a contiguous vector."""
+    if parameter is None or (parameter.dim() == 1 and parameter.is_contiguous()):
+        return parameter
+    return parameter.reshape(-1).contiguous()
+
+
 def _as_rows(x: Tensor, columns: int) -> Tensor:
     """x as a matrix whose rows are contiguous: a view where the strides allow one."""
-    rows = x.reshape(x.numel() // max(columns, 1), columns)
+    rows = x if x.dim() == 2 and x.shape[1] == columns else x.reshape(x.numel() // max(columns, 1), columns)
     return rows if rows.stride(1) == 1 or columns == 1 else rows.contiguous()

@@ -15,7 +15,7 @@ from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, needs_gradient, route_floating
-from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
+from tinynet.ops.autograd import EagerFunction, gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 
@@ -49,7 +49,7 @@ def _chain_reference(
     return x
 
 
-class LinearFunction(torch.autograd.Function):
+class LinearFunction(EagerFunction):
     """A chain of linear layers, one or more, of x [M, K] through the kernels.
 
     Its tensors come as x, weight, bias, weight, bias, ... in their own dtypes, and so do their gradients; the kernels
@@ -252,7 +252,7 @@ def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
     activations = tuple([layer[2] for layer in layers])
     if needs_gradient(input, *parameters):
-        y: Tensor = LinearFunction.apply(activations, dtype, rows, *parameters)  # pyright: ignore[reportAssignmentType]
+        y: Tensor = LinearFunction.run(activations, dtype, rows, *parameters)
     else:
         y, _ = _forward(rows, parameters, activations, dtype, save=False)
     return y if input.dim() == 2 else y.view(shape)

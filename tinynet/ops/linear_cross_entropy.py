@@ -21,7 +21,7 @@ from tinynet.ops.arguments import (
     checked_reduction,
     needs_gradient,
 )
-from tinynet.ops.autograd import hold, through_kernels
+from tinynet.ops.autograd import EagerFunction, hold, through_kernels
 from tinynet.ops.labels import check_labels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels import replays
@@ -116,7 +116,7 @@ def _in_pytorch(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
     return operator.in_pytorch(ctx.given, ctx.options, ctx.needs_input_grad[:5], grads)
 
 
-class LinearCrossEntropyFunction(torch.autograd.Function):
+class LinearCrossEntropyFunction(EagerFunction):
     """Mean or sum, with gradients computed in the forward. The first backward takes them; a second computes them again.
 
     The operator's own function, which computes the logits twice, serves losses that are not reduced.
@@ -209,7 +209,7 @@ def linear_cross_entropy(
     tensors = *tensors, None if weight is None else weight.detach()
     settings = index, reduction, float(label_smoothing), *_chunks(x, matrix, options)
     if route is Route.KERNELS and reduction != "none" and needs_gradient(*tensors):
-        loss: Any = LinearCrossEntropyFunction.apply(*tensors, *settings)
+        loss: Any = LinearCrossEntropyFunction.run(*tensors, *settings)
     else:
         loss = linear_cross_entropy_operator(route, *tensors, *settings)
     if dtype is not None and input.dtype is not torch.float64:

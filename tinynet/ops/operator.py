@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from tinynet.dispatch import Route
 from tinynet.ops.arguments import needs_gradient
-from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
+from tinynet.ops.autograd import EagerFunction, gradients_of, held, hold, through_kernels
 from tinynet.ops.settings import setting_of
 
 # What a function below returns: one tensor for each result or gradient, None for one that is absent.
@@ -105,7 +105,7 @@ class Operator:
             results = self.registered(*arguments, save)
             return results if self.single else self.visible(results)
         if save:
-            return _KernelFunction.apply(self, *arguments)
+            return _KernelFunction.run(self, *arguments)
         return self.visible(self.launch_forward(*arguments, False))
 
     def visible(self, results: Sequence[Any]) -> Any:
@@ -191,7 +191,7 @@ def _in_pytorch(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
     return None, *operator.in_pytorch(ctx.given, ctx.settings, wanted, grads[: operator.outputs])
 
 
-class _KernelFunction(torch.autograd.Function):
+class _KernelFunction(EagerFunction):
     """An operator's kernels in an eager call."""
 
     @staticmethod

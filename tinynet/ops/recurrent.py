@@ -14,7 +14,7 @@ from torch import Tensor
 from tinynet.dispatch import Route, any_subclass, is_forward_mode, route_of
 from tinynet.ops import kernels
 from tinynet.ops.arguments import autocast, check_device, check_floating, needs_gradient, without_autocast
-from tinynet.ops.autograd import gradients_of, held, hold, through_kernels
+from tinynet.ops.autograd import EagerFunction, gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels import replays
 from tinynet_kernels.recurrent import GATES, Gradients, Saved, Sequences, Wanted, Weights, packed_sequences
@@ -92,7 +92,7 @@ def _definition(
     return recurrent_reference(mode, x, Weights(*weights), h0, c0, sequences, reset)
 
 
-class RecurrentFunction(torch.autograd.Function):
+class RecurrentFunction(EagerFunction):
     """One layer through the kernels; tensors as `tinynet_kernels.recurrent.layer` lays them out."""
 
     @staticmethod
@@ -298,7 +298,7 @@ def recurrent_layer(
         y, h_n, c_n = recurrent_operator(route, x, *weights, h0, c0, reset, sequences.batch_sizes, mode, recompute)
         return y, h_n, c_n if mode == "lstm" else None
     if needs_gradient(x, *weights, h0, c0):
-        result: Any = RecurrentFunction.apply(x, *weights, h0, c0, mode, sequences, reset, recompute)
+        result: Any = RecurrentFunction.run(x, *weights, h0, c0, mode, sequences, reset, recompute)
         return result
     y, h_n, c_n, _ = kernels.recurrent.recurrent_forward(
         mode, x, weights, h0, c0, sequences, reset, save=False, recompute=False

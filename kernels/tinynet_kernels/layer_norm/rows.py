@@ -107,11 +107,16 @@ def warps_of(tile: LayerNormTile) -> int:
     return min(16, max(4, tile.block_rows * tile.block_columns // 512))
 
 
+_LEAST_ELEMENTS = 1 << 15  # of a program on a CPU, which takes as long for them as a launch for its overhead
+
+
 @lru_cache(maxsize=4096)
 def backward_tile(rows: int, columns: int, target: Target) -> LayerNormTile:
     """The forward's tile, with so many tiles per program that few partial sums are left."""
     tile = layer_norm_tile(rows, columns, target)
     programs = {"interpreter": 2, "cpu": 8 * target.processors}.get(target.kind, 2 * target.processors)
+    if target.kind == "cpu":  # one program alone needs no second launch for its sums
+        programs = min(programs, max(1, rows * columns // _LEAST_ELEMENTS))
     return tile._replace(tiles=ceil_div(rows, tile.block_rows * programs))
 
 

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Large results lie in huge pages of memory, where Linux has them."""
 
 from __future__ import annotations

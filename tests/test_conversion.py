@@ -317,6 +317,25 @@ def test_channels_last_weights_are_the_same_parameters(device: str) -> None:
     assert other[0].weight.is_contiguous()
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_outputs_are_channels_last(groups: int, device: str) -> None:
+    """Also of convolutions whose weights lie in both orders: of one tap, or of one input channel."""
+    layers = [nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.Conv2d(8, 4, 1, groups=groups)]
+    for layer in layers:
+        x = torch.randn(2, layer.in_channels, 5, 6, device=device, requires_grad=True)
+        expected, before = layer.to(device)(x), layer.weight.detach().clone()
+        y = tinynet.convert(layer, verbose=False)(x)
+        assert y.stride() == expected.contiguous(memory_format=torch.channels_last).stride()
+        upstream = torch.randn_like(expected)
+        gradients = torch.autograd.grad(y, (x, layer.weight), upstream)
+        tinynet.revert(layer, verbose=False)
+        assert layer.weight.stride() == before.stride() and torch.equal(layer.weight, before)
+        theirs = torch.autograd.grad(expected, (x, layer.weight), upstream)
+        assert_close(y, expected, 1e-5)
+        for ours, other in zip(gradients, theirs, strict=True):
+            assert_close(ours, other, 1e-5)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_revert_gives_the_torch_model_back(name: str, device: str) -> None:
     model, x = built(name, device)

@@ -75,7 +75,7 @@ def restore(module: Any) -> str | None:
         own.pop(name, None)
     become(module, original)
     if own.pop("_reordered", False):
-        module.weight.data = module.weight.data.contiguous()
+        module.weight.data = _in_format(module.weight.data, torch.contiguous_format)
     return None
 
 
@@ -95,15 +95,24 @@ def become(module: torch.nn.Module, kind: type) -> None:
 
 
 def reorder(module: torch.nn.Module) -> None:
-    """Puts a convolution's weight into channels_last memory, where it is an ordinary tensor of its own."""
+    """Puts a convolution's weight into channels_last memory, where it is an ordinary tensor of its own.
+
+    A weight of one tap or of one input channel has both orders in memory. Its strides say which one outputs get.
+    """
     weight = module._parameters.get("weight")
     if not isinstance(module, _CONVOLUTIONS) or type(weight) is not torch.nn.Parameter or weight.is_shared():
         return
     if weight.layout is torch.strided and weight.dim() in _FORMATS:
-        ordered = weight.data.contiguous(memory_format=_FORMATS[weight.dim()])
-        if ordered is not weight.data and ordered.stride() != weight.stride():
+        ordered = _in_format(weight.data, _FORMATS[weight.dim()])
+        if ordered.stride() != weight.stride():
             weight.data = ordered
             module.__dict__["_reordered"] = True
+
+
+def _in_format(x: torch.Tensor, memory: torch.memory_format) -> torch.Tensor:
+    """x in this order of memory, a copy if need be, with the strides that a new tensor in it would have."""
+    strides = torch.empty(x.shape, device="meta", memory_format=memory).stride()
+    return x.contiguous(memory_format=memory).as_strided(x.shape, strides)
 
 
 def _reason_of_class(kind: type) -> str | None:

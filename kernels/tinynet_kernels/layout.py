@@ -10,6 +10,7 @@ the compiler turns it in shared memory so that loads and stores both run along m
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -153,8 +154,11 @@ def as_images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return rows.as_strided(shape, channels_last_strides(shape))
 
 
-def channels_last_strides(shape: tuple[int, ...]) -> list[int]:
+def channels_last_strides(shape: tuple[int, ...]) -> Sequence[int]:
     """The strides of a channels_last [N, C, *sizes]."""
+    if len(shape) == 4:  # most calls, in a third of the time
+        _, C, H, W = shape
+        return C * H * W, 1, C * W, C
     strides = [1] * len(shape)
     step = shape[1]
     for axis in (*range(len(shape) - 1, 1, -1), 0):

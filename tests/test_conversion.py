@@ -558,6 +558,41 @@ def test_a_traced_forward_follows_attributes_mode_and_arguments(device: str) -> 
     assert_close(ours(x), theirs(x), 1e-6)
 
 
+class Concatenated(nn.Module):
+    """A layer of lists of features, as those of a DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(12), nn.Conv2d(12, 4, 1)
+
+    def forward(self, features: Any, scale: Any = 1.0) -> Tensor:
+        flat = [x for each in features for x in (each if isinstance(each, list) else [each])]
+        return self.conv(F.relu(self.norm(torch.cat(flat, 1)))) * scale
+
+
+def test_arguments_may_be_lists_of_tensors(device: str) -> None:
+    """Each structure of the arguments is traced for itself: one traced for another list would read other tensors."""
+    theirs = Concatenated().to(device).eval()
+    ours: Any = tinynet.convert(theirs, verbose=False, inplace=False)
+    a, b, c = (torch.randn(2, 4, 5, 5, device=device) for _ in range(3))
+    ab = torch.cat((a, b), 1)
+    scale = torch.tensor(3.0, device=device)
+    calls: list[tuple[Any, ...]] = [
+        ([a, b, c],),
+        ((a, b, c),),
+        ([ab, c],),
+        ([c, ab],),
+        ([[a, b], c],),
+        ([a, b, c], scale),
+    ]
+    for arguments in (*calls, *calls, ([a, b, c], 2.0), ([a, b, c], 3.0)):
+        with torch.no_grad():
+            assert_close(ours(*arguments), theirs(*arguments), 1e-5)
+    with torch.no_grad(), counted_launches() as launches:
+        ours([a, b, c])
+    assert launches[0] == "normalize_kernel" and "activation_forward_kernel" not in launches
+
+
 def test_a_layer_that_writes_to_what_is_read_again_still_does(device: str) -> None:
     class Preactivated(nn.Module):
         def __init__(self) -> None:

@@ -64,10 +64,8 @@ def joined_class(kind: Any) -> type:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return kind.forward(self, *args, **kwargs)
-        if not kwargs and all(type(x) in _TENSORS for x in args):
-            tensors, key = args, (self.training, len(args))
-        else:
-            tensors, key = _split(args, kwargs, self.training)
+        given = None if kwargs else _tensors_alone(args, self.training)
+        tensors, key = _split(args, kwargs, self.training) if given is None else given
         programs = self.__dict__.get(_PROGRAMS)
         program = None if programs is None else programs.get(key)
         if program is None or not program.fits(self):
@@ -112,6 +110,23 @@ def program_for_tensors(module: torch.nn.Module) -> Program:
     own = signature(type(module).forward.__get__(module)).parameters.values()
     count = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in own)
     return _program(module, *tree_flatten(((SLOT,) * count, {})))
+
+
+def _tensors_alone(args: Any, training: bool) -> tuple[list[Any], Any] | None:
+    """What `_split` finds for tensors, and for lists and tuples of them, at once; None for other arguments."""
+    tensors: list[Any] = []
+    structure: list[Any] = [training]
+    for arg in args:
+        kind = type(arg)
+        if kind in _TENSORS:
+            tensors.append(arg)
+            structure.append(None)
+        elif (kind is list or kind is tuple) and all(type(x) in _TENSORS for x in arg):
+            tensors += arg
+            structure.append((kind, len(arg)))
+        else:
+            return None
+    return tensors, tuple(structure)
 
 
 def _split(args: Any, kwargs: Any, training: bool) -> tuple[list[Any], Any]:

@@ -216,6 +216,32 @@ def test_outputs_changed_in_place(name: str) -> None:
         torch.testing.assert_close(actual, expected)
 
 
+LEFT: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(4, 2), (3, 4)),
+    "convolution": (lambda: nn.Conv2d(4, 2, 3), (2, 4, 5, 5)),
+    "layer_norm": (lambda: nn.LayerNorm(4), (3, 4)),
+    "batch_norm": (lambda: nn.BatchNorm1d(4), (3, 4)),
+    "gelu": (nn.GELU, (3, 4)),
+    "lstm": (lambda: nn.LSTM(4, 2), (3, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_tensors_left_from_a_function_transform(name: str, device: str) -> None:
+    """They have no memory of their own, so that no kernel can read them; PyTorch's operators can."""
+    build, shape = LEFT[name]
+    x, left = torch.randn(shape, device=device), []
+    torch.func.grad(lambda each: (left.append(each), each.sum())[1])(x)
+    torch.manual_seed(0)
+    layer = build().to(device)
+    expected, found = layer(x), layer(left[0])
+    if name == "lstm":
+        expected, found = expected[0], found[0]
+    torch.testing.assert_close(found, expected)
+    if found.requires_grad:
+        found.sum().backward()
+
+
 def test_plain_tensors_take_the_launchers() -> None:
     with Seen() as seen:
         pass

@@ -61,7 +61,7 @@ def added(total, gradient_ptr, left, NORM: constexpr, TILE: constexpr):
 @triton.jit
 def gradient_norm_kernel(table_ptr, block_ptr, partial_ptr, blocks, NORM: constexpr, DTYPE: constexpr, TILE: constexpr):
     """partial[program] = sum of g^2 or |g|, or max |g|, over blocks program, program + programs, ..."""
-    total = tl.zeros((TILE.block,), tl.float32)
+    total = tl.full((TILE.block,), 0.0, tl.float32)
     for number in range(tl.program_id(0), blocks, tl.num_programs(0)):
         row_ptr, start, left = table_block(table_ptr, block_ptr, number, TILE)
         gradient_ptr = tensor_pointer(row_ptr + 2, start, DTYPE, TILE)

@@ -248,7 +248,7 @@ def ctc_loss_gradient_kernel(
         tl.store(dx_ptr + dx_row[:, None] + column[None, :], tl.where(counts[:, None], dx, 0.0), mask=mask)
     width = 2 * S + 1
     w_row = w_ptr + (n * T + t) * width
-    blanks = tl.zeros((TILE.block_steps,), tl.float32)
+    blanks = tl.full((TILE.block_steps,), 0.0, tl.float32)
     for j in range(length):
         tl.debug_barrier()  # what these threads read, others stored
         blanks += tl.load(w_row + 2 * j, mask=counts, other=0.0)

@@ -74,21 +74,23 @@ def linear_backward_kernel(
     TILE: constexpr,
 ):
     """A tile of dX, or one of dW, or a block of db. dX is None where it isn't wanted, and so is db."""
-    M = actual(M, 0, SPEC.weight)
-    N = actual(N, 1, SPEC.weight)
-    K = actual(K, 2, SPEC.weight)
-    stride_dzm = actual(stride_dzm, 3, SPEC.weight)
+    PRODUCT: constexpr = SPEC.weight
+    INPUT: constexpr = SPEC.input
+    M = actual(M, 0, PRODUCT)
+    N = actual(N, 1, PRODUCT)
+    K = actual(K, 2, PRODUCT)
+    stride_dzm = actual(stride_dzm, 3, PRODUCT)
     program = tl.program_id(0)
     if program < weight_tiles:
         dz = Matrix(dz_ptr, 1, stride_dzm)
-        x = Matrix(x_ptr, actual(stride_xm, 4, SPEC.weight), actual(stride_xk, 5, SPEC.weight))
-        weight_gradient_tile(dz, x, dw_ptr, program, program * 0, M, M, N, K, SPEC.weight, False, TILE)
+        x = Matrix(x_ptr, actual(stride_xm, 4, PRODUCT), actual(stride_xk, 5, PRODUCT))
+        weight_gradient_tile(dz, x, dw_ptr, program, program * 0, M, M, N, K, PRODUCT, False, TILE)
     elif program < weight_tiles + input_tiles:
         if dx_ptr is not None:
             dz = Matrix(dz_ptr, stride_dzm, 1)
-            weight = Matrix(weight_ptr, actual(stride_wn, 6, SPEC.weight), actual(stride_wk, 7, SPEC.weight))
+            weight = Matrix(weight_ptr, actual(stride_wn, 6, PRODUCT), actual(stride_wk, 7, PRODUCT))
             tile = program - weight_tiles
-            input_gradient_tile(dz, weight, saved_ptr, dx_ptr, None, tile, M, N, K, SPEC.input, ACTIVATION, TILE)
+            input_gradient_tile(dz, weight, saved_ptr, dx_ptr, None, tile, M, N, K, INPUT, ACTIVATION, TILE)
     elif db_ptr is not None:
         sum_columns(dz_ptr, db_ptr, program - weight_tiles - input_tiles, M, N, stride_dzm, SPEC)
 

@@ -99,8 +99,8 @@ def multi_margin_loss_forward_kernel(
     """The losses of block_rows rows, or their sum; `saved` [rows], where given, receives -dx_y for an upstream of 1."""
     C = widened(C, SPEC.wide)
     at = rows_of_program(x_ptr, target_ptr, weight_ptr, rows, C, stride_x, TILE)
-    loss = tl.zeros((TILE.block_rows,), tl.float32)
-    slope = tl.zeros((TILE.block_rows,), tl.float32)
+    loss = tl.full((TILE.block_rows,), 0.0, tl.float32)
+    slope = tl.full((TILE.block_rows,), 0.0, tl.float32)
     for start in range(0, C, TILE.block_classes):
         z, _, _ = margins(x_ptr, at, start, C, stride_x, SPEC, TILE)
         if SPEC.p == 1:
@@ -143,7 +143,8 @@ def multi_margin_loss_backward_kernel(
     if SPEC.reduction == "none":
         upstream = tl.load(grad_ptr + at.first + at.row, mask=at.inside, other=0.0).to(tl.float32)
     else:
-        upstream = tl.zeros((TILE.block_rows,), tl.float32) + tl.load(grad_ptr).to(tl.float32)  # in bounds: one element
+        upstream = tl.full((TILE.block_rows,), 0.0, tl.float32)
+        upstream += tl.load(grad_ptr).to(tl.float32)  # in bounds: one element
         if SPEC.reduction == "mean":
             upstream = upstream / rows
     slope = tl.load(saved_ptr + at.first + at.row, mask=at.inside, other=0.0)

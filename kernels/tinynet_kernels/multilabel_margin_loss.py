@@ -101,9 +101,9 @@ def multilabel_margin_loss_backward_kernel(
     mask = offset < C - start
     x = tl.load(x_row + start + offset, mask=mask, other=0.0).to(tl.float32)
     column = start + offset
-    exceeded = tl.zeros((SPEC.block_classes,), tl.float32)
-    own = tl.zeros((SPEC.block_classes,), tl.float32)
-    is_label = tl.zeros((SPEC.block_classes,), tl.int32)
+    exceeded = tl.full((SPEC.block_classes,), 0.0, tl.float32)
+    own = tl.full((SPEC.block_classes,), 0.0, tl.float32)
+    is_label = tl.full((SPEC.block_classes,), 0.0, tl.int32)
     for j in range(tl.load(saved_row)):  # in bounds: T, of one row
         label = tl.load(target_row + j)  # in bounds: j < T <= C
         z = 1.0 - tl.load(x_row + label).to(tl.float32) + x  # in bounds: 0 <= y_j < C, else T is 0

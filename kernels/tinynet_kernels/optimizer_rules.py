@@ -141,12 +141,13 @@ def ruled(p, g, states, scalars, RULE: constexpr):
 @triton.jit
 def rule_block(row_ptr, start, left, decays, scalars, RULE: constexpr, DTYPE: constexpr, TILE: constexpr):
     """The step of the first `left` elements of one block; all of them where `left` is None."""
+    STATES: constexpr = RULE.states
     weight_decay, decay = decays
     parameter_ptr = tensor_pointer(row_ptr + 1, start, DTYPE, TILE)
     p = load_block(parameter_ptr, left, TILE)
     g = load_block(tensor_pointer(row_ptr + 2, start, DTYPE, TILE), left, TILE)
     states = ()
-    for state in tl.static_range(RULE.states):  # pyright: ignore[reportGeneralTypeIssues]
+    for state in tl.static_range(STATES):  # pyright: ignore[reportGeneralTypeIssues]
         states += (load_block(tensor_pointer(row_ptr + 3 + state, start, DTYPE, TILE), left, TILE),)
     if RULE.maximize:
         g = -g
@@ -154,7 +155,7 @@ def rule_block(row_ptr, start, left, decays, scalars, RULE: constexpr, DTYPE: co
         g += weight_decay * p
     p, states = ruled(decay * p, g, states, scalars, RULE)
     tl.debug_barrier()  # in a small block several warps hold the same element: all load before any stores
-    for state in tl.static_range(RULE.states):  # pyright: ignore[reportGeneralTypeIssues]
+    for state in tl.static_range(STATES):  # pyright: ignore[reportGeneralTypeIssues]
         store_block(tensor_pointer(row_ptr + 3 + state, start, DTYPE, TILE), states[state], left, TILE)
     store_block(parameter_ptr, p, left, TILE)
 

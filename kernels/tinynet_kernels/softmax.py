@@ -136,7 +136,7 @@ def softmax_forward_kernel(
         store_dense(y_ptr, y, at, 0, length, inner, SPEC, TILE)
     else:
         maximum = tl.full((TILE.block_lines,), -float("inf"), tl.float32)
-        total = tl.zeros((TILE.block_lines,), tl.float32)
+        total = tl.full((TILE.block_lines,), 0.0, tl.float32)
         for start in range(0, length, TILE.block_length):
             block = load_scores(x_ptr, at, start, length, strides, SPEC, TILE)
             higher = tl.maximum(maximum, tl.max(block, axis=AXIS))
@@ -183,7 +183,7 @@ def softmax_backward_kernel(grad_ptr, y_ptr, dx_ptr, outer, length, inner, SPEC:
         total = tl.expand_dims(tl.sum(line_term(grad, y, SPEC), axis=AXIS), AXIS)
         store_dense(dx_ptr, input_gradient(grad, y, total, SPEC), at, 0, length, inner, SPEC, TILE)
     else:
-        sums = tl.zeros((TILE.block_lines,), tl.float32)
+        sums = tl.full((TILE.block_lines,), 0.0, tl.float32)
         for start in range(0, length, TILE.block_length):
             block_grad = load_dense(grad_ptr, at, start, length, inner, SPEC, TILE)
             if SPEC.function == "log_softmax":

@@ -166,7 +166,7 @@ def upsample_backward_kernel(
     at = pixels_of_program(H, W, rows, columns, SPEC, TILE)
     first_h = first_output(at.h, inverse_h, SPEC)
     first_w = first_output(at.w, inverse_w, SPEC)
-    dx = tl.zeros((TILE.block_rows, TILE.block_columns), tl.float32)
+    dx = tl.full((TILE.block_rows, TILE.block_columns), 0.0, tl.float32)
     for i in range(TILE.loop_rows):
         oh = first_h + i
         share_h = tl.where(oh < OH, share_of(at.h, source_of(oh, scale_h, H, SPEC)), 0.0)

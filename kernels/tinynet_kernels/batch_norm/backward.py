@@ -172,8 +172,8 @@ def partial_of(partial_ptr, part, channels, share, TILE: constexpr):
 def sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC: constexpr, TILE: constexpr):
     """Sums of w dZ xhat and of w dZ over the channels that share statistics, for each of the program's channels."""
     sets = sets_of(share, channels, SPEC, TILE)
-    dnormalized = tl.zeros((TILE.block_sets,), tl.float32)
-    dshift = tl.zeros((TILE.block_sets,), tl.float32)
+    dnormalized = tl.full((TILE.block_sets,), 0.0, tl.float32)
+    dshift = tl.full((TILE.block_sets,), 0.0, tl.float32)
     channel = sets.statistic - share.group * channels
     weight = load_channels(weight_ptr, channel, sets.mask, 1.0)
     for part in range(share.parts):

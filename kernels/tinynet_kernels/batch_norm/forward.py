@@ -184,9 +184,9 @@ def merge_statistics_kernel(
 def statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPEC: constexpr, TILE: constexpr):
     """mean and variance of the program's channels, which share them with others; the first part stores them."""
     sets = sets_of(share, channels, SPEC, TILE)
-    count = tl.zeros((TILE.block_sets,), tl.float32)
-    mean = tl.zeros((TILE.block_sets,), tl.float32)
-    squares = tl.zeros((TILE.block_sets,), tl.float32)
+    count = tl.full((TILE.block_sets,), 0.0, tl.float32)
+    mean = tl.full((TILE.block_sets,), 0.0, tl.float32)
+    squares = tl.full((TILE.block_sets,), 0.0, tl.float32)
     for part in range(share.parts):
         members = load_parts(partial_ptr, part, sets.statistic, share.statistics, sets.mask)
         count, mean, squares = merged_with(count, mean, squares, *merged(*members))

@@ -111,7 +111,7 @@ def convolution_patches_forward_kernel(
     patch_offset = windows.offset[:, None] + place[None, :]
     weight_base = weight_ptr + column_start.to(tl.int64) * (R * LENGTH)
     weight_offset = place[:, None] + (column * (R * LENGTH))[None, :]
-    z = tl.zeros((TILE.block_m, TILE.block_n), tl.float32)
+    z = tl.full((TILE.block_m, TILE.block_n), 0.0, tl.float32)
     patch_base = windows.base
     for _ in range(R):
         a = tl.load(patch_base + patch_offset, mask=windows.in_tile[:, None] & in_patch[None, :], other=0.0)

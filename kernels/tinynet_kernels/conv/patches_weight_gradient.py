@@ -74,7 +74,7 @@ def convolution_patches_weight_gradient_kernel(
     dw_offset += (column * (R * LENGTH))[None, :]
     first_channel = split.to(tl.int64) * K + channel
     for r in range(R):
-        dw = tl.zeros((TILE.block_k, TILE.block_n), tl.float32)
+        dw = tl.full((TILE.block_k, TILE.block_n), 0.0, tl.float32)
         for start in range(first, last, TILE.block_m):
             windows = windows_of(x_ptr, 0, start, last, 1, H, W, C, 1, P, Q, WINDOW, TILE.block_m)
             patch = windows.base + r * WINDOW.dilation_h * W * C
@@ -89,7 +89,7 @@ def convolution_patches_weight_gradient_kernel(
         row = dw_ptr + first_channel * (R * LENGTH) + r * WINDOW.S * stride_dw_tap
         tl.store(row + dw_offset, dw.to(dw_ptr.dtype.element_ty), mask=mask)
     if db_ptr is not None:
-        db = tl.zeros((TILE.block_n,), tl.float32)
+        db = tl.full((TILE.block_n,), 0.0, tl.float32)
         for start in range(first, last, TILE.block_m):
             base = tl.cast(start // TAPS, tl.int64) * K + channel
             mask = (pixel < last - start)[:, None] & in_columns[None, :]

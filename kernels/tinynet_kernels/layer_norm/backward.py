@@ -122,8 +122,8 @@ def layer_norm_backward_kernel(
     columns = widened(columns, SPEC.wide)
     first_tile = tl.program_id(0).to(tl.int64) * TILES
     at = tile_at(first_tile * TILE.block_rows, 0, rows, columns, TILE)
-    dw = tl.zeros((TILE.block_rows, TILE.block_columns), tl.float32)
-    db = tl.zeros((TILE.block_rows, TILE.block_columns), tl.float32)
+    dw = tl.full((TILE.block_rows, TILE.block_columns), 0.0, tl.float32)
+    db = tl.full((TILE.block_rows, TILE.block_columns), 0.0, tl.float32)
     for tile in range(tl.minimum(TILES, tl.cdiv(rows, TILE.block_rows) - first_tile).to(tl.int32)):
         at = tile_at((first_tile + tile) * TILE.block_rows, 0, rows, columns, TILE)
         statistics = load_statistics(mean_ptr, rstd_ptr, at)
@@ -166,8 +166,8 @@ def layer_norm_long_input_gradient_kernel(
     columns = widened(columns, SPEC.wide)
     first = tl.program_id(0).to(tl.int64) * TILE.block_rows
     statistics = load_statistics(mean_ptr, rstd_ptr, tile_at(first, 0, rows, columns, TILE))
-    sum_g = tl.zeros((TILE.block_rows,), tl.float32)
-    sum_gn = tl.zeros((TILE.block_rows,), tl.float32)
+    sum_g = tl.full((TILE.block_rows,), 0.0, tl.float32)
+    sum_gn = tl.full((TILE.block_rows,), 0.0, tl.float32)
     for start in range(0, columns, TILE.block_columns):
         at = tile_at(first, start, rows, columns, TILE)
         n, dz = normalized_and_dz(
@@ -221,8 +221,8 @@ def layer_norm_parameter_gradient_kernel(
     start = tl.program_id(1) * TILE.block_columns
     first_tile = tl.program_id(0).to(tl.int64) * TILES
     at = tile_at(first_tile * TILE.block_rows, start, rows, columns, TILE)
-    dw = tl.zeros((TILE.block_rows, TILE.block_columns), tl.float32)
-    db = tl.zeros((TILE.block_rows, TILE.block_columns), tl.float32)
+    dw = tl.full((TILE.block_rows, TILE.block_columns), 0.0, tl.float32)
+    db = tl.full((TILE.block_rows, TILE.block_columns), 0.0, tl.float32)
     for tile in range(tl.minimum(TILES, tl.cdiv(rows, TILE.block_rows) - first_tile).to(tl.int32)):
         at = tile_at((first_tile + tile) * TILE.block_rows, start, rows, columns, TILE)
         statistics = load_statistics(mean_ptr, rstd_ptr, at)

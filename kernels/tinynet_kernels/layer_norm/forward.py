@@ -75,8 +75,8 @@ def layer_norm_forward_kernel(
         x = load_sum(x_ptr, residual_ptr, stride_x, stride_residual, at, WIDE)
         mean, squares = sums_of_squares(x, at.mask, columns, SPEC.center)
     else:
-        mean = tl.zeros((TILE.block_rows,), tl.float32)
-        squares = tl.zeros((TILE.block_rows,), tl.float32)
+        mean = tl.full((TILE.block_rows,), 0.0, tl.float32)
+        squares = tl.full((TILE.block_rows,), 0.0, tl.float32)
         for start in range(0, columns, TILE.block_columns):
             block = tile_at(first, start, rows, columns, TILE)
             values = load_sum(x_ptr, residual_ptr, stride_x, stride_residual, block, WIDE)

@@ -189,8 +189,10 @@ def max_pool_rows_backward_kernel(
     COLUMNS: constexpr = WINDOW.columns
     at = elements_of_program(lines, inner, C, D, H, W, TILE)
     last = last_windows(at, D, H, W, OD, OH, OW, WINDOW)
-    dx = tl.zeros((TILE.block_lines, TILE.block_inner), tl.float32)
-    dx_after = tl.zeros((TILE.block_lines, TILE.block_inner), tl.float32)
+    dx = tl.full((TILE.block_lines, TILE.block_inner), 0.0, tl.float32)
+    dx_after = tl.full((TILE.block_lines, TILE.block_inner), 0.0, tl.float32)
+    FIRST: constexpr = SPLIT.first
+    END: constexpr = SPLIT.end
     for step in tl.static_range(TILE.loop_depth * TILE.loop_rows):  # pyright: ignore[reportGeneralTypeIssues]
         back = loop_place(step, TILE.loop_rows, 1)
         window = Place(last.depth - back.depth, last.row - back.row, at.column * 0)
@@ -203,7 +205,7 @@ def max_pool_rows_backward_kernel(
         number = tl.where(holds, (kd * ROWS.kernel + kh) * COLUMNS.kernel, -COLUMNS.kernel - 1)  # no tap's number
         depth = tl.minimum(tl.maximum(window.depth, 0), OD - 1)
         row = tl.minimum(tl.maximum(window.row, 0), OH - 1)
-        for d in tl.static_range(SPLIT.first, SPLIT.end):  # pyright: ignore[reportGeneralTypeIssues]
+        for d in tl.static_range(FIRST, END):  # pyright: ignore[reportGeneralTypeIssues]
             column = at.column + d
             mask = at.mask
             if d < 0:

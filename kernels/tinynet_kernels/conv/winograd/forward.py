@@ -103,7 +103,7 @@ def winograd_forward_kernel(
 
     z = ()
     for _ in tl.static_range(POSITIONS):  # pyright: ignore[reportGeneralTypeIssues]
-        z += (tl.zeros((TILE.block_tiles, BLOCK), tl.float32),)
+        z += (tl.full((TILE.block_tiles, BLOCK), 0.0, tl.float32),)
     for first in range(0, group_inputs, BLOCK_INPUTS):
         inputs_left = group_inputs - first
         d = load_squares(x_ptr, patches, first, group_inputs, BLOCK_INPUTS, TILE.m + 2, EVEN_INPUTS)

@@ -74,7 +74,7 @@ def winograd_weight_gradient_kernel(
 
     z = ()
     for _ in tl.static_range(POSITIONS):  # pyright: ignore[reportGeneralTypeIssues]
-        z += (tl.zeros((TILE.block_outputs, TILE.block_inputs), tl.float32),)
+        z += (tl.full((TILE.block_outputs, TILE.block_inputs), 0.0, tl.float32),)
     for start in range(begin, end, TILE.block_tiles):
         patches = squares_of(in_x, start, end, grid, H, W, C, padding_h, padding_w, TILE.m, TILE.block_tiles)
         d = load_squares(x_ptr, patches, 0, inputs_left, TILE.block_inputs, SIDE, EVEN_INPUTS)

@@ -90,3 +90,18 @@ def test_no_files_import_each_other() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+def test_kernels_compile_on_triton_3_6() -> None:
+    """Its `zeros` and `static_range` take no field of a constexpr tuple, such as TILE.block_m, that has no name."""
+
+    def is_field(node: ast.expr) -> bool:
+        return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id.isupper()
+
+    found = []
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())) if name.startswith("tinynet_kernels") else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tl.zeros", "tl.static_range"):
+                given = [part for each in node.args for part in (each.elts if isinstance(each, ast.Tuple) else [each])]
+                found += [f"{name}:{node.lineno}" for part in given if is_field(part)]
+    assert not found

@@ -18,7 +18,8 @@ def convert_kernel(x_ptr, y_ptr, wide_ptr, SIZE: tl.constexpr):
     y = tl.load(x_ptr + place).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + place, y)
     tl.debug_barrier()
-    tl.store(wide_ptr + place, -tl.load(y_ptr + place).to(tl.float32))
+    # Not -x, which Triton 3.6 computes as 0 - x: without the sign of a zero.
+    tl.store(wide_ptr + place, tl.load(y_ptr + place).to(tl.float32) * -1.0)
 
 
 def interesting_numbers() -> torch.Tensor:

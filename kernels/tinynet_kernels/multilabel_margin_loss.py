@@ -103,7 +103,7 @@ def multilabel_margin_loss_backward_kernel(
     column = start + offset
     exceeded = tl.full((SPEC.block_classes,), 0.0, tl.float32)
     own = tl.full((SPEC.block_classes,), 0.0, tl.float32)
-    is_label = tl.full((SPEC.block_classes,), 0.0, tl.int32)
+    is_label = tl.full((SPEC.block_classes,), 0, tl.int32)
     for j in range(tl.load(saved_row)):  # in bounds: T, of one row
         label = tl.load(target_row + j)  # in bounds: j < T <= C
         z = 1.0 - tl.load(x_row + label).to(tl.float32) + x  # in bounds: 0 <= y_j < C, else T is 0

@@ -10,7 +10,6 @@ the compiler turns it in shared memory so that loads and stores both run along m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ import triton.language as tl
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import exceed_int32, widened
+from tinynet_kernels.operand_layout import channels_last_strides
 from tinynet_kernels.tiles import Target, ceil_div, current_target, power_of_2_at_least
 
 
@@ -152,19 +152,6 @@ def as_images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     N, _, *sizes = like.shape
     shape = (N, rows.shape[1], *sizes)
     return rows.as_strided(shape, channels_last_strides(shape))
-
-
-def channels_last_strides(shape: tuple[int, ...]) -> Sequence[int]:
-    """The strides of a channels_last [N, C, *sizes]."""
-    if len(shape) == 4:  # most calls, in a third of the time
-        _, C, H, W = shape
-        return C * H * W, 1, C * W, C
-    strides = [1] * len(shape)
-    step = shape[1]
-    for axis in (*range(len(shape) - 1, 1, -1), 0):
-        strides[axis] = step
-        step *= shape[axis]
-    return strides
 
 
 def empty_channels_last(like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:

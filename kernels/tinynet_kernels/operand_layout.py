@@ -18,6 +18,16 @@ def contiguous_strides(sizes: Sequence[int]) -> Stride:
     return tuple([math.prod(sizes[dimension + 1 :]) for dimension in range(len(sizes))])
 
 
+def channels_last_strides(shape: Sequence[int]) -> Stride:
+    """The strides of a channels_last [N, C, *sizes]."""
+    if len(shape) == 4:  # asked at each call of a convolution of images
+        _, C, H, W = shape
+        return C * H * W, 1, C * W, C
+    N, C, *sizes = shape
+    first, *others, last = contiguous_strides((N, *sizes, C))
+    return first, last, *others
+
+
 def is_dense(shape: Sequence[int], stride: Stride) -> bool:
     """Whether the elements fill a stretch of memory with no gap and no overlap, in any order of dimensions."""
     order = _descending(shape, stride)

@@ -113,7 +113,7 @@ def program_for_tensors(module: torch.nn.Module) -> Program:
 
 
 def _tensors_alone(args: Any, training: bool) -> tuple[list[Any], Any] | None:
-    """What `_split` finds for tensors, and for lists and tuples of them, at once; None for other arguments."""
+    """What `_split` finds, in less time, for tensors and for lists and tuples of them; None for other arguments."""
     tensors: list[Any] = []
     structure: list[Any] = [training]
     for arg in args:

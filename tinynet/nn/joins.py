@@ -202,7 +202,7 @@ def _next(steps: Steps, position: int) -> int:
 
 
 def _can_join(convolution: Conv2d, norm: BatchNorm2d, x: Tensor) -> bool:
-    """Whether nothing is between a convolution of images and a normalization."""
+    """Whether a convolution of images, without an activation, can work with the normalization that follows it."""
     return x.dim() == 4 and convolution.activation.name == "identity" and is_plain(norm)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tinynet_kernels.operand_layout import channels_last_strides, contiguous_strides
+
 
 class Axes(NamedTuple):
     """A tensor as [groups, outer, C, inner], where each group and channel has statistics of its own.
@@ -58,11 +60,5 @@ def axes_of(shape: Sequence[int], stride: Sequence[int], *, per_sample: bool) ->
 
 def dense_strides(shape: Sequence[int], *, channels_inner: bool) -> tuple[int, ...]:
     """Strides of a result [N, C, ...] in the order of an operand with or without `channels_inner`: without gaps."""
-    dimensions = list(range(len(shape)))
-    if channels_inner and any(size != 1 for size in shape[2:]):
-        dimensions = [0, *dimensions[2:], 1]
-    strides, length = [0] * len(shape), 1
-    for dimension in reversed(dimensions):
-        strides[dimension] = length
-        length *= max(shape[dimension], 1)
-    return tuple(strides)
+    last = channels_inner and any(size != 1 for size in shape[2:])
+    return channels_last_strides(shape) if last else contiguous_strides(shape)

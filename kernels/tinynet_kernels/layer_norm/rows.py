@@ -107,7 +107,7 @@ def warps_of(tile: LayerNormTile) -> int:
     return min(16, max(4, tile.block_rows * tile.block_columns // 512))
 
 
-_LEAST_ELEMENTS = 1 << 15  # of a program on a CPU, which takes as long for them as a launch for its overhead
+_LEAST_ELEMENTS = 1 << 15  # of a program on a CPU: it computes so many in about the time that a launch takes
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,8 @@ import copy
 import gc
 import io
 import pickle
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -527,6 +529,30 @@ def test_what_cannot_be_traced_is_called_layer_by_layer(kind: Any, device: str) 
     assert "called layer by layer: the model: " in str(model.conversion)
     assert set(vars(model)) <= {*vars(kind()), "seen", "conversion"} and type(model.linear) is tinynet.nn.Linear
     assert_close(model(x), expected, 1e-6)
+
+
+COMPILED_LATER = """
+import sys, torch, tinynet
+
+class Noisy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x) + torch.rand(())
+
+tinynet.convert(Noisy(), verbose=False)
+print("torch._dynamo" in sys.modules)
+norm = torch.compile(tinynet.nn.LayerNorm(4), backend="eager", fullgraph=True)
+print(tuple(norm(torch.randn(3, 4)).shape))
+"""
+
+
+def test_the_compiler_works_after_a_trace() -> None:
+    """In a process of its own, since the compiler learns once what the functions of `math` are."""
+    answer = subprocess.run([sys.executable, "-c", COMPILED_LATER], capture_output=True, text=True)
+    assert answer.stdout.split("\n")[:2] == ["False", "(3, 4)"], answer.stderr
 
 
 class Options(nn.Module):

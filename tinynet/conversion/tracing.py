@@ -103,6 +103,15 @@ class _Tracer(Tracer):
 class _NoTensors(TorchDispatchMode):
     """Refuses every operator on tensors, whose results a graph would hold as constants."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: that would import PyTorch's compiler at the first operator.
+
+        The compiler would take torch.fx's wrappers, which are in the module `math` while it traces, for the functions
+        themselves, and could compile no call of those for the rest of the process.
+        """
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise TraceError(f"its forward computes {func} from no argument")
 

@@ -45,7 +45,7 @@ PROBLEMS: dict[str, Callable[[int, int], Any]] = {
         True, 1, 1, (rows, columns), (rows, columns), (), False, False, GPU
     ),
     "transpose": lambda rows, columns: layout._transpose_problem(1, rows, columns, GPU),
-    "linear_forward": lambda rows, columns: linear._forward_problem(
+    "linear_forward": lambda rows, columns: linear.linear_forward_problem(
         (rows, columns, 64), (64, 1), (64, 1), torch.bfloat16, "ieee", IDENTITY, GPU
     ),
     "recurrent_step": lambda rows, columns: recurrent_step(rows),

@@ -313,7 +313,7 @@ def test_who_takes_int64() -> None:
 
     def linear_problem(M: int, N: int, K: int) -> launch.Problem:
         arguments = (torch.bfloat16, "ieee", identity, target)
-        problem = linear_kernels._forward_problem((M, N, K), (K, 1), (K, 1), *arguments)
+        problem = linear_kernels.linear_forward_problem((M, N, K), (K, 1), (K, 1), *arguments)
         return problem if isinstance(problem, launch.Problem) else problem.product
 
     def backward_problem(rows: int, columns: int) -> launch.Problem:

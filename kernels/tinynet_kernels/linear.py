@@ -213,13 +213,13 @@ def linear_weight_gradient_kernel(
 @costs(linear_forward_kernel)
 def linear_forward_cost(x_ptr: torch.Tensor, weight_ptr: torch.Tensor, **others: Any) -> Cost:
     """2 M N K operations; x, W and b read, y (and z) written."""
-    return Cost(2 * x_ptr.shape[0] * weight_ptr.numel(), size_in_bytes(x_ptr, weight_ptr, *others.values()))
+    return Cost(2 * x_ptr.numel() * weight_ptr.shape[0], size_in_bytes(x_ptr, weight_ptr, *others.values()))
 
 
 @costs(linear_input_gradient_kernel)
 def linear_input_gradient_cost(dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, **others: Any) -> Cost:
     """2 M N K operations; dZ, W and what was saved are read, dX and partial sums written."""
-    return Cost(2 * dz_ptr.shape[0] * weight_ptr.numel(), size_in_bytes(dz_ptr, weight_ptr, *others.values()))
+    return Cost(2 * dz_ptr.numel() * weight_ptr.shape[1], size_in_bytes(dz_ptr, weight_ptr, *others.values()))
 
 
 @costs(linear_weight_gradient_kernel)
@@ -233,7 +233,7 @@ Strides = tuple[int, int]
 
 
 @lru_cache(maxsize=4096)
-def _forward_problem(
+def linear_forward_problem(
     sizes: Sizes,
     stride_x: Strides,
     stride_weight: Strides,
@@ -294,13 +294,13 @@ def linear_forward(
     z = torch.empty_like(y) if save and activation.reads_input else None
     target, dtype = current_target(), x.dtype
     precision = matmul_precision(dtype, target)
-    problem = _forward_problem((M, N, K), x.stride(), weight.stride(), dtype, precision, activation, target)
+    problem = linear_forward_problem((M, N, K), x.stride(), weight.stride(), dtype, precision, activation, target)
     problem.launch(x, weight, bias, y, z)
     return y, y if save and activation.reads_output else z
 
 
 @lru_cache(maxsize=4096)
-def _input_gradient_problem(
+def linear_input_gradient_problem(
     sizes: Sizes,
     stride_dz: Strides,
     stride_weight: Strides,
@@ -387,11 +387,13 @@ def _input_gradient_problem_of(
     sizes, dtype = (*dz.shape, weight.shape[1]), dz.dtype
     plain = activation.name == "identity" and not want_bias
     precision = matmul_precision(dtype, target)
-    return _input_gradient_problem(sizes, dz.stride(), weight.stride(), dtype, precision, activation, plain, target)
+    return linear_input_gradient_problem(
+        sizes, dz.stride(), weight.stride(), dtype, precision, activation, plain, target
+    )
 
 
 @lru_cache(maxsize=4096)
-def _weight_gradient_problem(
+def linear_weight_gradient_problem(
     sizes: Sizes,
     stride_dz: Strides,
     stride_x: Strides,
@@ -441,7 +443,9 @@ def linear_weight_gradient(
     target = current_target()
     precision = matmul_precision(dz.dtype, target)
     accumulate = add_to is not None
-    problem = _weight_gradient_problem((M, N, K), dz.stride(), x.stride(), dz.dtype, precision, accumulate, target)
+    problem = linear_weight_gradient_problem(
+        (M, N, K), dz.stride(), x.stride(), dz.dtype, precision, accumulate, target
+    )
     if add_to is not None:
         problem.launch(dz, x, add_to)
         return add_to

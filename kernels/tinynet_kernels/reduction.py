@@ -145,41 +145,50 @@ def sum_two_cost(partial_ptr: torch.Tensor, other_partial_ptr: torch.Tensor, **o
     return Cost(flops, size_in_bytes(partial_ptr, other_partial_ptr, *others.values()))
 
 
-def sum_partials(partial: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def sum_partials(
+    partial: torch.Tensor, dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum over the first dimension.
 
     Args:
         partial: fp32 [parts, ...], contiguous.
         dtype: of the result [...].
+        out: receives the result, element after element of its memory; None for a new tensor.
     """
     parts = partial.shape[0]
-    if parts == 1 and dtype is torch.float32:
-        return partial[0]
-    out = torch.empty(partial.shape[1:], dtype=dtype, device=partial.device)
+    if out is None:
+        if parts == 1 and dtype is torch.float32:
+            return partial[0]
+        out = partial.new_empty(partial.shape[1:], dtype=dtype)
     blocks = blocks_of_parts(parts, out.numel(), current_target())
     problem = _sum_problem(parts, out.numel(), blocks)
     if blocks.shares == 1:
         problem.launch(partial, out)
         return out
-    shares = partial.new_empty(blocks.shares, *out.shape)
+    shares = partial.new_empty((blocks.shares, *partial.shape[1:]))
     problem.launch(partial, shares)
-    return sum_partials(shares, dtype)
+    return sum_partials(shares, out=out)
 
 
-def sum_two(
-    first: torch.Tensor, first_dtype: torch.dtype, second: torch.Tensor, second_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sums as of `sum_partials`, in one launch on GPUs, where a launch costs more than small sums."""
+def sum_two(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sums as of `sum_partials`, in one launch on GPUs, where a launch costs more than small sums.
+
+    Args:
+        first, second: fp32 [parts, ...], contiguous.
+        out: receives the first sum.
+
+    Returns:
+        `out`, and the second sum in fp32.
+    """
     target = current_target()
-    sums = (first, first_dtype), (second, second_dtype)
-    blocks = [blocks_of_parts(partial.shape[0], partial[0].numel(), target) for partial, _ in sums]
-    one_launch = target.kind in ("cuda", "hip") and all(each.shares == 1 for each in blocks)
-    if not one_launch or 1 in (first.shape[0], second.shape[0]):
-        a, b = (sum_partials(partial, dtype) for partial, dtype in sums)
-        return a, b
-    a, b = (torch.empty(partial.shape[1:], dtype=dtype, device=partial.device) for partial, dtype in sums)
-    _two_problem(first.shape[0], a.numel(), second.shape[0], b.numel(), *blocks).launch(first, a, second, b)
-    return a, b
+    if target.kind not in ("cuda", "hip") or 1 in (first.shape[0], second.shape[0]):
+        return sum_partials(first, out=out), sum_partials(second)
+    blocks = [blocks_of_parts(partial.shape[0], partial[0].numel(), target) for partial in (first, second)]
+    if any(each.shares > 1 for each in blocks):
+        return sum_partials(first, out=out), sum_partials(second)
+    other = second.new_empty(second.shape[1:])
+    _two_problem(first.shape[0], out.numel(), second.shape[0], other.numel(), *blocks).launch(first, out, second, other)
+    return out, other
 
 
 def reduce_losses(partial: torch.Tensor, loss: torch.Tensor, divisor: torch.Tensor | None) -> None:

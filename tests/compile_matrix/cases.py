@@ -177,7 +177,7 @@ def activation_cases(target: Target) -> Iterator[Case]:
         )
         yield Case(f"backward {function.name} {_flags(row)}", run, aligned=row["shape"][1] % 8 == 0)
     for dtype, parts, elements in itertools.product(DTYPES, (28, 196), (288, 18432)):
-        sums = _empty(parts, elements, dtype=FP32), dtype, _empty(784, 64, dtype=FP32), FP32
+        sums = _empty(parts, elements, dtype=FP32), _empty(784, 64, dtype=FP32), _empty(elements, dtype=dtype)
         yield Case(f"sum_two {_text(dtype)} {(parts, elements)}", partial(reduction.sum_two, *sums))
 
 

@@ -74,11 +74,18 @@ from tinynet_kernels.conv.winograd.forward import WinogradConvolution, winograd_
 from tinynet_kernels.conv.winograd.tiles import asks_for_full_precision, is_eligible, winograd_tile
 from tinynet_kernels.gemm import GROUP, tile_start
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import as_images, as_rows, empty_channels_last
-from tinynet_kernels.linear import linear_forward
+from tinynet_kernels.linear import linear_forward_problem
 from tinynet_kernels.offsets import widened
+from tinynet_kernels.operand_layout import channels_last_strides
 from tinynet_kernels.split_product import SplitProduct
-from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register, product_splits
+from tinynet_kernels.tiles import (
+    Target,
+    ceil_div,
+    current_target,
+    every_register,
+    matmul_precision,
+    product_splits,
+)
 
 
 @triton.jit
@@ -299,45 +306,101 @@ def convolution_forward(
         norm: applied to x * W + b before the activation; None without.
         want_statistics: whether to compute those of y, which is then not pooled.
     """
-    K = weight.shape[0]
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    if spec.is_pointwise(weight.shape[2:]) and not pool and norm is None and not want_statistics:
-        y, saved = linear_forward(as_rows(x), weight.view(K, -1), bias, activation, save=save)
-        return Results(as_images(y, x), None if saved is None else as_images(saved, x), None, None)
-    target = current_target()
-    dtype = x.dtype
-    precision = convolution_precision(dtype, target)
+    target, dtype = current_target(), x.dtype
     mean, variance, scale, shift, epsilon = norm or NO_NORMALIZATION
-    problem, shape, tiles = _forward_problem(
-        x.shape, weight.shape, dtype, precision, spec, activation, pool, epsilon, target
-    )
-    y = empty_channels_last(x, shape)
+    plain = norm is None and not want_statistics
+    precisions = matmul_precision(dtype, target), convolution_precision(dtype, target)
+    forward = _forward(x.shape, weight.shape, dtype, precisions, spec, activation, pool, plain, epsilon, target)
+    y = x.new_empty_strided(forward.shape, forward.stride)
     z = torch.empty_like(y) if save and activation.reads_input else None
+    saved = y if save and activation.reads_output else z
+    if forward.is_linear:
+        forward.problem.launch(x, weight, bias, y, z)
+        return Results(y, saved, None, None)
     argmax = torch.empty_like(y, dtype=torch.int8) if pool and save else None
     tensors = {"bias_ptr": bias, "mean_ptr": mean, "variance_ptr": variance, "scale_ptr": scale, "shift_ptr": shift}
     tensors |= {"y_ptr": y, "z_ptr": z, "argmax_ptr": argmax}
-    saved = y if save and activation.reads_output else z
 
     def room_for_statistics(tiles: int) -> torch.Tensor | None:
-        return y.new_empty((tiles, 3, K), dtype=torch.float32) if want_statistics else None
+        return y.new_empty((tiles, 3, weight.shape[0]), dtype=torch.float32) if want_statistics else None
 
-    if is_eligible(spec, weight.shape[2:], target):
+    if forward.is_eligible:
         exact = asks_for_full_precision()
         winograd = _winograd_problem(x.shape, weight.shape, dtype, spec, activation, pool, epsilon, exact, target)
         if winograd is not None:
             partial = room_for_statistics(winograd.pixel_tiles)
             infinite = winograd.launch(x, weight, **tensors, partial_ptr=partial)
-            again = None if want_statistics else problem.launch
+            again = None if want_statistics else forward.problem.launch
             if is_right(infinite, again, x, weight, *tensors.values(), None):
                 return Results(y, saved, argmax, partial)
-    partial = room_for_statistics(tiles)
-    if isinstance(problem, Problem) and problem.kernel is convolution_patches_forward_kernel:
+    partial = room_for_statistics(forward.tiles)
+    if forward.reads_padded:
         x = padded_image(x, weight.shape[2:], spec)
-    elif isinstance(problem, Problem) and weight.shape[1] == 1 and not problem.constants["WINDOW"].taps_last:
+    if forward.reads_taps_first:
         weight = taps_first(weight)
-    problem.launch_named(x_ptr=x, weight_ptr=weight, **tensors, partial_ptr=partial)
+    forward.problem.launch_named(x_ptr=x, weight_ptr=weight, **tensors, partial_ptr=partial)
     return Results(y, saved, argmax, partial)
+
+
+class Forward(NamedTuple):
+    """A forward without its tensors.
+
+    Attributes:
+        shape, stride: of y, channels_last.
+        problem: the launch or launches by the definition.
+        tiles: of pixels that it has.
+        is_linear: whether it is a linear layer of pixels, which is given x, W, bias, y and z alone.
+        is_eligible: whether Winograd's algorithm can compute the same.
+        reads_padded: whether the problem reads x as of `padded_image`.
+        reads_taps_first: whether it reads W as of `taps_first`.
+    """
+
+    shape: Shape
+    stride: Shape
+    problem: Problem | SplitProduct
+    tiles: int
+    is_linear: bool = False
+    is_eligible: bool = False
+    reads_padded: bool = False
+    reads_taps_first: bool = False
+
+
+@lru_cache(maxsize=4096)
+def _forward(
+    x_shape: Shape,
+    weight_shape: Shape,
+    dtype: torch.dtype,
+    precisions: tuple[str, str],
+    spec: ConvolutionSpec,
+    activation: Activation,
+    pool: bool,
+    plain: bool,
+    epsilon: float,
+    target: Target,
+) -> Forward:
+    """The `Forward` of channels_last operands.
+
+    Args:
+        precisions: of linear layers and of convolutions.
+        plain: whether neither a normalization nor statistics are wanted.
+    """
+    kernel_size = weight_shape[2:]
+    if plain and not pool and spec.is_pointwise(kernel_size):
+        (N, C, *size), K = x_shape, weight_shape[0]
+        sizes, shape = (N * math.prod(size), K, C), (N, K, *size)
+        problem = linear_forward_problem(sizes, (C, 1), (C, 1), dtype, precisions[0], activation, target)
+        return Forward(shape, channels_last_strides(shape), problem, 0, is_linear=True)
+    problem, shape, tiles = _forward_problem(
+        x_shape, weight_shape, dtype, precisions[1], spec, activation, pool, epsilon, target
+    )
+    stride, eligible = channels_last_strides(shape), is_eligible(spec, kernel_size, target)
+    if isinstance(problem, SplitProduct):
+        return Forward(shape, stride, problem, tiles, is_eligible=eligible)
+    reads_padded = problem.kernel is convolution_patches_forward_kernel
+    reads_taps_first = not reads_padded and weight_shape[1] == 1 and not problem.constants["WINDOW"].taps_last
+    return Forward(shape, stride, problem, tiles, False, eligible, reads_padded, reads_taps_first)
 
 
 @lru_cache(maxsize=4096)
@@ -363,7 +426,6 @@ def _winograd_problem(
     )
 
 
-@lru_cache(maxsize=4096)
 def _forward_problem(
     x_shape: Shape,
     weight_shape: Shape,

@@ -9,15 +9,13 @@ added in a fixed order.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.grouped import GroupTile
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes, weights_in
 from tinynet_kernels.conv.window import (
     elements_before,
     inside,
@@ -28,10 +26,8 @@ from tinynet_kernels.conv.window import (
     pixels_of_image,
 )
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import channels_before
 from tinynet_kernels.offsets import widened
-from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import Target, ceil_div, current_target, power_of_2_at_least
+from tinynet_kernels.tiles import Target, ceil_div, power_of_2_at_least
 
 SPLIT_BYTES = 512 << 10  # of x and dZ: half of a second-level cache
 
@@ -105,11 +101,10 @@ def convolution_groups_weight_gradient_kernel(
 def groups_weight_gradient_cost(dz_ptr: torch.Tensor, dw_ptr: torch.Tensor, **others: torch.Tensor) -> Cost:
     """2 N Z P Q K T R S C / groups operations; x and dZ read, every split of dW written."""
     pixels = dz_ptr.numel() // dz_ptr.shape[1]
-    return Cost(2 * pixels * dw_ptr[0].numel(), size_in_bytes(dz_ptr, dw_ptr, *others.values()))
+    return Cost(2 * pixels * weights_in(dw_ptr), size_in_bytes(dz_ptr, dw_ptr, *others.values()))
 
 
-@lru_cache(maxsize=4096)
-def _problem(
+def groups_weight_gradient_problem(
     x_shape: Shape,
     dz_shape: Shape,
     dtype: torch.dtype,
@@ -118,7 +113,7 @@ def _problem(
     channels_last: bool,
     target: Target,
 ) -> tuple[Problem, int]:
-    """The launch, and its splits."""
+    """The launch of `weight_gradient.convolution_weight_gradient` where `multiplies_groups`, and its splits."""
     shape, spec, kernel_size = ConvolutionShape.of(x_shape, dz_shape, kernel_size, spec)
     pixels, width = shape.pixels(pool=False), shape.group_inputs
     tile = group_weight_tile(pixels, shape.groups, width)
@@ -154,23 +149,3 @@ def group_weight_tile(pixels: int, groups: int, width: int) -> GroupTile:
     """The tile of a weight gradient in `groups` of `width` channels."""
     block_groups = min(128 // width, max(16 // width, power_of_2_at_least(groups)))
     return GroupTile(min(256, max(32, power_of_2_at_least(pixels))), block_groups, width)
-
-
-def groups_weight_gradient(
-    dz: torch.Tensor,
-    x: torch.Tensor,
-    spec: ConvolutionSpec,
-    kernel_size: Sizes,
-    channels_last: bool,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """dW [C, width, *kernel size] where `multiplies_groups`; as `weight_gradient.convolution_weight_gradient`."""
-    target = current_target()
-    problem, splits = _problem(x.shape, dz.shape, x.dtype, spec, kernel_size, channels_last, target)
-    C = x.shape[1]
-    width = C // spec.groups
-    shape = (C, *kernel_size, width) if channels_last else (C, width, *kernel_size)
-    dw = torch.empty((splits, *shape), dtype=torch.float32, device=x.device)
-    problem.launch(x, dz, dw)
-    summed = sum_partials(dw, x.dtype if dtype is None else dtype)
-    return channels_before(summed) if channels_last else summed

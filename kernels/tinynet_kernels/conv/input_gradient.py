@@ -18,8 +18,8 @@ torch.nn.functional.conv_transpose3d.
 from __future__ import annotations
 
 import math
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -50,11 +50,19 @@ from tinynet_kernels.conv.winograd.forward import WinogradConvolution, winograd_
 from tinynet_kernels.conv.winograd.tiles import asks_for_full_precision, is_eligible, winograd_tile
 from tinynet_kernels.gemm import GROUP, tile_start
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import as_images, as_rows, channels_before, channels_behind, empty_channels_last
-from tinynet_kernels.linear import linear_forward, linear_input_gradient
+from tinynet_kernels.layout import as_rows, channels_before, channels_behind, empty_channels_last
+from tinynet_kernels.linear import linear_forward, linear_input_gradient_problem
 from tinynet_kernels.offsets import widened
+from tinynet_kernels.operand_layout import channels_last_strides
 from tinynet_kernels.split_product import SplitProduct, finish_product
-from tinynet_kernels.tiles import Target, ceil_div, current_target, every_register, product_splits
+from tinynet_kernels.tiles import (
+    Target,
+    ceil_div,
+    current_target,
+    every_register,
+    matmul_precision,
+    product_splits,
+)
 
 
 @triton.jit
@@ -198,16 +206,59 @@ def convolution_input_gradient(
         spec: stride, padding, dilation, groups; of one to three spatial axes, as the tensors.
         size: of the input.
     """
-    K, group_inputs = weight.shape[:2]
-    if spec.is_pointwise(weight.shape[2:]):
-        return as_images(linear_input_gradient(as_rows(dz), weight.view(K, -1), dtype), dz)
-    if spec.covers_image(weight.shape[2:], size):
-        return _as_whole_images(linear_input_gradient(as_rows(dz), _filters(weight), dtype), size)
-    dx = empty_channels_last(dz, (dz.shape[0], group_inputs * spec.groups, *size), dtype)
-    if group_inputs == 1 and spec.groups > 1:
+    target = current_target()
+    precisions = matmul_precision(dz.dtype, target), convolution_precision(dz.dtype, target)
+    gradient = _input_gradient(dz.shape, weight.shape, size, dz.dtype, precisions, spec, target)
+    dx = dz.new_empty_strided(gradient.shape, gradient.stride, dtype=dtype)
+    if gradient.is_depthwise:
         return depthwise_input_gradient(dz, weight, dx, spec)
-    _launch(dz, weight, None, dx, None, spec, IDENTITY)
+    operands = dz, weight, None, dx, None
+    if not (gradient.is_eligible and _launch_winograd(gradient.problem, *operands, spec, IDENTITY, target)):
+        gradient.problem.launch(*operands)
     return dx
+
+
+class InputGradient(NamedTuple):
+    """A data gradient without its tensors.
+
+    Attributes:
+        shape, stride: of dX, channels_last.
+        problem: the launch or launches by the definition, of dZ, W, None, dX and None; None for `is_depthwise`.
+        is_depthwise: whether the launcher of depthwise convolutions computes it.
+        is_eligible: whether Winograd's algorithm can compute the same.
+    """
+
+    shape: Shape
+    stride: Shape
+    problem: Any
+    is_depthwise: bool = False
+    is_eligible: bool = False
+
+
+@lru_cache(maxsize=4096)
+def _input_gradient(
+    dz_shape: Shape,
+    weight_shape: Shape,
+    size: Sizes,
+    dtype: torch.dtype,
+    precisions: tuple[str, str],
+    spec: ConvolutionSpec,
+    target: Target,
+) -> InputGradient:
+    """The `InputGradient` of channels_last operands; `precisions` are those of linear layers and of convolutions."""
+    (N, K, *pixels), group_inputs, kernel_size = dz_shape, weight_shape[1], weight_shape[2:]
+    shape = N, group_inputs * spec.groups, *size
+    stride = channels_last_strides(shape)
+    if spec.is_pointwise(kernel_size) or spec.covers_image(kernel_size, size):
+        columns = group_inputs * math.prod(kernel_size)
+        sizes = N * math.prod(pixels), K, columns
+        strides = (K, 1), (columns, 1)
+        problem = linear_input_gradient_problem(sizes, *strides, dtype, precisions[0], IDENTITY, True, target)
+        return InputGradient(shape, stride, problem)
+    if group_inputs == 1 and spec.groups > 1:
+        return InputGradient(shape, stride, None, is_depthwise=True)
+    problem = _input_gradient_problem(dz_shape, shape, kernel_size, dtype, precisions[1], spec, IDENTITY, target)
+    return InputGradient(shape, stride, problem, is_eligible=is_eligible(spec, kernel_size, target))
 
 
 def transposed_convolution_forward(
@@ -240,7 +291,13 @@ def transposed_convolution_forward(
     z = torch.empty_like(y) if save and activation.reads_input else None
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    _launch(x, weight, bias, y, z, spec, activation)
+    target = current_target()
+    precision, kernel_size = convolution_precision(x.dtype, target), weight.shape[2:]
+    problem = _input_gradient_problem(x.shape, y.shape, kernel_size, x.dtype, precision, spec, activation, target)
+    operands = x, weight, bias, y, z
+    eligible = is_eligible(spec, kernel_size, target)
+    if not (eligible and _launch_winograd(problem, *operands, spec, activation, target)):
+        problem.launch(*operands)
     return y, z
 
 
@@ -254,46 +311,25 @@ def _as_whole_images(rows: torch.Tensor, size: Sizes) -> torch.Tensor:
     return channels_before(rows.view(rows.shape[0], *size, -1))
 
 
-def _launch(
+def _launch_winograd(
+    by_definition: Problem | SplitProduct,
     dz: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     dx: torch.Tensor,
     z: torch.Tensor | None,
-    spec: ConvolutionSpec,
-    activation: Activation,
-) -> None:
-    target = current_target()
-    by_definition = partial(_launch_by_definition, spec=spec, activation=activation, target=target)
-    operands = dz, weight, bias, dx, z
-    if is_eligible(spec, weight.shape[2:], target):
-        exact = asks_for_full_precision()
-        winograd = _winograd_problem(dz.shape, dx.shape, dz.dtype, spec, activation, exact, target)
-        tensors = dict.fromkeys(("mean_ptr", "variance_ptr", "scale_ptr", "shift_ptr"))
-        results = {"y_ptr": dx, "z_ptr": z, "argmax_ptr": None, "partial_ptr": None}
-        if winograd is not None:
-            infinite = winograd.launch(dz, weight, bias_ptr=bias, **tensors, **results)
-            if is_right(infinite, by_definition, *operands):
-                return
-    by_definition(*operands)
-
-
-def _launch_by_definition(
-    dz: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    dx: torch.Tensor,
-    z: torch.Tensor | None,
-    *,
     spec: ConvolutionSpec,
     activation: Activation,
     target: Target,
-) -> None:
-    precision = convolution_precision(dz.dtype, target)
-    problem = _input_gradient_problem(
-        dz.shape, dx.shape, weight.shape[2:], dz.dtype, precision, spec, activation, target
-    )
-    problem.launch(dz, weight, bias, dx, z)
+) -> bool:
+    """Computes dX by Winograd's algorithm; False where `by_definition` is faster, or has to."""
+    winograd = _winograd_problem(dz.shape, dx.shape, dz.dtype, spec, activation, asks_for_full_precision(), target)
+    if winograd is None:
+        return False
+    tensors = dict.fromkeys(("mean_ptr", "variance_ptr", "scale_ptr", "shift_ptr"))
+    results = {"y_ptr": dx, "z_ptr": z, "argmax_ptr": None, "partial_ptr": None}
+    infinite = winograd.launch(dz, weight, bias_ptr=bias, **tensors, **results)
+    return is_right(infinite, by_definition.launch, dz, weight, bias, dx, z)
 
 
 @lru_cache(maxsize=4096)

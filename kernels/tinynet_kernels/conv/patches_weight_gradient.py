@@ -17,7 +17,7 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.conv.patches import padded_sides
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Sizes
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Sizes, weights_in
 from tinynet_kernels.conv.window import is_wide_convolution, pixel_gradients, windows_of
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
@@ -101,7 +101,7 @@ def convolution_patches_weight_gradient_kernel(
 @costs(convolution_patches_weight_gradient_kernel)
 def patches_weight_gradient_cost(dw_ptr: torch.Tensor, pixels: int, **others: Any) -> Cost:
     """2 N P Q K R S C operations; x, dY and its sources read, every split of dW and db written."""
-    return Cost(2 * pixels * dw_ptr[0].numel(), size_in_bytes(dw_ptr, *others.values()))
+    return Cost(2 * pixels * weights_in(dw_ptr), size_in_bytes(dw_ptr, *others.values()))
 
 
 def patches_weight_tile(pixels: int, columns: int, length: int, dtype: torch.dtype) -> GemmTile:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
+
 Pair = tuple[int, int]  # (height, width)
 Sizes = tuple[int, ...]  # one number for each spatial axis
 Shape = tuple[int, ...]  # of images or a weight
@@ -268,3 +270,8 @@ class Normalization(NamedTuple):
     scale: Any
     shift: Any
     epsilon: float
+
+
+def weights_in(dw: torch.Tensor) -> int:
+    """How many weights there are, of what a weight gradient stores: dW itself, or [splits, weights]."""
+    return dw.shape[1] if dw.dim() == 2 else dw.numel()

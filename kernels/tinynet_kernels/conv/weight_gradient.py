@@ -16,6 +16,7 @@ All tensors but dW are channels_last. Depthwise convolutions are in `depthwise`,
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -25,15 +26,15 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.depthwise.launch import depthwise_weight_gradient
+from tinynet_kernels.conv.depthwise.launch import depthwise_weight_gradient_problem
 from tinynet_kernels.conv.grouped import multiplies_groups
-from tinynet_kernels.conv.grouped_weight_gradient import groups_weight_gradient
+from tinynet_kernels.conv.grouped_weight_gradient import groups_weight_gradient_problem
 from tinynet_kernels.conv.patches import multiplies_patches, padded_image
 from tinynet_kernels.conv.patches_weight_gradient import (
     convolution_patches_weight_gradient_kernel,
     patches_weight_gradient_problem,
 )
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes, weights_in
 from tinynet_kernels.conv.tiles import (
     FEW_CHANNELS,
     convolution_precision,
@@ -54,11 +55,11 @@ from tinynet_kernels.conv.winograd.tiles import asks_for_full_precision, is_elig
 from tinynet_kernels.conv.winograd.weight_gradient import WinogradWeightGradient, winograd_weight_gradient
 from tinynet_kernels.gemm import GROUP, grouped_tile
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import as_rows, channels_before, channels_behind
-from tinynet_kernels.linear import linear_weight_gradient
+from tinynet_kernels.linear import linear_weight_gradient_kernel, linear_weight_gradient_problem
 from tinynet_kernels.offsets import exceed_int32, widened
+from tinynet_kernels.operand_layout import channels_last_strides, contiguous_strides
 from tinynet_kernels.reduction import sum_partials, sum_two
-from tinynet_kernels.tiles import Target, ceil_div, current_target
+from tinynet_kernels.tiles import Target, ceil_div, current_target, matmul_precision
 
 
 class WeightTile(NamedTuple):
@@ -336,7 +337,7 @@ def convolution_weight_gradient_cost(
 ) -> Cost:
     """2 N Z P Q K T R S C / groups operations; x, dZ and its sources read, every split of dW and db written."""
     images = x_ptr.numel() // (x_ptr.shape[1] * D * H * W)
-    flops = 2 * images * Z * P * Q * dw_ptr[0].numel()
+    flops = 2 * images * Z * P * Q * weights_in(dw_ptr)
     return Cost(flops, size_in_bytes(x_ptr, dw_ptr, *others.values()))
 
 
@@ -345,8 +346,156 @@ def takes_output_gradient(x: torch.Tensor, spec: ConvolutionSpec) -> bool:
     return current_target().kind == "cpu" and spec.groups == 1 and x.shape[1] < FEW_CHANNELS
 
 
+def convolution_weight_gradient(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    spec: ConvolutionSpec,
+    kernel_size: Sizes,
+    *,
+    channels_last: bool,
+    dtype: torch.dtype | None = None,
+    saved: torch.Tensor | None = None,
+    argmax: torch.Tensor | None = None,
+    activation: Activation | None = None,
+    want_bias: bool = False,
+    bias_parts: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """dW [K, C / groups, *kernel size] in `dtype` (None: x's), from dZ or, where `takes_output_gradient`, dY.
+
+    Args:
+        dy: dZ or, with `activation`, dY [N, K, *sizes], channels_last; with `argmax` dY of [N, K, P // 2, Q // 2].
+        x: [N, C, *sizes], channels_last.
+        spec: stride, padding, dilation, groups; of one to three spatial axes, as the tensors.
+        kernel_size: of as many axes.
+        channels_last: whether dW is; contiguous otherwise.
+        saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for dZ.
+        argmax: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
+        activation: the fused function, where `dy` is dY.
+        want_bias: whether to compute db from dY.
+        bias_parts: partial sums of db, fp32 [parts, K], to be added in the launch that adds those of dW; None for none.
+
+    Returns:
+        dW, and db [K] in fp32 or None: also where dW has no partial sums, which leaves `bias_parts` as they are.
+    """
+    target = current_target()
+    precisions = matmul_precision(x.dtype, target), convolution_precision(x.dtype, target)
+    gradient = _weight_gradient(
+        *(x.shape, dy.shape, argmax is not None, x.dtype, precisions),
+        *(spec, tuple(kernel_size), activation, channels_last, target),
+    )
+    dw = x.new_empty_strided(gradient.shape, gradient.stride, dtype=dtype)
+    if gradient.is_eligible:
+        exact = asks_for_full_precision()
+        winograd = _winograd_problem(x.shape, dy.shape, x.dtype, spec, channels_last, exact, target)
+        if winograd is not None:
+            parts = _parts_of(dw, winograd.splits)
+            infinite = winograd.launch(x, dy, parts)
+            if parts is not dw:
+                sum_partials(parts, out=dw)
+            if is_right(infinite, partial(_compute_again, gradient, spec), x, dy, dw):
+                return dw, None
+    parts = _parts_of(dw, gradient.splits)
+    db = x.new_empty((gradient.splits, dw.shape[0]), dtype=torch.float32) if want_bias else None
+    _launch(gradient, spec, x, dy, saved, argmax, parts, db)
+    bias_parts = db if bias_parts is None else bias_parts
+    if parts is dw:
+        return dw, None if db is None else db.view(-1)
+    if bias_parts is None:
+        return sum_partials(parts, out=dw), None
+    return sum_two(parts, bias_parts, out=dw)
+
+
+def _parts_of(dw: torch.Tensor, splits: int) -> torch.Tensor:
+    """Room for what the splits compute: dW itself where there is one, else fp32 [splits, weights]."""
+    return dw if splits == 1 else dw.new_empty((splits, dw.numel()), dtype=torch.float32)
+
+
+def _launch(
+    gradient: WeightGradient,
+    spec: ConvolutionSpec,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    saved: torch.Tensor | None,
+    argmax: torch.Tensor | None,
+    parts: torch.Tensor,
+    db: torch.Tensor | None,
+) -> None:
+    """Runs the problem, whose kernels take different tensors."""
+    problem = gradient.problem
+    if problem.kernel is linear_weight_gradient_kernel:
+        problem.launch(dy, x, parts)
+    elif problem.kernel is convolution_patches_weight_gradient_kernel:
+        problem.launch(padded_image(x, gradient.shape[2:], spec), dy, saved, argmax, parts, db)
+    elif problem.kernel is convolution_weight_gradient_runs_kernel:
+        problem.launch(x, dy, saved, argmax, parts, db)
+    else:
+        problem.launch(x, dy, parts)
+
+
+def _compute_again(
+    gradient: WeightGradient, spec: ConvolutionSpec, x: torch.Tensor, dz: torch.Tensor, dw: torch.Tensor
+) -> None:
+    """Writes to dW what the definition gives."""
+    parts = _parts_of(dw, gradient.splits)
+    _launch(gradient, spec, x, dz, None, None, parts, None)
+    if parts is not dw:
+        sum_partials(parts, out=dw)
+
+
+class WeightGradient(NamedTuple):
+    """A weight gradient without its tensors.
+
+    Attributes:
+        shape, stride: of dW.
+        problem: the launch by the definition.
+        splits: of the pixels, each with a result of its own.
+        is_eligible: whether Winograd's algorithm can compute the same.
+    """
+
+    shape: Shape
+    stride: Shape
+    problem: Problem
+    splits: int
+    is_eligible: bool = False
+
+
 @lru_cache(maxsize=4096)
-def _weight_gradient_problem(
+def _weight_gradient(
+    x_shape: Shape,
+    dy_shape: Shape,
+    pool: bool,
+    dtype: torch.dtype,
+    precisions: tuple[str, str],
+    spec: ConvolutionSpec,
+    kernel_size: Sizes,
+    activation: Activation | None,
+    channels_last: bool,
+    target: Target,
+) -> WeightGradient:
+    """The `WeightGradient` of channels_last operands; `precisions` are those of linear layers and of convolutions."""
+    (N, C, *_), K = x_shape, dy_shape[1]
+    shape = K, C // spec.groups, *kernel_size
+    stride = channels_last_strides(shape) if channels_last else contiguous_strides(shape)
+    of_dz, eligible = activation is None, False
+    operands = x_shape, dy_shape, dtype, spec, kernel_size
+    if of_dz and spec.is_pointwise(kernel_size):
+        sizes = N * math.prod(dy_shape[2:]), K, C
+        problem = linear_weight_gradient_problem(sizes, (K, 1), (C, 1), dtype, precisions[0], False, target)
+        splits = problem.grid[1]
+    elif of_dz and C == spec.groups > 1:
+        problem, splits = depthwise_weight_gradient_problem(*operands, target)
+    elif of_dz and multiplies_groups(C, K, spec.groups, target):
+        problem, splits = groups_weight_gradient_problem(*operands, channels_last, target)
+    else:
+        eligible = of_dz and is_eligible(spec, kernel_size, target)
+        problem, splits = _problem(
+            *(x_shape, dy_shape, pool, dtype, precisions[1], spec, kernel_size),
+            *(activation or IDENTITY, channels_last, target),
+        )
+    return WeightGradient(shape, stride, problem, splits, eligible)
+
+
+def _problem(
     x_shape: Shape,
     dy_shape: Shape,
     pool: bool,
@@ -397,126 +546,6 @@ def _weight_gradient_problem(
         return Problem(kernel, grid, pixels, *numbers, run, ACTIVATION=activation.compiled, **options), splits
     kernel = convolution_weight_gradient_boxes_kernel
     return Problem(kernel, grid, planes, *numbers, boxes, boxes_per_split, **options), splits
-
-
-def convolution_weight_gradient(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    spec: ConvolutionSpec,
-    kernel_size: Sizes,
-    *,
-    channels_last: bool,
-    dtype: torch.dtype | None = None,
-    saved: torch.Tensor | None = None,
-    argmax: torch.Tensor | None = None,
-    activation: Activation | None = None,
-    want_bias: bool = False,
-    bias_parts: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """dW [K, C / groups, *kernel size] in `dtype` (None: x's), from dZ or, where `takes_output_gradient`, dY.
-
-    Args:
-        dy: dZ or, with `activation`, dY [N, K, *sizes], channels_last; with `argmax` dY of [N, K, P // 2, Q // 2].
-        x: [N, C, *sizes], channels_last.
-        spec: stride, padding, dilation, groups; of one to three spatial axes, as the tensors.
-        kernel_size: of as many axes.
-        channels_last: whether dW is; contiguous otherwise.
-        saved: y or z in dY's shape, channels_last, as `activation.reads_output` says; None for dZ.
-        argmax: the tap that each 2 x 2 window passed on, int8 in dY's shape, channels_last; None without pooling.
-        activation: the fused function, where `dy` is dY.
-        want_bias: whether to compute db from dY.
-        bias_parts: partial sums of db, fp32 [parts, K], to be added in the launch that adds those of dW; None for none.
-
-    Returns:
-        dW, and db [K] in fp32 or None: also where dW has no partial sums, which leaves `bias_parts` as they are.
-    """
-    K, C = dy.shape[1], x.shape[1]
-    if activation is None and spec.is_pointwise(kernel_size):
-        dw = linear_weight_gradient(as_rows(dy), as_rows(x), dtype)
-        return _in_order(dw, (K, *kernel_size, C), channels_last), None
-    if activation is None and C == spec.groups > 1:
-        dw = depthwise_weight_gradient(dy, x, spec, kernel_size, dtype)
-        return _in_order(dw, (K, *kernel_size, 1), channels_last), None
-    target = current_target()
-    if activation is None and multiplies_groups(C, K, spec.groups, target):
-        return groups_weight_gradient(dy, x, spec, tuple(kernel_size), channels_last, dtype), None
-    dtype = x.dtype if dtype is None else dtype
-    group_inputs = C // spec.groups
-    shape = (K, *kernel_size, group_inputs) if channels_last else (K, group_inputs, *kernel_size)
-    if activation is None and is_eligible(spec, kernel_size, target):
-        exact = asks_for_full_precision()
-        winograd = _winograd_problem(x.shape, dy.shape, x.dtype, spec, channels_last, exact, target)
-        if winograd is not None:
-            dw = dy.new_empty((winograd.splits, *shape), dtype=dtype if winograd.splits == 1 else torch.float32)
-            infinite = winograd.launch(x, dy, dw)
-            summed = _sum_of_splits(dw, dtype, channels_last)
-            if is_right(infinite, partial(_compute_again, spec=spec), summed, dy, x):
-                return summed, None
-    activation = IDENTITY if activation is None else activation
-    options = saved, argmax, activation, want_bias, bias_parts
-    return _by_definition(dy, x, spec, shape, channels_last, dtype, *options)
-
-
-def _by_definition(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    spec: ConvolutionSpec,
-    shape: Shape,
-    channels_last: bool,
-    dtype: torch.dtype,
-    saved: torch.Tensor | None,
-    argmax: torch.Tensor | None,
-    activation: Activation,
-    want_bias: bool,
-    bias_parts: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """dW and db, as of `convolution_weight_gradient`; `shape` is dW's in the order of its memory."""
-    target = current_target()
-    kernel_size = tuple(shape[1:-1] if channels_last else shape[2:])
-    problem, splits = _weight_gradient_problem(
-        x.shape,
-        dy.shape,
-        argmax is not None,
-        x.dtype,
-        convolution_precision(x.dtype, target),
-        spec,
-        kernel_size,
-        activation,
-        channels_last,
-        target,
-    )
-    dw = torch.empty((splits, *shape), dtype=dtype if splits == 1 else torch.float32, device=x.device)
-    db = torch.empty((splits, shape[0]), dtype=torch.float32, device=x.device) if want_bias else None
-    if problem.kernel is convolution_patches_weight_gradient_kernel:
-        problem.launch(padded_image(x, kernel_size, spec), dy, saved, argmax, dw, db)
-    elif problem.kernel is convolution_weight_gradient_runs_kernel:
-        problem.launch(x, dy, saved, argmax, dw, db)
-    else:
-        problem.launch(x, dy, dw)
-    bias_parts = db if bias_parts is None else bias_parts
-    if splits > 1 and bias_parts is not None:
-        summed, of_bias = sum_two(dw, dtype, bias_parts, torch.float32)
-        return channels_before(summed) if channels_last else summed, of_bias
-    return _sum_of_splits(dw, dtype, channels_last), None if db is None else sum_partials(db)
-
-
-def _compute_again(dw: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, *, spec: ConvolutionSpec) -> None:
-    """Writes to dW [K, C, *kernel size] what the definition gives."""
-    channels_last = not dw.is_contiguous()
-    shape = tuple(channels_behind(dw).shape if channels_last else dw.shape)
-    dw.copy_(_by_definition(dy, x, spec, shape, channels_last, dw.dtype, None, None, IDENTITY, False)[0])
-
-
-def _sum_of_splits(dw: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
-    """dW [K, C, *kernel size] of its splits, which hold the channels last where `channels_last`."""
-    summed = dw[0] if dw.shape[0] == 1 else sum_partials(dw, dtype)
-    return channels_before(summed) if channels_last else summed
-
-
-def _in_order(dw: torch.Tensor, shape: Shape, channels_last: bool) -> torch.Tensor:
-    """dW, of which taps or channels are one, as a view [K, C, *kernel size] that is channels_last or contiguous."""
-    K, *kernel_size, C = shape
-    return channels_before(dw.view(shape)) if channels_last else dw.view(K, C, *kernel_size)
 
 
 @lru_cache(maxsize=4096)

@@ -23,7 +23,6 @@ from tinynet_kernels.conv.depthwise.weight_gradient import weight_gradient_probl
 from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Shape, Sizes
 from tinynet_kernels.launch import Problem
 from tinynet_kernels.layout import transpose
-from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import Target, current_target
 
 
@@ -73,21 +72,10 @@ def _input_gradient_problem(
     return general_input_gradient_problem(shape, spec, kernel_size, target)
 
 
-def depthwise_weight_gradient(
-    dz: torch.Tensor, x: torch.Tensor, spec: ConvolutionSpec, kernel_size: Sizes, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """dW [K, 1, *kernel size] in `dtype` (None: x's); see `weight_gradient.convolution_weight_gradient`."""
-    problem, splits = _weight_gradient_problem(dz.shape, x.shape, spec, tuple(kernel_size), x.dtype, current_target())
-    dw = torch.empty((splits, dz.shape[1], 1, *kernel_size), dtype=torch.float32, device=x.device)
-    problem.launch(x, dz, dw)
-    return sum_partials(dw, x.dtype if dtype is None else dtype)
-
-
-@lru_cache(maxsize=4096)
-def _weight_gradient_problem(
-    dz_shape: Shape, x_shape: Shape, spec: ConvolutionSpec, kernel_size: Sizes, dtype: torch.dtype, target: Target
+def depthwise_weight_gradient_problem(
+    x_shape: Shape, dz_shape: Shape, dtype: torch.dtype, spec: ConvolutionSpec, kernel_size: Sizes, target: Target
 ) -> tuple[Problem, int]:
-    """The launch, and its splits."""
+    """The launch of `weight_gradient.convolution_weight_gradient` for W [K, 1, *kernel size], and its splits."""
     shape, spec, kernel_size = ConvolutionShape.of(x_shape, dz_shape, kernel_size, spec)
     if computes_rows(shape, target):
         return weight_gradient_problem(shape, spec.compiled(kernel_size), dtype, target)

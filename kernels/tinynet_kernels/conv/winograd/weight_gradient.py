@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Sizes
+from tinynet_kernels.conv.spec import ConvolutionShape, ConvolutionSpec, Sizes, weights_in
 from tinynet_kernels.conv.winograd.epilogue import store_infinite
 from tinynet_kernels.conv.winograd.patches import grid_of, load_squares, squares_of
 from tinynet_kernels.conv.winograd.tiles import TileGrid, WinogradTile, winograd_weight_splits
@@ -121,7 +121,7 @@ def winograd_weight_gradient_cost(
 ) -> Cost:
     """2 (m + 2)^2 K C / groups operations for each tile; x and dZ read, every split of dW written."""
     tiles = N * ceil_div(P, TILE.m) * ceil_div(Q, TILE.m)
-    return Cost(2 * (TILE.m + 2) ** 2 * tiles * dw_ptr[0].numel() // 9, size_in_bytes(dw_ptr, *others.values()))
+    return Cost(2 * (TILE.m + 2) ** 2 * tiles * weights_in(dw_ptr) // 9, size_in_bytes(dw_ptr, *others.values()))
 
 
 def winograd_weight_gradient(

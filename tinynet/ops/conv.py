@@ -17,10 +17,16 @@ from tinynet.ops.convolution_operator import (
     convolution_operator,
     convolution_reference,
 )
-from tinynet.ops.convolution_spec import IntOrSizes, convolution_spec
+from tinynet.ops.convolution_spec import (
+    EagerConvolution,
+    IntOrSizes,
+    check_pool,
+    convolution_spec,
+    eager_convolution,
+)
 from tinynet.ops.max_pool import max_pool2d
 from tinynet_kernels.activation_spec import IDENTITY, Activation
-from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization, Sizes
+from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization
 
 
 def conv1d(
@@ -190,33 +196,45 @@ def convolution(
         The result; count, mean and sum of squared deviations of parts of its pixels, fp32 [parts, 3, K], or None.
     """
     dtype = autocast_dtype(input)
-    route = route_floating(name, dtype, ("input", "weight", "bias"), input, weight, bias)
-    numbers = stride, padding, dilation, groups
-    spec = convolution_spec(name, input, weight, bias, *numbers, remember=route is Route.KERNELS)
-    pooled = pool != 1 and check_pool(pool, spec.output_size(input.shape[-2:], weight.shape[2:]))
+    route = route_floating(name, dtype, _NAMES, input, weight, bias)
+    window = stride, padding, dilation, groups
+    if route is not Route.KERNELS:
+        spec = convolution_spec(name, input, weight, bias, *window)
+        pooled = pool != 1 and check_pool(pool, spec.output_size(input.shape[-2:], weight.shape[2:]))
+        batched = input.dim() == weight.dim()
+        x = input if batched else input.unsqueeze(0)
+        y = _in_pytorch(route, x, weight, bias, spec, activation, pooled, norm)
+        return y if batched else y.squeeze(0), None
+    checked = eager_convolution(name, input, weight, bias, *window, pool)
     if input.dim() < weight.dim():
-        x = input.unsqueeze(0)
-        y, partial = _convolution(route, dtype, x, weight, bias, spec, activation, pooled, norm, want_statistics)
+        y, partial = _in_kernels(input.unsqueeze(0), weight, bias, dtype, checked, activation, norm, want_statistics)
         return y.squeeze(0), partial
-    return _convolution(route, dtype, input, weight, bias, spec, activation, pooled, norm, want_statistics)
+    return _in_kernels(input, weight, bias, dtype, checked, activation, norm, want_statistics)
 
 
-def check_pool(pool: int, size: Sizes) -> bool:
-    """Whether `pool` asks for windows of 2 x 2 on an output of `size`.
-
-    Raises:
-        ValueError: `pool` is neither 1 nor 2, or `size` holds no window.
-    """
-    if pool not in (1, 2):
-        raise ValueError(f"conv2d: pool must be 1 or 2, got {pool!r}")
-    if pool == 2 and min(size) < 2:
-        raise ValueError(f"conv2d: pool=2 needs an output of at least 2 x 2 pixels, got {size}")
-    return bool(pool == 2)
+_NAMES = ("input", "weight", "bias")
 
 
-def _convolution(
-    route: Route,
+def _in_kernels(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
     dtype: torch.dtype | None,
+    convolution: EagerConvolution,
+    activation: Activation,
+    norm: Normalization | None,
+    want_statistics: bool,
+) -> tuple[Tensor, Tensor | None]:
+    if norm is None and needs_gradient(x, weight, bias):
+        return ConvolutionFunction.run(x, weight, bias, dtype, convolution, activation, want_statistics)
+    y, results, _, _ = convolution_forward(
+        x, weight, bias, dtype, convolution, activation, save=False, norm=norm, want_statistics=want_statistics
+    )
+    return y, results.partial
+
+
+def _in_pytorch(
+    route: Route,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -224,14 +242,7 @@ def _convolution(
     activation: Activation,
     pool: bool,
     norm: Normalization | None,
-    want_statistics: bool,
-) -> tuple[Tensor, Tensor | None]:
-    if route is Route.KERNELS:
-        arguments = x, weight, bias, dtype, spec, activation, pool
-        if norm is None and needs_gradient(x, weight, bias):
-            return ConvolutionFunction.run(*arguments, want_statistics)
-        results, *_ = convolution_forward(*arguments, save=False, norm=norm, want_statistics=want_statistics)
-        return results.y, results.partial
+) -> Tensor:
     x, weight, bias = autocast(x, weight, bias)
     if norm is not None:
         z = convolution_reference(x, weight, bias, spec, IDENTITY)
@@ -240,5 +251,5 @@ def _convolution(
         y = convolution_reference(x, weight, bias, spec, activation)
     else:
         y = convolution_operator(route, x, weight, bias, spec, activation)
-        return max_pool2d(y, 2) if pool else y, None
-    return F.max_pool2d(y, 2) if pool else y, None
+        return max_pool2d(y, 2) if pool else y
+    return F.max_pool2d(y, 2) if pool else y

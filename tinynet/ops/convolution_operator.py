@@ -14,6 +14,7 @@ from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.arguments import cast_to
 from tinynet.ops.autograd import EagerFunction, gradients_of, held, hold, through_kernels
+from tinynet.ops.convolution_spec import EagerConvolution
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.conv.spec import ConvolutionSpec, Normalization, Sizes
@@ -37,9 +38,9 @@ def convolution_reference(
 def _in_pytorch(ctx: Any, grad: Tensor, of_statistics: None) -> Sequence[Tensor | None]:
     images, *_, original = ctx.saved_tensors
     x = images if original is None else original
-    inputs = (*ctx.settings, x, *held(ctx.parameters))
-    wanted = (*[False] * len(ctx.settings), *ctx.needs_input_grad[:3])
-    return gradients_of(_in_dtype, inputs, wanted, (grad,))[len(ctx.settings) :]
+    settings = ctx.dtype, ctx.convolution.spec, ctx.activation, ctx.convolution.pool
+    wanted = (*[False] * len(settings), *ctx.needs_input_grad[:3])
+    return gradients_of(_in_dtype, (*settings, x, *held(ctx.parameters)), wanted, (grad,))[len(settings) :]
 
 
 class ConvolutionFunction(EagerFunction):
@@ -56,34 +57,34 @@ class ConvolutionFunction(EagerFunction):
         weight: Tensor,
         bias: Tensor | None,
         dtype: torch.dtype | None,
-        spec: ConvolutionSpec,
+        convolution: EagerConvolution,
         activation: Activation,
-        pool: bool,
         want_statistics: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        results, saved, ctx.channels_last = convolution_forward(
-            x, weight, bias, dtype, spec, activation, pool, save=True, want_statistics=want_statistics
+        y, results, images, packed = convolution_forward(
+            x, weight, bias, dtype, convolution, activation, save=True, want_statistics=want_statistics
         )
         # A converted x has lost its history, which second derivatives through x need.
-        original = x if saved[0] is not x and ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(*saved, original)
+        original = x if images is not x and ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(images, packed, results.saved, results.argmax, original)
         ctx.parameters = hold(weight, bias)
-        ctx.settings = dtype, spec, activation, pool
-        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        ctx.dtype, ctx.convolution, ctx.activation = dtype, convolution, activation
+        ctx.dtypes = dtype if dtype is None else (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         if results.partial is not None:
             ctx.mark_non_differentiable(results.partial)
-        return results.y, results.partial
+            ctx.set_materialize_grads(False)  # no zeros for the statistics
+        return y, results.partial
 
     @staticmethod
     @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor, of_statistics: None) -> tuple[Tensor | None, ...]:
         x, weight, saved, argmax, _ = ctx.saved_tensors
+        spec, _, _, channels_last = ctx.convolution
         wanted = ctx.needs_input_grad[:3]
-        _, spec, activation, _ = ctx.settings
-        gradients = convolution_gradients(
-            grad, x, weight, saved, spec, activation, ctx.channels_last, wanted, ctx.dtypes, argmax
+        dx, dw, db = convolution_gradients(
+            grad, x, weight, saved, spec, ctx.activation, channels_last, wanted, ctx.dtypes, argmax
         )
-        return (*gradients, None, None, None, None, None)
+        return dx, dw, db, None, None, None, None
 
 
 def _in_dtype(
@@ -107,29 +108,23 @@ def convolution_forward(
     weight: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype | None,
-    spec: ConvolutionSpec,
+    convolution: EagerConvolution,
     activation: Activation,
-    pool: bool,
     *,
     save: bool,
     norm: Normalization | None = None,
     want_statistics: bool = False,
-) -> tuple[Any, tuple[Tensor | None, ...], tuple[bool, bool]]:
-    """The results; x and W as the kernels read them, what act' does, the argmax; whether x and W came channels_last."""
-    channels_last = kernels.layout.is_channels_last(x), kernels.layout.is_channels_last(weight)
+) -> tuple[Tensor, Any, Tensor, Tensor]:
+    """y; all results, channels_last; x and W as the kernels read them, which a backward would else convert again."""
+    spec, pool, (x_as_read, weight_as_read), channels_last = convolution
     if dtype is not None:
         x, weight, bias = cast_to(dtype, x, weight, bias)
-    images, packed = kernels.layout.to_channels_last(x), kernels.layout.to_channels_last(weight)
+    images = x if x_as_read else kernels.layout.to_channels_last(x)
+    packed = weight if weight_as_read else kernels.layout.to_channels_last(weight)
     results = kernels.conv_forward.convolution_forward(
-        *(images, packed, bias, spec, activation),
-        save=save,
-        pool=pool,
-        norm=norm,
-        want_statistics=want_statistics,
+        images, packed, bias, spec, activation, save=save, pool=pool, norm=norm, want_statistics=want_statistics
     )
-    # The converted tensors are saved, not their originals, which the backward would convert again.
-    saved = images, packed, results.saved, results.argmax
-    return results._replace(y=in_order(results.y, any(channels_last))), saved, channels_last
+    return in_order(results.y, True in channels_last), results, images, packed
 
 
 def in_order(y: Tensor, channels_last: bool) -> Tensor:
@@ -150,7 +145,7 @@ def convolution_gradients(
     activation: Activation,
     channels_last: tuple[bool, bool],
     wanted: Sequence[bool],
-    dtypes: Sequence[torch.dtype | None],
+    dtypes: Sequence[torch.dtype | None] | None,
     argmax: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dX, dW, db), each None where not wanted.
@@ -164,50 +159,46 @@ def convolution_gradients(
         activation: the fused function.
         channels_last: whether dX and dW are to be channels_last; contiguous otherwise.
         wanted: whether dX, dW and db are needed.
-        dtypes: of dX, dW and db; None for a bias that isn't.
+        dtypes: of dX, dW and db, None for a bias that isn't; None in all: that of x.
         argmax: the tap that is the maximum of each 2 x 2 window, where the convolution pooled; `grad` and `saved` are
             then those of the windows, [N, K, P // 2, Q // 2].
     """
     want_x, want_weight, want_bias = wanted
     layout = kernels.layout
-    size, kernel_size = x.shape[2:], weight.shape[2:]
-    saved = None if saved is None else layout.to_channels_last(saved)
-    dz, db = layout.to_channels_last(grad), None
+    of_x, of_weight, of_bias = dtypes or (None, None, x.dtype)
+    dz, parts, db, dx, dw = layout.to_channels_last(grad), None, None, None, None
+    if saved is not None:
+        saved = layout.to_channels_last(saved)
+    x, kernel_size = layout.to_channels_last(x), weight.shape[2:]
     if want_weight and not want_x and kernels.conv_weight_gradient.takes_output_gradient(x, spec):
         dw, db = kernels.conv_weight_gradient.convolution_weight_gradient(
             dz,
-            layout.to_channels_last(x),
+            x,
             spec,
             kernel_size,
             channels_last=channels_last[1],
-            dtype=dtypes[1],
+            dtype=of_weight,
             saved=saved,
             argmax=argmax,
             activation=activation,
             want_bias=want_bias,
         )
-        return None, dw, None if db is None else db.to(dtypes[2])
-    dz, parts = _through_activation(
-        dz, saved, argmax, activation, spec.output_size(size, kernel_size), want_x or want_weight, want_bias
-    )
-    dx, dw = None, None
+        return None, dw, None if db is None else db.to(of_bias)
+    if want_bias or activation.name != "identity" or argmax is not None:
+        output_size = spec.output_size(x.shape[2:], kernel_size)
+        dz, parts = _through_activation(dz, saved, argmax, activation, output_size, want_x or want_weight, want_bias)
     if want_x:
         packed = layout.to_channels_last(weight)
-        dx = kernels.conv_input_gradient.convolution_input_gradient(dz, packed, spec, size, dtypes[0])
+        dx = kernels.conv_input_gradient.convolution_input_gradient(dz, packed, spec, x.shape[2:], of_x)
         dx = in_order(dx, channels_last[0])
     if want_weight:
+        bias_parts = None if parts is None or parts.dim() == 1 else parts
         dw, db = kernels.conv_weight_gradient.convolution_weight_gradient(
-            dz,
-            layout.to_channels_last(x),
-            spec,
-            kernel_size,
-            channels_last=channels_last[1],
-            dtype=dtypes[1],
-            bias_parts=None if parts is None or parts.dim() == 1 else parts,
+            dz, x, spec, kernel_size, channels_last=channels_last[1], dtype=of_weight, bias_parts=bias_parts
         )
     if parts is not None and db is None:
         db = parts if parts.dim() == 1 else kernels.reduction.sum_partials(parts)
-    return dx, dw, None if db is None else db.to(dtypes[2])
+    return dx, dw, None if db is None else db.to(of_bias)
 
 
 def _through_activation(
@@ -237,9 +228,12 @@ def _operator_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvolutionSpec, activation: Activation, save: bool
 ) -> Tensors:
     """y in the memory order of `conv2d`, and z, channels_last, where the backward needs it."""
-    save = save and activation.reads_input
-    results, (_, _, z, _), _ = convolution_forward(x, weight, bias, None, spec, activation, False, save=save)
-    return results.y, z
+    layout = kernels.layout
+    results = kernels.conv_forward.convolution_forward(
+        *(layout.to_channels_last(x), layout.to_channels_last(weight), bias, spec, activation),
+        save=save and activation.reads_input,
+    )
+    return in_order(results.y, layout.is_channels_last(x) or layout.is_channels_last(weight)), results.saved
 
 
 def _operator_fake(
@@ -266,9 +260,7 @@ def _operator_backward(
     """In the memory order of x and weight."""
     x, weight, for_derivative = saved
     channels_last = kernels.layout.is_channels_last(x), kernels.layout.is_channels_last(weight)
-    return convolution_gradients(
-        grads[0], x, weight, for_derivative, spec, activation, channels_last, wanted, [x.dtype] * 3
-    )
+    return convolution_gradients(grads[0], x, weight, for_derivative, spec, activation, channels_last, wanted, None)
 
 
 def _operator_fake_backward(grads: list[Tensor], saved: list[Any], *rest: Any) -> list[Tensor | None]:

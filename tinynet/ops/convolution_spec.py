@@ -1,15 +1,19 @@
-"""The numbers of a convolution or transposed convolution, checked: strides, paddings, dilations, groups, sizes."""
+"""The numbers of a convolution or transposed convolution, checked: strides, paddings, dilations, groups, sizes.
+
+To check them takes longer than a small convolution, so eager calls look for the result of an earlier call.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from tinynet.ops.arguments import as_integer, as_sizes
 from tinynet_kernels.conv.spec import ConvolutionSpec, Shape, Sizes
+from tinynet_kernels.operand_layout import channels_last_strides
 
 IntOrSizes = int | Sequence[int]  # one number, or one for each spatial axis
 _LETTERS = {1: "L", 2: "H, W", 3: "D, H, W"}
@@ -24,23 +28,103 @@ def convolution_spec(
     padding: IntOrSizes | str,
     dilation: IntOrSizes,
     groups: int,
-    *,
-    remember: bool = False,
 ) -> ConvolutionSpec:
     """The checked spec of a convolution; arguments as in `conv2d`.
 
     Args:
         name: of the public function: conv1d, conv2d or conv3d.
-        remember: whether to look for the spec of an earlier call: to check the numbers takes longer than a small
-            convolution. Not where a compiler follows the call.
 
     Raises:
         ValueError, TypeError: as `conv2d`.
     """
-    numbers = stride, padding, dilation, groups
-    arguments = name, x.shape, weight.shape, None if bias is None else bias.shape, *numbers
-    check = _remembered_spec if remember and _are_plain(numbers) else _spec_of_shapes
-    return check(*arguments)
+    bias_shape = None if bias is None else bias.shape
+    return _spec_of_shapes(name, x.shape, weight.shape, bias_shape, stride, padding, dilation, groups)
+
+
+class EagerConvolution(NamedTuple):
+    """What is known of an eager call before its tensors are read.
+
+    Attributes:
+        spec: of the convolution.
+        pool: whether its result is pooled.
+        as_read: whether kernels can read x and the weight as they are in memory.
+        channels_last: whether x and the weight came in channels_last, as then do the result and their gradients.
+    """
+
+    spec: ConvolutionSpec
+    pool: bool
+    as_read: tuple[bool, bool]
+    channels_last: tuple[bool, bool]
+
+
+def eager_convolution(
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrSizes,
+    padding: IntOrSizes | str,
+    dilation: IntOrSizes,
+    groups: int,
+    pool: int,
+) -> EagerConvolution:
+    """The checked arguments of an eager convolution; as in `conv2d`.
+
+    Args:
+        name: of the public function: conv1d, conv2d or conv3d.
+
+    Raises:
+        ValueError, TypeError: as `conv2d`.
+    """
+    numbers = stride, padding, dilation, groups, pool
+    check = _remembered_convolution if _are_plain(numbers) else _eager_convolution
+    shapes = x.shape, weight.shape, None if bias is None else bias.shape
+    return check(name, *shapes, x.stride(), weight.stride(), *numbers)
+
+
+def _eager_convolution(
+    name: str,
+    x_shape: Shape,
+    weight_shape: Shape,
+    bias_shape: Shape | None,
+    x_stride: Shape,
+    weight_stride: Shape,
+    stride: IntOrSizes,
+    padding: IntOrSizes | str,
+    dilation: IntOrSizes,
+    groups: int,
+    pool: int,
+) -> EagerConvolution:
+    spec = _spec_of_shapes(name, x_shape, weight_shape, bias_shape, stride, padding, dilation, groups)
+    pooled = pool != 1 and check_pool(pool, spec.output_size(x_shape[-2:], weight_shape[2:]))
+    if len(x_shape) < len(weight_shape):
+        x_shape, x_stride = (1, *x_shape), (0, *x_stride)  # no stride of one image is asked for
+    orders = _memory_order(x_shape, x_stride), _memory_order(weight_shape, weight_stride)
+    as_read, channels_last = zip(*orders, strict=True)
+    return EagerConvolution(spec, pooled, as_read, channels_last)
+
+
+_remembered_convolution = lru_cache(maxsize=4096)(_eager_convolution)
+
+
+def _memory_order(shape: Shape, stride: Shape) -> tuple[bool, bool]:
+    """Whether the memory of [N, C, *sizes] is [N, *sizes, C], and whether PyTorch calls that channels_last."""
+    expected = channels_last_strides(shape)
+    lies = all(size == 1 or s == e for size, s, e in zip(shape, stride, expected, strict=True))
+    return lies, lies and len(shape) > 3 and stride[1] == 1 and stride[-1] == shape[1]
+
+
+def check_pool(pool: int, size: Sizes) -> bool:
+    """Whether `pool` asks for windows of 2 x 2 on an output of `size`.
+
+    Raises:
+        ValueError: `pool` is neither 1 nor 2, or `size` holds no window.
+    """
+    if pool not in (1, 2):
+        raise ValueError(f"conv2d: pool must be 1 or 2, got {pool!r}")
+    if pool == 2 and min(size) < 2:
+        raise ValueError(f"conv2d: pool=2 needs an output of at least 2 x 2 pixels, got {size}")
+    return bool(pool == 2)
 
 
 def _spec_of_shapes(
@@ -78,9 +162,6 @@ def _spec_of_shapes(
     return spec
 
 
-_remembered_spec = lru_cache(maxsize=4096)(_spec_of_shapes)
-
-
 def transposed_spec(
     name: str,
     x: Tensor,
@@ -98,7 +179,7 @@ def transposed_spec(
 
     Args:
         name: of the public function: conv_transpose1d, conv_transpose2d or conv_transpose3d.
-        remember: as in `convolution_spec`.
+        remember: whether to look for the result of an earlier call; not where a compiler follows the call.
 
     Raises:
         ValueError, TypeError: as `conv_transpose2d`.

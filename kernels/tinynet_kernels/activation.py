@@ -308,6 +308,7 @@ def activation_backward(
     *,
     want_dz: bool,
     want_bias: bool,
+    columns: int | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """dZ [rows, columns] and the bias gradient [columns] of y = act(z + bias).
 
@@ -317,8 +318,10 @@ def activation_backward(
         activation: the function.
         want_dz: whether to compute dZ. For identity dZ is dY itself, and the caller wants none.
         want_bias: whether to compute the bias gradient, in fp32.
+        columns: for dense tensors of another shape whose memory is [rows, columns]; dZ is one of these.
     """
-    dz, partial = activation_backward_parts(grad, saved, activation, want_dz=want_dz, want_bias=want_bias)
+    wants = {"want_dz": want_dz, "want_bias": want_bias}
+    dz, partial = activation_backward_parts(grad, saved, activation, **wants, columns=columns)
     return dz, partial if partial is None or partial.dim() == 1 else sum_partials(partial)
 
 
@@ -329,12 +332,17 @@ def activation_backward_parts(
     *,
     want_dz: bool,
     want_bias: bool,
+    columns: int | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """As `activation_backward`, but partial sums of the bias gradient, fp32 [parts, columns]; of one part, the sum."""
-    rows, columns = grad.shape
-    problem = _backward_problem(rows, columns, grad.stride(0), activation, want_bias, current_target())
+    if columns is None:
+        (rows, columns), stride = grad.shape, grad.stride(0)
+        dz = grad.new_empty((rows, columns)) if want_dz else None
+    else:
+        rows, stride = grad.numel() // columns, columns
+        dz = torch.empty_like(grad) if want_dz else None
+    problem = _backward_problem(rows, columns, stride, activation, want_bias, current_target())
     tile = problem.constants["TILE"]
-    dz = grad.new_empty((rows, columns)) if want_dz else None
     partial = None
     if want_bias:
         row_blocks = ceil_div(rows, tile.block_rows * tile.tiles)

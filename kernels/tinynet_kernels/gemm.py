@@ -57,6 +57,11 @@ def actual(number, INDEX: constexpr, PRODUCT: constexpr):
     return widened(number, PRODUCT.wide) * (8 if (PRODUCT.units >> INDEX) % 2 else 1)
 
 
+def passed_as(number: int, index: int, product: Product) -> int:
+    """`actual` outside of kernels."""
+    return number * (8 if product.units >> index & 1 else 1)
+
+
 @triton.jit
 def gemm_tile(a, b, row_start, column_start, k_start, k_end, M, N, PRODUCT: constexpr, TILE: constexpr):
     """sum over k in [k_start, k_end) of A[row, k] B[k, column], fp32 [block_m, block_n].

@@ -147,6 +147,15 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     return x.as_strided((x.numel() // C, C), (C, 1))  # in half of the time that a permutation and a reshape take
 
 
+def matrix_of(x: torch.Tensor) -> tuple[int, int, tuple[int, ...]]:
+    """Rows, columns and strides of x [..., columns] as a matrix: x is one, or is contiguous."""
+    if x.dim() == 2:
+        rows, columns = x.shape
+        return rows, columns, x.stride()
+    columns = x.shape[-1]
+    return x.numel() // columns, columns, (columns, 1)
+
+
 def as_images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Contiguous rows [pixels, K] viewed as a channels_last [N, K, *sizes], with N and sizes of `like`."""
     N, _, *sizes = like.shape

@@ -35,9 +35,11 @@ from tinynet_kernels.gemm import (
     has_wide_rows,
     in_units,
     is_wide_product,
+    passed_as,
     tile_start,
 )
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.layout import matrix_of
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.split_product import SplitProduct, split_product
@@ -219,13 +221,13 @@ def linear_forward_cost(x_ptr: torch.Tensor, weight_ptr: torch.Tensor, **others:
 @costs(linear_input_gradient_kernel)
 def linear_input_gradient_cost(dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, **others: Any) -> Cost:
     """2 M N K operations; dZ, W and what was saved are read, dX and partial sums written."""
-    return Cost(2 * dz_ptr.numel() * weight_ptr.shape[1], size_in_bytes(dz_ptr, weight_ptr, *others.values()))
+    return Cost(2 * dz_ptr.numel() * weight_ptr[0].numel(), size_in_bytes(dz_ptr, weight_ptr, *others.values()))
 
 
 @costs(linear_weight_gradient_kernel)
-def linear_weight_gradient_cost(dz_ptr: torch.Tensor, x_ptr: torch.Tensor, dw_ptr: torch.Tensor, **_: Any) -> Cost:
+def linear_weight_gradient_cost(dz_ptr: torch.Tensor, K: int, PRODUCT: Product, **others: Any) -> Cost:
     """2 M N K operations; dZ and x read, every split of dW written."""
-    return Cost(2 * dz_ptr.numel() * x_ptr.shape[1], size_in_bytes(dz_ptr, x_ptr, dw_ptr))
+    return Cost(2 * dz_ptr.numel() * passed_as(K, 2, PRODUCT), size_in_bytes(dz_ptr, *others.values()))
 
 
 Sizes = tuple[int, int, int]
@@ -276,25 +278,25 @@ def linear_forward(
     """y = act(x W^T + b) and what the derivative of `activation` reads.
 
     Args:
-        x: [M, K], any strides.
+        x: [M, K], any strides, or contiguous [..., K].
         weight: [N, K], any strides, x's dtype.
         bias: [N] or None.
         activation: fused into the epilogue.
         save: whether a backward will follow.
-        out: contiguous [M, N], receives y; None for a new tensor.
+        out: contiguous [..., N], receives y; None for a new tensor.
 
     Returns:
-        y [M, N], and y itself, z [M, N] or None (identity, or nothing to save).
+        y [..., N], and y itself, z in y's shape or None (identity, or nothing to save).
     """
-    M, K = x.shape
+    M, K, stride_x = matrix_of(x)
     N = weight.shape[0]
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    y = x.new_empty((M, N)) if out is None else out
+    y = x.new_empty((*x.shape[:-1], N)) if out is None else out
     z = torch.empty_like(y) if save and activation.reads_input else None
     target, dtype = current_target(), x.dtype
     precision = matmul_precision(dtype, target)
-    problem = linear_forward_problem((M, N, K), x.stride(), weight.stride(), dtype, precision, activation, target)
+    problem = linear_forward_problem((M, N, K), stride_x, weight.stride(), dtype, precision, activation, target)
     problem.launch(x, weight, bias, y, z)
     return y, y if save and activation.reads_output else z
 
@@ -336,8 +338,8 @@ def linear_input_gradient_problem(
 
 
 def linear_input_gradient(dz: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """dX [M, K] = dZ [M, N] W [N, K] in `dtype` (None: dZ's); the last dimension of dZ is contiguous."""
-    dx = dz.new_empty((dz.shape[0], weight.shape[1]), dtype=dtype)
+    """dX [..., K] = dZ W in `dtype` (None: dZ's), W [N, K]; dZ [..., N] is contiguous, of two dimensions the last."""
+    dx = dz.new_empty((*dz.shape[:-1], weight.shape[1]), dtype=dtype)
     problem = _input_gradient_problem_of(dz, weight, IDENTITY, current_target(), want_bias=False)
     problem.launch(dz, weight, None, dx, None)
     return dx
@@ -354,24 +356,25 @@ def linear_hidden_gradient(
     """The gradients of the layer below, whose output x = act(z) was the input here: its dZ = dX act'(saved), its db.
 
     Args:
-        dz: [M, N], last dimension contiguous.
+        dz: [..., N], contiguous or, of two dimensions, the last one.
         weight: [N, K].
-        saved: what `linear_forward` returned for the layer below, [M, K] or None.
+        saved: what `linear_forward` returned for the layer below, [..., K] or None.
         activation: that layer's.
         want_bias: whether to compute db.
 
     Returns:
-        dZ [M, K] in `dz`'s dtype, and db [K] in fp32 or None.
+        dZ [..., K] in `dz`'s dtype, and db [K] in fp32 or None.
     """
     target = current_target()
     if not fuses_derivative(activation.name, target):
         dx = linear_input_gradient(dz, weight)
-        below, db = activation_backward(dx, saved, activation, want_dz=True, want_bias=want_bias)
+        columns = None if dx.dim() == 2 else dx.shape[-1]
+        below, db = activation_backward(dx, saved, activation, want_dz=True, want_bias=want_bias, columns=columns)
         assert below is not None
         return below, db
-    M, K = dz.shape[0], weight.shape[1]
+    (M, _, _), K = matrix_of(dz), weight.shape[1]
     problem = _input_gradient_problem_of(dz, weight, activation, target, want_bias=want_bias)
-    below = dz.new_empty((M, K))
+    below = dz.new_empty((*dz.shape[:-1], K))
     partial = None
     if want_bias:
         assert isinstance(problem, Problem)  # the sums of columns are a part of the product's epilogue
@@ -384,12 +387,10 @@ def linear_hidden_gradient(
 def _input_gradient_problem_of(
     dz: torch.Tensor, weight: torch.Tensor, activation: Activation, target: Target, *, want_bias: bool
 ) -> Problem | SplitProduct:
-    sizes, dtype = (*dz.shape, weight.shape[1]), dz.dtype
+    (M, N, stride_dz), dtype = matrix_of(dz), dz.dtype
     plain = activation.name == "identity" and not want_bias
-    precision = matmul_precision(dtype, target)
-    return linear_input_gradient_problem(
-        sizes, dz.stride(), weight.stride(), dtype, precision, activation, plain, target
-    )
+    options = dtype, matmul_precision(dtype, target), activation, plain, target
+    return linear_input_gradient_problem((M, N, weight.shape[1]), stride_dz, weight.stride(), *options)
 
 
 @lru_cache(maxsize=4096)
@@ -433,19 +434,17 @@ def linear_weight_gradient(
     """dW [N, K] = dZ^T [N, M] x [M, K].
 
     Args:
-        dz: [M, N], the last dimension contiguous.
-        x: [M, K], any strides.
+        dz: [..., N], contiguous or, of two dimensions, the last one.
+        x: [M, K], any strides, or contiguous [..., K].
         dtype: of dW; None for x's.
         add_to: a contiguous [N, K] to which dW is added, and which is returned; None for a new tensor.
     """
-    M, N = dz.shape
-    K = x.shape[1]
+    (M, N, stride_dz), (_, K, stride_x) = matrix_of(dz), matrix_of(x)
     target = current_target()
     precision = matmul_precision(dz.dtype, target)
     accumulate = add_to is not None
-    problem = linear_weight_gradient_problem(
-        (M, N, K), dz.stride(), x.stride(), dz.dtype, precision, accumulate, target
-    )
+    strides = stride_dz, stride_x
+    problem = linear_weight_gradient_problem((M, N, K), *strides, dz.dtype, precision, accumulate, target)
     if add_to is not None:
         problem.launch(dz, x, add_to)
         return add_to

@@ -19,8 +19,9 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.gemm import GROUP, Matrix, Product, actual, in_units, is_wide_product
+from tinynet_kernels.gemm import GROUP, Matrix, Product, actual, in_units, is_wide_product, passed_as
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.layout import matrix_of
 from tinynet_kernels.linear import input_gradient_tile, weight_gradient_tile
 from tinynet_kernels.tiles import (
     GemmTile,
@@ -116,12 +117,13 @@ def sum_columns(dz_ptr, db_ptr, block, M, N, stride_dzm, SPEC: constexpr):
 
 @costs(linear_backward_kernel)
 def linear_backward_cost(
-    dz_ptr: torch.Tensor, x_ptr: torch.Tensor, weight_ptr: torch.Tensor, dx_ptr: torch.Tensor | None, **others: Any
+    dz_ptr: torch.Tensor, weight_ptr: torch.Tensor, dx_ptr: torch.Tensor | None, K: int, SPEC: Backward, **others: Any
 ) -> Cost:
     """2 M N K operations for each product; operands read, gradients written."""
     products = 1 if dx_ptr is None else 2
-    read = size_in_bytes(dz_ptr, x_ptr, *([] if dx_ptr is None else [weight_ptr]))
-    return Cost(products * 2 * dz_ptr.numel() * x_ptr.shape[1], read + size_in_bytes(dx_ptr, *others.values()))
+    read = size_in_bytes(dz_ptr, *([] if dx_ptr is None else [weight_ptr]))
+    flops = products * 2 * dz_ptr.numel() * passed_as(K, 2, SPEC.weight)
+    return Cost(flops, read + size_in_bytes(dx_ptr, *others.values()))
 
 
 def is_on_gpu() -> bool:
@@ -171,21 +173,21 @@ def joined_gradients(
     """dX or the layer below's dZ, dW and db, where `joins_gradients` says so.
 
     Args:
-        dz: [M, N], the last dimension contiguous.
-        x: [M, K], any strides.
+        dz: [..., N], contiguous or, of two dimensions, the last one.
+        x: [M, K], any strides, or contiguous [..., K].
         weight: [N, K], any strides.
-        saved: what `linear_forward` returned for the layer below, [M, K]; None for an identity.
+        saved: what `linear_forward` returned for the layer below, [..., K]; None for an identity.
         below: that layer's activation, the identity where x is no layer's output.
         want_input, want_bias: whether to compute dX, and db.
         dtypes: of dX, dW and db; None for dz's.
     """
-    (M, N), K = dz.shape, x.shape[1]
+    (M, N, (stride_dz, _)), (_, K, stride_x) = matrix_of(dz), matrix_of(x)
     target = current_target()
     precision = matmul_precision(dz.dtype, target)
-    strides = dz.stride(0), *x.stride(), *weight.stride()
+    strides = stride_dz, *stride_x, *weight.stride()
     problem = _problem((M, N, K), strides, dz.dtype, precision, below, want_input, want_bias, target)
     of_input, of_weight, of_bias = (dtype or dz.dtype for dtype in dtypes)
-    dx = dz.new_empty((M, K), dtype=of_input) if want_input else None
+    dx = dz.new_empty((*dz.shape[:-1], K), dtype=of_input) if want_input else None
     dw = dz.new_empty((N, K), dtype=of_weight)
     db = dz.new_empty((N,), dtype=of_bias) if want_bias else None
     problem.launch_named(

@@ -50,7 +50,7 @@ def _chain_reference(
 
 
 class LinearFunction(EagerFunction):
-    """A chain of linear layers, one or more, of x [M, K] through the kernels.
+    """A chain of linear layers, one or more, of x [M, K] or contiguous [..., K] through the kernels.
 
     Its tensors come as x, weight, bias, weight, bias, ... in their own dtypes, and so do their gradients; the kernels
     compute in `dtype`, or for None in the one that all tensors have. A chain knows who reads a hidden layer's output:
@@ -108,8 +108,8 @@ def linear_gradients(
     """Gradients of a chain's x, weight, bias, weight, bias, ..., each None where not wanted.
 
     Args:
-        grad: dY [M, N].
-        saved: what `_forward` saved: x [M, K], weight [N, K], and what the derivative needs, of each layer.
+        grad: dY [..., N].
+        saved: what `_forward` saved: x [..., K], weight [N, K], and what the derivative needs, of each layer.
         activations: the fused functions.
         wanted: which gradients are.
         dtypes: of the gradients; None for a bias that isn't. None in all: that of x.
@@ -117,14 +117,17 @@ def linear_gradients(
     launchers = kernels.linear
     dtypes = [saved[0].dtype] * len(wanted) if dtypes is None else dtypes
     gradients: list[Tensor | None] = [None] * len(wanted)
-    dz: Any = grad if grad.stride(1) == 1 else grad.contiguous()
-    db = None
+    is_matrix, db = grad.dim() == 2, None
+    dz: Any = grad if (is_matrix and grad.stride(1) == 1) or grad.is_contiguous() else grad.contiguous()
     joins = _joins(dz, saved, activations, wanted)
     sums_bias = wanted[-1] and not joins[-1]
     has_activation = activations[-1].name != "identity"
     if sums_bias or (has_activation and any(wanted)):
         through_activation, db = kernels.activation.activation_backward(
-            dz, saved[-1], activations[-1], want_dz=has_activation, want_bias=sums_bias
+            *(dz, saved[-1], activations[-1]),
+            want_dz=has_activation,
+            want_bias=sums_bias,
+            columns=None if is_matrix else dz.shape[-1],
         )
         dz = dz if through_activation is None else through_activation
     for layer in reversed(range(len(activations))):
@@ -144,7 +147,9 @@ def linear_gradients(
             if wanted[of_weight]:
                 gradients[of_weight] = launchers.linear_weight_gradient(dz, x, dtypes[of_weight])
             if wanted[of_bias] and db is None:  # the layer above, all of whose gradients were computed at once, left it
-                _, db = kernels.activation.activation_backward(dz, None, IDENTITY, want_dz=False, want_bias=True)
+                _, db = kernels.activation.activation_backward(
+                    dz, None, IDENTITY, want_dz=False, want_bias=True, columns=None if is_matrix else dz.shape[-1]
+                )
             if db is not None:
                 gradients[of_bias] = db if db.dtype is dtypes[of_bias] else db.to(dtypes[of_bias])
             if want_input and layer:
@@ -165,10 +170,10 @@ def _joins(dz: Tensor, saved: Sequence[Any], activations: Sequence[Activation], 
         return [False] * len(activations)
     is_joined = kernels.linear_backward.joins_gradients
     below = (IDENTITY, *activations[:-1])
-    joins = []
+    rows, joins = dz.numel() // dz.shape[-1], []
     for layer in range(len(activations)):
         N, K = saved[3 * layer + 1].shape
-        joins.append(wanted[2 * layer + 1] and is_joined(len(dz), N, K, dz.dtype, below[layer]))
+        joins.append(wanted[2 * layer + 1] and is_joined(rows, N, K, dz.dtype, below[layer]))
     return joins
 
 
@@ -249,13 +254,14 @@ def linear_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
         shape = _output_shape(shape, weight, bias)
     if route is not Route.KERNELS:
         return _layer_by_layer(input, layers, route)
-    rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
+    as_given = input.dim() == 2 or input.is_contiguous()
+    x = input if as_given else input.reshape(-1, input.shape[-1])
     activations = tuple([layer[2] for layer in layers])
     if needs_gradient(input, *parameters):
-        y: Tensor = LinearFunction.run(activations, dtype, rows, *parameters)
+        y: Tensor = LinearFunction.run(activations, dtype, x, *parameters)
     else:
-        y, _ = _forward(rows, parameters, activations, dtype, save=False)
-    return y if input.dim() == 2 else y.view(shape)
+        y, _ = _forward(x, parameters, activations, dtype, save=False)
+    return y if as_given else y.view(shape)
 
 
 def _layer_by_layer(x: Tensor, layers: Sequence[Layer], route: Route) -> Tensor:

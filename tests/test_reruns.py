@@ -105,7 +105,7 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] =
         lambda: (torch.randn(10_001, 7), torch.rand(10_001, 7)),
         "reduce_losses_kernel",
     ),
-    "LayerNorm": (lambda: nn.LayerNorm(20, activation="gelu"), lambda: torch.randn(1030, 20), "sum_partials_kernel"),
+    "LayerNorm": (lambda: nn.LayerNorm(20, activation="gelu"), lambda: torch.randn(9030, 20), "sum_partials_kernel"),
     "GroupNorm": (lambda: nn.GroupNorm(2, 16), lambda: pictures(16), "sum_partials_kernel"),
     "softmax": (lambda: nn.Softmax(1), lambda: torch.randn(70, 3000), "softmax_backward_kernel"),
     "LocalResponseNorm": (lambda: nn.LocalResponseNorm(5, 0.5), lambda: pictures(16), "local_response_norm_kernel"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,12 +20,17 @@ Backward = Callable[..., Any]
 
 
 class EagerFunction(torch.autograd.Function):
-    """An autograd function that is only applied to plain tensors, outside of function transforms."""
+    """An autograd function that is only applied to plain tensors, outside of function transforms.
 
-    @classmethod
-    def run(cls, *arguments: Any) -> Any:
-        """`apply`, without its search for function transforms and for their tensors, which takes 2 us."""
-        return super(torch.autograd.Function, cls).apply(*arguments)  # pyright: ignore[reportAttributeAccessIssue]
+    Attributes:
+        run: `apply`, without its search for function transforms and for their tensors, which takes 2 us.
+    """
+
+    run: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.run = super(torch.autograd.Function, cls).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def through_kernels(in_pytorch: Backward) -> Callable[[Backward], Backward]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from tinynet.dispatch import Route
 from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import ActivationLike, as_activation
@@ -22,10 +24,11 @@ from tinynet_kernels.activation_spec import Activation
 def layer_norm_reference(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool, activation: Activation
 ) -> Tensor:
-    """act(LayerNorm(x)), or RMSNorm's without `center`, of rows x [M, K], in plain PyTorch."""
+    """act(LayerNorm(x)), or RMSNorm's without `center`, of rows x [..., K], in plain PyTorch."""
     parameter = bias if weight is None else weight
     wide = x if parameter is None else x.to(parameter.dtype)
-    z = F.layer_norm(wide, x.shape[1:], weight, bias, eps) if center else F.rms_norm(wide, x.shape[1:], weight, eps)
+    columns = x.shape[-1:]
+    z = F.layer_norm(wide, columns, weight, bias, eps) if center else F.rms_norm(wide, columns, weight, eps)
     return activation_reference(z, activation).to(x.dtype)
 
 
@@ -62,13 +65,18 @@ def _backward(
     x, weight, bias, mean, rstd = saved
     if grad is None:  # of the two outputs only the sum was used
         grad = torch.zeros_like(x)
-    wants = dict(zip(("want_x", "want_weight", "want_bias"), wanted, strict=True))
-    grads = _rows_contiguous(grad), None if sum_grad is None else _rows_contiguous(sum_grad)
-    return kernels.layer_norm_backward.layer_norm_backward(*grads, x, weight, bias, mean, rstd, activation, **wants)
+    sum_grad = None if sum_grad is None else _rows_contiguous(sum_grad)
+    return kernels.layer_norm_backward.layer_norm_backward(
+        *(_rows_contiguous(grad), sum_grad, x, weight, bias, mean, rstd, activation),
+        want_x=wanted[0],
+        want_weight=wanted[1],
+        want_bias=wanted[2],
+    )
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()
+    """x as kernels read it: contiguous or, of two dimensions, the last."""
+    return x if x.is_contiguous() or (x.dim() == 2 and x.stride(1) == 1) else x.contiguous()
 
 
 def _fake(x: Tensor, residual: Tensor | None, center: bool, save: bool) -> Tensors:
@@ -211,41 +219,54 @@ def _normalize(
 ) -> Any:
     input, weight, bias, residual = autocast_norm(input, weight, bias, residual)
     route = route_norm(name, input, weight, bias, residual)
-    shape = _checked_shape(name, normalized_shape, input)
-    for parameter, tensor, expected in (
-        ("weight", weight, shape),
-        ("bias", bias, shape),
-        ("residual", residual, tuple(input.shape)),
-    ):
-        if tensor is not None and tensor.shape != expected:
-            raise ValueError(f"{name}: {parameter} must have the shape {expected}, got {tuple(tensor.shape)}")
-    columns = math.prod(shape)
-    options = (
-        _as_row(weight),
-        _as_row(bias),
-        eps,
-        name == "layer_norm",
-        as_activation(activation),
-    )
-    x = _as_rows(input, columns)
+    function = as_activation(activation)
+    is_remembered = route is Route.KERNELS and type(normalized_shape) is tuple
+    check = _remembered_columns if is_remembered and all(type(size) is int for size in normalized_shape) else _columns
+    shapes = [None if tensor is None else tensor.shape for tensor in (weight, bias, residual)]
+    columns = check(name, input.shape, normalized_shape, *shapes)
+    settings = eps, name == "layer_norm", function
+    parameters = _as_row(weight), _as_row(bias)
+    as_given = route is Route.KERNELS and input.shape[-1] == columns and input.is_contiguous()
     if residual is None:
-        y = layer_norm_operator(route, x, *options)
+        x = input if as_given else _as_rows(input, columns)
+        y = layer_norm_operator(route, x, *parameters, *settings)
         return y if x is input else y.view(input.shape)
-    y, total = add_layer_norm_operator(route, x, _as_rows(residual, columns), *options)
+    x, added = input, residual
+    if not (as_given and residual.is_contiguous()):
+        x, added = _as_rows(input, columns), _as_rows(residual, columns)
+    y, total = add_layer_norm_operator(route, x, added, *parameters, *settings)
     if not (input.requires_grad or residual.requires_grad):  # where only a parameter requires a gradient
         total = total.detach()
     return y.view(input.shape), total.view(input.shape)
 
 
-def _checked_shape(name: str, normalized_shape: Sequence[int], input: Tensor) -> tuple[int, ...]:
+def _columns(
+    name: str,
+    input_shape: Sequence[int],
+    normalized_shape: Sequence[int],
+    weight_shape: Sequence[int] | None,
+    bias_shape: Sequence[int] | None,
+    residual_shape: Sequence[int] | None,
+) -> int:
+    """How many elements share statistics, after a check that the shapes fit together."""
     if not isinstance(normalized_shape, Sequence):
         raise TypeError(f"{name}: normalized_shape must be a sequence of integers, got {normalized_shape!r}")
     shape = tuple(map(as_integer, normalized_shape))
     if None in shape:
         raise TypeError(f"{name}: normalized_shape must be a sequence of integers, got {normalized_shape!r}")
-    if not shape or input.shape[-len(shape) :] != shape:
-        raise ValueError(f"{name}: input {tuple(input.shape)} must end with the normalized_shape {shape}")
-    return shape
+    if not shape or input_shape[-len(shape) :] != shape:
+        raise ValueError(f"{name}: input {tuple(input_shape)} must end with the normalized_shape {shape}")
+    for parameter, given, expected in (
+        ("weight", weight_shape, shape),
+        ("bias", bias_shape, shape),
+        ("residual", residual_shape, tuple(input_shape)),
+    ):
+        if given is not None and given != expected:
+            raise ValueError(f"{name}: {parameter} must have the shape {expected}, got {tuple(given)}")
+    return math.prod(shape)
+
+
+_remembered_columns = lru_cache(maxsize=4096)(_columns)
 
 
 def _as_row(parameter: Tensor | None) -> Tensor | None:

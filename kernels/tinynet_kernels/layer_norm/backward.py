@@ -26,6 +26,7 @@ from tinynet_kernels.layer_norm.rows import (
     tile_at,
     warps_of,
 )
+from tinynet_kernels.layout import matrix_of
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import Target, ceil_div, current_target
@@ -259,23 +260,24 @@ def layer_norm_backward(
     """(dx, dw, db), each None where not wanted.
 
     Args:
-        grad, sum_grad: upstream gradients [rows, columns], the last dimension contiguous; None for no second one.
+        grad, sum_grad: upstream gradients in x's shape, contiguous or, of two dimensions, the last one; None for no
+            second one.
         x: what was normalized: the forward's x or its sum with the residual.
         weight, bias, mean, rstd: as in the forward.
         activation: the forward's.
         want_x, want_weight, want_bias: which gradients to compute.
     """
-    rows, columns = x.shape
-    strides = grad.stride(0), 0 if sum_grad is None else sum_grad.stride(0), x.stride(0)
+    rows, columns, (stride_x, _) = matrix_of(x)
+    strides = matrix_of(grad)[2][0], 0 if sum_grad is None else matrix_of(sum_grad)[2][0], stride_x
     wants = want_x, want_weight or want_bias
     problems = _backward_problems(rows, columns, strides, activation, mean is not None, wants, current_target())
     parts = problems[-1].grid[0]
-    dx = x.new_empty((rows, columns)) if want_x else None
-    partials = [
-        x.new_empty((parts, columns), dtype=torch.float32) if want else None for want in (want_weight, want_bias)
-    ]
+    dx = x.new_empty(x.shape) if want_x else None
+    shape = (parts, columns) if parts > 1 else (columns,)
+    dw = x.new_empty(shape, dtype=torch.float32) if want_weight else None
+    db = x.new_empty(shape, dtype=torch.float32) if want_bias else None
     inputs = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "mean_ptr": mean, "rstd_ptr": rstd}
-    partial = {"weight_partial_ptr": partials[0], "bias_partial_ptr": partials[1]}
+    partial = {"weight_partial_ptr": dw, "bias_partial_ptr": db}
     for problem in problems:
         if problem.kernel is layer_norm_parameter_gradient_kernel:
             problem.launch_named(grad_ptr=grad, **inputs, **partial)
@@ -283,11 +285,14 @@ def layer_norm_backward(
             problem.launch_named(grad_ptr=grad, sum_grad_ptr=sum_grad, **inputs, dx_ptr=dx)
         else:
             problem.launch_named(grad_ptr=grad, sum_grad_ptr=sum_grad, **inputs, dx_ptr=dx, **partial)
-    sums = [
-        None if each is None or like is None else sum_partials(each, like.dtype)
-        for each, like in zip(partials, (weight, bias), strict=True)
-    ]
-    return dx, sums[0], sums[1]
+    return dx, _summed(dw, weight), _summed(db, bias)
+
+
+def _summed(partial: torch.Tensor | None, like: torch.Tensor | None) -> torch.Tensor | None:
+    """The sum of partial sums, or of one part itself, in the dtype of the parameter."""
+    if partial is None or like is None:
+        return None
+    return sum_partials(partial, like.dtype) if partial.dim() > 1 else partial.to(like.dtype)
 
 
 @lru_cache(maxsize=4096)

@@ -22,6 +22,7 @@ from tinynet_kernels.layer_norm.rows import (
     tile_at,
     warps_of,
 )
+from tinynet_kernels.layout import matrix_of
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.tiles import Target, ceil_div, current_target
 
@@ -125,7 +126,7 @@ def layer_norm_forward(
     """act(LayerNorm(x + residual)), or RMSNorm's without `center`.
 
     Args:
-        x: [rows, columns], the last dimension contiguous; not empty.
+        x: [rows, columns], the last dimension contiguous, or contiguous [..., columns]; not empty.
         residual: like x, or None.
         weight, bias: [columns], contiguous, or None; of x's dtype or float32.
         eps: added to the variance.
@@ -134,13 +135,13 @@ def layer_norm_forward(
         save: whether a backward will follow.
 
     Returns:
-        y [rows, columns]; the sum [rows, columns] where there is a residual; mean [rows] for `center`, and rstd [rows],
+        y in x's shape; the sum where there is a residual; mean [rows] for `center`, and rstd [rows],
         in fp32 where `save`. None for what is absent.
     """
-    rows, columns = x.shape
-    strides = x.stride(0), 0 if residual is None else residual.stride(0)
-    y = x.new_empty((rows, columns))
-    total = None if residual is None else x.new_empty((rows, columns))
+    rows, columns, (stride_x, _) = matrix_of(x)
+    strides = stride_x, 0 if residual is None else matrix_of(residual)[2][0]
+    y = x.new_empty(x.shape)
+    total = None if residual is None else torch.empty_like(y)
     rstd = x.new_empty(rows, dtype=torch.float32) if save else None
     mean = x.new_empty(rows, dtype=torch.float32) if save and center else None
     _forward_problem(rows, columns, strides, activation, center, current_target()).launch_named(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import tinynet
 from tinynet.conversion.layers import TWINS
+from tinynet_kernels.tiles import current_target
 
 pytestmark = pytest.mark.kernels
 
@@ -182,8 +183,9 @@ def test_residual_blocks_with_a_shared_relu_are_joined(device: str) -> None:
     tinynet.convert(model, verbose=False)
     with torch.no_grad():
         launches = kernels_of(model, x)
-    assert launches.count("normalize_kernel") == launches.count("merge_statistics_kernel") == 8
-    assert "activation_forward_kernel" not in launches and "norm_statistics_kernel" not in launches
+    of_pixels = current_target().kind == "cpu"  # one convolution leaves statistics to its norm there
+    assert launches.count("normalize_kernel") == launches.count("merge_statistics_kernel") + of_pixels == 8
+    assert launches.count("norm_statistics_kernel") <= of_pixels and "activation_forward_kernel" not in launches
     model.eval()
     with torch.no_grad():
         launches = kernels_of(model, x)

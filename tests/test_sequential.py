@@ -289,8 +289,11 @@ def test_convolutions_leave_statistics_for_the_norm_in_training(norm: dict, dtyp
         with counted_launches() as launches:
             y = model(x)
             actual = gradients(y, model, x)
-        assert launches.count("merge_statistics_kernel") == launches.count("normalize_kernel") == 3
-        assert "norm_statistics_kernel" not in launches and "activation_forward_kernel" not in launches
+        # A CPU's linear layer of pixels leaves them to the normalization.
+        expected = 2 if current_target().kind == "cpu" else 3
+        assert launches.count("merge_statistics_kernel") == expected and launches.count("normalize_kernel") == 3
+        assert launches.count("norm_statistics_kernel") <= 3 - expected
+        assert "activation_forward_kernel" not in launches
         expected_y = one_by_one(separate, x)
         assert_close(y, expected_y, error, "output")
         for found, expected in zip(actual, gradients(expected_y, separate, x), strict=True):
@@ -298,6 +301,105 @@ def test_convolutions_leave_statistics_for_the_norm_in_training(norm: dict, dtyp
             assert_close(found.double() + 1, expected.double() + 1, 10 * error, "gradient")
         for found, expected in zip(model.buffers(), separate.buffers(), strict=True):
             assert_close(found, expected, error, "buffer")
+
+
+def results_of(layers: list[Any], x: torch.Tensor, added: torch.Tensor | None, joined: bool) -> list[torch.Tensor]:
+    """The output of a convolution, a norm, an addition and a function; first and second derivatives; the buffers."""
+    convolution, norm, function = layers
+    if joined:
+        steps = [convolution, norm, *([] if added is None else [Added(added)]), function]
+        y = call_in_turn(steps, x)
+        name = type(y.grad_fn).__name__
+        assert name == "ConvolutionNormFunctionBackward", name
+    else:
+        z = norm(convolution(x))
+        y = function(z if added is None else z + added)
+    leaves = [x, *convolution.parameters(), *norm.parameters(), *([] if added is None else [added])]
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
+    upstream = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=y.dtype).view(y.shape)
+    first = torch.autograd.grad(y, leaves, upstream, retain_graph=True)
+    again = torch.autograd.grad(y, leaves, upstream, create_graph=True)
+    total = torch.stack([each.square().sum() for each in again]).sum()
+    second = torch.autograd.grad(total, leaves, materialize_grads=True)
+    return [y, *first, *second, *norm.buffers()]
+
+
+TOGETHER: dict[str, Any] = {
+    "plain": (nn.Conv2d(6, 18, 3, 2, 1), nn.BatchNorm2d(18), nn.Identity(), False),
+    "pixels": (nn.Conv2d(6, 18, 1, bias=False), nn.BatchNorm2d(18, momentum=None), nn.ReLU(), False),
+    "residual": (nn.Conv2d(6, 18, 3, padding=1), nn.BatchNorm2d(18), nn.SiLU(), True),
+    "residual, output": (nn.Conv2d(6, 18, 1), nn.BatchNorm2d(18, affine=False), nn.Tanh(), True),
+    "groups": (nn.Conv2d(6, 6, 5, padding="same", groups=6), nn.BatchNorm2d(6), nn.GELU(), False),
+    "no statistics": (nn.Conv2d(6, 18, 3), nn.BatchNorm2d(18, track_running_stats=False), nn.ReLU(), False),
+}
+
+
+@pytest.mark.parametrize("frozen", [None, "x", "convolution", "norm"])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("case", list(TOGETHER))
+def test_a_convolution_and_its_norm_train_in_one_function(
+    case: str, channels_last: bool, frozen: str | None, device: str
+) -> None:
+    """First and second derivatives as of float64, of whatever needs one; statistics are updated as in the layers."""
+    torch.manual_seed(4)
+    *layers, has_residual = copy.deepcopy(TOGETHER[case])
+    layers = [layer.to(device) for layer in layers]
+    for parameter in layers[1].parameters():
+        torch.nn.init.normal_(parameter, 1.0, 0.3)
+    x = torch.randn(3, 6, 9, 7, device=device, requires_grad=frozen != "x")
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x = x.detach().contiguous(memory_format=order).requires_grad_(frozen != "x")
+    layers[0].requires_grad_(frozen != "convolution")
+    layers[1].requires_grad_(frozen != "norm")
+    added = torch.randn_like(layers[0](x)).requires_grad_() if has_residual else None
+    exact_layers = copy.deepcopy(layers)
+    exact_layers = [layer.double() for layer in exact_layers]
+    exact_added = None if added is None else added.detach().double().requires_grad_()
+    exact_x = x.detach().double().requires_grad_(x.requires_grad)
+    found = results_of(layers, x, added, joined=True)
+    with tinynet.engine("reference"):
+        exact = results_of(exact_layers, exact_x, exact_added, joined=False)
+    assert len(found) == len(exact)
+    largest = max(float(expected.abs().max()) for expected in exact)
+    for ours, expected in zip(found, exact, strict=True):
+        # A bias before a normalization has gradient 0 but for the rounding of sums.
+        scale = max(float(expected.abs().max()), 0.1 * largest)
+        assert (ours.double() - expected).abs().max() <= 1e-4 * scale
+
+
+def test_layers_that_do_not_train_in_one_function_are_called(device: str) -> None:
+    """What it refuses is computed by the layers: results are theirs, and so are errors."""
+    torch.manual_seed(5)
+    x = torch.randn(2, 3, 6, 5, device=device, requires_grad=True)
+
+    def model(channels: int = 8, **options: Any) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 8, 3, **options), nn.BatchNorm2d(channels)).to(device)
+
+    circular = model(padding=1, padding_mode="circular")
+    assert type(circular(x).grad_fn).__name__ != "ConvolutionNormFunctionBackward"
+    assert_close(circular(x), one_by_one(circular, x), 1e-5)
+    broadcast = torch.randn(8, 1, 1, device=device)
+    layers = list(model())
+    assert_close(call_in_turn([*layers, Added(broadcast)], x), layers[1](layers[0](x)) + broadcast, 1e-5)
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        assert_close(model()(x), model()(x), 100.0)
+    with torch.no_grad():
+        assert_close(model().train()(x).sum(), torch.zeros((), device=device), 1e-3)
+    with pytest.raises(ValueError, match="batch_norm: weight must be"):
+        model(channels=4)(x)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model()(x[:1, :, :3, :3])
+
+
+def test_a_changed_parameter_is_noticed_by_the_joined_backward(device: str) -> None:
+    model, x = convolution_and_norm(device)
+    before = [buffer._version for buffer in model[:2].buffers()]
+    y = model[:2](x)
+    assert [buffer._version for buffer in model[:2].buffers()] == [version + 1 for version in before]
+    with torch.no_grad():
+        next(model[1].parameters()).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

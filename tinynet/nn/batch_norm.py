@@ -39,20 +39,26 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
             return as_leaf(self, input, *(() if residual is None else (residual,)))
         self._check_input_dim(input)
         training = self.training or (self.running_mean is None and self.running_var is None)
-        running_mean, running_var = self.running_mean, self.running_var
+        running_mean, running_var, momentum, batches = self.updated()
+        tensors = input, running_mean, running_var, self.weight, self.bias
+        y = normalize(*tensors, training, momentum, self.eps, activation, residual, partial)
+        count(batches)
+        return y
+
+    def updated(self) -> tuple[Tensor | None, Tensor | None, float, Tensor | None]:
+        """The running statistics, the momentum of their update and the counter of batches, None where not counted.
+
+        In evaluation the statistics are those that are applied, and nothing is updated.
+        """
+        running_mean, running_var, momentum = self.running_mean, self.running_var, self.momentum
         batches = None
-        momentum = self.momentum if self.momentum is not None else 0.0
         if self.training and not self.track_running_stats:
             running_mean = running_var = None
         elif self.training:
             batches = self.num_batches_tracked
-            if batches is not None and self.momentum is None:
+            if batches is not None and momentum is None:
                 momentum = 1.0 / (float(batches) + 1.0)  # the average over all batches so far
-        tensors = input, running_mean, running_var, self.weight, self.bias
-        y = normalize(*tensors, training, momentum, self.eps, activation, residual, partial)
-        if batches is not None:
-            replays.fill(batches, lambda count: count.add_(1))
-        return y
+        return running_mean, running_var, 0.0 if momentum is None else momentum, batches
 
     def constants(self) -> Normalization | None:
         """What `forward` applies in evaluation, where its statistics are constants; None where they are the input's."""
@@ -62,6 +68,12 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
 
     def extra_repr(self) -> str:
         return with_activation(super().extra_repr(), self.activation)
+
+
+def count(batches: Tensor | None) -> None:
+    """Adds one to a counter of batches."""
+    if batches is not None:
+        replays.fill(batches, lambda count: count.add_(1))
 
 
 class _BatchNorm(_BatchNormForward):

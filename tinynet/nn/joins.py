@@ -11,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from tinynet.dispatch import is_plain_eager
 from tinynet.nn.activation import FUNCTIONS
-from tinynet.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from tinynet.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, count
 from tinynet.nn.conv import Conv1d, Conv2d, Conv3d
 from tinynet.nn.group_norm import GroupNorm
 from tinynet.nn.layer_norm import LayerNorm, RMSNorm
@@ -19,6 +19,7 @@ from tinynet.nn.linear import Linear
 from tinynet.nn.pool import MaxPool2d
 from tinynet.ops.activation import activate
 from tinynet.ops.arguments import needs_gradient
+from tinynet.ops.convolution_norm import TrainedNorm, convolution_norm
 from tinynet.ops.linear import linear_chain
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.conv.spec import Normalization
@@ -141,6 +142,10 @@ def _join_convolution_and_norm(convolution: Conv2d, steps: Steps, position: int,
     norm, after = steps[position], _next(steps, position + 1)
     constants = norm.constants()
     if constants is None:
+        if torch.is_grad_enabled():
+            y, end = _train_together(convolution, steps, position, x)
+            if y is not None:
+                return y, end
         y, partial = convolution.convolve(x, IDENTITY, want_statistics=True)
         return _normalize(steps, position, y, partial)
     is_added = after < len(steps) and type(steps[after]) is Added
@@ -149,6 +154,31 @@ def _join_convolution_and_norm(convolution: Conv2d, steps: Steps, position: int,
         return _normalize(steps, position, convolution(x))
     activation, position = _activation(steps, position + 1, norm.activation)
     return convolution.convolve(x, activation, norm=constants)[0], position
+
+
+def _train_together(convolution: Conv2d, steps: Steps, position: int, x: Tensor) -> tuple[Tensor | None, int]:
+    """A convolution and the normalization at `position` as one autograd function, and the position after them.
+
+    None where they can't be.
+    """
+    norm, residual, last = steps[position], None, position
+    after = _next(steps, position + 1)
+    if norm.activation.name == "identity" and after < len(steps) and type(steps[after]) is Added:
+        residual, last = steps[after].tensor, after
+    if convolution.padding_mode != "zeros" or not (norm.training or norm.running_mean is norm.running_var is None):
+        return None, position
+    activation, end = _activation(steps, last + 1, norm.activation)
+    running_mean, running_var, momentum, batches = norm.updated()
+    y = convolution_norm(
+        *(x, convolution.weight, convolution.bias),
+        *(convolution.stride, convolution.padding, convolution.dilation, convolution.groups),
+        TrainedNorm(norm.weight, norm.bias, running_mean, running_var, momentum, norm.eps),
+        activation,
+        residual,
+    )
+    if y is not None:
+        count(batches)
+    return y, end
 
 
 def _join_norm(steps: Steps, position: int, x: Any) -> tuple[Any, int]:

@@ -79,7 +79,7 @@ class ConvolutionFunction(EagerFunction):
     @through_kernels(_in_pytorch)
     def backward(ctx: Any, grad: Tensor, of_statistics: None) -> tuple[Tensor | None, ...]:
         x, weight, saved, argmax, _ = ctx.saved_tensors
-        spec, _, _, channels_last = ctx.convolution
+        spec, channels_last = ctx.convolution.spec, ctx.convolution.channels_last
         wanted = ctx.needs_input_grad[:3]
         dx, dw, db = convolution_gradients(
             grad, x, weight, saved, spec, ctx.activation, channels_last, wanted, ctx.dtypes, argmax
@@ -116,7 +116,7 @@ def convolution_forward(
     want_statistics: bool = False,
 ) -> tuple[Tensor, Any, Tensor, Tensor]:
     """y; all results, channels_last; x and W as the kernels read them, which a backward would else convert again."""
-    spec, pool, (x_as_read, weight_as_read), channels_last = convolution
+    spec, pool, (x_as_read, weight_as_read), channels_last, _ = convolution
     if dtype is not None:
         x, weight, bias = cast_to(dtype, x, weight, bias)
     images = x if x_as_read else kernels.layout.to_channels_last(x)

@@ -49,12 +49,14 @@ class EagerConvolution(NamedTuple):
         pool: whether its result is pooled.
         as_read: whether kernels can read x and the weight as they are in memory.
         channels_last: whether x and the weight came in channels_last, as then do the result and their gradients.
+        shape: of the result, [N, K, *sizes], before it is pooled.
     """
 
     spec: ConvolutionSpec
     pool: bool
     as_read: tuple[bool, bool]
     channels_last: tuple[bool, bool]
+    shape: Shape
 
 
 def eager_convolution(
@@ -96,12 +98,13 @@ def _eager_convolution(
     pool: int,
 ) -> EagerConvolution:
     spec = _spec_of_shapes(name, x_shape, weight_shape, bias_shape, stride, padding, dilation, groups)
-    pooled = pool != 1 and check_pool(pool, spec.output_size(x_shape[-2:], weight_shape[2:]))
+    size = spec.output_size(x_shape[2 - len(weight_shape) :], weight_shape[2:])
+    pooled = pool != 1 and check_pool(pool, size)
     if len(x_shape) < len(weight_shape):
         x_shape, x_stride = (1, *x_shape), (0, *x_stride)  # no stride of one image is asked for
     orders = _memory_order(x_shape, x_stride), _memory_order(weight_shape, weight_stride)
     as_read, channels_last = zip(*orders, strict=True)
-    return EagerConvolution(spec, pooled, as_read, channels_last)
+    return EagerConvolution(spec, pooled, as_read, channels_last, (x_shape[0], weight_shape[0], *size))
 
 
 _remembered_convolution = lru_cache(maxsize=4096)(_eager_convolution)

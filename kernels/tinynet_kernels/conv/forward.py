@@ -304,13 +304,14 @@ def convolution_forward(
         save: whether a backward will follow.
         pool: whether y is the largest of each 2 x 2 window, [N, K, P // 2, Q // 2]; of two axes, both at least 2.
         norm: applied to x * W + b before the activation; None without.
-        want_statistics: whether to compute those of y, which is then not pooled.
+        want_statistics: whether to compute those of y, which is then not pooled. A CPU leaves those of a linear layer
+            of pixels to the normalization: its product is faster, and y still in the cache.
     """
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
     target, dtype = current_target(), x.dtype
     mean, variance, scale, shift, epsilon = norm or NO_NORMALIZATION
-    plain = norm is None and not want_statistics
+    plain = norm is None and (not want_statistics or target.kind == "cpu")
     precisions = matmul_precision(dtype, target), convolution_precision(dtype, target)
     forward = _forward(x.shape, weight.shape, dtype, precisions, spec, activation, pool, plain, epsilon, target)
     y = x.new_empty_strided(forward.shape, forward.stride)
@@ -384,7 +385,7 @@ def _forward(
 
     Args:
         precisions: of linear layers and of convolutions.
-        plain: whether neither a normalization nor statistics are wanted.
+        plain: whether a linear layer of pixels may compute it, which knows neither normalization nor statistics.
     """
     kernel_size = weight_shape[2:]
     if plain and not pool and spec.is_pointwise(kernel_size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,17 @@ from tinynet.ops.linear import linear, linear_chain, linear_gradients, linear_re
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.gemm import in_units
 from tinynet_kernels.linear import linear_forward
+from tinynet_kernels.linear_backward import is_small, joined_tile
 from tinynet_kernels.tiles import GemmTile, Target, product_splits
 
 pytestmark = pytest.mark.kernels
+
+
+@pytest.fixture(autouse=True)
+def gradients_apart() -> Iterator[None]:
+    """Each gradient has a launch of its own, as in a large layer."""
+    with forced_tiles(is_small=False):
+        yield
 
 
 def make(M: int, N: int, K: int, dtype: torch.dtype, device: str, bias: bool = True, grad: bool = True) -> Any:
@@ -151,13 +160,35 @@ def test_small_layers_compute_all_gradients_in_one_launch(
         for index, tensor in enumerate(tensors):
             if tensor is not None:
                 tensor.requires_grad_(index not in frozen)
-        with forced_tiles(is_on_gpu=True, is_small=True, smallest_gemm_tile=tile, linear_tile=tile, GROUP=2):
+        with forced_tiles(is_small=True, joined_tile=tile, linear_tile=tile, GROUP=2):
             launches = check_chain(tensors, activations)
         joined = sum(tensors[index].requires_grad for index in (1, 3))
         assert launches.count("linear_backward_kernel") == joined
         assert launches.count("linear_weight_gradient_kernel") == 0
         # A bias whose weight is frozen has a launch of its own.
         assert launches.count("activation_backward_kernel") == (activations[-1] != "identity") + (frozen == (0, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 3, 5), (17, 63, 129), (300, 10, 16), (150, 130, 140)])
+def test_gradients_in_one_launch_by_the_rule_of_a_cpu(M: int, N: int, K: int, dtype: torch.dtype, device: str) -> None:
+    with forced_tiles(is_small=True, joined_tile=partial(_joined_tile_of, Target("cpu", "", 2, 1 << 30))):
+        launches = check(*make(M, N, K, dtype, device), activation="gelu")
+    assert launches == ["linear_forward_kernel", "activation_backward_kernel", "linear_backward_kernel"]
+
+
+def _joined_tile_of(target: Target, M: int, N: int, K: int, dtype: torch.dtype, _: Target) -> GemmTile:
+    return joined_tile(M, N, K, dtype, target)
+
+
+def test_a_cpu_joins_the_gradients_of_small_layers() -> None:
+    """Whose products take less than a launch or two; of few rows, much less."""
+    cpu = Target("cpu", "", 2, 1 << 30)
+    small = [(128, 256, 128), (148, 192, 192), (8, 10, 128), (32, 256, 784)]
+    large = [(148, 192, 768), (8, 256, 784), (4096, 64, 64), (1, 4096, 4096)]
+    for shape in (*small, *large):
+        assert is_small(*shape, torch.float32, cpu) is (shape in small)
+    assert not is_small(8, 8, 8, torch.float32, Target("interpreter", "", 1, 1 << 30))
 
 
 def test_the_rule_for_splits_fills_half_of_a_gpu_or_leaves_eight_steps() -> None:

@@ -35,10 +35,11 @@ def sequences() -> Tensor:
 
 # A function that builds a layer and its inputs, and the kernel that adds partial sums in its backward, or in a loss.
 CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], Any], str]] = {
-    "linear": (lambda: nn.Linear(20, 9, activation="relu"), lambda: torch.randn(1030, 20), "sum_partials_kernel"),
+    "linear": (lambda: nn.Linear(20, 9, activation="relu"), lambda: torch.randn(61_030, 20), "sum_partials_kernel"),
+    "small linear": (lambda: nn.Linear(20, 9), lambda: torch.randn(300, 20), "linear_"),
     "chain of linear": (
         lambda: nn.Sequential(nn.Linear(20, 24, activation="gelu"), nn.Linear(24, 9, activation="relu")),
-        lambda: torch.randn(1030, 20),
+        lambda: torch.randn(61_030, 20),
         "sum_partials_kernel",
     ),
     "convolution": (lambda: nn.Conv2d(16, 9, 3, 1, 1, activation="relu"), lambda: pictures(16), "sum_partials_kernel"),

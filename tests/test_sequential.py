@@ -52,9 +52,11 @@ def test_is_its_modules_one_after_another(device: str) -> None:
     torch.testing.assert_close(y, expected_y, rtol=0, atol=0)
     for found, expected in zip(actual, gradients(expected_y, model, x), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    # One chain of two layers, and one of one: two pre-passes instead of three.
+    # One chain of two layers, and one of one: a pre-pass for the last activation of the former. The latter has none,
+    # so that its bias needs one unless one launch computes all gradients.
     assert launches.count("linear_forward_kernel") == 3
-    assert launches.count("activation_backward_kernel") == 2
+    joined = launches.count("linear_backward_kernel")
+    assert joined in (0, 3) and launches.count("activation_backward_kernel") == (1 if joined else 2)
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])

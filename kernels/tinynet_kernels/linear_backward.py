@@ -1,4 +1,6 @@
-"""All gradients of a small linear layer in one launch on a GPU: each of them alone would leave most of it idle.
+"""All gradients of a small linear layer in one launch.
+
+On a GPU each of them alone would leave most of it idle; on a CPU a launch takes as long as they do.
 
     dX [M, K] = dZ W act'(saved)      the layer below's dZ where x was its output, as in `linear.py`
     dW [N, K] = dZ^T x
@@ -30,6 +32,7 @@ from tinynet_kernels.tiles import (
     current_target,
     every_register,
     fuses_derivative,
+    gemm_tile,
     matmul_precision,
     product_splits,
     smallest_gemm_tile,
@@ -126,13 +129,8 @@ def linear_backward_cost(
     return Cost(flops, read + size_in_bytes(dx_ptr, *others.values()))
 
 
-def is_on_gpu() -> bool:
-    """Whether launches go to a GPU, where `joins_gradients` has to be asked."""
-    return current_target().kind in ("cuda", "hip")
-
-
 def joins_gradients(M: int, N: int, K: int, dtype: torch.dtype, below: Activation) -> bool:
-    """Whether `joined_gradients` serves a layer: on GPUs, small ones.
+    """Whether `joined_gradients` serves a layer.
 
     Args:
         M, N, K: rows, outputs and inputs.
@@ -145,7 +143,16 @@ def joins_gradients(M: int, N: int, K: int, dtype: torch.dtype, below: Activatio
 
 @lru_cache(maxsize=4096)
 def is_small(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> bool:
-    """Whether the layer's tiles are no more than four to a multiprocessor, and its products need no split."""
+    """Whether a layer is small.
+
+    On a GPU: its tiles are no more than four to a multiprocessor, and its products need no split. On a CPU: a product
+    takes less than 100 microseconds, and few rows, which leave most of this kernel's tiles empty, less than ten.
+    """
+    if target.kind == "cpu":
+        products = M * N * K
+        return products <= (10 << 20 if M >= 32 else 1 << 20)
+    if target.kind not in ("cuda", "hip"):
+        return False
     tile = smallest_gemm_tile(dtype, target)
     input_tiles, weight_tiles = _tiles(M, K, tile), _tiles(N, K, tile)
     splits = (
@@ -153,6 +160,13 @@ def is_small(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> bool
         product_splits(weight_tiles, ceil_div(M, tile.block_k), target),
     )
     return splits == (1, 1) and input_tiles + weight_tiles <= 4 * target.processors
+
+
+def joined_tile(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> GemmTile:
+    """The tile of both products: [block_m, block_n] of dX [M, K] and of dW [N, K]."""
+    if target.kind == "cpu":
+        return gemm_tile(max(M, N), K, max(M, N), dtype, target)
+    return smallest_gemm_tile(dtype, target)
 
 
 def _tiles(rows: int, columns: int, tile: GemmTile) -> int:
@@ -209,7 +223,7 @@ def _problem(
 ) -> Problem:
     M, N, K = sizes
     stride_dzm, stride_xm, stride_xk, stride_wn, stride_wk = strides
-    tile = smallest_gemm_tile(dtype, target)
+    tile = joined_tile(M, N, K, dtype, target)
     numbers, units = in_units(target, M, N, K, *strides)
     of_input = is_wide_product(M, K, N, tile, (stride_dzm, 1), (stride_wk, stride_wn))
     of_weight = is_wide_product(N, K, M, tile, (1, stride_dzm), (stride_xk, stride_xm))

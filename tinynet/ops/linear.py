@@ -166,8 +166,6 @@ def linear_gradients(
 
 def _joins(dz: Tensor, saved: Sequence[Any], activations: Sequence[Activation], wanted: Sequence[bool]) -> list[bool]:
     """For which layers of a chain one launch computes all gradients."""
-    if not kernels.linear_backward.is_on_gpu():
-        return [False] * len(activations)
     is_joined = kernels.linear_backward.joins_gradients
     below = (IDENTITY, *activations[:-1])
     rows, joins = dz.numel() // dz.shape[-1], []

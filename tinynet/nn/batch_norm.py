@@ -38,8 +38,8 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
         if isinstance(input, Proxy):
             return as_leaf(self, input, *(() if residual is None else (residual,)))
         self._check_input_dim(input)
-        training = self.training or (self.running_mean is None and self.running_var is None)
         running_mean, running_var, momentum, batches = self.updated()
+        training = self.training or (running_mean is None and running_var is None)
         tensors = input, running_mean, running_var, self.weight, self.bias
         y = normalize(*tensors, training, momentum, self.eps, activation, residual, partial)
         count(batches)
@@ -62,9 +62,14 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
 
     def constants(self) -> Normalization | None:
         """What `forward` applies in evaluation, where its statistics are constants; None where they are the input's."""
-        if self.training or self.running_mean is None or self.running_var is None:
+        if self.training:
             return None
-        return Normalization(self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+        mean, variance = self.running_mean, self.running_var
+        return (
+            None
+            if mean is None or variance is None
+            else Normalization(mean, variance, self.weight, self.bias, self.eps)
+        )
 
     def extra_repr(self) -> str:
         return with_activation(super().extra_repr(), self.activation)

@@ -149,7 +149,9 @@ def _join_convolution_and_norm(convolution: Conv2d, steps: Steps, position: int,
         y, partial = convolution.convolve(x, IDENTITY, want_statistics=True)
         return _normalize(steps, position, y, partial)
     is_added = after < len(steps) and type(steps[after]) is Added
-    has_gradient = needs_gradient(x, convolution.weight, convolution.bias, norm.weight, norm.bias)
+    has_gradient = torch.is_grad_enabled() and needs_gradient(
+        x, convolution.weight, convolution.bias, norm.weight, norm.bias
+    )
     if is_added or has_gradient or not _can_apply(constants, convolution, x):
         return _normalize(steps, position, convolution(x))
     activation, position = _activation(steps, position + 1, norm.activation)
@@ -238,15 +240,16 @@ def _can_join(convolution: Conv2d, norm: BatchNorm2d, x: Tensor) -> bool:
 
 def _can_apply(constants: Normalization, convolution: Conv2d, x: Tensor) -> bool:
     """Whether a convolution's kernel can read what a normalization in evaluation applies."""
-    operands = constants[:4]
-    return is_plain_eager(*operands) and all(
-        tensor is None
-        or (
-            (tensor.shape == (convolution.out_channels,) and tensor.is_contiguous())
-            and (tensor.dtype in (x.dtype, torch.float32) and tensor.device == x.device)
-        )
-        for tensor in operands
-    )
+    operands, channels, dtypes = constants[:4], (convolution.out_channels,), (x.dtype, torch.float32)
+    for tensor in operands:
+        if tensor is not None and (
+            tensor.shape != channels
+            or not tensor.is_contiguous()
+            or tensor.dtype not in dtypes
+            or not ((x.is_cpu and tensor.is_cpu) or tensor.device == x.device)
+        ):
+            return False
+    return is_plain_eager(*operands)
 
 
 def _are_alike(x: Any, y: Any) -> bool:

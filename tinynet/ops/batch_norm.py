@@ -63,11 +63,13 @@ def _forward(
     activation: Activation,
     save: bool,
 ) -> Tensors:
-    given, running = ((None, None), (mean, variance)) if training else ((mean, variance), (None, None))
-    options = momentum, eps, activation
-    parameters = _contiguous(weight, bias)
+    statistics = None, None, mean, variance  # running ones
+    if not training:
+        statistics = *_contiguous(mean, variance), None, None
     return kernels.batch_norm_forward.norm_forward(
-        x, *parameters, residual, *_contiguous(*given), *running, *options, per_sample=per_sample, partial=partial
+        *(x, *_contiguous(weight, bias), residual, *statistics, momentum, eps, activation),
+        per_sample=per_sample,
+        partial=partial,
     )
 
 
@@ -149,7 +151,7 @@ _cached_axes = lru_cache(maxsize=4096)(axes_of)
 
 def with_axes(x: Tensor, route: Route, *, per_sample: bool) -> Tensor:
     """x where the kernels can read it as it is in memory, else a contiguous copy."""
-    if x.is_contiguous():
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     find = _cached_axes if route is Route.KERNELS else axes_of
     return x.contiguous() if find(x.shape, x.stride(), per_sample=per_sample) is None else x
@@ -224,7 +226,8 @@ def normalize(
             raise ValueError(f"batch_norm: eps must be positive in training, got {eps}")
     elif running_mean is None:
         raise ValueError("batch_norm: running_mean and running_var must be given unless training")
-    momentum, eps = as_number("batch_norm", "momentum", momentum), as_number("batch_norm", "eps", eps)
+    if not type(momentum) is type(eps) is float:
+        momentum, eps = as_number("batch_norm", "momentum", momentum), as_number("batch_norm", "eps", eps)
     if route is Route.REFERENCE:
         z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return activation_reference(z if residual is None else z + residual, activation)
@@ -276,6 +279,7 @@ def route_norm(operator: str, input: Tensor, *others: Tensor | None) -> Route:
 
 
 _OTHERS = ("weight", "bias", "residual", "running_mean", "running_var")
+_RESIDUAL = 2
 
 
 def _check_kinds(operator: str, input: Tensor, *others: Tensor | None) -> None:
@@ -299,14 +303,13 @@ def _check_kinds(operator: str, input: Tensor, *others: Tensor | None) -> None:
 
 
 def _check_shapes(operator: str, input: Tensor, *others: Tensor | None) -> None:
-    weight, bias, residual, running_mean, running_var = others
-    channels = input.shape[1]
-    for name, tensor in (
-        *(("weight", weight), ("bias", bias)),
-        *(("running_mean", running_mean), ("running_var", running_var)),
-    ):
-        if tensor is not None and (tensor.dim() != 1 or tensor.shape[0] != channels):
-            raise ValueError(f"{operator}: {name} must be [{channels}] for this input, got {tuple(tensor.shape)}")
+    """Raises ValueError for operands that don't fit together."""
+    channels = (input.shape[1],)
+    for position, tensor in enumerate(others):
+        if tensor is not None and position != _RESIDUAL and tensor.shape != channels:
+            name, shape = _OTHERS[position], tuple(tensor.shape)
+            raise ValueError(f"{operator}: {name} must be [{channels[0]}] for this input, got {shape}")
+    *_, residual, running_mean, running_var = others
     if (running_mean is None) is not (running_var is None):
         raise ValueError(f"{operator}: running_mean and running_var must both be given, or neither")
     if residual is not None and residual.shape != input.shape:

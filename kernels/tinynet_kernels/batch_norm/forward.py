@@ -371,7 +371,8 @@ def norm_forward(
     if not given:
         channels = x.shape[1]
         shape = (walk.groups, channels // members) if per_sample else (channels,)
-        mean, variance = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+        mean = x.new_empty(shape, dtype=torch.float32)
+        variance = torch.empty_like(mean)
         if walk.groups_share and partial is None:
             partial = x.new_empty((walk.parts * walk.groups, 3, channels), dtype=torch.float32)
             problems.statistics.launch(x, partial)

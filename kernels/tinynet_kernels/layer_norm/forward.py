@@ -143,7 +143,7 @@ def layer_norm_forward(
     y = x.new_empty(x.shape)
     total = None if residual is None else torch.empty_like(y)
     rstd = x.new_empty(rows, dtype=torch.float32) if save else None
-    mean = x.new_empty(rows, dtype=torch.float32) if save and center else None
+    mean = None if rstd is None or not center else torch.empty_like(rstd)
     _forward_problem(rows, columns, strides, activation, center, current_target()).launch_named(
         x_ptr=x,
         residual_ptr=residual,

@@ -57,7 +57,8 @@ def test_compiled_training_step(make: object, device: str) -> None:
     with counted_launches() as launches:
         loss = compiled(x, y)
         actual_gradients = gradients(model, loss)
-    assert "linear_forward_kernel" in launches and "linear_weight_gradient_kernel" in launches
+    assert "linear_forward_kernel" in launches
+    assert not {"linear_weight_gradient_kernel", "linear_backward_kernel"}.isdisjoint(launches)
     torch.testing.assert_close(loss, expected)
     for actual, wanted in zip(actual_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(actual, wanted)

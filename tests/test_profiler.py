@@ -21,7 +21,8 @@ def test_kernels_by_name_and_shape(device: str) -> None:
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled, counted_launches() as launches:
         model(x).sum().backward()
     events: list[Any] = [event for event in profiled.events() or [] if event.name.endswith("_kernel")]
-    assert [event.name for event in events] == launches and "linear_weight_gradient_kernel" in launches
+    assert [event.name for event in events] == launches
+    assert not {"linear_weight_gradient_kernel", "linear_backward_kernel"}.isdisjoint(launches)
     forward = next(event for event in events if event.name == "linear_forward_kernel")
     assert forward.cpu_time > 0
     assert [shape for shape in forward.input_shapes if shape][:2] == [[2, 45], [7, 45]]

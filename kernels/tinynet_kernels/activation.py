@@ -21,7 +21,7 @@ import triton.language as tl
 
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
-from tinynet_kernels.launch import Cost, Problem, costs, launch, size_in_bytes
+from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
@@ -283,22 +283,28 @@ def activation_backward_cost(grad_ptr: torch.Tensor, **others: Any) -> Cost:
 def activation_forward(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     """y = act(x) for a dense x of any shape and layout; y has its strides."""
     y = torch.empty_like(x)
-    _launch_flat(activation_forward_kernel, (x, y), activation)
+    _flat_problem(x.numel(), activation, False, current_target()).launch(x, y)
     return y
 
 
 def activation_input_gradient(grad: torch.Tensor, saved: torch.Tensor, activation: Activation) -> torch.Tensor:
     """dX = dY act'(saved) for dense tensors of one layout; see `Activation.reads_output` for `saved`."""
     dx = torch.empty_like(saved)
-    _launch_flat(activation_input_gradient_kernel, (grad, saved, dx), activation)
+    _flat_problem(saved.numel(), activation, True, current_target()).launch(grad, saved, dx)
     return dx
 
 
-def _launch_flat(kernel: Any, tensors: tuple[torch.Tensor, ...], activation: Activation) -> None:
-    elements = tensors[0].numel()
-    block, num_warps = flat_block(elements, current_target())
-    grid = (ceil_div(elements, block),)
-    launch(kernel, grid, *tensors, elements, ACTIVATION=activation.compiled, BLOCK=block, num_warps=num_warps)
+@lru_cache(maxsize=4096)
+def _flat_problem(elements: int, activation: Activation, is_gradient: bool, target: Target) -> Problem:
+    block, num_warps = flat_block(elements, target)
+    return Problem(
+        activation_input_gradient_kernel if is_gradient else activation_forward_kernel,
+        (ceil_div(elements, block),),
+        elements,
+        ACTIVATION=activation.compiled,
+        BLOCK=block,
+        num_warps=num_warps,
+    )
 
 
 def activation_backward(

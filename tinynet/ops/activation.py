@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from tinynet.dispatch import Route, route_of
+from tinynet.dispatch import Route
 from tinynet.ops import kernels
 from tinynet.ops.activation_like import ActivationLike, as_activation, gelu_activation
-from tinynet.ops.arguments import check_floating, is_dense, needs_gradient
+from tinynet.ops.arguments import check_floating, is_dense, needs_gradient, route_floating
 from tinynet.ops.autograd import EagerFunction, gradients_of, through_kernels
 from tinynet.ops.operator import Operator, contiguous_like
 from tinynet_kernels.activation_spec import Activation
@@ -123,10 +123,10 @@ def activate(x: Tensor, activation: ActivationLike) -> Tensor:
     function = as_activation(activation)
     if has_torch_function_unary(x):
         return handle_torch_function(activate, (x,), x, function)
-    check_floating("activation", x=x)
     if function.name == "identity":
+        check_floating("activation", x=x)
         return x
-    route = route_of("activation", ("x",), x)
+    route = route_floating("activation", None, ("x",), x)
     if route is not Route.KERNELS:
         return activation_operator(route, x, function)
     dense = x if is_dense(x) else x.contiguous()

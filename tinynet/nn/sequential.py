@@ -17,8 +17,9 @@ class Sequential(torch.nn.Sequential):
       also applies the derivative of its activation and sums its bias gradient.
     - A linear layer, a convolution or a normalization and an activation: one kernel, as with `activation=`.
     - `Conv2d` and `MaxPool2d(2)`: the convolution's kernel computes the maximum of each window, as with `pool=2`.
-    - `Conv2d` and `BatchNorm2d`: in training the convolution's kernel leaves statistics of its output, so that the
-      normalization reads it once; in evaluation, without gradients, the convolution's kernel normalizes.
+    - `Conv2d` and `BatchNorm2d`: in training they are one autograd function, and the convolution's kernel leaves
+      statistics of its output, so that the normalization reads it once (on a CPU, those of 1 x 1 convolutions are
+      computed by the normalization); in evaluation, without gradients, the convolution's kernel normalizes.
 
     Sequences within are fused with their neighbors. Layers with a hook, or whose `__call__` or `forward` was replaced,
     are called as modules. So are all layers under torch.fx and torch.compile.

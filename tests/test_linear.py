@@ -16,6 +16,7 @@ import tinynet
 from tinynet.ops.activation_like import ActivationLike, as_activation
 from tinynet.ops.linear import linear, linear_chain, linear_gradients, linear_reference
 from tinynet_kernels.activation_spec import Activation
+from tinynet_kernels.few_rows import has_few_rows
 from tinynet_kernels.gemm import in_units
 from tinynet_kernels.linear import linear_forward
 from tinynet_kernels.linear_backward import is_small, joined_tile
@@ -25,9 +26,9 @@ pytestmark = pytest.mark.kernels
 
 
 @pytest.fixture(autouse=True)
-def gradients_apart() -> Iterator[None]:
-    """Each gradient has a launch of its own, as in a large layer."""
-    with forced_tiles(is_small=False):
+def products_apart() -> Iterator[None]:
+    """Each product has a launch of its own, as in a large layer."""
+    with forced_tiles(is_small=False, has_few_rows=False):
         yield
 
 
@@ -179,6 +180,33 @@ def test_gradients_in_one_launch_by_the_rule_of_a_cpu(M: int, N: int, K: int, dt
 
 def _joined_tile_of(target: Target, M: int, N: int, K: int, dtype: torch.dtype, _: Target) -> GemmTile:
     return joined_tile(M, N, K, dtype, target)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["identity", "gelu", "tanh"])
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (1, 37, 130), (2, 8, 64), (3, 19, 33), (5, 130, 257)])
+def test_few_rows(M: int, N: int, K: int, activation: str, dtype: torch.dtype, device: str) -> None:
+    """Odd ends of columns and of sums; of contiguous rows and rows with gaps."""
+    x, weight, bias = make(M, N, K, dtype, device)
+    activation = "identity" if N == 1 else activation  # of one output the error is relative to it alone
+    for given in (x, torch.randn(M, 2 * K, device=device).to(dtype)[:, :K].detach().requires_grad_()):
+        with forced_tiles(has_few_rows=True):
+            launches = check(given, weight, bias, activation=activation)
+        assert launches[0] == "linear_few_rows_kernel" and "linear_forward_kernel" not in launches
+    with forced_tiles(has_few_rows=True), torch.no_grad():
+        y = linear(x, weight)
+    assert y.shape == (M, N)
+
+
+def test_a_cpu_computes_few_rows_without_a_product() -> None:
+    cpu, gpu = Target("cpu", "", 2, 1 << 30), Target("cuda", 90, 132, 232448)
+    rows, half = ((2048, 1), (2048, 1), torch.float32), ((2048, 1), (2048, 1), torch.bfloat16)
+    for M in (1, 8):
+        assert has_few_rows((M, 1000, 2048), *rows, cpu) and not has_few_rows((M, 1000, 2048), *rows, gpu)
+    assert not has_few_rows((9, 1000, 2048), *rows, cpu)
+    assert has_few_rows((4, 1000, 2048), *half, cpu) and not has_few_rows((5, 1000, 2048), *half, cpu)
+    for strides in (((1, 4), (2048, 1)), ((2048, 1), (1, 1000)), ((1 << 30, 1), (2048, 1))):
+        assert not has_few_rows((4, 1000, 2048), *strides, torch.float32, cpu)  # the last one is past an int32
 
 
 def test_a_cpu_joins_the_gradients_of_small_layers() -> None:

@@ -8,7 +8,8 @@ where the derivative needs it. Backward, from dZ = dY act' (`activation.activati
     dW [N, K] = dZ^T x          M is long and the output small: the reduction is split over programs into an fp32
                                 workspace [SPLIT, N, K], added in a fixed order
 
-Where the tiles of y, or of dX, would leave most of a GPU idle, their reduction is split too (`split_product`).
+Where the tiles of y, or of dX, would leave most of a GPU idle, their reduction is split too (`split_product`). A CPU
+computes y of few rows without a matrix product (`few_rows.py`).
 
 act' stays out of the products' loads: fused there it costs 3 to 18 times the main loop's instructions.
 Operands may be transposed views: the loop takes any strides (`gemm.gemm_tile`).
@@ -26,6 +27,7 @@ import triton.language as tl
 from tinynet_kernels.activation import activate, activation_backward, activation_derivative
 from tinynet_kernels.activation_spec import IDENTITY, Activation
 from tinynet_kernels.constants import constexpr
+from tinynet_kernels.few_rows import few_rows_problem, has_few_rows
 from tinynet_kernels.gemm import (
     GROUP,
     Matrix,
@@ -244,6 +246,8 @@ def linear_forward_problem(
     activation: Activation,
     target: Target,
 ) -> Problem | SplitProduct:
+    if has_few_rows(sizes, stride_x, stride_weight, dtype, target):
+        return few_rows_problem(sizes, stride_x, stride_weight, dtype, activation)
     M, N, K = sizes
     aligned = has_wide_rows(stride_x) and has_wide_rows(stride_weight)
     tile = linear_tile(M, N, K, dtype, precision, aligned, activation.name, target)
@@ -408,6 +412,8 @@ def linear_weight_gradient_problem(
     tile = linear_tile(N, K, M, dtype, precision, aligned, "identity", target)
     if target.kind == "cpu" and accumulate and M >= 256:
         tile = tile._replace(block_m=min(64, tile.block_m), block_k=256)  # a sum is read and written once per call
+    if target.kind == "cpu" and M <= 8 and K >= 1024:
+        tile = tile._replace(block_m=min(64, tile.block_m), block_n=512)  # writes dW, which takes most of the time
     wide = is_wide_product(N, K, M, tile, stride_dz[::-1], stride_x[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_x)
     tiles = ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n)

@@ -23,9 +23,6 @@ from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import exceed_int32
 from tinynet_kernels.tiles import Target, ceil_div
 
-# Of more rows, by the bytes of an element, a matrix product takes less time.
-MOST_ROWS = {4: 8, 2: 4}
-
 
 class FewRowsTile(NamedTuple):
     """All rows of x, the tile of W that a step reads, and whether block_k divides K."""
@@ -107,6 +104,11 @@ def linear_few_rows_cost(x_ptr: torch.Tensor, weight_ptr: torch.Tensor, **others
     return Cost(2 * x_ptr.numel() * weight_ptr.shape[0], size_in_bytes(x_ptr, weight_ptr, *others.values()))
 
 
+def most_rows(dtype: torch.dtype) -> int:
+    """Of more rows a matrix product takes less time."""
+    return 8 if dtype is torch.float32 else 4
+
+
 def has_few_rows(
     sizes: tuple[int, int, int],
     stride_x: tuple[int, int],
@@ -123,7 +125,7 @@ def has_few_rows(
         target: where it runs.
     """
     M, N, K = sizes
-    few = target.kind == "cpu" and M <= MOST_ROWS[dtype.itemsize]
+    few = target.kind == "cpu" and M <= most_rows(dtype)
     if not few or not stride_x[1] == stride_weight[1] == 1:
         return False
     return not exceed_int32(((M, stride_x[0]), (K + 64, 1)), ((16, stride_weight[0]), (64, 1)), ((M, N), (N + 16, 1)))

@@ -124,11 +124,12 @@ def has_few_rows(
         dtype: of both.
         target: where it runs.
     """
-    M, N, K = sizes
-    few = target.kind == "cpu" and M <= most_rows(dtype)
-    if not few or not stride_x[1] == stride_weight[1] == 1:
+    rows, N, K = sizes
+    if target.kind != "cpu" or rows > most_rows(dtype) or not stride_x[1] == stride_weight[1] == 1:
         return False
-    return not exceed_int32(((M, stride_x[0]), (K + 64, 1)), ((16, stride_weight[0]), (64, 1)), ((M, N), (N + 16, 1)))
+    return not exceed_int32(
+        ((rows, stride_x[0]), (K + 64, 1)), ((16, stride_weight[0]), (64, 1)), ((rows, N), (N + 16, 1))
+    )
 
 
 def few_rows_tile(M: int, K: int, dtype: torch.dtype) -> FewRowsTile:

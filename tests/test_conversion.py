@@ -425,7 +425,7 @@ def test_subclasses_are_left_unless_asked_for(device: str) -> None:
     assert isinstance(model[0], Scaled) and isinstance(model[0], tinynet.nn.Linear) and type(model[1]) is Named
     tinynet.convert(model, verbose=False, subclasses=True)
     assert isinstance(model[1], Named) and isinstance(model[1], tinynet.nn.Linear)
-    assert kernels_of(model, x).count("linear_forward_kernel") == 2
+    assert sum(name.startswith("linear_") for name in kernels_of(model, x)) == 2
     assert_close(model(x), expected, 1e-6)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(other[0]) is type(model[0]) and torch.equal(other(x), model(x))

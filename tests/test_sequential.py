@@ -390,10 +390,11 @@ def test_layers_that_do_not_train_in_one_function_are_called(device: str) -> Non
     broadcast = torch.randn(8, 1, 1, device=device)
     layers = list(model())
     assert_close(call_in_turn([*layers, Added(broadcast)], x), layers[1](layers[0](x)) + broadcast, 1e-5)
+    plain = model()
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
-        assert_close(model()(x), model()(x), 100.0)
+        assert_close(plain(x), one_by_one(plain, x), 0.05)
     with torch.no_grad():
-        assert_close(model().train()(x).sum(), torch.zeros((), device=device), 1e-3)
+        assert_close(plain(x), one_by_one(plain, x), 1e-5)
     with pytest.raises(ValueError, match="batch_norm: weight must be"):
         model(channels=4)(x)
     with pytest.raises(ValueError, match="more than 1 value per channel"):

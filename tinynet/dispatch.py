@@ -227,8 +227,8 @@ def _kernels_serve_now(device_type: str, dtype: torch.dtype) -> bool:
         if name == "kernels":
             raise TypeError(f"engine 'kernels': got dtype {dtype}, expected float32, bfloat16 or float16")
         return False
-    # Most calls end here, without two calls more.
-    if _drivers is not None and _reasons.get((device_type, _drivers._active), "undecided") is None:
+    drivers = _triton_drivers()
+    if drivers is not None and _reasons.get((device_type, drivers._active), "undecided") is None:  # most calls
         return True
     reason = unavailable_reason(device_type)
     if reason is None:
@@ -250,13 +250,11 @@ _kernels_serve._dynamo_marked_constant = True  # pyright: ignore[reportFunctionM
 # By device type and Triton's active driver. Written while holding the lock, read without it.
 _reasons: dict[tuple[str, Any], str | None] = {}
 _deciding = threading.Lock()
-_drivers: Any = None  # Triton's registry, once it is known
 
 
 def unavailable_reason(device_type: str) -> str | None:
     """Returns why no kernel can run on this device type, and what to install; None if kernels can run."""
-    global _drivers
-    drivers = _drivers = _triton_drivers()
+    drivers = _triton_drivers()
     if drivers is None:
         return "Triton is not installed; install it with pip install triton (Linux only)"
     try:

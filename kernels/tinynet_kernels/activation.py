@@ -22,6 +22,7 @@ import triton.language as tl
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
+from tinynet_kernels.layout import matrix_of
 from tinynet_kernels.offsets import exceed_int32, widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.tiles import (
@@ -314,20 +315,17 @@ def activation_backward(
     *,
     want_dz: bool,
     want_bias: bool,
-    columns: int | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """dZ [rows, columns] and the bias gradient [columns] of y = act(z + bias).
+    """dZ [..., columns] and the bias gradient [columns] of y = act(z + bias).
 
     Args:
-        grad: dY [rows, columns], last dimension contiguous.
+        grad: dY [..., columns], contiguous or, of two dimensions, the last one.
         saved: y or z, contiguous, as `activation.reads_output` says; None for identity.
         activation: the function.
         want_dz: whether to compute dZ. For identity dZ is dY itself, and the caller wants none.
         want_bias: whether to compute the bias gradient, in fp32.
-        columns: for dense tensors of another shape whose memory is [rows, columns]; dZ is one of these.
     """
-    wants = {"want_dz": want_dz, "want_bias": want_bias}
-    dz, partial = activation_backward_parts(grad, saved, activation, **wants, columns=columns)
+    dz, partial = activation_backward_parts(grad, saved, activation, want_dz=want_dz, want_bias=want_bias)
     return dz, partial if partial is None or partial.dim() == 1 else sum_partials(partial)
 
 
@@ -338,16 +336,11 @@ def activation_backward_parts(
     *,
     want_dz: bool,
     want_bias: bool,
-    columns: int | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """As `activation_backward`, but partial sums of the bias gradient, fp32 [parts, columns]; of one part, the sum."""
-    if columns is None:
-        (rows, columns), stride = grad.shape, grad.stride(0)
-        dz = grad.new_empty((rows, columns)) if want_dz else None
-    else:
-        rows, stride = grad.numel() // columns, columns
-        dz = torch.empty_like(grad) if want_dz else None
+    rows, columns, (stride, _) = matrix_of(grad)
     problem = _backward_problem(rows, columns, stride, activation, want_bias, current_target())
+    dz = grad.new_empty(grad.shape) if want_dz else None
     tile = problem.constants["TILE"]
     partial = None
     if want_bias:

@@ -2,10 +2,10 @@
 
     y[m, n] = sum over k of x[m, k] W[n, k]
 
-Each weight serves only M products, so that reading W decides the time. A matrix product (`linear.py`) would first bring
-tiles of W into another order; here both operands are read along k, as they lie, and a sum has a vector of partial sums,
-added at the end. One program computes block_n columns of all rows, in steps of block_k products. Partial sums of one
-row fill the first-level cache, those of several rows stay in registers.
+Each weight is used in only M products, so that reading W decides the time. A matrix product (`linear.py`) would first
+copy tiles of W into another order; here both operands are read along k, in the order of memory. Each y[m, n] has a
+vector of partial sums, added at the end. One program computes block_n columns of all rows, in steps of block_k
+products. Partial sums of one row fill the first-level cache, those of several rows stay in registers.
 """
 
 from __future__ import annotations
@@ -35,21 +35,18 @@ class FewRowsTile(NamedTuple):
 
 @triton.jit
 def add_products(sums, x_ptr, weight_ptr, offset, k, left, stride_xm, MASKED: constexpr, TILE: constexpr):
-    """The partial sums of each row with a step's products added; where MASKED, of the first `left` columns of the step.
-
-    Without a mask the step is whole, and its columns are of W: loads are in bounds.
-    """
+    """The partial sums of each row, with the products of a step added; where MASKED, of its first `left` columns."""
     ROWS: constexpr = TILE.rows
     if MASKED:
         weight = tl.load(weight_ptr + offset, mask=(k < left)[None, :], other=0.0).to(tl.float32)
     else:
-        weight = tl.load(weight_ptr + offset).to(tl.float32)
+        weight = tl.load(weight_ptr + offset).to(tl.float32)  # in bounds: a whole step, of columns of W
     added = ()
     for row in tl.static_range(ROWS):  # pyright: ignore[reportGeneralTypeIssues]
         if MASKED:
             x = tl.load(x_ptr + row * stride_xm + k, mask=k < left, other=0.0).to(tl.float32)
         else:
-            x = tl.load(x_ptr + row * stride_xm + k).to(tl.float32)
+            x = tl.load(x_ptr + row * stride_xm + k).to(tl.float32)  # in bounds: a whole step of a row
         added += (sums[row] + weight * x[None, :],)
     return added
 
@@ -109,6 +106,12 @@ def most_rows(dtype: torch.dtype) -> int:
     return 8 if dtype is torch.float32 else 4
 
 
+def few_rows_tile(M: int, K: int, dtype: torch.dtype) -> FewRowsTile:
+    """Of several rows in fp32, partial sums fit 32 registers; 16-bit weights take longer to convert than to add."""
+    block_n, block_k = (4 if M <= 5 else 2, 16) if M > 1 and dtype is torch.float32 else (8, 64)
+    return FewRowsTile(M, block_n, block_k, K % block_k == 0)
+
+
 def has_few_rows(
     sizes: tuple[int, int, int],
     stride_x: tuple[int, int],
@@ -127,15 +130,12 @@ def has_few_rows(
     rows, N, K = sizes
     if target.kind != "cpu" or rows > most_rows(dtype) or not stride_x[1] == stride_weight[1] == 1:
         return False
+    tile = few_rows_tile(rows, K, dtype)
     return not exceed_int32(
-        ((rows, stride_x[0]), (K + 64, 1)), ((16, stride_weight[0]), (64, 1)), ((rows, N), (N + 16, 1))
+        ((rows, stride_x[0]), (K + tile.block_k, 1)),
+        ((tile.block_n, stride_weight[0]), (tile.block_k, 1)),
+        ((rows, N), (N + tile.block_n, 1)),
     )
-
-
-def few_rows_tile(M: int, K: int, dtype: torch.dtype) -> FewRowsTile:
-    """Of several rows in fp32, partial sums fit 32 registers; 16-bit weights take longer to convert than to add."""
-    block_n, block_k = (4 if M <= 5 else 2, 16) if M > 1 and dtype is torch.float32 else (8, 64)
-    return FewRowsTile(M, block_n, block_k, K % block_k == 0)
 
 
 def few_rows_problem(

@@ -372,8 +372,7 @@ def linear_hidden_gradient(
     target = current_target()
     if not fuses_derivative(activation.name, target):
         dx = linear_input_gradient(dz, weight)
-        columns = None if dx.dim() == 2 else dx.shape[-1]
-        below, db = activation_backward(dx, saved, activation, want_dz=True, want_bias=want_bias, columns=columns)
+        below, db = activation_backward(dx, saved, activation, want_dz=True, want_bias=want_bias)
         assert below is not None
         return below, db
     (M, _, _), K = matrix_of(dz), weight.shape[1]

@@ -65,11 +65,9 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
         if self.training:
             return None
         mean, variance = self.running_mean, self.running_var
-        return (
-            None
-            if mean is None or variance is None
-            else Normalization(mean, variance, self.weight, self.bias, self.eps)
-        )
+        if mean is None or variance is None:
+            return None
+        return Normalization(mean, variance, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return with_activation(super().extra_repr(), self.activation)

@@ -149,7 +149,7 @@ def _join_convolution_and_norm(convolution: Conv2d, steps: Steps, position: int,
         y, partial = convolution.convolve(x, IDENTITY, want_statistics=True)
         return _normalize(steps, position, y, partial)
     is_added = after < len(steps) and type(steps[after]) is Added
-    has_gradient = torch.is_grad_enabled() and needs_gradient(
+    has_gradient = torch.is_grad_enabled() and needs_gradient(  # parameters are looked up in training alone
         x, convolution.weight, convolution.bias, norm.weight, norm.bias
     )
     if is_added or has_gradient or not _can_apply(constants, convolution, x):

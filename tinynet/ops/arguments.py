@@ -203,6 +203,11 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def with_contiguous_rows(x: Tensor) -> Tensor:
+    """x as kernels of matrices read it, itself or a copy: contiguous or, of two dimensions, the last one."""
+    return x if x.is_contiguous() or (x.dim() == 2 and x.stride(1) == 1) else x.contiguous()
+
+
 def as_sizes(operator: str, name: str, value: Any, least: int, axes: int) -> tuple[int, ...]:
     """One number for each spatial axis, of one number, or of a sequence of one or as many.
 

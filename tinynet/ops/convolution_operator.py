@@ -116,11 +116,11 @@ def convolution_forward(
     want_statistics: bool = False,
 ) -> tuple[Tensor, Any, Tensor, Tensor]:
     """y; all results, channels_last; x and W as the kernels read them, which a backward would else convert again."""
-    spec, pool, (x_as_read, weight_as_read), channels_last, _ = convolution
+    spec, pool, (x_is_readable, weight_is_readable), channels_last, _ = convolution
     if dtype is not None:
         x, weight, bias = cast_to(dtype, x, weight, bias)
-    images = x if x_as_read else kernels.layout.to_channels_last(x)
-    packed = weight if weight_as_read else kernels.layout.to_channels_last(weight)
+    images = x if x_is_readable else kernels.layout.to_channels_last(x)
+    packed = weight if weight_is_readable else kernels.layout.to_channels_last(weight)
     results = kernels.conv_forward.convolution_forward(
         images, packed, bias, spec, activation, save=save, pool=pool, norm=norm, want_statistics=want_statistics
     )

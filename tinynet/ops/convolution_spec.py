@@ -47,14 +47,14 @@ class EagerConvolution(NamedTuple):
     Attributes:
         spec: of the convolution.
         pool: whether its result is pooled.
-        as_read: whether kernels can read x and the weight as they are in memory.
+        readable: whether kernels can read x and the weight as they are in memory.
         channels_last: whether x and the weight came in channels_last, as then do the result and their gradients.
         shape: of the result, [N, K, *sizes], before it is pooled.
     """
 
     spec: ConvolutionSpec
     pool: bool
-    as_read: tuple[bool, bool]
+    readable: tuple[bool, bool]
     channels_last: tuple[bool, bool]
     shape: Shape
 
@@ -103,8 +103,8 @@ def _eager_convolution(
     if len(x_shape) < len(weight_shape):
         x_shape, x_stride = (1, *x_shape), (0, *x_stride)  # no stride of one image is asked for
     orders = _memory_order(x_shape, x_stride), _memory_order(weight_shape, weight_stride)
-    as_read, channels_last = zip(*orders, strict=True)
-    return EagerConvolution(spec, pooled, as_read, channels_last, (x_shape[0], weight_shape[0], *size))
+    readable, channels_last = zip(*orders, strict=True)
+    return EagerConvolution(spec, pooled, readable, channels_last, (x_shape[0], weight_shape[0], *size))
 
 
 _remembered_convolution = lru_cache(maxsize=4096)(_eager_convolution)
@@ -113,8 +113,8 @@ _remembered_convolution = lru_cache(maxsize=4096)(_eager_convolution)
 def _memory_order(shape: Shape, stride: Shape) -> tuple[bool, bool]:
     """Whether the memory of [N, C, *sizes] is [N, *sizes, C], and whether PyTorch calls that channels_last."""
     expected = channels_last_strides(shape)
-    lies = all(size == 1 or s == e for size, s, e in zip(shape, stride, expected, strict=True))
-    return lies, lies and len(shape) > 3 and stride[1] == 1 and stride[-1] == shape[1]
+    channels_inner = all(size == 1 or s == e for size, s, e in zip(shape, stride, expected, strict=True))
+    return channels_inner, channels_inner and len(shape) > 3 and stride[1] == 1 and stride[-1] == shape[1]
 
 
 def check_pool(pool: int, size: Sizes) -> bool:

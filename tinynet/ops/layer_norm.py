@@ -16,7 +16,7 @@ from tinynet.dispatch import Route
 from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import ActivationLike, as_activation
-from tinynet.ops.arguments import as_integer, autocast_norm, route_norm
+from tinynet.ops.arguments import as_integer, autocast_norm, route_norm, with_contiguous_rows
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
 
@@ -65,18 +65,13 @@ def _backward(
     x, weight, bias, mean, rstd = saved
     if grad is None:  # of the two outputs only the sum was used
         grad = torch.zeros_like(x)
-    sum_grad = None if sum_grad is None else _rows_contiguous(sum_grad)
+    sum_grad = None if sum_grad is None else with_contiguous_rows(sum_grad)
     return kernels.layer_norm_backward.layer_norm_backward(
-        *(_rows_contiguous(grad), sum_grad, x, weight, bias, mean, rstd, activation),
+        *(with_contiguous_rows(grad), sum_grad, x, weight, bias, mean, rstd, activation),
         want_x=wanted[0],
         want_weight=wanted[1],
         want_bias=wanted[2],
     )
-
-
-def _rows_contiguous(x: Tensor) -> Tensor:
-    """x as kernels read it: contiguous or, of two dimensions, the last."""
-    return x if x.is_contiguous() or (x.dim() == 2 and x.stride(1) == 1) else x.contiguous()
 
 
 def _fake(x: Tensor, residual: Tensor | None, center: bool, save: bool) -> Tensors:

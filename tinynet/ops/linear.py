@@ -14,7 +14,14 @@ from tinynet.dispatch import Route
 from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import ActivationLike, as_activation
-from tinynet.ops.arguments import autocast, autocast_dtype, cast_to, needs_gradient, route_floating
+from tinynet.ops.arguments import (
+    autocast,
+    autocast_dtype,
+    cast_to,
+    needs_gradient,
+    route_floating,
+    with_contiguous_rows,
+)
 from tinynet.ops.autograd import EagerFunction, gradients_of, held, hold, through_kernels
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import IDENTITY, Activation
@@ -117,17 +124,14 @@ def linear_gradients(
     launchers = kernels.linear
     dtypes = [saved[0].dtype] * len(wanted) if dtypes is None else dtypes
     gradients: list[Tensor | None] = [None] * len(wanted)
-    is_matrix, db = grad.dim() == 2, None
-    dz: Any = grad if (is_matrix and grad.stride(1) == 1) or grad.is_contiguous() else grad.contiguous()
+    dz: Any = with_contiguous_rows(grad)
+    db = None
     joins = _joins(dz, saved, activations, wanted)
     sums_bias = wanted[-1] and not joins[-1]
     has_activation = activations[-1].name != "identity"
     if sums_bias or (has_activation and any(wanted)):
         through_activation, db = kernels.activation.activation_backward(
-            *(dz, saved[-1], activations[-1]),
-            want_dz=has_activation,
-            want_bias=sums_bias,
-            columns=None if is_matrix else dz.shape[-1],
+            dz, saved[-1], activations[-1], want_dz=has_activation, want_bias=sums_bias
         )
         dz = dz if through_activation is None else through_activation
     for layer in reversed(range(len(activations))):
@@ -147,9 +151,7 @@ def linear_gradients(
             if wanted[of_weight]:
                 gradients[of_weight] = launchers.linear_weight_gradient(dz, x, dtypes[of_weight])
             if wanted[of_bias] and db is None:  # the layer above, all of whose gradients were computed at once, left it
-                _, db = kernels.activation.activation_backward(
-                    dz, None, IDENTITY, want_dz=False, want_bias=True, columns=None if is_matrix else dz.shape[-1]
-                )
+                _, db = kernels.activation.activation_backward(dz, None, IDENTITY, want_dz=False, want_bias=True)
             if db is not None:
                 gradients[of_bias] = db if db.dtype is dtypes[of_bias] else db.to(dtypes[of_bias])
             if want_input and layer:

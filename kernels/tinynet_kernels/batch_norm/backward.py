@@ -399,20 +399,18 @@ def norm_backward(
         grad = x.new_empty_strided(x.shape, walk.stride).copy_(grad)
     if saved is not None:
         saved = in_order(saved, grad)
+    operands: dict[str, Any] = {
+        "grad_ptr": grad,
+        "x_ptr": x,
+        "saved_ptr": saved,
+        "weight_ptr": weight,
+        "bias_ptr": bias,
+        "mean_ptr": mean,
+        "variance_ptr": variance,
+        "partial_ptr": partial,
+    }
     if not alone:
-        sums.launch_named(
-            grad_ptr=grad,
-            x_ptr=x,
-            saved_ptr=saved,
-            weight_ptr=weight,
-            bias_ptr=bias,
-            mean_ptr=mean,
-            variance_ptr=variance,
-            partial_ptr=partial,
-            dz_ptr=dz,
-            dx_ptr=dx if given else None,
-            eps=eps,
-        )
+        sums.launch_named(**operands, dz_ptr=dz, dx_ptr=dx if given else None, eps=eps)
     parameter: Any = bias if weight is None else weight
     dweight = torch.empty_like(parameter) if wanted.weight else None
     dbias = torch.empty_like(parameter) if wanted.bias else None
@@ -420,19 +418,13 @@ def norm_backward(
     adds = walk.groups == 1 and members == 1 and dx is not None and not given
     if dx is not None and not given:
         if dz is not None:
-            grad, saved = dz, None
+            operands |= {"grad_ptr": dz, "saved_ptr": None}
             input_gradient = _problems(x.shape, x.stride(), per_sample, IDENTITY, target, members).input_gradient
         if walk.groups_share and partial is not None:
-            partial, parts = sum_partials(partial), 1
+            operands["partial_ptr"] = partial = sum_partials(partial)
+            parts = 1
         input_gradient.launch_named(
-            grad_ptr=grad,
-            x_ptr=x,
-            saved_ptr=saved,
-            weight_ptr=weight,
-            bias_ptr=bias,
-            mean_ptr=mean,
-            variance_ptr=variance,
-            partial_ptr=partial,
+            **operands,
             dx_ptr=dx,
             dweight_ptr=dweight if adds else None,
             dbias_ptr=dbias if adds else None,

@@ -322,45 +322,31 @@ def convolution_forward(
         return Results(y, saved, None, None)
     argmax = torch.empty_like(y, dtype=torch.int8) if pool and save else None
     K = weight.shape[0]
+    epilogue = {
+        "bias_ptr": bias,
+        "mean_ptr": mean,
+        "variance_ptr": variance,
+        "scale_ptr": scale,
+        "shift_ptr": shift,
+        "y_ptr": y,
+        "z_ptr": z,
+        "argmax_ptr": argmax,
+    }
     if forward.is_eligible:
         exact = asks_for_full_precision()
         winograd = _winograd_problem(x.shape, weight.shape, dtype, spec, activation, pool, epsilon, exact, target)
         if winograd is not None:
             partial = y.new_empty((winograd.pixel_tiles, 3, K), dtype=torch.float32) if want_statistics else None
-            infinite = winograd.launch(
-                x,
-                weight,
-                bias_ptr=bias,
-                mean_ptr=mean,
-                variance_ptr=variance,
-                scale_ptr=scale,
-                shift_ptr=shift,
-                y_ptr=y,
-                z_ptr=z,
-                argmax_ptr=argmax,
-                partial_ptr=partial,
-            )
+            infinite = winograd.launch(x, weight, **epilogue, partial_ptr=partial)
             again = None if want_statistics else forward.problem.launch
-            if is_right(infinite, again, x, weight, bias, mean, variance, scale, shift, y, z, argmax, None):
+            if is_right(infinite, again, x, weight, *epilogue.values(), None):
                 return Results(y, saved, argmax, partial)
     partial = y.new_empty((forward.tiles, 3, K), dtype=torch.float32) if want_statistics else None
     if forward.reads_padded:
         x = padded_image(x, weight.shape[2:], spec)
     if forward.reads_taps_first:
         weight = taps_first(weight)
-    forward.problem.launch_named(
-        x_ptr=x,
-        weight_ptr=weight,
-        bias_ptr=bias,
-        mean_ptr=mean,
-        variance_ptr=variance,
-        scale_ptr=scale,
-        shift_ptr=shift,
-        y_ptr=y,
-        z_ptr=z,
-        argmax_ptr=argmax,
-        partial_ptr=partial,
-    )
+    forward.problem.launch_named(x_ptr=x, weight_ptr=weight, **epilogue, partial_ptr=partial)
     return Results(y, saved, argmax, partial)
 
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ class Waits(TorchDispatchMode):
 
 @contextmanager
 def no_wait() -> Iterator[None]:
-    with mock.patch.object(dispatch, "own_modes", 1), Waits():
+    with dispatch.own_mode(Waits()):
         yield
 
 

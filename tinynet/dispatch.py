@@ -18,7 +18,8 @@ import importlib.util
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from enum import Enum
 from functools import lru_cache
@@ -89,9 +90,28 @@ class engine:
 # Bound here because looking them up through two modules takes longer than calling them.
 _transforms_active = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
-# Dispatch modes of ours that are active: they watch PyTorch's operators beside the launches, not ours.
-own_modes = 0
+# By thread: how many of its dispatch modes are ours. They watch PyTorch's operators beside the launches, not ours.
+own_modes: dict[int, int] = {}
 _tracing_state = torch._C._get_tracing_state
+
+
+def _is_watched() -> bool:
+    """Whether a dispatch mode that is not ours is active."""
+    count = _modes()
+    return count > 0 and count > own_modes.get(threading.get_ident(), 0)
+
+
+@contextmanager
+def own_mode(mode: AbstractContextManager[Any]) -> Iterator[None]:
+    """Activates a dispatch mode that the kernels need not know of."""
+    thread = threading.get_ident()
+    before = own_modes.get(thread, 0)
+    own_modes[thread] = before + 1
+    try:
+        with mode:
+            yield
+    finally:
+        own_modes[thread] = before
 
 
 def route_of(operator: str, names: Sequence[str], *operands: Any) -> Route:
@@ -126,7 +146,7 @@ def route_of_plain(first: torch.Tensor) -> Route:
         return Route.REFERENCE
     if _transforms_active() or forward_ad._current_level >= 0 or _tracing_state() is not None:
         return Route.REFERENCE  # these support only PyTorch's own operators
-    return Route.OPERATOR if _modes() > own_modes else Route.KERNELS
+    return Route.OPERATOR if _is_watched() else Route.KERNELS
 
 
 def _all_plain(tensors: Sequence[torch.Tensor | None]) -> bool:
@@ -172,7 +192,7 @@ def are_plain_and_alike(operands: Sequence[torch.Tensor | None]) -> bool:
 
 def is_plain_eager(*tensors: torch.Tensor | None) -> bool:
     """Whether these can be passed to kernels directly: they are plain, and no dispatch mode is active."""
-    return (_all_plain(tensors) and _modes() <= own_modes) or offline.is_inspecting()
+    return (_all_plain(tensors) and not _is_watched()) or offline.is_inspecting()
 
 
 def _any_empty(tensors: Sequence[torch.Tensor | None]) -> bool:

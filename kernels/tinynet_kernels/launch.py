@@ -8,6 +8,7 @@ change to a launcher.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from threading import get_ident
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,14 +25,18 @@ Grid = tuple[int, ...]
 Launch = Callable[[tuple[Any, ...]], bool]
 
 
-class Planner(Protocol):
-    """What shortens repeated launches on a driver; `tinynet_engines.plans.Planner` is one."""
-
-    generation: object
+class Launcher(Protocol):
+    """What launches kernels, or records their launches."""
 
     def launch(self, kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> bool:
         """Launches and returns True, or returns False and leaves it to Triton."""
         ...
+
+
+class Planner(Launcher, Protocol):
+    """What shortens repeated launches on a driver; `tinynet_engines.plans.Planner` is one."""
+
+    generation: object
 
     def bind(
         self, kernel: Any, grid: Grid, types: tuple[type, ...], numbers: tuple[Any, ...], constants: Mapping[str, Any]
@@ -41,6 +46,8 @@ class Planner(Protocol):
 
 
 planner: Planner | None = None
+# By thread: what records its launches instead of running them.
+recorders: dict[int, Launcher] = {}
 # Columns of tensors that a kernel reaches through a table of their addresses.
 Reached = Sequence[Sequence[torch.Tensor]]
 # Each observer is called with (kernel, grid, reached) before a launch.
@@ -89,7 +96,7 @@ class Problem:
             arguments: the ones before `numbers`, tensors mostly, in the kernel's order.
             reached: tensors that the kernel reads or writes through addresses in one of its arguments.
         """
-        if planner is None or observers or profiler._is_profiler_enabled:
+        if planner is None or observers or recorders or profiler._is_profiler_enabled:
             _run(self.kernel, self.grid, arguments + self.numbers, self.constants, reached)
             return
         types = tuple(map(type, arguments))
@@ -128,16 +135,21 @@ def _run(
         observe(kernel, grid, reached)
     if profiler._is_profiler_enabled:
         _run_profiled(kernel, grid, arguments, constants)
-    elif planner is None or not planner.launch(kernel, grid, arguments, constants):
-        _run_by_triton(kernel, grid, arguments, constants)
+    else:
+        _run_planned(kernel, grid, arguments, constants)
 
 
 def _run_profiled(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
     """Runs a kernel as an event of torch.profiler, with its name and the shapes of its tensors."""
     tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
     with _RECORD(kernel.__name__, tensors):
-        if planner is None or not planner.launch(kernel, grid, arguments, constants):
-            _run_by_triton(kernel, grid, arguments, constants)
+        _run_planned(kernel, grid, arguments, constants)
+
+
+def _run_planned(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
+    current = recorders.get(get_ident(), planner) if recorders else planner
+    if current is None or not current.launch(kernel, grid, arguments, constants):
+        _run_by_triton(kernel, grid, arguments, constants)
 
 
 def _run_by_triton(kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> None:

@@ -324,7 +324,7 @@ class PointerTable:
         device = self.device
         if device.type != "cuda":
             return values if device.type in ("cpu", "meta") else values.to(device)
-        if replays.recorder is not None:
+        if replays.recorder() is not None:
             return replays.placed(values, device)
         if torch.cuda.is_current_stream_capturing():
             self._captured.append(values.clone())

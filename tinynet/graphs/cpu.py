@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from tinynet import dispatch
+from tinynet.dispatch import own_mode
 from tinynet.graphs.errors import GraphError
 from tinynet.graphs.tensors import address_of, detached, flattened, gradients
 from tinynet.graphs.watch import Watch
 from tinynet_engines.cpu.recording import LaunchRecorder
-from tinynet_kernels import launch, replays
+from tinynet_kernels import replays
 
 _references: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -48,6 +46,9 @@ class CPURecorder:
         self.watch.written((tensor,))
         self.on_host(fill, tensor, *operands)
 
+    def unless_zero(self, numbers: Tensor, again: Callable[..., object], *operands: Tensor | None) -> None:
+        self.on_host(partial(replays.call_unless_zero, again), numbers, *operands)
+
     def upload(self, tensor: Tensor, values: Tensor) -> None:
         raise AssertionError("values for the CPU need no upload")
 
@@ -75,11 +76,7 @@ class CPUGraph:
 
     def __init__(self, step: Callable[[], Any]) -> None:
         recorder = CPURecorder()
-        with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(replays, "recorder", recorder))
-            stack.enter_context(mock.patch.object(launch, "planner", recorder.launches))
-            stack.enter_context(mock.patch.object(dispatch, "own_modes", 1))
-            stack.enter_context(recorder.watch)
+        with recorder.launches.active(), replays.recording(recorder), own_mode(recorder.watch):
             self.outputs = detached(step())
         self._memory = recorder.watch
         self._recording = recorder.launches.recording()

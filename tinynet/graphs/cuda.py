@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -44,6 +43,9 @@ class CUDARecorder:
     def fill(self, tensor: Tensor, fill: Callable[..., object], *operands: Tensor | None) -> None:
         fill(tensor, *operands)  # a graph holds PyTorch's kernels too, and draws new random numbers in each replay
 
+    def unless_zero(self, numbers: Tensor, again: Callable[..., object], *operands: Tensor | None) -> None:
+        self.on_host(partial(replays.call_unless_zero, again), numbers, *operands)
+
     def upload(self, tensor: Tensor, values: Tensor) -> None:
         self.uploads.append((tensor, values))
 
@@ -63,7 +65,7 @@ class CUDAGraph:
         recorder = CUDARecorder(torch.cuda.graph_pool_handle())
         before = {id(leaf): gradient for leaf, gradient in gradients()}
         torch.cuda.synchronize()
-        with torch.cuda.stream(warm), mock.patch.object(replays, "recorder", recorder):
+        with torch.cuda.stream(warm), replays.recording(recorder):
             recorder.begin()
             try:
                 self.outputs = detached(step())

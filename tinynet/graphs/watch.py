@@ -55,6 +55,7 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         allocated: by address, the memory that the step allocated. It is never freed, for replays use it.
+        others: by address, other memory that launches use.
     """
 
     def __init__(self, record: Callable[..., None], place: Callable[[], Callable[..., None]]) -> None:
@@ -62,7 +63,7 @@ class Watch(TorchDispatchMode):
         self.record = record
         self.place = place
         self.allocated: dict[int, torch.UntypedStorage] = {}
-        self._others: dict[int, torch.UntypedStorage] = {}  # that launches use
+        self.others: dict[int, torch.UntypedStorage] = {}
         self._constants: dict[int, str] = {}  # the operator that computed what is at an address
         # Such a constant, and what puts a function at its place among the launches.
         self._places: dict[int, tuple[Tensor, Callable[..., None]]] = {}
@@ -128,7 +129,7 @@ class Watch(TorchDispatchMode):
     def hold(self, tensor: Tensor) -> None:
         """Keeps the memory of a tensor that replays use."""
         if address_of(tensor) not in self.allocated:
-            self._others[address_of(tensor)] = tensor.untyped_storage()
+            self.others[address_of(tensor)] = tensor.untyped_storage()
 
     def is_constant(self, address: int) -> bool:
         """Whether what lies in the memory at this address is computed once."""

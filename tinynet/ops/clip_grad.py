@@ -115,7 +115,7 @@ class _Tables(threading.local):
         self._tables: dict[Any, PointerTable] = {}
 
     def of(self, group: Group) -> PointerTable:
-        if replays.recorder is not None:  # a replay reads the table, which later calls would change
+        if replays.recorder() is not None:  # a replay reads the table, which later calls would change
             return kernels.optimizer.PointerTable(group)
         params, gradients = group
         key = len(params), gradients[0].dtype, gradients[0].device

@@ -137,7 +137,7 @@ class LinearCrossEntropyFunction(EagerFunction):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             gradients = _run(ctx.saved_tensors, ctx.options, grad, ctx.needs_input_grad)[1]
-        elif not grad.is_cpu or replays.recorder is not None or grad.item() != 1:
+        elif not grad.is_cpu or replays.recorder() is not None or grad.item() != 1:
             gradients = [None if each is None else each.mul_(grad) for each in gradients]
         return *gradients, *[None] * len(ctx.options)
 

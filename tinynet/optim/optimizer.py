@@ -109,7 +109,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scaling = (self.grad_scale, self.found_inf) if hasattr(self, "found_inf") else ()
-        if replays.recorder is not None and all(map(self._is_captured, self.param_groups)):
+        if replays.recorder() is not None and all(map(self._is_captured, self.param_groups)):
             tables = defaultdict(list)  # a replay reads these, and later steps would change the optimizer's own
             self._step_groups(*scaling, tables=tables)
         else:

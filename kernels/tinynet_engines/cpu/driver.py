@@ -23,6 +23,8 @@ from .memory import memory_span, overlaps, prefer_huge_pages
 # Persistent kernels choose their grid by how many programs fit a multiprocessor: a thread here. One does, as it takes
 # all of the "shared memory": several would walk the whole memory one after the other, each in large steps.
 _REGISTERS, _MOST_REGISTERS = 32, 1 << 16
+# A launch block (`struct launch` in services.h): a head, and a slot for each argument.
+HEAD, SLOT = struct.Struct("=QQq3qq"), 8
 _POOLS = ("libgomp", "libiomp5", "libomp")
 
 
@@ -41,6 +43,10 @@ class Runtime:
         self.replay = self.library.tinynet_replay
         self.replay.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
         self.replay.restype = ctypes.c_char_p
+        self.run = self.library.tinynet_run
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self.run.argtypes = [pointer, ctypes.c_char_p, ctypes.POINTER(number), pointer, number]
+        self.run.restype = ctypes.c_char_p
         self.parallel = _find_pool()
 
 
@@ -189,7 +195,7 @@ class Launcher:
 
 def block_head(address: int, arena_bytes: int, grid: Sequence[int], threads: int) -> bytes:
     """The bytes of a launch block before the arguments (``struct launch`` in services.h)."""
-    return struct.pack("=QQq3qq", address, runtime().parallel, threads, *grid, arena_bytes)
+    return HEAD.pack(address, runtime().parallel, threads, *grid, arena_bytes)
 
 
 def run(address: int, arena_bytes: int, grid: Sequence[int], arguments: bytes) -> None:

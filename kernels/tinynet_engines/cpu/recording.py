@@ -7,12 +7,14 @@ other in memory, as the blocks that the run-time library takes: the kernel's add
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import torch
 
-from tinynet_kernels.launch import Grid, Launch
+from tinynet_kernels.launch import Grid, recorders
 
 from . import driver
 from .plan import CPUCallSite, planner
@@ -30,8 +32,34 @@ class Place:
     function: Callable[[], object] | None = None
 
 
+class Pointer(NamedTuple):
+    """A tensor that a launch is given.
+
+    Attributes:
+        position: of its address among the bytes of the launch's block.
+        address: where its elements begin.
+        memory: the address of the memory that it is a part of.
+    """
+
+    position: int
+    address: int
+    memory: int
+
+
+class RecordedLaunch(NamedTuple):
+    """A launch that did not run.
+
+    Attributes:
+        block: what the run-time library takes: the kernel's address, the grid and the arguments.
+        pointers: the tensors among the arguments.
+    """
+
+    block: bytes
+    pointers: list[Pointer]
+
+
 class LaunchRecorder:
-    """A planner (see `tinynet_kernels.launch`) that records launches instead of running them.
+    """Records a thread's launches instead of running them.
 
     Args:
         watch: called with the tensors of each launch and those of them that it writes.
@@ -39,8 +67,16 @@ class LaunchRecorder:
 
     def __init__(self, watch: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None]) -> None:
         self.watch = watch
-        self.generation = object()
-        self.items: list[bytes | Callable[[], object] | Place] = []
+        self.items: list[RecordedLaunch | Callable[[], object] | Place] = []
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Has this thread's launches recorded."""
+        recorders[get_ident()] = self
+        try:
+            yield
+        finally:
+            del recorders[get_ident()]
 
     def launch(self, kernel: Any, grid: Grid, arguments: tuple[Any, ...], constants: Mapping[str, Any]) -> bool:
         """Records a launch.
@@ -53,18 +89,18 @@ class LaunchRecorder:
         if plan is None:
             raise RuntimeError(f"{kernel.__name__}: only Triton's own launcher can run this launch")
         passed = [arguments[position] for position in plan.passed]
-        self.items.append(plan.block(passed))
+        first = driver.HEAD.size
+        pointers = [
+            Pointer(first + driver.SLOT * slot, each.data_ptr(), each.untyped_storage().data_ptr())
+            for slot, each in enumerate(passed)
+            if isinstance(each, torch.Tensor)
+        ]
+        self.items.append(RecordedLaunch(plan.block(passed), pointers))
         tensors = [each for each in passed if isinstance(each, torch.Tensor)]
         # A kernel that loads addresses is thought to write to all of its arguments.
         written = () if plan.kernel.data_dependent else plan.written
         self.watch(tensors, [passed[position] for position in written])
         return True
-
-    def bind(
-        self, kernel: Any, grid: Grid, types: tuple[type, ...], numbers: tuple[Any, ...], constants: Mapping[str, Any]
-    ) -> Launch:
-        """The function that records a launch of its arguments and `numbers`."""
-        return lambda arguments: self.launch(kernel, grid, arguments + numbers, constants)
 
     def call(self, function: Callable[[], object]) -> None:
         """Records that a function is to be called."""
@@ -86,15 +122,15 @@ class Recording:
     """Launches and functions, to be run again and again. The memory that the launches use must be kept alive.
 
     Args:
-        items: blocks of launches (see `driver.block_head`), and functions.
+        items: launches and functions.
     """
 
-    def __init__(self, items: Sequence[bytes | Callable[[], object]]) -> None:
+    def __init__(self, items: Sequence[RecordedLaunch | Callable[[], object]]) -> None:
         self.steps: list[_Launches | Callable[[], object]] = []
         blocks: list[bytes] = []
         for item in items:
-            if isinstance(item, bytes):
-                blocks.append(item)
+            if isinstance(item, RecordedLaunch):
+                blocks.append(item.block)
                 continue
             self._end(blocks)
             self.steps.append(item)

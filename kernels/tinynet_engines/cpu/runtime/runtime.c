@@ -142,3 +142,56 @@ const char *tinynet_replay(struct launch *const *launches, int64_t count,
   }
   return NULL;
 }
+
+// A step of a program: a launch, or a stop, where the caller has something to do.
+struct step {
+  int64_t start;                // of the launch's block among the program's bytes; negative for a stop
+  int64_t base, offset, bytes;  // of a stop: numbers, and it is none if all their bytes are zero. Negative: without any
+};
+
+// Where a launch has an address: in the memory with this number, so many bytes behind its beginning.
+struct relocation { int64_t position, base, offset; };
+
+// Launches whose memory lies elsewhere in each run.
+struct relocatable {
+  const char *blocks;  // of all launches, one behind the other
+  int64_t bytes;
+  const struct step *steps;
+  int64_t step_count;
+  const struct relocation *relocations;  // `position` is among the bytes of `blocks`
+  int64_t relocation_count;
+};
+
+static int any_byte(const char *bytes, int64_t count) {
+  for (int64_t i = 0; i < count; i++)
+    if (bytes[i]) return 1;
+  return 0;
+}
+
+// Runs a program from the step `*next` on, its memory beginning at the addresses `bases`. Returns NULL, or the first error
+// message. `*next` becomes the step at which it stopped, or the number of steps.
+const char *tinynet_run(const struct relocatable *program, char *const *bases, int64_t *next,
+                        void (*parallel)(void (*)(void *), void *, unsigned, unsigned), int64_t threads) {
+  void *memory = NULL;
+  if (posix_memalign(&memory, 64, (size_t)program->bytes + 1) != 0) return out_of_memory;
+  char *blocks = memory;
+  memcpy(blocks, program->blocks, (size_t)program->bytes);
+  for (int64_t i = 0; i < program->relocation_count; i++) {
+    const struct relocation *each = &program->relocations[i];
+    *(char **)(blocks + each->position) = bases[each->base] + each->offset;
+  }
+  const char *failure = NULL;
+  for (; *next < program->step_count && !failure; ++*next) {
+    const struct step *step = &program->steps[*next];
+    if (step->start < 0) {
+      if (step->bytes < 0 || any_byte(bases[step->base] + step->offset, step->bytes)) break;
+      continue;
+    }
+    struct launch *launch = (struct launch *)(blocks + step->start);
+    launch->parallel = parallel;
+    launch->threads = threads;
+    failure = tinynet_launch(launch);
+  }
+  free(memory);
+  return failure;
+}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import tinynet
 from tinynet.conversion.layers import TWINS
+from tinynet_kernels.launch import INTERPRETED
 from tinynet_kernels.tiles import current_target
 
 pytestmark = pytest.mark.kernels
@@ -693,3 +694,72 @@ def test_every_layer_with_a_twin_is_known() -> None:
     for original, twin in TWINS.items():
         assert original.__name__ == twin.__name__ and original.__module__.startswith("torch.nn.")
     assert {nn.Conv2d, nn.LSTM, nn.LazyLinear, nn.CrossEntropyLoss, nn.Dropout} <= set(TWINS)
+
+
+class Wrapper(nn.Module):
+    """A convolution, its norm and its activation, as many model zoos wrap them."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, 1, bias=False)
+        self.bn = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Wrappers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch = Wrapper(4, 8), nn.Sequential(Wrapper(8, 6), Wrapper(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(self.first(x))
+
+
+def test_modules_within_modules_run_as_one_recording(device: str) -> None:
+    if device != "cpu" or INTERPRETED:
+        pytest.skip("records on the CPU engine")
+    torch.manual_seed(0)
+    model: Any = Wrappers()
+    theirs = copy.deepcopy(model).double()
+    ours = tinynet.convert(model, verbose=False)
+
+    def names_of_nodes() -> list[str]:
+        """Trains a step in both and compares; returns the autograd functions of ours, from the last to the first."""
+        x = torch.randn(2, 4, 5, 6).requires_grad_()
+        exact = x.detach().double().requires_grad_()
+        y, expected = ours(x), theirs(exact)
+        names, node = [], y.grad_fn
+        while node is not None and node.next_functions:
+            names.append(node.name())
+            node = node.next_functions[0][0]
+        y.square().sum().backward()
+        expected.square().sum().backward()
+        assert_close(y, expected, 1e-5)
+        assert x.grad is not None
+        assert exact.grad is not None
+        assert_close(x.grad, exact.grad, 1e-4)
+        return names
+
+    for _ in range(3):
+        assert names_of_nodes() == ["ConvolutionNormFunctionBackward"] * 3
+    for _ in range(3):
+        names = names_of_nodes()
+    assert names == ["_RecordedFunctionBackward"]
+    seen: list[Any] = []
+    for each, out in ((ours, seen), (theirs, [])):  # a hook of a module within is called
+        each.branch[0].register_forward_hook(lambda module, args, y, out=out: out.append(y) or y * 2)
+    for _ in range(4):
+        names = names_of_nodes()
+    assert len(seen) == 4
+    assert len(names) > 1
+    for each in (ours, theirs):  # so is a forward in the place of a wrapper's
+        each.first.forward = lambda x, each=each: each.first.bn(each.first.conv(x)).tanh()
+    for _ in range(4):
+        names_of_nodes()
+    for each in (ours, theirs):  # and another layer within one
+        each.branch[1].conv = nn.Conv2d(6, 4, 1, bias=False).to(each.branch[1].conv.weight.dtype)
+    theirs.load_state_dict(ours.state_dict())
+    for _ in range(4):
+        names_of_nodes()

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations, prune
 
 import tinynet
 from tinynet import nn
-from tinynet.nn.joins import Added, call_in_turn
+from tinynet.nn.joins import Added
+from tinynet.nn.recorded_runs import call_in_turn
 from tinynet_kernels.tiles import current_target
 
 pytestmark = pytest.mark.kernels

@@ -133,11 +133,12 @@ def _join(model: torch.nn.Module, report: Report) -> None:
         separate(module)
         if is_sequence(module):
             join_sequence(module)
-    for name, module in modules.items():
+    for name, module in reversed(modules.items()):  # what a module calls comes first
         if type(module).forward is torch.nn.Sequential.forward or isinstance(module, torch.nn.Sequential):
             continue
         if _is_traceable(module):
             _join_forward(name, module, report)
+    report.joined.reverse()
     for name, module in modules.items():
         inside = isinstance(modules.get(name.rpartition(".")[0]), torch.nn.Sequential) and name
         if isinstance(module, torch.nn.Sequential) and not inside:
@@ -174,7 +175,7 @@ def _join_forward(name: str, module: torch.nn.Module, report: Report) -> None:
     if len(reasons) == len(programs):
         report.not_traced[name] = reasons[0]
     joined = max((program.joined for program in programs), key=len)
-    if joined:
+    if any(program.run is not None for program in programs):
         module.__class__ = joined_class(type(module))
         report.joined += [_qualified(name, run) for run in joined]
 

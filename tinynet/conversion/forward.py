@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from tinynet.conversion.joins import join, overwriting
+from tinynet.conversion.joins import chain_of, join, overwriting
 from tinynet.conversion.tracing import SLOT, trace
+from tinynet_kernels.activation_spec import Activation
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _CONSTANTS = (type(None), bool, int, float, str)
@@ -27,6 +28,7 @@ class Program(NamedTuple):
         children: how many children the module had.
         absent: the names of those that were None.
         joined: the layers of each joined call, by name.
+        chain: where there is nothing but one call of layers in turn: for each an activation or its name.
         overwriting: the layers whose input is read again, which they must write to if they have `inplace=True`.
         reason: why it could not be traced, or None.
     """
@@ -36,6 +38,7 @@ class Program(NamedTuple):
     children: int = 0
     absent: tuple[str, ...] = ()
     joined: tuple[tuple[str, ...], ...] = ()
+    chain: tuple[Activation | str, ...] | None = None
     overwriting: tuple[str, ...] = ()
     reason: str | None = None
 
@@ -73,7 +76,17 @@ def joined_class(kind: Any) -> type:
         return kind.forward(self, *args, **kwargs) if program.run is None else program.run(self, *tensors)
 
     body = {"__module__": kind.__module__, "forward": forward, "__reduce_ex__": _reduce, "_joined_from": kind}
+    body["_steps"] = _steps
     return type(kind.__name__, (kind,), body)
+
+
+def _steps(module: Any) -> list[Any] | None:
+    """What a module calls in turn where it is given one tensor; None where that is not all, or not known yet."""
+    programs = module.__dict__.get(_PROGRAMS)
+    program = None if programs is None else programs.get((module.training, None))
+    if program is None or program.chain is None or "forward" in module.__dict__ or not program.fits(module):
+        return None
+    return [module.get_submodule(step) if type(step) is str else step for step in program.chain]
 
 
 def separate(module: torch.nn.Module) -> None:
@@ -147,9 +160,9 @@ def _program(module: torch.nn.Module, leaves: list[Any], spec: TreeSpec) -> Prog
     try:
         graph, attributes = trace(module, places, spec)
         again = overwriting(graph, module)
-        joined = join(graph, module)
-        run = _compiled(graph) if joined else None
-        return Program(run, tuple(attributes), len(children), absent, tuple(joined), again)
+        joined, is_rewritten = join(graph, module)
+        run = _compiled(graph) if is_rewritten else None
+        return Program(run, tuple(attributes), len(children), absent, tuple(joined), chain_of(graph), again)
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
         reason = f"{type(error).__name__}: {text[:150]}"

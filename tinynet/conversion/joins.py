@@ -13,7 +13,8 @@ from torch.fx import Graph, Node
 
 from tinynet import nn
 from tinynet.conversion.runs import is_joinable, joinable_runs, leaves
-from tinynet.nn.joins import BATCH_NORMS, Added, add_and_normalize, call_in_turn
+from tinynet.nn.joins import BATCH_NORMS, COMPUTING_LAYERS, Added, add_and_normalize
+from tinynet.nn.recorded_runs import call_in_turn
 from tinynet.nn.sequential import flattened
 from tinynet.ops.activation_like import as_activation
 from tinynet_kernels.activation_spec import Activation
@@ -58,15 +59,34 @@ class CallInTurn:
         return call_in_turn(flattened(steps), x)
 
 
-def join(graph: Graph, module: torch.nn.Module) -> list[tuple[str, ...]]:
-    """Rewrites the graph of a module's forward; returns the names of the steps of each joined call."""
+def join(graph: Graph, module: torch.nn.Module) -> tuple[list[tuple[str, ...]], bool]:
+    """Rewrites the graph of a module's forward.
+
+    Returns:
+        The names of the steps of each joined call, and whether the graph has changed.
+    """
     joined = list(_join_additions_and_norms(graph, module))
+    is_rewritten = bool(joined)
     for chain in _chains(graph, module):
         runs = list(joinable_runs([(step.name, step.what) for step in chain]))
-        if runs and len(chain) > 1:
+        if len(chain) > 1 and (runs or sum(_has_layers(step.what) for step in chain) > 1):
             _replace(graph, chain)
             joined += runs
-    return joined
+            is_rewritten = True
+    return joined, is_rewritten
+
+
+def chain_of(graph: Graph) -> tuple[Activation | str, ...] | None:
+    """The steps of a graph that calls steps in turn and does nothing else: activations, and the names of modules."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    calls = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+    if len(inputs) != 1 or len(calls) != 1 or not isinstance(calls[0].target, CallInTurn):
+        return None
+    (call,) = calls
+    if Added in call.target.kinds or call.args[0] is not inputs[0] or graph.output_node().args[0] is not call:
+        return None
+    names = iter(str(node.target) for node in call.args[1:])
+    return tuple(kind if isinstance(kind, Activation) else next(names) for kind in call.target.kinds)
 
 
 def overwriting(graph: Graph, module: torch.nn.Module) -> tuple[str, ...]:
@@ -127,6 +147,12 @@ def _step(node: Node, module: torch.nn.Module) -> Step | None:
         return Step(node, Added, RESIDUAL) if given else None
     activation = _activation(node)
     return None if activation is None else Step(node, activation, f"{activation.name}()")
+
+
+def _has_layers(what: Any) -> bool:
+    """Whether this is a layer that can be recorded, or a module that may consist of some."""
+    is_sequence = isinstance(what, torch.nn.Sequential) or hasattr(type(what), "_joined_from")
+    return is_sequence or type(what) in COMPUTING_LAYERS
 
 
 def _activation(node: Node) -> Activation | None:

@@ -13,10 +13,11 @@ from tinynet.dispatch import is_plain_eager
 from tinynet.nn.activation import FUNCTIONS
 from tinynet.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, count
 from tinynet.nn.conv import Conv1d, Conv2d, Conv3d
+from tinynet.nn.dropout import Dropout
 from tinynet.nn.group_norm import GroupNorm
 from tinynet.nn.layer_norm import LayerNorm, RMSNorm
 from tinynet.nn.linear import Linear
-from tinynet.nn.pool import MaxPool2d
+from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from tinynet.ops.activation import activate
 from tinynet.ops.arguments import needs_gradient
 from tinynet.ops.convolution_norm import TrainedNorm, convolution_norm
@@ -29,9 +30,13 @@ BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 NORMS = (*BATCH_NORMS, GroupNorm, LayerNorm, RMSNorm)  # they can apply an activation too
 # What a call of a layer runs, unless it was replaced after this import.
 _CALL = torch.nn.Module.__call__
+_POOLS = MaxPool2d, AvgPool2d, AdaptiveAvgPool2d
+_LIGHT = Dropout, torch.nn.Flatten, torch.nn.Identity  # they often compute nothing
 _FORWARDS: dict[type[torch.nn.Module], Any] = {
-    layer: layer.forward for layer in (Linear, *CONVOLUTIONS, MaxPool2d, torch.nn.Identity, *NORMS, *FUNCTIONS)
+    layer: layer.forward for layer in (Linear, *CONVOLUTIONS, *NORMS, *FUNCTIONS, *_POOLS, *_LIGHT)
 }
+LAYERS = frozenset(_FORWARDS)
+COMPUTING_LAYERS = LAYERS - frozenset(_LIGHT)
 
 
 class Added(NamedTuple):
@@ -44,7 +49,7 @@ class Added(NamedTuple):
 Step = torch.nn.Module | Activation | Added
 
 
-def call_in_turn(steps: Sequence[Step], x: Any) -> Any:
+def call_joined(steps: Sequence[Step], x: Any) -> Any:
     """The last step's output, the first step's input being x.
 
     Linear layers in a row are one autograd function; linear layers and convolutions compute the activation after them;

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from tinynet.nn.joins import call_in_turn, has_hooks
+from tinynet.nn.joins import has_hooks
+from tinynet.nn.recorded_runs import call_in_turn
 
 
 class Sequential(torch.nn.Sequential):
@@ -39,13 +40,21 @@ def in_turn(input: Any, *modules: Any) -> Any:
 
 
 def flattened(steps: Iterable[Any]) -> list[Any]:
-    """The steps, with those of sequences that nothing else can see in place of the sequences."""
+    """The steps, with those of sequences that nothing else can see in place of the sequences.
+
+    Other modules may have a method `_steps`, as converted ones do: what they call in turn, or None if they do more.
+    """
     flat = []
     for step in steps:
-        if isinstance(step, torch.nn.Sequential) and _is_sequence(step):
-            flat += flattened(step._modules.values())
+        if isinstance(step, torch.nn.Sequential):
+            inner = step._modules.values() if _is_sequence(step) else None
         else:
+            find = getattr(type(step), "_steps", None)
+            inner = find(step) if find is not None and type(step).__call__ is _CALL and not has_hooks(step) else None
+        if inner is None:
             flat.append(step)
+        else:
+            flat += flattened(inner)
     return flat
 
 

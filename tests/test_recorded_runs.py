@@ -4,8 +4,10 @@ notice every change that these depend on."""
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -504,6 +506,16 @@ def test_copies_of_a_recorded_model_have_their_own_parameters() -> None:
         assert_same(step(nn.Sequential.__call__, other, x), step(nn.Sequential.__call__, model, x))
     assert step(nn.Sequential.__call__, third, x)["y"].isfinite().all()
     assert third[0].weight.count_nonzero() == 0
+
+
+def test_a_recorded_model_is_freed() -> None:
+    model = recorded(block(), images(3, 5, 9, 11))
+    model[0].register_state_dict_post_hook(lambda *_, layer=model[0]: None)
+    step(nn.Sequential.__call__, model, images(3, 5, 9, 11))
+    layer = weakref.ref(model[0])
+    del model
+    gc.collect()
+    assert layer() is None
 
 
 def test_a_recorded_model_can_be_recorded_in_a_graph() -> None:

@@ -8,9 +8,9 @@ operators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -29,6 +29,7 @@ _MOST_CONVOLUTIONS = 4  # of one run: the backward frees what the forward left w
 _MOST_ELEMENTS = 1 << 22  # of an input; with more the kernels take so long that the host's time does not count
 _MOST_FORMS = 16  # of the inputs of one run, and how often one of them is recorded
 _TENSORS = (Tensor, torch.nn.Parameter)
+_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))  # hooks and tensors, which are looked at in every call
 
 
 class _Layer(NamedTuple):
@@ -36,12 +37,18 @@ class _Layer(NamedTuple):
 
     Attributes:
         kind: its class.
-        attributes: its own, by name.
+        count: how many attributes it has.
+        select: takes the attributes; returns the values of those that not every module has, and of `training`.
+        values: these.
+        names: theirs.
         parameters, buffers: their names.
     """
 
     kind: type
-    attributes: dict[str, Any]
+    count: int
+    select: Callable[[dict[str, Any]], tuple[Any, ...]]
+    values: tuple[Any, ...]
+    names: list[str]
     parameters: list[str]
     buffers: list[str]
 
@@ -178,7 +185,7 @@ def _is_same(step: Any, known: Any) -> bool:
     if type(step) is not known.kind:
         return False
     own = step.__dict__
-    return len(own) == len(known.attributes) and all(map(is_, own.values(), known.attributes.values()))
+    return len(own) == known.count and all(map(is_, known.select(own), known.values))
 
 
 def _like(tensor: Tensor | None) -> Any:
@@ -192,7 +199,7 @@ def _recorded(steps: Sequence[Any], inputs: list[Tensor], others: list[Tensor | 
     from tinynet.graphs.recorded import record
 
     known = [_described(step) for step in steps]
-    if any(map(_can_change_in_place, known)):
+    if None in known:
         return None
 
     def run(x: Tensor, *added: Tensor) -> Tensor:
@@ -207,17 +214,23 @@ def _recorded(steps: Sequence[Any], inputs: list[Tensor], others: list[Tensor | 
 
 
 def _described(step: Any) -> Any:
+    """What stays known of a step; None where it has attributes that can change without being replaced."""
     if type(step) is Activation:
         return step
     if type(step) is Added:
         return Added
-    return _Layer(type(step), dict(step.__dict__), list(step._parameters), list(step._buffers))
+    own = step.__dict__
+    names = [name for name in own if name == "training" or name not in _OF_EVERY_MODULE]
+    if not all(_is_constant(own[name]) or (name.startswith("_") and type(own[name]) is list) for name in names):
+        return None
+    select = itemgetter(*names, "training")  # of two names or more, so that it returns a tuple
+    return _Layer(type(step), len(own), select, select(own), names, list(step._parameters), list(step._buffers))
 
 
-def _can_change_in_place(known: Any) -> bool:
-    """Whether a layer has a public attribute that can change without being replaced."""
-    attributes = known.attributes.items() if type(known) is _Layer else ()
-    return any(type(value) in (list, set, dict) and not name.startswith("_") for name, value in attributes)
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, bool | int | float | str | type | torch.dtype | Activation)
 
 
 def _reference(known: Sequence[Any], x: Tensor, *operands: Tensor | None) -> Tensor:
@@ -229,10 +242,11 @@ def _reference(known: Sequence[Any], x: Tensor, *operands: Tensor | None) -> Ten
         if type(each) is not _Layer:
             steps.append(Added(next(added)) if each is Added else each)  # pyright: ignore[reportArgumentType]
             continue
-        layer = object.__new__(each.kind)
-        tensors = {"_parameters": {name: next(others) for name in each.parameters}}
-        tensors["_buffers"] = {name: next(others) for name in each.buffers}
-        layer.__dict__.update(each.attributes | tensors)
+        layer: Any = object.__new__(each.kind)
+        torch.nn.Module.__init__(layer)
+        layer._parameters.update((name, next(others)) for name in each.parameters)
+        layer._buffers.update((name, next(others)) for name in each.buffers)
+        layer.__dict__.update(zip(each.names, each.values, strict=False))
         if each.kind in BATCH_NORMS and layer.training:
             layer.track_running_stats = False
         steps.append(layer)

@@ -24,6 +24,9 @@ class Sequential(torch.nn.Sequential):
 
     Sequences within are fused with their neighbors. Layers with a hook, or whose `__call__` or `forward` was replaced,
     are called as modules. So are all layers under torch.fx and torch.compile.
+
+    On CPUs, what layers launch is recorded at the third call with an input of one form, and later calls run the
+    recording (`tinynet.nn.recorded_runs`), with the same results.
     """
 
     def forward(self, input: Any) -> Any:

@@ -12,7 +12,10 @@ from tinynet.functional import linear
 from .case import OURS, Case, Setting, allowed_error
 
 TITLE = "linear"
-SIZES = ((64, 128, 784), (512, 512, 512), (32, 1024, 1024), (256, 1024, 1024), (2048, 1024, 1024))
+SIZES = (
+    *((64, 128, 784), (512, 512, 512), (32, 1024, 1024), (256, 1024, 1024), (2048, 1024, 1024)),
+    *((1, 1024, 1024), (4, 1024, 1024), (8, 1024, 1024), (1, 4096, 4096), (4, 4096, 4096)),  # as in inference
+)
 
 
 def cases(setting: Setting) -> Iterator[Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import tinynet
 import tinynet.functional as F
 from tinynet import nn, optim
 from tinynet.graphs.cuda import CUDARecorder
+from tinynet_kernels import replays
 from tinynet_kernels.launch import INTERPRETED
 
 pytestmark = pytest.mark.kernels
@@ -432,3 +434,40 @@ def test_actions_of_the_host_divide_cuda_graphs(monkeypatch: pytest.MonkeyPatch)
     for action in recorder.steps:
         action()
     assert events == ["replay", 3.0, "replay"]
+
+
+def test_threads_do_not_see_the_recording_of_another_but_on_gpus() -> None:
+    recorder = CUDARecorder("pool")
+    seen: list[Any] = []
+
+    def look() -> None:
+        thread = threading.Thread(target=lambda: seen.append(replays.recorder()))
+        thread.start()
+        thread.join()
+        seen.append(replays.recorder())
+
+    with replays.recording(recorder):
+        look()
+    with replays.recording(recorder, every_thread=True):  # autograd runs a GPU's backward on a thread of its own
+        look()
+    assert seen == [None, recorder, recorder, recorder]
+    assert replays.recorder() is None
+
+
+def test_other_threads_run_while_one_records() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(12, 5), torch.randn(8, 12)
+    expected = layer(x)
+    found: list[Tensor] = []
+
+    def step(x: Tensor) -> Tensor:
+        thread = threading.Thread(target=lambda: found.append(layer(x.clone())))
+        thread.start()
+        thread.join()
+        return layer(x)
+
+    layer.requires_grad_(False)
+    graph = tinynet.graphed(step, x, warmup=1)
+    assert len(found) == 2
+    assert all(torch.equal(y, expected) for y in found)
+    assert torch.equal(graph(x), expected)

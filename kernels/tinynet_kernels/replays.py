@@ -40,25 +40,24 @@ class Recorder(Protocol):
         ...
 
 
+_EVERY_THREAD = 0
 _recorders: dict[int, Recorder] = {}  # by thread
 
 
 def recorder() -> Recorder | None:
     """What records a step on this thread; None where a call is an ordinary one."""
-    return _recorders.get(get_ident()) if _recorders else None
+    return (_recorders.get(get_ident()) or _recorders.get(_EVERY_THREAD)) if _recorders else None
 
 
 @contextmanager
-def recording(by: Recorder) -> Iterator[None]:
-    """Has this thread's calls recorded."""
-    before = _recorders.get(get_ident())
-    _recorders[get_ident()] = by
+def recording(by: Recorder, *, every_thread: bool = False) -> Iterator[None]:
+    """Has the calls of this thread recorded, or those of all: on GPUs autograd has threads of its own."""
+    thread = _EVERY_THREAD if every_thread else get_ident()
+    _recorders[thread] = by
     try:
         yield
     finally:
-        del _recorders[get_ident()]
-        if before is not None:
-            _recorders[get_ident()] = before
+        del _recorders[thread]
 
 
 def on_host(action: Callable[..., object], *operands: torch.Tensor | None) -> None:

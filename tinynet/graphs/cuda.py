@@ -65,7 +65,7 @@ class CUDAGraph:
         recorder = CUDARecorder(torch.cuda.graph_pool_handle())
         before = {id(leaf): gradient for leaf, gradient in gradients()}
         torch.cuda.synchronize()
-        with torch.cuda.stream(warm), replays.recording(recorder):
+        with torch.cuda.stream(warm), replays.recording(recorder, every_thread=True):
             recorder.begin()
             try:
                 self.outputs = detached(step())

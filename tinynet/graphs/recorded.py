@@ -22,6 +22,7 @@ from tinynet.graphs.errors import GraphError
 from tinynet.graphs.memory import Lifetime, arranged
 from tinynet.graphs.tensors import address_of
 from tinynet.graphs.watch import Watch
+from tinynet.ops.arguments import is_dense
 from tinynet.ops.autograd import EagerFunction, gradients_of, held, hold, through_kernels
 from tinynet_engines.cpu.memory import LARGE, memory_span, prefer_huge_pages
 from tinynet_engines.cpu.recording import LaunchRecorder, RecordedLaunch
@@ -155,7 +156,7 @@ class _Backward:
                     raise GraphError("recorded: a gradient lies in memory that the backward did not allocate")
                 where[memory] = Location(_OPERANDS + count + 1 + len(self.memories), 0)
                 form, size = Form.of(gradient), gradient.untyped_storage().nbytes()
-                is_whole = gradient.nbytes == size and _is_dense(gradient)
+                is_whole = gradient.nbytes == size and is_dense(gradient)
                 self.memories.append(form if is_whole else Form.of_bytes(size))
         own = {memory: life for memory, life in lifetimes.items() if memory not in where}
         self.scratch = _place(where, _SCRATCH, own)
@@ -334,7 +335,7 @@ class _Recording:
 
     def _check_result(self) -> None:
         result: Any = self.result
-        if type(result) is not Tensor or not _is_dense(result):
+        if type(result) is not Tensor or not is_dense(result):
             raise GraphError("recorded: the function returns no dense tensor")
         if not self.is_own(address_of(result)) or result.nbytes != result.untyped_storage().nbytes():
             raise GraphError("recorded: the result is a part of other memory")
@@ -431,14 +432,3 @@ def _place(where: dict[int, Location], base: int, lifetimes: dict[int, Lifetime]
 
 def _empty(form: Form | None) -> Tensor | None:
     return None if form is None else form.empty()
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor's elements fill their memory, in whatever order."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True

@@ -51,7 +51,7 @@ def recorder() -> Recorder | None:
 
 @contextmanager
 def recording(by: Recorder, *, every_thread: bool = False) -> Iterator[None]:
-    """Has the calls of this thread recorded, or those of all: on GPUs autograd has threads of its own."""
+    """Records the calls of this thread, or of every thread: autograd runs the backward of a GPU on its own threads."""
     thread = _EVERY_THREAD if every_thread else get_ident()
     _recorders[thread] = by
     try:

@@ -138,7 +138,7 @@ def _join(model: torch.nn.Module, report: Report) -> None:
             continue
         if _is_traceable(module):
             _join_forward(name, module, report)
-    report.joined.reverse()
+    report.not_traced = dict(reversed(report.not_traced.items()))
     for name, module in modules.items():
         inside = isinstance(modules.get(name.rpartition(".")[0]), torch.nn.Sequential) and name
         if isinstance(module, torch.nn.Sequential) and not inside:
@@ -177,7 +177,7 @@ def _join_forward(name: str, module: torch.nn.Module, report: Report) -> None:
     joined = max((program.joined for program in programs), key=len)
     if any(program.run is not None for program in programs):
         module.__class__ = joined_class(type(module))
-        report.joined += [_qualified(name, run) for run in joined]
+        report.joined[:0] = [_qualified(name, run) for run in joined]
 
 
 def _programs(module: torch.nn.Module) -> Iterator[Program]:

@@ -1,9 +1,9 @@
 """Runs of layers whose launches are recorded on a CPU, and then run without Python between them.
 
-A small layer takes the host longer than the kernels. The third call of layers in a row, with an input of one form,
-records what they launch, forward and backward (`tinynet.graphs.recorded`); later calls run the recording if nothing has
-changed that the layers depend on. Everything else calls them one after another, as does whatever watches launches or
-operators.
+For small layers, the work of the host takes longer than the kernels. The third call of layers in a row with inputs of
+the same shapes, strides and dtypes records what they launch, forward and backward (`tinynet.graphs.recorded`). Later
+calls run the recording, unless something has changed that the layers depend on. In all other cases, and while something
+watches launches or operators, the layers are called one after another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _MOST_CONVOLUTIONS = 4  # of one run: the backward frees what the forward left w
 _MOST_ELEMENTS = 1 << 22  # of an input; with more the kernels take so long that the host's time does not count
 _MOST_FORMS = 16  # of the inputs of one run, and how often one of them is recorded
 _TENSORS = (Tensor, torch.nn.Parameter)
-_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))  # hooks and tensors, which are looked at in every call
+# Hooks and tensors, which are looked at in every call.
+_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module())) - {"training"}
 
 
 class _Layer(NamedTuple):
@@ -214,16 +215,16 @@ def _recorded(steps: Sequence[Any], inputs: list[Tensor], others: list[Tensor | 
 
 
 def _described(step: Any) -> Any:
-    """What stays known of a step; None where it has attributes that can change without being replaced."""
+    """What a recording remembers of a step; None where it has attributes that can change without being replaced."""
     if type(step) is Activation:
         return step
     if type(step) is Added:
         return Added
     own = step.__dict__
-    names = [name for name in own if name == "training" or name not in _OF_EVERY_MODULE]
+    names = [name for name in own if name not in _OF_EVERY_MODULE]
     if not all(_is_constant(own[name]) or (name.startswith("_") and type(own[name]) is list) for name in names):
         return None
-    select = itemgetter(*names, "training")  # of two names or more, so that it returns a tuple
+    select = itemgetter(*names, names[0])  # of one name alone it would return no tuple
     return _Layer(type(step), len(own), select, select(own), names, list(step._parameters), list(step._buffers))
 
 

@@ -67,11 +67,11 @@ class LaunchRecorder:
 
     def __init__(self, watch: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None]) -> None:
         self.watch = watch
-        self.items: list[RecordedLaunch | Callable[[], object] | Place] = []
+        self.items: list[RecordedLaunch | Place] = []
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Has this thread's launches recorded."""
+        """Records this thread's launches."""
         recorders[get_ident()] = self
         try:
             yield
@@ -101,10 +101,6 @@ class LaunchRecorder:
         written = () if plan.kernel.data_dependent else plan.written
         self.watch(tensors, [passed[position] for position in written])
         return True
-
-    def call(self, function: Callable[[], object]) -> None:
-        """Records that a function is to be called."""
-        self.items.append(function)
 
     def place(self) -> Place:
         """Keeps a place."""

@@ -12,7 +12,7 @@ enum form {
   A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE, A_ROW_MAJOR_B_ROWS, A_COLUMN_MAJOR_B_ROWS, A_COLUMN_TABLE_B_ROWS
 };
 
-// Packing B costs as much as the products of a few rows: it is not worth it with fewer rows of A than this.
+// Packing B costs as much as the products of a few rows: with columns of A it is worth it from this many rows on.
 enum { MOST_ROWS_OF_UNPACKED_B = 128 };
 
 // One A operand as the micro-kernel reads it, in elements (fp32) or in pairs of bf16.
@@ -41,15 +41,19 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; j++) sum[i][j] = queue->fresh ? (vector){0} : *(const vector *)(c + i * c_stride + j * LANES);
   }
-  int a_has_rows = form == A_ROW_MAJOR || form == A_ROW_MAJOR_B_ROWS || form == A_ROW_TABLE;
+  int a_is_strided = form == A_ROW_MAJOR || form == A_ROW_MAJOR_B_ROWS, a_has_rows = a_is_strided || form == A_ROW_TABLE;
   int b_has_rows = form == A_ROW_MAJOR_B_ROWS || form == A_COLUMN_MAJOR_B_ROWS || form == A_COLUMN_TABLE_B_ROWS;
   int fetches = (form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) && !pairs;  // columns of pairs are copies
   for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
     const uint32_t *data = part->a, *const *table = part->a_table, *line[TILE_ROWS];
+    const char *third[(TILE_ROWS + 2) / 3];  // every third row of A: those between are one and two strides after it
     int64_t stride = part->a_stride, depth = part->depth - (pairs ? part->odd : 0);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
       line[i] = (form == A_ROW_TABLE ? table[row + i] : a_has_rows ? data + (row + i) * stride : data) + depth;
+    int64_t step = stride * (int64_t)sizeof *data;
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; i += 3) third[i / 3] = (const char *)(data + (row + i) * stride);
     const uint32_t *column = data + row;
     const float *b = part->b + panel * part->panel_depth * PANEL;
     // A long sum reads its operands from memory: the first reader of a line prefetches the one that the next queue
@@ -77,9 +81,14 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
 #pragma GCC unroll 16
       for (int i = 0; i < rows; i++) {
         uint32_t left;
-        memcpy(&left, a_has_rows ? line[i] + k : column + i, 4);
+        memcpy(&left, a_is_strided ? third[i / 3] + i % 3 * step : (const char *)(a_has_rows ? line[i] + k : column + i), 4);
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++) sum[i][j] = multiply_add(sum[i][j], left, right[j], pairs);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < rows && a_is_strided; i += 3) {
+        third[i / 3] += 4;
+        __asm__("" : "+r"(third[i / 3]));  // else the compiler computes a pointer per row, more than it has registers
       }
       if (form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) column += stride;
     }
@@ -524,7 +533,8 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   // Of rows that are pages apart, the few columns of each strip would cost a cache miss per row.
   if (axis == 0 && !d->a.rows && far_apart(d->a.stride[1]) && rows >= 64) direct = 0;
   *form = axis == 0 ? A_COLUMN_MAJOR : A_ROW_MAJOR;
-  if (axis >= 0 && (!d->a.rows || axis == 0) && rows <= MOST_ROWS_OF_UNPACKED_B) part.b_table = rows_of_b(d, depth, columns, memory);
+  int has_strided_rows = axis == 1 && !d->a.rows, has_few_columns = axis == 0 && rows <= MOST_ROWS_OF_UNPACKED_B;
+  if (has_strided_rows || has_few_columns) part.b_table = rows_of_b(d, depth, columns, memory);
   if (part.b_table) *form = axis == 0 ? A_COLUMN_MAJOR_B_ROWS : A_ROW_MAJOR_B_ROWS;
   else if (!part.b) {
     int64_t width = (columns + LARGEST_PANEL - 1) / LARGEST_PANEL * LARGEST_PANEL;

@@ -363,6 +363,22 @@ def test_second_derivatives_and_batched_gradients() -> None:
         assert_close(ours, theirs, 1e-3)
 
 
+def test_second_derivatives_with_random_numbers(runs: list[Recorded]) -> None:
+    torch.manual_seed(15)
+    model = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Dropout(0.5), nn.Linear(24, 4), nn.RReLU(), nn.Tanh())
+    for call in range(5):
+        x = images(5, 8, seed=call).requires_grad_()
+        y = model(x)
+        after = torch.get_rng_state()
+        (first,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        assert_close(dx, first, 1e-5)
+        (batched,) = torch.autograd.grad(y, x, torch.ones(1, *y.shape), is_grads_batched=True)
+        assert_close(batched[0], first, 1e-5)
+        assert torch.equal(torch.get_rng_state(), after)
+    assert runs
+
+
 def test_changes_in_place_between_forward_and_backward_are_refused() -> None:
     model = recorded(block(), images(3, 5, 9, 11))
     x = images(3, 5, 9, 11).requires_grad_()

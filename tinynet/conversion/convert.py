@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from tinynet.conversion.forward import Program, joined_class, program_for_tensors, separate
+from tinynet.conversion.forward import Program, joined_class, only_computes, program_for_tensors, separate
 from tinynet.conversion.joins import RESIDUAL
 from tinynet.conversion.layers import (
     Subclasses,
@@ -148,12 +148,12 @@ def _join(model: torch.nn.Module, report: Report) -> None:
 
 
 def _is_traceable(module: torch.nn.Module) -> bool:
-    """Whether a module has a forward of its own that calls children."""
+    """Whether a module has a forward of its own that calls children, or may be part of a recording of what calls it."""
     forward = type(module).forward
     return (
         isinstance(forward, FunctionType)
         and forward is not torch.nn.Module.forward
-        and any(child is not None for child in module._modules.values())
+        and (any(child is not None for child in module._modules.values()) or only_computes(module))
         and not type(module).__module__.startswith(("torch.", "tinynet."))
         and "forward" not in module.__dict__
         and not isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule)
@@ -172,7 +172,7 @@ def _join_forward(name: str, module: torch.nn.Module, report: Report) -> None:
     if overwriting:
         programs = list(_programs(module))
     reasons = [program.reason for program in programs if program.reason is not None]
-    if len(reasons) == len(programs):
+    if len(reasons) == len(programs) and module._modules:
         report.not_traced[name] = reasons[0]
     joined = max((program.joined for program in programs), key=len)
     if any(program.run is not None for program in programs):

@@ -12,6 +12,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from tinynet.conversion.joins import chain_of, join, overwriting
 from tinynet.conversion.tracing import SLOT, trace
+from tinynet.nn.dependencies import is_constant
+from tinynet.nn.recorded_runs import call_module
 from tinynet_kernels.activation_spec import Activation
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
@@ -53,7 +55,8 @@ class Program(NamedTuple):
 
 
 def _has(module: torch.nn.Module, path: str, name: str, value: Any) -> bool:
-    return (module.get_submodule(path) if path else module).__dict__.get(name) is value
+    found = (module.get_submodule(path) if path else module).__dict__.get(name)
+    return found is value or (type(found) is list and type(value) is tuple and tuple(found) == value)
 
 
 @functools.cache
@@ -73,18 +76,52 @@ def joined_class(kind: Any) -> type:
         program = None if programs is None else programs.get(key)
         if program is None or not program.fits(self):
             program = _prepare(self, key, args, kwargs)
-        return kind.forward(self, *args, **kwargs) if program.run is None else program.run(self, *tensors)
+        if program.run is None:
+            return kind.forward(self, *args, **kwargs)
+        recorded = call_module(self, program.run, key, tensors)
+        return program.run(self, *tensors) if recorded is None else recorded
 
     body = {"__module__": kind.__module__, "forward": forward, "__reduce_ex__": _reduce, "_joined_from": kind}
-    body["_steps"] = _steps
+    body |= {"_steps": _steps, "_forward_of": _forward_of}
     return type(kind.__name__, (kind,), body)
+
+
+class _Forward(NamedTuple):
+    """What a module with a joined forward depends on besides its children, as `tinynet.nn.dependencies` takes it.
+
+    Attributes:
+        programs: by the structure of the arguments.
+        attributes: (the name of a module within, "" for itself; an attribute that they depend on; its value).
+    """
+
+    programs: dict[Any, Program]
+    attributes: list[tuple[str, str, Any]]
+
+    def is_unchanged(self, module: torch.nn.Module) -> bool:
+        return all(program.fits(module) for program in self.programs.values())
+
+    def give(self, module: torch.nn.Module) -> None:
+        for path, name, value in self.attributes:
+            module.get_submodule(path).__dict__[name] = value
+        module.__dict__[_PROGRAMS] = dict(self.programs)
+
+
+def _forward_of(module: Any) -> _Forward | None:
+    """What the module's forward depends on; None where that can change without being replaced."""
+    programs = {key: each for key, each in module.__dict__.get(_PROGRAMS, {}).items() if each.fits(module)}
+    if any(program.run is None for program in programs.values()):
+        return None
+    read = [each for program in programs.values() for each in program.attributes]
+    if not all(is_constant(value) for _, _, value in read):
+        return None
+    return _Forward(programs, read)
 
 
 def _steps(module: Any) -> list[Any] | None:
     """What a module calls in turn where it is given one tensor; None where that is not all, or not known yet."""
     programs = module.__dict__.get(_PROGRAMS)
     program = None if programs is None else programs.get((module.training, None))
-    if program is None or program.chain is None or "forward" in module.__dict__ or not program.fits(module):
+    if program is None or program.chain is None or not program.fits(module):
         return None
     return [module.get_submodule(step) if type(step) is str else step for step in program.chain]
 
@@ -161,12 +198,17 @@ def _program(module: torch.nn.Module, leaves: list[Any], spec: TreeSpec) -> Prog
         graph, attributes = trace(module, places, spec)
         again = overwriting(graph, module)
         joined, is_rewritten = join(graph, module)
-        run = _compiled(graph) if is_rewritten else None
+        run = _compiled(graph) if is_rewritten or only_computes(module) else None
         return Program(run, tuple(attributes), len(children), absent, tuple(joined), chain_of(graph), again)
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
         reason = f"{type(error).__name__}: {text[:150]}"
         return Program(None, (), len(children), absent, reason=reason)
+
+
+def only_computes(module: torch.nn.Module) -> bool:
+    """Whether the module is of a package whose forwards have no effects that tracing would lose, such as printing."""
+    return type(module).__module__.startswith(("torchvision.", "timm."))
 
 
 def _compiled(graph: Any) -> Callable[..., Any]:

@@ -13,6 +13,8 @@ from torch.fx.proxy import TraceError
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
+from tinynet.nn.dependencies import is_constant
+
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 
 
@@ -21,7 +23,8 @@ class Trace(NamedTuple):
 
     Attributes:
         graph: calls of the module's children, of functions and of methods of tensors.
-        attributes: (the name of a module within, "" for itself; an attribute of it that was read; its value).
+        attributes: (the name of a module within, "" for itself; an attribute of it that was read; its value, a tuple
+            for a list of constants).
     """
 
     graph: Graph
@@ -56,7 +59,11 @@ def trace(module: torch.nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Tra
     if random.getstate() != before:
         random.setstate(before)
         raise TraceError("its forward draws random numbers")
-    return Trace(graph, [(path, name, value) for (path, name), value in attributes.items()])
+    return Trace(graph, [(path, name, _as_constant(value)) for (path, name), value in attributes.items()])
+
+
+def _as_constant(value: Any) -> Any:
+    return tuple(value) if type(value) is list and is_constant(tuple(value)) else value
 
 
 class _TensorProxy(Proxy):

@@ -7,13 +7,16 @@ calls that it stands for do: results and gradients belong to the caller, and sev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import profiler
+from torch.random import fork_rng
 from torch.utils._python_dispatch import _disable_current_modes
 from triton import knobs
 
@@ -52,8 +55,8 @@ class Form(NamedTuple):
 
     @staticmethod
     def of_bytes(size: int) -> Form | None:
-        """A tensor of so many bytes; None for none."""
-        return Form((size,), (1,), torch.uint8, size >= LARGE) if size else None
+        """A tensor of so many bytes, or a few more; None for none."""
+        return Form((-(-size // 4),), (1,), torch.float32, size >= LARGE) if size else None
 
     def empty(self) -> Tensor:
         tensor = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="cpu")
@@ -89,6 +92,7 @@ class Recorded:
         result: what it returns.
         written: the positions of operands that it writes to.
         fills: (position of an operand, what changes it after each forward).
+        draws: whether the forward draws random numbers.
         backward: None where no operand requires a gradient.
     """
 
@@ -97,6 +101,7 @@ class Recorded:
         self.result = Form.of(recording.result)
         self.written = recording.written_operands()
         self.fills = recording.fills
+        self.draws = recording.draws or recording.watch.draws
         middle = recording.middle
         later = recording.lifetimes(range(middle, len(recording.items)))
         now = recording.lifetimes(range(middle))
@@ -110,6 +115,10 @@ class Recorded:
         self.forward = recording.program(range(middle), where)
         self.backward = _Backward(recording, before, later) if recording.wanted else None
         self.shared = recording.shared()
+
+    def size_of_saved(self) -> int:
+        """The bytes that the forward leaves to the backward, besides its result."""
+        return 0 if self.saved is None else 4 * self.saved.shape[0]
 
     def __call__(self, operands: Operands) -> Tensor:
         """The function's result, with its history where gradients are needed."""
@@ -191,12 +200,26 @@ class _Backward:
 
 
 def _in_pytorch(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    return None, *gradients_of(ctx.recorded.reference, held(ctx.given), ctx.needs_input_grad[1:], (grad,))
+    reference = ctx.recorded.reference
+    if ctx.random_state is not None:
+        reference = partial(_with_the_same_numbers, ctx.random_state, reference)
+    return None, *gradients_of(reference, held(ctx.given), ctx.needs_input_grad[1:], (grad,))
+
+
+def _with_the_same_numbers(state: Tensor, function: Callable[..., Tensor], *operands: Tensor | None) -> Tensor:
+    """The function's result with random numbers drawn from this state.
+
+    It is computed in a thread of its own: in this one, vmap may refuse to draw numbers.
+    """
+    with fork_rng(devices=[]), ThreadPoolExecutor(1) as thread:
+        torch.set_rng_state(state)
+        return thread.submit(function, *operands).result()
 
 
 class _RecordedFunction(EagerFunction):
     @staticmethod
     def forward(ctx: Any, recorded: Recorded, *operands: Tensor | None) -> Tensor:
+        ctx.random_state = torch.get_rng_state() if recorded.draws else None  # for derivatives of the same numbers
         result, saved = recorded.run(operands)
         backward = recorded.backward
         assert backward is not None
@@ -255,6 +278,7 @@ class _Recording:
         upstream: the result's gradient.
         gradients: by position.
         fills: as in `Recorded`.
+        draws: whether kernels are given random numbers.
         watch: knows what was allocated.
     """
 
@@ -265,9 +289,10 @@ class _Recording:
         _refuse_shared_memory(self.spans)
         self.items: list[RecordedLaunch | _Call] = []
         self.fills: list[tuple[int, Callable[..., object]]] = []
+        self.draws = False
         self.written: set[int] = set()
         self.launches = LaunchRecorder(self._watch_launch)
-        self.watch = Watch(self.on_host, self._place)
+        self.watch = Watch(self.on_host, self._place, computes=True)
         self.gradients: dict[int, Tensor] = {}
         with self._active():
             self.result = function(*given)
@@ -292,7 +317,7 @@ class _Recording:
 
     @contextmanager
     def _active(self) -> Iterator[None]:
-        with self.launches.active(), replays.recording(self), own_mode(self.watch):
+        with self.launches.active(), replays.recording(self), own_mode(self.watch), fork_rng(devices=[]):
             yield
 
     def _take_launches(self) -> None:
@@ -315,6 +340,7 @@ class _Recording:
     def fill(self, tensor: Tensor, fill: Callable[..., object], *operands: Tensor | None) -> None:
         position = next((n for n, each in enumerate(self.operands) if each is tensor), None)
         if position is None or operands:
+            self.draws = True
             self.watch.written((tensor,))
             self.on_host(fill, tensor, *operands)
         else:

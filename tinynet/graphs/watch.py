@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 
 from tinynet.graphs.errors import GraphError
 from tinynet.graphs.tensors import address_of
@@ -38,6 +38,13 @@ _MOVES = {
 
 # Of single numbers, as where losses are weighted and scaled.
 _ARITHMETIC = {aten.add, aten.sub, aten.mul, aten.div, aten.reciprocal, aten.add_, aten.sub_, aten.mul_, aten.div_}
+# Computations, besides those of single elements, that may be done again in each run of a function.
+_COMPUTATIONS = {
+    *(aten.sum, aten.mean, aten.amax, aten.amin, aten.var, aten.std),
+    *(aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten._softmax, aten._softmax_backward_data),
+    *(aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward),
+}
+_DRAWS = {aten.bernoulli_, aten.uniform_, aten.normal_}
 # How a GradScaler looks at gradients, and changes its scale.
 _SCALING = {aten._amp_foreach_non_finite_check_and_unscale_, aten._amp_update_scale_}
 
@@ -52,16 +59,23 @@ class Watch(TorchDispatchMode):
     Args:
         record: takes a function that each replay is to call, and its operands.
         place: keeps a place for such a function, and returns what puts one there.
+        computes: whether PyTorch computes again in each replay, what is not refused in any case: elementwise functions,
+            reductions, products, attention and random numbers. Then only memory that the step allocated may be changed.
 
     Attributes:
         allocated: by address, the memory that the step allocated. It is never freed, for replays use it.
         others: by address, other memory that launches use.
+        draws: whether PyTorch's operators draw random numbers in each replay.
     """
 
-    def __init__(self, record: Callable[..., None], place: Callable[[], Callable[..., None]]) -> None:
+    def __init__(
+        self, record: Callable[..., None], place: Callable[[], Callable[..., None]], computes: bool = False
+    ) -> None:
         super().__init__()
         self.record = record
         self.place = place
+        self.computes = computes
+        self.draws = False
         self.allocated: dict[int, torch.UntypedStorage] = {}
         self.others: dict[int, torch.UntypedStorage] = {}
         self._constants: dict[int, str] = {}  # the operator that computed what is at an address
@@ -76,6 +90,10 @@ class Watch(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         if packet in _UNINITIALIZED:
             return self._add(func(*args, **(kwargs or {})))
+        if self.computes and func._schema.is_mutable and address_of(args[0]) not in self.allocated:
+            raise GraphError(f"recorded: {func.name()} changes a tensor in place that the function did not create")
+        if self.computes and torch.Tag.inplace_view in func.tags:
+            return func(*args, **(kwargs or {}))
         is_arithmetic = _is_arithmetic(func, args, tensors)
         if packet is aten.copy_ or packet in _SCALING or (is_arithmetic and func._schema.is_mutable):
             self.written(tensors if packet in _SCALING else tensors[:1])
@@ -88,11 +106,16 @@ class Watch(TorchDispatchMode):
                 moved, sizes = result
                 self.constant(args[1])
                 self.constant(sizes)
-            self.record(partial(_move, func, structure), moved, *leaves)
+            if packet in (aten.clone, aten._to_copy):
+                self.record(Tensor.copy_, moved, leaves[0])
+            else:
+                self._record_into([moved], func, structure, leaves)
             return result
         is_constant = packet in _FILLED or all(self.is_constant(address_of(tensor)) for tensor in tensors)
         is_random = torch.Tag.nondeterministic_seeded in func.tags
         if not is_constant or is_random or func._schema.is_mutable:
+            if self.computes and _may_be_computed_again(func):
+                return self._computed(func, structure, leaves, args, kwargs or {})
             raise GraphError(
                 f"graphed: the step calls PyTorch's {func.name()}, which a replay would miss; only tinynet's kernels, "
                 "views, copies and constants can be replayed on the CPU. Compute it outside of the step"
@@ -101,6 +124,27 @@ class Watch(TorchDispatchMode):
         if isinstance(result, Tensor):
             self._places[address_of(result)] = result, self.place()
         return result
+
+    def _computed(self, func: Any, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
+        """What PyTorch computes here, and again in each replay."""
+        if func._schema.is_mutable:
+            self.draws |= func.overloadpacket in _DRAWS
+            self.written((args[0],))
+            self.record(partial(_call, func, structure), *leaves)
+            return args[0]
+        results = self._add(func(*args, **kwargs))
+        self._record_into([each for each in tree_leaves(results) if isinstance(each, Tensor)], func, structure, leaves)
+        return results
+
+    def _record_into(self, results: list[Tensor], func: Any, structure: Any, leaves: list[Any]) -> None:
+        """Has each replay compute into these tensors."""
+        into, name = _writing(func)
+        if into is None or len(results) != 1:
+            self.record(partial(_compute, func, structure, len(results)), *results, *leaves)
+        elif structure == _structure_of(len(leaves)):
+            self.record(partial(_write, into, name), *results, *leaves)
+        else:
+            self.record(partial(_write_structured, into, name, structure), *results, *leaves)
 
     def written(self, tensors: Iterable[Tensor]) -> None:
         """Says that each replay writes to these tensors. A constant among them gets its values again in each.
@@ -156,7 +200,44 @@ def _call(func: Any, structure: Any, *leaves: Any) -> None:
     func(*args, **kwargs)
 
 
-def _move(func: Any, structure: Any, result: Tensor, *leaves: Any) -> None:
+def _compute(func: Any, structure: Any, count: int, *operands: Any) -> None:
+    """Computes, and copies the results into the first operands, so many as `count`."""
+    args, kwargs = tree_unflatten(operands[count:], structure)
+    for result, computed in zip(operands[:count], tree_leaves(func(*args, **kwargs)), strict=False):
+        result.copy_(computed)
+
+
+def _write(into: Any, name: str, result: Tensor, *args: Any) -> None:
+    """Computes into the result, which `into` takes by this name."""
+    into(*args, **{name: result})
+
+
+def _write_structured(into: Any, name: str, structure: Any, result: Tensor, *leaves: Any) -> None:
     args, kwargs = tree_unflatten(leaves, structure)
-    moved = args[0] if func.overloadpacket in (aten.clone, aten._to_copy) else func(*args, **kwargs)
-    result.copy_(moved[0] if isinstance(moved, tuple) else moved)
+    into(*args, **kwargs, **{name: result})
+
+
+@cache
+def _structure_of(count: int) -> Any:
+    """Of a call with so many arguments, none by name and none a list."""
+    return tree_structure((tuple(range(count)), {}))
+
+
+@cache
+def _writing(func: Any) -> tuple[Any, str]:
+    """The operator that writes what `func` returns into a given tensor, and that argument's name; or None."""
+    given = [(argument.name, str(argument.type)) for argument in func._schema.arguments]
+    for overload in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, overload)
+        out = [argument.name for argument in other._schema.arguments if argument.is_out]
+        rest = [(each.name, str(each.type)) for each in other._schema.arguments if not each.is_out]
+        if len(out) == 1 and rest == given:
+            return other, out[0]
+    return None, ""
+
+
+def _may_be_computed_again(func: Any) -> bool:
+    """Whether an operator's results depend on its operands' values alone, or are random numbers."""
+    if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        return False
+    return torch.Tag.pointwise in func.tags or func.overloadpacket in _COMPUTATIONS | _DRAWS

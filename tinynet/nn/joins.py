@@ -37,6 +37,8 @@ _FORWARDS: dict[type[torch.nn.Module], Any] = {
 }
 LAYERS = frozenset(_FORWARDS)
 COMPUTING_LAYERS = LAYERS - frozenset(_LIGHT)
+# The forwards of sequences, which call their modules in turn; `tinynet.nn.sequential` adds its own.
+FORWARDS_IN_TURN: set[Any] = {torch.nn.Sequential.forward}
 
 
 class Added(NamedTuple):
@@ -84,12 +86,18 @@ def add_and_normalize(norm: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[Tens
 def is_plain(module: Any) -> bool:
     """Whether calling this layer runs only its class's own `forward`."""
     layer = type(module)
-    return not (
-        layer.forward is not _FORWARDS[layer]
-        or layer.__call__ is not _CALL
-        or "forward" in module.__dict__
-        or has_hooks(module)
-    )
+    return layer.forward is _FORWARDS[layer] and runs_its_forward(module)
+
+
+def is_sequence(module: Any) -> bool:
+    """Whether calling the module calls its modules in turn and runs nothing else."""
+    is_one = isinstance(module, torch.nn.Sequential) and type(module).forward in FORWARDS_IN_TURN
+    return is_one and runs_its_forward(module)
+
+
+def runs_its_forward(module: Any) -> bool:
+    """Whether calling the module runs its class's `forward` and nothing else."""
+    return type(module).__call__ is _CALL and "forward" not in module.__dict__ and not has_hooks(module)
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

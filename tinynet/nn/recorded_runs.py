@@ -1,16 +1,16 @@
-"""Runs of layers whose launches are recorded on a CPU, and then run without Python between them.
+"""Modules whose launches are recorded on a CPU, and then run without Python between them.
 
-For small layers, the work of the host takes longer than the kernels. The third call of layers in a row with inputs of
-the same shapes, strides and dtypes records what they launch, forward and backward (`tinynet.graphs.recorded`). Later
-calls run the recording, unless something has changed that the layers depend on. In all other cases, and while something
-watches launches or operators, the layers are called one after another.
+For small layers, the work of the host takes longer than the kernels. The third call of layers in a row, or of a
+converted module, with inputs of the same shapes, strides and dtypes records what it launches, forward and backward
+(`tinynet.graphs.recorded`). Later calls run the recording, unless something has changed that the modules depend on
+(`tinynet.nn.dependencies`). In all other cases, and while something watches launches or operators, the modules are
+called as usual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import is_, itemgetter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,65 +19,61 @@ from torch import Tensor
 
 from tinynet.dispatch import KERNEL_DTYPES, Route, is_plain_eager, route_of_plain
 from tinynet.graphs.errors import GraphError
-from tinynet.nn.joins import BATCH_NORMS, COMPUTING_LAYERS, CONVOLUTIONS, LAYERS, Added, Step, call_joined, is_plain
+from tinynet.nn.dependencies import Known, is_parent, is_same, nodes_of, noted, rebuilt, runs_only_itself, tensors_of
+from tinynet.nn.joins import COMPUTING_LAYERS, CONVOLUTIONS, LAYERS, Added, Step, call_joined
+from tinynet.nn.linear import Linear
 from tinynet.ops.arguments import autocast_dtype
 from tinynet_engines import offline
 from tinynet_kernels.activation_spec import Activation
 
 _FIRST_CALLS = 2  # of one form are not recorded: they compile the kernels
-_MOST_CONVOLUTIONS = 4  # of one run: the backward frees what the forward left when it has computed all gradients
 _MOST_ELEMENTS = 1 << 22  # of an input; with more the kernels take so long that the host's time does not count
+# Bytes that a forward leaves to its backward, which frees them when it has computed all gradients. The C library's
+# allocator takes larger blocks from the system, and gives them back, each time.
+_MOST_SAVED = 1 << 25
 _MOST_FORMS = 16  # of the inputs of one run, and how often one of them is recorded
 _TENSORS = (Tensor, torch.nn.Parameter)
-# Hooks and tensors, which are looked at in every call.
-_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module())) - {"training"}
-
-
-class _Layer(NamedTuple):
-    """What the call of a layer depends on, besides the values and forms of its tensors.
-
-    Attributes:
-        kind: its class.
-        count: how many attributes it has.
-        select: takes the attributes; returns the values of those that not every module has, and of `training`.
-        values: these.
-        names: theirs.
-        parameters, buffers: their names.
-    """
-
-    kind: type
-    count: int
-    select: Callable[[dict[str, Any]], tuple[Any, ...]]
-    values: tuple[Any, ...]
-    names: list[str]
-    parameters: list[str]
-    buffers: list[str]
 
 
 class _Run(NamedTuple):
-    """A recorded run of layers.
+    """A recorded run.
 
     Attributes:
-        steps: for each a `_Layer`, an activation, or `Added`.
+        nodes: what it depends on.
         operands: what each tensor is like.
         recorded: takes them.
     """
 
-    steps: list[Any]
+    nodes: list[Known]
     operands: list[Any]
     recorded: Any
 
 
 class _Form:
-    """What is known of the calls of a run with an input of one form."""
+    """What is known of the calls that begin with one module and an input of one form.
+
+    Attributes:
+        calls: how many there were.
+        recordings_left: how often a call may still be recorded.
+        most_steps: of a recorded run; with more, the forward leaves too much.
+        takes_modules: whether a recorded run may have steps that are no layers.
+        run: the last recording.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
         self.recordings_left = _MOST_FORMS
+        self.most_steps = 1 << 30
+        self.takes_modules = True
         self.run: _Run | None = None
 
+    def is_ready(self) -> bool:
+        """Whether this call may run a recording; it is counted."""
+        self.calls += 1
+        return self.calls > _FIRST_CALLS and self.recordings_left > 0
 
-# By the first layer of a run, and what the inputs are like.
+
+# By the first module of a run, and what the inputs are like.
 _forms: WeakKeyDictionary[Any, dict[tuple[Any, ...], _Form]] = WeakKeyDictionary()
 
 
@@ -92,11 +88,41 @@ def call_in_turn(steps: Sequence[Step], x: Any) -> Any:
         return call_joined(steps, x)
     position = 0
     while position < len(steps):
-        end = _end_of_run(steps, position)
+        first: Any = steps[position]
+        form = None
+        if type(x) in _TENSORS and (type(first) in LAYERS or is_parent(first)):
+            form = _form_of(first, (None, first.training), (x,))
+        end = _end_of_run(steps, position, form)
         run = steps[position:end]
-        y = _call_recorded(run, x) if _is_worth_recording(run) and type(x) in _TENSORS else None
+        y = None
+        if form is not None and _is_worth_recording(run) and form.is_ready():
+            y = _call_recorded(form, run, x)
         x, position = call_joined(run, x) if y is None else y, end
     return x
+
+
+def call_module(module: Any, run: Callable[..., Any], structure: Any, inputs: Sequence[Any]) -> Tensor | None:
+    """A converted module's output, by a recording; None where there is none.
+
+    Args:
+        module: whose forward this is.
+        run: takes a module like it and the inputs, and computes the output.
+        structure: of the arguments that the inputs are part of.
+        inputs: all tensors among them.
+    """
+    if not inputs or not all(map(_may_record, inputs)):
+        return None
+    form = _form_of(module, structure, inputs)
+    if form is None or not form.is_ready():
+        return None
+    nodes = nodes_of((module,))
+    if not all(map(runs_only_itself, nodes[1:])):  # hooks of the module itself are called around its forward
+        return None
+    if form.run is None and sum(map(_computes, nodes)) < 2:
+        form.recordings_left = 0
+        return None
+    reference = partial(_module_from_tensors, run, len(inputs))
+    return _run_recorded(form, nodes, list(inputs), partial(run, module), reference, partial(_give_up, form))
 
 
 def _may_record(x: Any) -> bool:
@@ -112,81 +138,105 @@ def _may_record(x: Any) -> bool:
     return is_recordable()
 
 
-def _end_of_run(steps: Sequence[Step], start: int) -> int:
-    """The position after the layers from `start` on that one recording may hold, or after one step that none holds."""
-    convolutions, position = 0, start
-    while position < len(steps) and (type(steps[position]) in LAYERS or type(steps[position]) in (Activation, Added)):
-        if type(steps[position]) in CONVOLUTIONS:
-            convolutions += 1
-            if convolutions > _MOST_CONVOLUTIONS:
-                break
-        position += 1
-    return max(position, start + 1)
+def _form_of(first: Any, structure: Any, inputs: Sequence[Tensor]) -> _Form | None:
+    """What is known of such calls; None where there are too many others."""
+    from tinynet.graphs.recorded import settings  # not at import, as above
+
+    like = [(x.shape, x.stride(), x.dtype, x.requires_grad) for x in inputs]
+    key = structure, *like, torch.is_grad_enabled(), *settings()
+    forms = _forms.setdefault(first, {})
+    form = forms.get(key)
+    if form is None and len(forms) < _MOST_FORMS:
+        form = forms[key] = _Form()
+    return form
+
+
+def _end_of_run(steps: Sequence[Any], start: int, form: _Form | None) -> int:
+    """The position after the steps from `start` on that one recording may hold, or after one step that none holds."""
+    if form is None:
+        return start + 1
+    end = start
+    while end < len(steps) and _may_be_part(steps[end], form):
+        end += 1
+    if end - start > form.most_steps:
+        end = start + form.most_steps
+        while end > start + 1 and not _begins(steps[end]):
+            end -= 1
+    return max(end, start + 1)
+
+
+def _may_be_part(step: Any, form: _Form) -> bool:
+    kind = type(step)
+    return kind in LAYERS or kind in (Activation, Added) or (form.takes_modules and is_parent(step))
+
+
+def _begins(step: Any) -> bool:
+    """Whether no call joins a step with the ones before it."""
+    return type(step) in (Linear, *CONVOLUTIONS) or is_parent(step)
 
 
 def _is_worth_recording(run: Sequence[Step]) -> bool:
-    """Whether a run begins with a layer and computes two steps or more."""
-    computing = sum(type(step) in COMPUTING_LAYERS or type(step) in (Activation, Added) for step in run)
-    return computing > 1 and type(run[0]) in LAYERS
+    """Whether a run computes two steps or more."""
+    return len(run) > 1 and sum(_computes(step) or is_parent(step) for step in run) > 1
 
 
-def _call_recorded(steps: Sequence[Any], x: Tensor) -> Tensor | None:
+def _computes(node: Any) -> bool:
+    return type(node) in COMPUTING_LAYERS or type(node) in (Activation, Added)
+
+
+def _call_recorded(form: _Form, steps: Sequence[Any], x: Tensor) -> Tensor | None:
     """The last step's output, by a recording; None where there is none."""
-    from tinynet.graphs.recorded import settings  # not at import, as above
-
-    key = (
-        *(len(steps), x.shape, x.stride(), x.dtype, x.requires_grad, torch.is_grad_enabled(), steps[0].training),
-        *settings(),
-    )
-    forms = _forms.setdefault(steps[0], {})
-    form = forms.get(key)
-    if form is None:
-        if len(forms) == _MOST_FORMS:
-            return None
-        form = forms[key] = _Form()
-    form.calls += 1
-    if form.calls <= _FIRST_CALLS or not form.recordings_left or not all(map(_runs_only_itself, steps)):
+    nodes = nodes_of(steps)
+    if not all(map(runs_only_itself, nodes)):
         return None
-    inputs, others = _operands(steps, x)
-    operands = inputs + others
+    inputs = [x, *[step.tensor for step in steps if type(step) is Added]]
+
+    def run(x: Tensor, *added: Tensor) -> Tensor:
+        remaining = iter(added)
+        return call_joined([Added(next(remaining)) if type(step) is Added else step for step in steps], x)
+
+    reference = partial(_steps_from_tensors, len(inputs))
+    return _run_recorded(form, nodes, inputs, run, reference, partial(_shorten, form, steps))
+
+
+def _run_recorded(
+    form: _Form,
+    nodes: Sequence[Any],
+    inputs: list[Tensor],
+    function: Callable[..., Any],
+    reference: Callable[..., Tensor],
+    give_up: Callable[[bool], None],
+) -> Tensor | None:
+    """The function's output, by a recording, which is made if need be; None where there is none.
+
+    Args:
+        form: of the call.
+        nodes: what the function calls.
+        inputs: what it takes.
+        function: what is recorded.
+        reference: the same, of what was noted of the nodes, the inputs and the nodes' tensors.
+        give_up: is told of a failure, and whether it is that the forward leaves too much to the backward.
+    """
+    operands = inputs + tensors_of(nodes)
     if not is_plain_eager(*operands):
         return None
-    run = form.run
-    if run is None or not _is_unchanged(run, steps, operands):
-        run = form.run = _recorded(steps, inputs, others)
-        form.recordings_left = 0 if run is None else form.recordings_left - 1
-    return None if run is None else run.recorded(operands)
+    if form.run is None or not _is_unchanged(form.run, nodes, operands):
+        form.recordings_left -= 1
+        form.run = _recorded(nodes, inputs, operands, function, reference)
+        if form.run is None or form.run.recorded.size_of_saved() > _MOST_SAVED:
+            give_up(form.run is not None)
+            form.run = None
+            return None
+    return form.run.recorded(operands)
 
 
-def _runs_only_itself(step: Any) -> bool:
-    return type(step) is Activation or type(step) is Added or is_plain(step)
-
-
-def _operands(steps: Sequence[Any], x: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-    """The inputs of steps, and the layers' own tensors."""
-    inputs: list[Tensor] = [x]
-    others: list[Tensor | None] = []
-    for step in steps:
-        if type(step) is Added:
-            inputs.append(step.tensor)
-        elif type(step) is not Activation:
-            others += step._parameters.values()
-            others += step._buffers.values()
-    return inputs, others
-
-
-def _is_unchanged(run: _Run, steps: Sequence[Any], operands: Sequence[Tensor | None]) -> bool:
-    """Whether the layers do what they did, on tensors like the recorded ones."""
-    return all(map(_is_same, steps, run.steps)) and list(map(_like, operands)) == run.operands
-
-
-def _is_same(step: Any, known: Any) -> bool:
-    if type(known) is not _Layer:
-        return type(step) is Added if known is Added else step == known
-    if type(step) is not known.kind:
-        return False
-    own = step.__dict__
-    return len(own) == known.count and all(map(is_, known.select(own), known.values))
+def _is_unchanged(run: _Run, nodes: Sequence[Any], operands: Sequence[Tensor | None]) -> bool:
+    """Whether the nodes do what they did, on tensors like the recorded ones."""
+    return (
+        len(nodes) == len(run.nodes)
+        and all(map(is_same, nodes, run.nodes))
+        and list(map(_like, operands)) == run.operands
+    )
 
 
 def _like(tensor: Tensor | None) -> Any:
@@ -195,60 +245,48 @@ def _like(tensor: Tensor | None) -> Any:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad, tensor.is_cpu
 
 
-def _recorded(steps: Sequence[Any], inputs: list[Tensor], others: list[Tensor | None]) -> _Run | None:
-    """The steps recorded; None where they do something that a recording would miss."""
+def _recorded(
+    nodes: Sequence[Any],
+    inputs: list[Tensor],
+    operands: list[Any],
+    function: Callable[..., Any],
+    reference: Callable[..., Tensor],
+) -> _Run | None:
+    """The function recorded; None where it does something that a recording would miss."""
     from tinynet.graphs.recorded import record
 
-    known = [_described(step) for step in steps]
-    if None in known:
+    known = noted(nodes)
+    if known is None:
         return None
-
-    def run(x: Tensor, *added: Tensor) -> Tensor:
-        remaining = iter(added)
-        return call_joined([Added(next(remaining)) if type(step) is Added else step for step in steps], x)
-
     try:
-        recorded = record(run, inputs, others, partial(_reference, known))
+        recorded = record(function, inputs, operands[len(inputs) :], partial(reference, known))
     except (GraphError, RuntimeError):  # such as an operator of PyTorch's, or a kernel without a plan
         return None
-    return _Run(known, [_like(each) for each in (*inputs, *others)], recorded)
+    return _Run(known, list(map(_like, operands)), recorded)
 
 
-def _described(step: Any) -> Any:
-    """What a recording remembers of a step; None where it has attributes that can change without being replaced."""
-    if type(step) is Activation:
-        return step
-    if type(step) is Added:
-        return Added
-    own = step.__dict__
-    names = [name for name in own if name not in _OF_EVERY_MODULE]
-    if not all(_is_constant(own[name]) or (name.startswith("_") and type(own[name]) is list) for name in names):
-        return None
-    select = itemgetter(*names, names[0])  # of one name alone it would return no tuple
-    return _Layer(type(step), len(own), select, select(own), names, list(step._parameters), list(step._buffers))
+def _give_up(form: _Form, is_too_large: bool) -> None:
+    form.recordings_left = 0
 
 
-def _is_constant(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_constant, value))
-    return value is None or isinstance(value, bool | int | float | str | type | torch.dtype | Activation)
+def _shorten(form: _Form, steps: Sequence[Any], is_too_large: bool) -> None:
+    """Lets later runs have fewer steps, or none."""
+    if is_too_large:
+        form.most_steps = len(steps) // 2
+    elif any(map(is_parent, steps)):
+        form.takes_modules = False
+    else:
+        form.recordings_left = 0
 
 
-def _reference(known: Sequence[Any], x: Tensor, *operands: Tensor | None) -> Tensor:
-    """The same steps as a function of all operands, which can be differentiated twice. No statistics are updated."""
-    count = sum(each is Added for each in known)
-    added, others = iter(operands[:count]), iter(operands[count:])
-    steps: list[Any] = []
-    for each in known:
-        if type(each) is not _Layer:
-            steps.append(Added(next(added)) if each is Added else each)  # pyright: ignore[reportArgumentType]
-            continue
-        layer: Any = object.__new__(each.kind)
-        torch.nn.Module.__init__(layer)
-        layer._parameters.update((name, next(others)) for name in each.parameters)
-        layer._buffers.update((name, next(others)) for name in each.buffers)
-        layer.__dict__.update(zip(each.names, each.values, strict=False))
-        if each.kind in BATCH_NORMS and layer.training:
-            layer.track_running_stats = False
-        steps.append(layer)
-    return call_joined(steps, x)
+def _steps_from_tensors(count: int, known: Sequence[Known], x: Tensor, *operands: Tensor | None) -> Tensor:
+    """Steps as a function of all their tensors, which can be differentiated twice: `count` inputs, and the others."""
+    return call_joined(rebuilt(known, iter(operands[: count - 1]), iter(operands[count - 1 :])), x)
+
+
+def _module_from_tensors(
+    run: Callable[..., Any], count: int, known: Sequence[Known], *operands: Tensor | None
+) -> Tensor:
+    """A converted module's forward as such a function."""
+    (module,) = rebuilt(known, iter(()), iter(operands[count:]))
+    return run(module, *operands[:count])

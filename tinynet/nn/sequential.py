@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tinynet.nn.joins import has_hooks
+from tinynet.nn.joins import FORWARDS_IN_TURN, is_sequence, runs_its_forward
 from tinynet.nn.recorded_runs import call_in_turn
 
 
@@ -50,10 +50,10 @@ def flattened(steps: Iterable[Any]) -> list[Any]:
     flat = []
     for step in steps:
         if isinstance(step, torch.nn.Sequential):
-            inner = step._modules.values() if _is_sequence(step) else None
+            inner = step._modules.values() if is_sequence(step) else None
         else:
             find = getattr(type(step), "_steps", None)
-            inner = find(step) if find is not None and type(step).__call__ is _CALL and not has_hooks(step) else None
+            inner = find(step) if find is not None and runs_its_forward(step) else None
         if inner is None:
             flat.append(step)
         else:
@@ -61,15 +61,4 @@ def flattened(steps: Iterable[Any]) -> list[Any]:
     return flat
 
 
-_CALL = torch.nn.Module.__call__
-_FORWARDS = torch.nn.Sequential.forward, Sequential.forward
-
-
-def _is_sequence(module: torch.nn.Sequential) -> bool:
-    """Whether calling the module calls its modules in turn and runs nothing else."""
-    return (
-        type(module).forward in _FORWARDS
-        and "forward" not in module.__dict__
-        and type(module).__call__ is _CALL
-        and not has_hooks(module)
-    )
+FORWARDS_IN_TURN.add(Sequential.forward)

@@ -18,6 +18,7 @@ from tinynet_kernels.activation_spec import Activation
 
 # Hooks and tensors, which are looked at in every call.
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module())) - {"training"}
+_LISTS = torch.nn.ModuleList, torch.nn.ModuleDict
 
 
 class Forward(Protocol):
@@ -60,7 +61,7 @@ class Parent(NamedTuple):
         kind: its class.
         training: its mode.
         children: their names.
-        forward: what else it depends on; None for a sequence.
+        forward: what else it depends on; None for a sequence or a list.
         parameters, buffers: their names.
     """
 
@@ -106,7 +107,9 @@ def runs_only_itself(node: Any) -> bool:
     kind = type(node)
     if kind in LAYERS:
         return is_plain(node)
-    return node is None or kind in (Activation, Added) or (runs_its_forward(node) and is_parent(node))
+    if node is None or kind in (Activation, Added):
+        return True
+    return runs_its_forward(node) and (kind in _LISTS or is_parent(node))
 
 
 def noted(nodes: Sequence[Any]) -> list[Known] | None:
@@ -175,7 +178,7 @@ def _noted(node: Any) -> Known:
         return node
     own = node.__dict__
     parameters, buffers = list(node._parameters), list(node._buffers)
-    if is_parent(node):
+    if kind in _LISTS or is_parent(node):
         find = getattr(kind, "_forward_of", None)
         forward = None if find is None else find(node)
         if find is not None and forward is None:

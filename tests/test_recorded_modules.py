@@ -331,6 +331,7 @@ class Counting(torch.nn.Module):
         super().__init__()
         self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
         self.register_buffer("calls", torch.zeros(1))
+        self.calls: Tensor
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         self.calls.add_(1)
@@ -351,7 +352,7 @@ Counting.__module__ = Two.__module__ = "torchvision.imitated"
 
 
 def test_what_changes_buffers_or_inputs_is_not_recorded() -> None:
-    model = tinynet.convert(Counting(), verbose=False)
+    model: Any = tinynet.convert(Counting(), verbose=False)
     for call in range(5):
         x, y = torch.ones(2, 4), torch.zeros(2, 4)
         expected = model.layers(2 * x)

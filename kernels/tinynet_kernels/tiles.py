@@ -156,6 +156,7 @@ LIGHT_ACTIVATIONS = frozenset({"identity", "relu", "leaky_relu", "relu6", "hardt
 _HEAVY_ACTIVATIONS = frozenset({"mish", "softplus", "log_sigmoid"})
 
 
+_WORTH_BALANCING = 0.92  # of the time: each tile costs some time too
 _LONGEST_CPU_TILE = 1 << 15  # elements of an fp32 tile that leaves the second-level cache to the operands
 
 
@@ -185,7 +186,7 @@ def linear_tile(
     if target.kind == "cpu":
         while tile.block_n > 32 and ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n) < target.processors:
             tile = tile._replace(block_n=tile.block_n // 2)
-        return with_more_rows(tile, M, N, target)
+        return _balanced(with_more_rows(tile, M, N, target), M, N, target)
     if target.kind not in ("cuda", "hip"):
         return tile
     if aligned and dtype is not torch.float32:
@@ -212,6 +213,25 @@ def with_more_rows(tile: GemmTile, M: int, N: int, target: Target) -> GemmTile:
     ):
         block_m *= 2
     return tile._replace(block_m=block_m)
+
+
+def _balanced(tile: GemmTile, M: int, N: int, target: Target) -> GemmTile:
+    """The tile with as few columns as let a CPU's threads finish a product of few tiles at about the same time."""
+    best = tile
+    while tile.block_n > 32 and ceil_div(M, tile.block_m) * ceil_div(N, tile.block_n) < 8 * target.processors:
+        tile = tile._replace(block_n=tile.block_n // 2)
+        if _longest_share(tile, M, N, target) < _WORTH_BALANCING * _longest_share(best, M, N, target):
+            best = tile
+    return best
+
+
+def _longest_share(tile: GemmTile, M: int, N: int, target: Target) -> int:
+    """How many elements the busiest thread computes, where each takes the next tile when it has done one."""
+    shares = [0] * target.processors
+    for column in range(0, N, tile.block_n):
+        for row in range(0, M, tile.block_m):
+            shares[shares.index(min(shares))] += min(tile.block_m, M - row) * min(tile.block_n, N - column)
+    return max(shares)
 
 
 def _deeper(tile: GemmTile, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> GemmTile:

@@ -86,9 +86,8 @@ def nodes_of(steps: Iterable[Any]) -> list[Any]:
     nodes: list[Any] = []
     for step in steps:
         nodes.append(step)
-        modules = None if type(step) in (Activation, Added) or step is None else step._modules
-        if modules:
-            nodes += nodes_of(modules.values())
+        if type(step) not in LAYERS and isinstance(step, torch.nn.Module):
+            nodes += nodes_of(step._modules.values())
     return nodes
 
 
@@ -121,7 +120,7 @@ def noted(nodes: Sequence[Any]) -> list[Known] | None:
 def is_same(node: Any, known: Known) -> bool:
     """Whether a node does what was noted."""
     kind = type(known)
-    if kind is Layer:
+    if kind is Layer:  # pyright doesn't narrow by a class that is compared, which is faster than isinstance
         if type(node) is not known.kind:  # pyright: ignore
             return False
         own = node.__dict__

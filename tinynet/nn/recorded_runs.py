@@ -39,11 +39,13 @@ class _Run(NamedTuple):
     """A recorded run.
 
     Attributes:
-        nodes: what it depends on.
+        steps: how many there are.
+        nodes: what they depend on.
         operands: what each tensor is like.
         recorded: takes them.
     """
 
+    steps: int
     nodes: list[Known]
     operands: list[Any]
     recorded: Any
@@ -68,7 +70,7 @@ class _Form:
         self.run: _Run | None = None
 
     def is_ready(self) -> bool:
-        """Whether this call may run a recording; it is counted."""
+        """Whether a recording may serve this call, which is counted."""
         self.calls += 1
         return self.calls > _FIRST_CALLS and self.recordings_left > 0
 
@@ -92,10 +94,13 @@ def call_in_turn(steps: Sequence[Step], x: Any) -> Any:
         form = None
         if type(x) in _TENSORS and (type(first) in LAYERS or is_parent(first)):
             form = _form_of(first, (None, first.training), (x,))
-        end = _end_of_run(steps, position, form)
+        if form is not None and form.run is not None:
+            end = position + form.run.steps
+        else:
+            end = _end_of_run(steps, position, form)
         run = steps[position:end]
         y = None
-        if form is not None and _is_worth_recording(run) and form.is_ready():
+        if form is not None and form.is_ready() and (form.run is not None or _is_worth_recording(run)):
             y = _call_recorded(form, run, x)
         x, position = call_joined(run, x) if y is None else y, end
     return x
@@ -122,7 +127,7 @@ def call_module(module: Any, run: Callable[..., Any], structure: Any, inputs: Se
         form.recordings_left = 0
         return None
     reference = partial(_module_from_tensors, run, len(inputs))
-    return _run_recorded(form, nodes, list(inputs), partial(run, module), reference, partial(_give_up, form))
+    return _run_recorded(form, 1, nodes, list(inputs), partial(run, module), reference, partial(_give_up, form))
 
 
 def _may_record(x: Any) -> bool:
@@ -196,11 +201,12 @@ def _call_recorded(form: _Form, steps: Sequence[Any], x: Tensor) -> Tensor | Non
         return call_joined([Added(next(remaining)) if type(step) is Added else step for step in steps], x)
 
     reference = partial(_steps_from_tensors, len(inputs))
-    return _run_recorded(form, nodes, inputs, run, reference, partial(_shorten, form, steps))
+    return _run_recorded(form, len(steps), nodes, inputs, run, reference, partial(_shorten, form, steps))
 
 
 def _run_recorded(
     form: _Form,
+    steps: int,
     nodes: Sequence[Any],
     inputs: list[Tensor],
     function: Callable[..., Any],
@@ -211,7 +217,8 @@ def _run_recorded(
 
     Args:
         form: of the call.
-        nodes: what the function calls.
+        steps: how many the function calls.
+        nodes: what it calls in all.
         inputs: what it takes.
         function: what is recorded.
         reference: the same, of what was noted of the nodes, the inputs and the nodes' tensors.
@@ -222,7 +229,7 @@ def _run_recorded(
         return None
     if form.run is None or not _is_unchanged(form.run, nodes, operands):
         form.recordings_left -= 1
-        form.run = _recorded(nodes, inputs, operands, function, reference)
+        form.run = _recorded(steps, nodes, inputs, operands, function, reference)
         if form.run is None or form.run.recorded.size_of_saved() > _MOST_SAVED:
             give_up(form.run is not None)
             form.run = None
@@ -246,6 +253,7 @@ def _like(tensor: Tensor | None) -> Any:
 
 
 def _recorded(
+    steps: int,
     nodes: Sequence[Any],
     inputs: list[Tensor],
     operands: list[Any],
@@ -262,7 +270,7 @@ def _recorded(
         recorded = record(function, inputs, operands[len(inputs) :], partial(reference, known))
     except (GraphError, RuntimeError):  # such as an operator of PyTorch's, or a kernel without a plan
         return None
-    return _Run(known, list(map(_like, operands)), recorded)
+    return _Run(steps, known, list(map(_like, operands)), recorded)
 
 
 def _give_up(form: _Form, is_too_large: bool) -> None:

@@ -47,8 +47,9 @@ def convert(
         model: any module. Models of tinynet.nn may be parts of it.
         fuse: whether to join neighboring layers into one kernel: a linear layer or convolution and an activation, a
             convolution and batch normalization, a normalization and an activation, an addition and a normalization.
-            The forward of each module that has children is traced by torch.fx for this, for training and evaluation
-            separately; where that fails, its layers are called one by one. Modules keep their own hooks.
+            The forward of each module that has children, and of each module of torchvision and timm, is traced by
+            torch.fx for this, for training and evaluation separately; where that fails, its layers are called one by
+            one. Modules keep their own hooks. On CPUs, traced modules are recorded, and run without Python in between.
         channels_last: whether to put the weights of convolutions into channels_last memory, the fastest for
             convolutions; the outputs are then channels_last too.
         verbose: whether to print the report.

@@ -361,6 +361,17 @@ def test_what_changes_buffers_or_inputs_is_not_recorded() -> None:
         assert torch.equal(x, torch.full((2, 4), 2.0))
 
 
+def test_parameters_that_are_frozen_in_every_other_step(runs: list[Recorded]) -> None:
+    model, _, x = converted("residual")
+    other = copy.deepcopy(model)
+    for call in range(12):
+        for each in (model, other):
+            each.requires_grad_(call % 2 == 0)
+        assert_same(step(model, x, call), unrecorded(other, x, call))
+    assert len({id(run) for run in runs}) == 2
+    assert len(runs) == 10
+
+
 def test_several_inputs(runs: list[Recorded]) -> None:
     torch.manual_seed(6)
     model = tinynet.convert(Two(), verbose=False)

@@ -44,7 +44,10 @@ _COMPUTATIONS = {
     *(aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten._softmax, aten._softmax_backward_data),
     *(aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward),
 }
-_DRAWS = {aten.bernoulli_, aten.uniform_, aten.normal_}
+_DRAWS = {
+    *(aten.bernoulli_, aten.uniform_, aten.normal_, aten.bernoulli),
+    *(aten.rand, aten.randn, aten.rand_like, aten.randn_like),
+}
 # How a GradScaler looks at gradients, and changes its scale.
 _SCALING = {aten._amp_foreach_non_finite_check_and_unscale_, aten._amp_update_scale_}
 
@@ -90,7 +93,7 @@ class Watch(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         if packet in _UNINITIALIZED:
             return self._add(func(*args, **(kwargs or {})))
-        if self.computes and func._schema.is_mutable and address_of(args[0]) not in self.allocated:
+        if self.computes and func._schema.is_mutable and not self._owns(args[0]):
             raise GraphError(f"recorded: {func.name()} changes a tensor in place that the function did not create")
         if self.computes and torch.Tag.inplace_view in func.tags:
             return func(*args, **(kwargs or {}))
@@ -125,10 +128,13 @@ class Watch(TorchDispatchMode):
             self._places[address_of(result)] = result, self.place()
         return result
 
+    def _owns(self, operand: Any) -> bool:
+        return isinstance(operand, Tensor) and address_of(operand) in self.allocated
+
     def _computed(self, func: Any, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
         """What PyTorch computes here, and again in each replay."""
+        self.draws |= func.overloadpacket in _DRAWS
         if func._schema.is_mutable:
-            self.draws |= func.overloadpacket in _DRAWS
             self.written((args[0],))
             self.record(partial(_call, func, structure), *leaves)
             return args[0]

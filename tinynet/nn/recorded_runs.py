@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from tinynet.dispatch import KERNEL_DTYPES, Route, is_plain_eager, route_of_plain
-from tinynet.graphs.errors import GraphError
 from tinynet.nn.dependencies import Known, is_parent, is_same, nodes_of, noted, rebuilt, runs_only_itself, tensors_of
 from tinynet.nn.joins import COMPUTING_LAYERS, CONVOLUTIONS, LAYERS, Added, Step, call_joined
 from tinynet.nn.linear import Linear
@@ -32,6 +31,7 @@ _MOST_ELEMENTS = 1 << 22  # of an input; with more the kernels take so long that
 # allocator takes larger blocks from the system, and gives them back, each time.
 _MOST_SAVED = 1 << 25
 _MOST_FORMS = 16  # of the inputs of one run, and how often one of them is recorded
+_MOST_RUNS = 4  # of one form: a model whose parameters are frozen in every other step has two
 _TENSORS = (Tensor, torch.nn.Parameter)
 
 
@@ -59,7 +59,7 @@ class _Form:
         recordings_left: how often a call may still be recorded.
         most_steps: of a recorded run; with more, the forward leaves too much.
         takes_modules: whether a recorded run may have steps that are no layers.
-        run: the last recording.
+        runs: recordings, the last used first.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class _Form:
         self.recordings_left = _MOST_FORMS
         self.most_steps = 1 << 30
         self.takes_modules = True
-        self.run: _Run | None = None
+        self.runs: list[_Run] = []
 
     def is_ready(self) -> bool:
         """Whether a recording may serve this call, which is counted."""
@@ -94,13 +94,11 @@ def call_in_turn(steps: Sequence[Step], x: Any) -> Any:
         form = None
         if type(x) in _TENSORS and (type(first) in LAYERS or is_parent(first)):
             form = _form_of(first, (None, first.training), (x,))
-        if form is not None and form.run is not None:
-            end = position + form.run.steps
-        else:
-            end = _end_of_run(steps, position, form)
+        known = form is not None and form.runs
+        end = position + known[0].steps if known else _end_of_run(steps, position, form)
         run = steps[position:end]
         y = None
-        if form is not None and form.is_ready() and (form.run is not None or _is_worth_recording(run)):
+        if form is not None and form.is_ready() and (form.runs or _is_worth_recording(run)):
             y = _call_recorded(form, run, x)
         x, position = call_joined(run, x) if y is None else y, end
     return x
@@ -123,7 +121,7 @@ def call_module(module: Any, run: Callable[..., Any], structure: Any, inputs: Se
     nodes = nodes_of((module,))
     if not all(map(runs_only_itself, nodes[1:])):  # hooks of the module itself are called around its forward
         return None
-    if form.run is None and sum(map(_computes, nodes)) < 2:
+    if not form.runs and sum(map(_computes, nodes)) < 2:
         form.recordings_left = 0
         return None
     reference = partial(_module_from_tensors, run, len(inputs))
@@ -227,14 +225,17 @@ def _run_recorded(
     operands = inputs + tensors_of(nodes)
     if not is_plain_eager(*operands):
         return None
-    if form.run is None or not _is_unchanged(form.run, nodes, operands):
+    run = next((run for run in form.runs if _is_unchanged(run, nodes, operands)), None)
+    if run is None:
         form.recordings_left -= 1
-        form.run = _recorded(steps, nodes, inputs, operands, function, reference)
-        if form.run is None or form.run.recorded.size_of_saved() > _MOST_SAVED:
-            give_up(form.run is not None)
-            form.run = None
+        run = _recorded(steps, nodes, inputs, operands, function, reference)
+        if run is None or run.recorded.size_of_saved() > _MOST_SAVED:
+            form.runs = []
+            give_up(run is not None)
             return None
-    return form.run.recorded(operands)
+    if not form.runs or run is not form.runs[0]:
+        form.runs = [run, *(each for each in form.runs if each is not run)][:_MOST_RUNS]
+    return run.recorded(operands)
 
 
 def _is_unchanged(run: _Run, nodes: Sequence[Any], operands: Sequence[Tensor | None]) -> bool:
@@ -268,7 +269,9 @@ def _recorded(
         return None
     try:
         recorded = record(function, inputs, operands[len(inputs) :], partial(reference, known))
-    except (GraphError, RuntimeError):  # such as an operator of PyTorch's, or a kernel without a plan
+    except (
+        Exception
+    ):  # an operator that can't be recorded, a kernel without a plan, or what the call as usual raises too
         return None
     return _Run(steps, known, list(map(_like, operands)), recorded)
 

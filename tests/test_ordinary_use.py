@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import assert_close
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -300,3 +301,33 @@ def test_what_is_no_integer_is_refused(device: str) -> None:
             nn.functional.avg_pool2d(x, 2, divisor_override=value)  # pyright: ignore
     with pytest.raises(TypeError, match="negative_slope must be a number"):
         nn.functional.leaky_relu(x, np.bool_(True))  # pyright: ignore
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("LayerNorm(6)", (4, 6)),
+        ("GroupNorm(3, 6)", (4, 6, 5)),
+        ("InstanceNorm1d(6, affine=True)", (4, 6, 5)),
+        ("BatchNorm2d(6)", (4, 6, 3, 5)),
+        ("Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6))", (4, 6, 3, 5)),
+    ],
+)
+def test_a_bias_of_a_norm_may_change_before_the_backward(name: str, shape: tuple[int, ...], device: str) -> None:
+    torch.manual_seed(0)
+    ours = eval(f"nn.{name}", {"nn": nn}).to(device)
+    theirs = eval(f"nn.{name}", {"nn": torch.nn}).to(device)
+    theirs.load_state_dict(ours.state_dict())
+    x, upstream, gradients = torch.randn(shape, device=device), torch.randn(shape, device=device), []
+    for model in (ours, theirs):
+        given = x.clone().requires_grad_()
+        y = model(given)
+        if model is ours:  # torch.nn's layer norm saves its bias
+            with torch.no_grad():
+                list(model.parameters())[-1].add_(1)
+        y.backward(upstream)
+        gradients.append([given.grad, *(p.grad for p in model.parameters())])
+    for found, expected in zip(*gradients, strict=True):
+        if expected.abs().max() > 1e-3:  # a bias before a norm has no gradient but for rounding
+            assert_close(found, expected, 1e-4)

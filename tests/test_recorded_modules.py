@@ -204,15 +204,16 @@ def test_a_recorded_model_computes_the_bits_of_its_modules(name: str, runs: list
     assert len(runs) == 2
 
 
-def test_large_models_are_recorded_in_parts(runs: list[Recorded]) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_SAVED", 30_000), ("_MOST_ALLOCATED", 60_000)])
+def test_large_models_are_recorded_in_parts(limit: str, most: int, runs: list[Recorded]) -> None:
     ours, _, x = converted("residual")
     other = copy.deepcopy(ours)
-    with mock.patch.object(recorded_runs, "_MOST_SAVED", 30_000):
+    with mock.patch.object(recorded_runs, limit, most):
         for call in range(9):
             runs.clear()
             assert_same(step(ours, x, call), unrecorded(other, x, call))
     assert len(runs) > 1
-    assert all(run.size_of_saved() <= 30_000 for run in runs)
+    assert all(run.size_of_saved() <= most for run in runs)
 
 
 def _replace(model: Any) -> None:

@@ -314,7 +314,10 @@ def group_norm_backward(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """(dx, dw, db), each None where not wanted; `grad` has the strides of x, which are as in the forward."""
+    """(dx, dw, db), each None where not wanted; `grad` has the strides of x, which are as in the forward.
+
+    `bias` may be None with a weight and without an activation: it is not read then.
+    """
     if takes_rows(x, groups):
         gradients = norm_backward(
             *(grad, x, weight, bias, None, mean, variance, eps, activation),
@@ -345,7 +348,7 @@ def group_norm_backward(
     )
     dw, db = (
         None if partial is None or like is None else sum_partials(partial, like.dtype)
-        for partial, like in zip(partials, (weight, bias), strict=True)
+        for partial, like in zip(partials, (weight, weight if bias is None else bias), strict=True)
     )
     return dx, dw, db
 

@@ -6,6 +6,7 @@ calls that it stands for do: results and gradients belong to the caller, and sev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -237,7 +238,11 @@ class _RecordedFunction(EagerFunction):
 
 
 def record(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], parameters: Operands, reference: Callable[..., Tensor]
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    parameters: Operands,
+    reference: Callable[..., Tensor],
+    most_bytes: float = math.inf,
 ) -> Recorded:
     """Records a function of tensors on the CPU, and its gradients where autograd records. No kernel runs.
 
@@ -246,14 +251,16 @@ def record(
         inputs: whose values are not read.
         parameters: other tensors that it may read or write, which no two share memory; None for absent ones.
         reference: takes tensors like the inputs and the parameters; returns the same as `function`.
+        most_bytes: that the function may allocate.
 
     Returns:
         What takes the inputs and the parameters, or others like them, and returns what `function` would.
 
     Raises:
-        GraphError: the function does something besides launching kernels.
+        TooLargeError: it allocates more.
+        GraphError: the function does something that a run of the recording would miss.
     """
-    return Recorded(_Recording(function, inputs, parameters), reference)
+    return Recorded(_Recording(function, inputs, parameters, most_bytes), reference)
 
 
 class _Call(NamedTuple):
@@ -282,7 +289,9 @@ class _Recording:
         watch: knows what was allocated.
     """
 
-    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], parameters: Operands) -> None:
+    def __init__(
+        self, function: Callable[..., Tensor], inputs: Sequence[Tensor], parameters: Operands, most_bytes: float
+    ) -> None:
         given = [Form.of(each).empty().requires_grad_(each.requires_grad) for each in inputs]
         self.operands: list[Tensor | None] = [*given, *parameters]
         self.spans = [None if each is None else memory_span(each) for each in self.operands]
@@ -295,7 +304,9 @@ class _Recording:
         self.watch = Watch(self.on_host, self._place, computes=True)
         self.gradients: dict[int, Tensor] = {}
         with self._active():
+            self.watch.bytes_left = most_bytes
             self.result = function(*given)
+            self.watch.bytes_left = math.inf
             self._take_launches()
             self.middle = len(self.items)
             self._check_result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 
-from tinynet.graphs.errors import GraphError
+from tinynet.graphs.errors import GraphError, TooLargeError
 from tinynet.graphs.tensors import address_of
 
 aten = torch.ops.aten
@@ -69,6 +70,7 @@ class Watch(TorchDispatchMode):
         allocated: by address, the memory that the step allocated. It is never freed, for replays use it.
         others: by address, other memory that launches use.
         draws: whether PyTorch's operators draw random numbers in each replay.
+        bytes_left: how much more the step may allocate.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Watch(TorchDispatchMode):
         self.place = place
         self.computes = computes
         self.draws = False
+        self.bytes_left = math.inf
         self.allocated: dict[int, torch.UntypedStorage] = {}
         self.others: dict[int, torch.UntypedStorage] = {}
         self._constants: dict[int, str] = {}  # the operator that computed what is at an address
@@ -189,8 +192,11 @@ class Watch(TorchDispatchMode):
         for result in tree_leaves(results):
             if isinstance(result, Tensor) and address_of(result):  # empty tensors have none
                 self.allocated[address_of(result)] = result.untyped_storage()
+                self.bytes_left -= result.nbytes
                 if constant is not None:
                     self._constants[address_of(result)] = f"the result of PyTorch's {constant.name()}"
+        if self.bytes_left < 0:
+            raise TooLargeError("recorded: the function allocates too much memory")
         return results
 
 

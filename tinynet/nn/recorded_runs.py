@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tinynet.dispatch import KERNEL_DTYPES, Route, is_plain_eager, route_of_plain
+from tinynet.graphs.errors import TooLargeError
 from tinynet.nn.dependencies import Known, is_parent, is_same, nodes_of, noted, rebuilt, runs_only_itself, tensors_of
 from tinynet.nn.joins import COMPUTING_LAYERS, CONVOLUTIONS, LAYERS, Added, Step, call_joined
 from tinynet.nn.linear import Linear
@@ -30,6 +31,7 @@ _MOST_ELEMENTS = 1 << 22  # of an input; with more the kernels take so long that
 # Bytes that a forward leaves to its backward, which frees them when it has computed all gradients. The C library's
 # allocator takes larger blocks from the system, and gives them back, each time.
 _MOST_SAVED = 1 << 25
+_MOST_ALLOCATED = 8 * _MOST_SAVED  # by a forward: recording holds all of it
 _MOST_FORMS = 16  # of the inputs of one run, and how often one of them is recorded
 _MOST_RUNS = 4  # of one form: a model whose parameters are frozen in every other step has two
 _TENSORS = (Tensor, torch.nn.Parameter)
@@ -228,10 +230,15 @@ def _run_recorded(
     run = next((run for run in form.runs if _is_unchanged(run, nodes, operands)), None)
     if run is None:
         form.recordings_left -= 1
-        run = _recorded(steps, nodes, inputs, operands, function, reference)
-        if run is None or run.recorded.size_of_saved() > _MOST_SAVED:
+        try:
+            run = _recorded(steps, nodes, inputs, operands, function, reference)
+        except TooLargeError:
+            run, is_too_large = None, True
+        else:
+            is_too_large = run is not None and run.recorded.size_of_saved() > _MOST_SAVED
+        if run is None or is_too_large:
             form.runs = []
-            give_up(run is not None)
+            give_up(is_too_large)
             return None
     if not form.runs or run is not form.runs[0]:
         form.runs = [run, *(each for each in form.runs if each is not run)][:_MOST_RUNS]
@@ -261,17 +268,21 @@ def _recorded(
     function: Callable[..., Any],
     reference: Callable[..., Tensor],
 ) -> _Run | None:
-    """The function recorded; None where it does something that a recording would miss."""
+    """The function recorded; None where it does something that a recording would miss.
+
+    Raises:
+        TooLargeError: it allocates too much memory.
+    """
     from tinynet.graphs.recorded import record
 
     known = noted(nodes)
     if known is None:
         return None
     try:
-        recorded = record(function, inputs, operands[len(inputs) :], partial(reference, known))
-    except (
-        Exception
-    ):  # an operator that can't be recorded, a kernel without a plan, or what the call as usual raises too
+        recorded = record(function, inputs, operands[len(inputs) :], partial(reference, known), _MOST_ALLOCATED)
+    except TooLargeError:
+        raise
+    except Exception:  # an operator that can't be recorded, a kernel without a plan, or an error of the function itself
         return None
     return _Run(steps, known, list(map(_like, operands)), recorded)
 

@@ -118,6 +118,14 @@ def route_floating(operator: str, later: torch.dtype | None, names: Sequence[str
     return route_of(operator, names, *operands)
 
 
+def bias_to_save(weight: Tensor | None, bias: Tensor | None, *, is_read: bool) -> Tensor | None:
+    """The bias of a normalization, for its backward; None where that reads none, as PyTorch's never does.
+
+    A weight tells the shape and dtype of the bias's gradient too.
+    """
+    return bias if is_read or weight is None else None
+
+
 def route_norm(
     operator: str, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None = None
 ) -> Route:

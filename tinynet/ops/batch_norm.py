@@ -15,7 +15,7 @@ from tinynet.dispatch import Route, are_plain_and_alike, route_of, route_of_plai
 from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import ActivationLike, as_activation
-from tinynet.ops.arguments import check_device, needs_gradient
+from tinynet.ops.arguments import bias_to_save, check_device, needs_gradient
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.batch_norm.axes import axes_of, dense_strides
@@ -93,7 +93,7 @@ def _fake(x: Tensor, *rest: Any) -> Tensors:
 
 
 def _saves(given: Sequence[Any], results: Sequence[Any]) -> Tensors:
-    """What the backward reads. PyTorch's reads no bias; ours does only where it computes z again."""
+    """What the backward reads: the bias where it computes z again."""
     x, weight, bias, residual, mean, variance, _, training, *_, activation = given
     if training:
         mean, variance = results[1:]
@@ -101,7 +101,7 @@ def _saves(given: Sequence[Any], results: Sequence[Any]) -> Tensors:
     if residual is not None and activation.name != "identity":
         saved = results[0] if activation.reads_output else residual
     reads_bias = activation.reads_input or (activation.reads_output and saved is None)
-    return [x, weight, bias if reads_bias or weight is None else None, saved, mean, variance]
+    return [x, weight, bias_to_save(weight, bias, is_read=reads_bias), saved, mean, variance]
 
 
 def _backward(grads: Sequence[Tensor], saved: Sequence[Any], *rest: Any) -> Tensors:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tinynet.dispatch import Route, are_plain_and_alike, route_of_plain
 from tinynet.ops import kernels
-from tinynet.ops.arguments import autocast_dtype, needs_gradient
+from tinynet.ops.arguments import autocast_dtype, bias_to_save, needs_gradient
 from tinynet.ops.autograd import EagerFunction, gradients_of, held, hold, through_kernels
 from tinynet.ops.batch_norm import norm_reference
 from tinynet.ops.convolution_operator import convolution_forward, convolution_gradients, convolution_reference
@@ -152,7 +152,9 @@ class ConvolutionNormFunction(EagerFunction):
             other = y if activation.reads_output else residual
         # A converted x has lost its history, which second derivatives through x need.
         original = x if images is not x and ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(images, packed, z, norm_weight, norm_bias, other, mean, variance, original)
+        reads_bias = activation.reads_input or (activation.reads_output and other is None)
+        read_bias = bias_to_save(norm_weight, norm_bias, is_read=reads_bias)
+        ctx.save_for_backward(images, packed, z, norm_weight, read_bias, other, mean, variance, original)
         ctx.given = hold(weight, bias, norm_weight, norm_bias, residual)
         ctx.convolution, ctx.norm, ctx.activation = convolution, norm, activation
         return y

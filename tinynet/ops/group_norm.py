@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import ActivationLike, as_activation
-from tinynet.ops.arguments import as_integer, autocast_norm, route_norm
+from tinynet.ops.arguments import as_integer, autocast_norm, bias_to_save, route_norm
 from tinynet.ops.channels import as_channels, from_channels, in_order_of
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
@@ -47,7 +47,14 @@ def _fake(x: Tensor, weight: Any, bias: Any, groups: int, eps: float, activation
 
 
 def _fake_gradients(grads: Any, saved: Sequence[Any], *rest: Any) -> Tensors:
-    return [torch.empty_like(t) if want else None for t, want in zip(saved[:3], rest[-1], strict=True)]
+    x, weight, bias, *_ = saved
+    like = x, weight, weight if bias is None else bias
+    return [torch.empty_like(t) if want else None for t, want in zip(like, rest[-1], strict=True)]
+
+
+def _saves(given: Sequence[Any], results: Sequence[Any]) -> Tensors:
+    x, weight, bias, *_, activation = given
+    return [x, weight, bias_to_save(weight, bias, is_read=activation.name != "identity"), *results[1:]]
 
 
 group_norm_operator = Operator(
@@ -55,7 +62,7 @@ group_norm_operator = Operator(
     "-> (Tensor, Tensor, Tensor)",
     forward=lambda *arguments: kernels.group_norm.group_norm_forward(*arguments[:-1], save=arguments[-1]),
     fake=_fake,
-    saves=lambda given, results: [*given[:3], *results[1:]],
+    saves=_saves,
     backward=_backward,
     fake_backward=_fake_gradients,
     reference=group_norm_reference,

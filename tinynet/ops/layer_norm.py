@@ -16,7 +16,7 @@ from tinynet.dispatch import Route
 from tinynet.ops import kernels
 from tinynet.ops.activation import activation_reference
 from tinynet.ops.activation_like import ActivationLike, as_activation
-from tinynet.ops.arguments import as_integer, autocast_norm, route_norm, with_contiguous_rows
+from tinynet.ops.arguments import as_integer, autocast_norm, bias_to_save, route_norm, with_contiguous_rows
 from tinynet.ops.operator import Operator, Tensors
 from tinynet_kernels.activation_spec import Activation
 
@@ -85,8 +85,15 @@ def _fake(x: Tensor, residual: Tensor | None, center: bool, save: bool) -> Tenso
     )
 
 
+def _parameters(given: Sequence[Any]) -> Tensors:
+    """Those that the backward reads, of a weight, a bias and settings."""
+    weight, bias, *_, activation = given
+    return weight, bias_to_save(weight, bias, is_read=activation.name != "identity")
+
+
 def _fake_gradients(saved: Sequence[Any], wanted: Sequence[bool]) -> Tensors:
     x, weight, bias, *_ = saved
+    bias = weight if bias is None else bias
     return [
         x.new_empty(t.shape, dtype=t.dtype) if want else None for t, want in zip((x, weight, bias), wanted, strict=True)
     ]
@@ -97,7 +104,7 @@ layer_norm_operator = Operator(
     "-> (Tensor, Tensor, Tensor)",
     forward=lambda x, *rest: _without_sum(_forward(x, None, *rest)),
     fake=lambda x, weight, bias, eps, center, activation, save: _without_sum(_fake(x, None, center, save)),
-    saves=lambda given, results: [*given[:3], *results[1:]],
+    saves=lambda given, results: [given[0], *_parameters(given[1:]), *results[1:]],
     backward=lambda grads, saved, eps, center, activation, wanted: _backward(grads[0], None, saved, activation, wanted),
     fake_backward=lambda grads, saved, *rest: _fake_gradients(saved, rest[-1]),
     reference=layer_norm_reference,
@@ -108,7 +115,7 @@ add_layer_norm_operator = Operator(
     "Activation activation) -> (Tensor, Tensor, Tensor, Tensor)",
     forward=_forward,
     fake=lambda x, residual, weight, bias, eps, center, activation, save: _fake(x, residual, center, save),
-    saves=lambda given, results: [results[1], *given[2:4], *results[2:]],
+    saves=lambda given, results: [results[1], *_parameters(given[2:]), *results[2:]],
     backward=lambda grads, saved, eps, center, activation, wanted: _for_both(
         _backward(grads[0], grads[1], saved, activation, [wanted[0] or wanted[1], *wanted[2:]]), wanted
     ),

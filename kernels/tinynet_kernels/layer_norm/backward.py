@@ -263,7 +263,8 @@ def layer_norm_backward(
         grad, sum_grad: upstream gradients in x's shape, contiguous or, of two dimensions, the last one; None for no
             second one.
         x: what was normalized: the forward's x or its sum with the residual.
-        weight, bias, mean, rstd: as in the forward.
+        weight, mean, rstd: as in the forward.
+        bias: the forward's, or None with a weight and without an activation, whose backward does not read it.
         activation: the forward's.
         want_x, want_weight, want_bias: which gradients to compute.
     """
@@ -285,7 +286,7 @@ def layer_norm_backward(
             problem.launch_named(grad_ptr=grad, sum_grad_ptr=sum_grad, **inputs, dx_ptr=dx)
         else:
             problem.launch_named(grad_ptr=grad, sum_grad_ptr=sum_grad, **inputs, dx_ptr=dx, **partial)
-    return dx, _summed(dw, weight), _summed(db, bias)
+    return dx, _summed(dw, weight), _summed(db, weight if bias is None else bias)
 
 
 def _summed(partial: torch.Tensor | None, like: torch.Tensor | None) -> torch.Tensor | None:

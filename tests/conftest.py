@@ -126,3 +126,29 @@ def pytorchs_settings() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = fills  # pyright: ignore
+
+
+@pytest.fixture
+def on_the_cpu_engine(device: str) -> None:
+    """Skips tests of what only the CPU engine does."""
+    from tinynet_kernels import launch
+
+    if device != "cpu" or launch.INTERPRETED:
+        pytest.skip("records on the CPU engine")
+
+
+@pytest.fixture
+def runs() -> Iterator[list[Any]]:
+    """The recorded functions that were run, in order."""
+    from tinynet.graphs.recorded import Recorded
+
+    seen: list[Any] = []
+    run = Recorded.run
+
+    def counted(self: Any, operands: Any) -> Any:
+        seen.append(self)
+        return run(self, operands)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorded, "run", counted)
+        yield seen

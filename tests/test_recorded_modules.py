@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -19,30 +19,9 @@ from torch import Tensor
 import tinynet
 from tinynet.graphs.recorded import Recorded
 from tinynet.nn import recorded_runs
-from tinynet_kernels import launch
 
-pytestmark = pytest.mark.kernels
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("on_the_cpu_engine")]
 _GAIN = torch.full((8, 1, 1), 0.5)
-
-
-@pytest.fixture(autouse=True)
-def _on_the_cpu_engine(device: str) -> None:
-    if device != "cpu" or launch.INTERPRETED:
-        pytest.skip("records on the CPU engine")
-
-
-@pytest.fixture
-def runs() -> Iterator[list[Recorded]]:
-    """The recordings that were run, in order."""
-    seen: list[Recorded] = []
-    run = Recorded.run
-
-    def counted(self: Recorded, operands: Any) -> Any:
-        seen.append(self)
-        return run(self, operands)
-
-    with mock.patch.object(Recorded, "run", counted):
-        yield seen
 
 
 class Residual(torch.nn.Module):

@@ -8,9 +8,8 @@ import gc
 import pickle
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -28,28 +27,8 @@ from tinynet.nn.recorded_runs import call_in_turn
 from tinynet_kernels import launch
 from tinynet_kernels.activation_spec import Activation
 
-pytestmark = pytest.mark.kernels
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("on_the_cpu_engine")]
 Last = torch.channels_last
-
-
-@pytest.fixture(autouse=True)
-def _on_the_cpu_engine(device: str) -> None:
-    if device != "cpu" or launch.INTERPRETED:
-        pytest.skip("records on the CPU engine")
-
-
-@pytest.fixture
-def runs() -> Iterator[list[Recorded]]:
-    """The recordings that were run, in order."""
-    seen: list[Recorded] = []
-    run = Recorded.run
-
-    def counted(self: Recorded, operands: Any) -> Any:
-        seen.append(self)
-        return run(self, operands)
-
-    with mock.patch.object(Recorded, "run", counted):
-        yield seen
 
 
 def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -79,10 +79,14 @@ class Attention(torch.nn.Module):
         super().__init__()
         self.norm = torch.nn.LayerNorm(width)
         self.qkv, self.out = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
+        self.out.gain = 0.5  # pyright: ignore
         self.norm2 = torch.nn.LayerNorm(width)
         self.mlp = torch.nn.Sequential(torch.nn.Linear(width, 40), torch.nn.GELU(), torch.nn.Linear(40, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        # Attributes of layers, as timm's attention reads those of its dropout.
+        gain: Any = self.out.gain if self.out.training else 1.0
+        x = x * gain
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + self.out(y)
@@ -208,6 +212,8 @@ CHANGES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "an attribute of a block": ("residual", lambda model: setattr(model.body[0], "scale", 3.0)),
     "contents of an attribute": ("gate", _mutate),
     "a parameter of a block": ("gate", lambda model: setattr(model.body[1], "gain", torch.nn.Parameter(_GAIN * 2))),
+    "an attribute of a layer that a block reads": ("attention", lambda model: setattr(model[1].out, "gain", 2.0)),
+    "the mode of a layer that a block reads": ("attention", lambda model: model[0].out.eval()),
     "a layer": ("residual", _replace),
     "an attribute of a layer": ("residual", lambda model: setattr(model.body[1].norm2, "eps", 0.5)),
     "a layer's class": ("residual", lambda model: setattr(model.body[0], "relu", tinynet.nn.Tanh())),

@@ -125,13 +125,12 @@ class _NoTensors(TorchDispatchMode):
 
 @contextmanager
 def _watched(module: torch.nn.Module) -> Iterator[dict[tuple[str, str], Any]]:
-    """Notes which attributes of the module, and of those in it that are not layers, are read; none can be set."""
+    """Notes which attributes of the module, and of those in it, are read; none can be set."""
     attributes: dict[tuple[str, str], Any] = {}
     classes = [
         (path, inner, type(inner))
         for path, inner in module.named_modules()
-        if inner is module
-        or not (isinstance(inner, torch.jit.ScriptModule) or type(inner).__module__.startswith(("torch.", "tinynet.")))
+        if inner is module or not isinstance(inner, torch.jit.ScriptModule)
     ]
     try:
         for path, inner, kind in classes:
@@ -147,7 +146,8 @@ def _watching(kind: Any, path: str, attributes: dict[tuple[str, str], Any]) -> t
 
     def read(self: Any, name: str) -> Any:
         value = kind.__getattribute__(self, name)
-        if name not in _OF_EVERY_MODULE and name in kind.__getattribute__(self, "__dict__"):
+        is_noted = name not in _OF_EVERY_MODULE or (name == "training" and path)  # its own mode is known anyway
+        if is_noted and name in kind.__getattribute__(self, "__dict__"):
             attributes[path, name] = value
         return value
 

@@ -34,6 +34,7 @@ _MOST_SAVED = 1 << 25
 _MOST_ALLOCATED = 8 * _MOST_SAVED  # by a forward: recording holds all of it
 _MOST_FORMS = 16  # of the inputs of one run, and how often one of them is recorded
 _MOST_RUNS = 4  # of one form: a model whose parameters are frozen in every other step has two
+_ANY_NUMBER = 1 << 30
 _TENSORS = (Tensor, torch.nn.Parameter)
 
 
@@ -67,9 +68,12 @@ class _Form:
     def __init__(self) -> None:
         self.calls = 0
         self.recordings_left = _MOST_FORMS
-        self.most_steps = 1 << 30
+        self.most_steps = _ANY_NUMBER
         self.takes_modules = True
         self.runs: list[_Run] = []
+
+    def is_shortened(self) -> bool:
+        return self.most_steps < _ANY_NUMBER
 
     def is_ready(self) -> bool:
         """Whether a recording may serve this call, which is counted."""
@@ -90,12 +94,14 @@ def call_in_turn(steps: Sequence[Step], x: Any) -> Any:
     """
     if not _may_record(x):
         return call_joined(steps, x)
-    position = 0
+    position = calls = 0
     while position < len(steps):
         first: Any = steps[position]
         form = None
         if type(x) in _TENSORS and (type(first) in LAYERS or is_parent(first)):
             form = _form_of(first, (None, first.training), (x,))
+        if form is not None:
+            form.calls = max(form.calls, calls)
         known = form is not None and form.runs
         end = position + known[0].steps if known else _end_of_run(steps, position, form)
         run = steps[position:end]
@@ -103,6 +109,9 @@ def call_in_turn(steps: Sequence[Step], x: Any) -> Any:
         if form is not None and form.is_ready() and (form.runs or _is_worth_recording(run)):
             y = _call_recorded(form, run, x)
         x, position = call_joined(run, x) if y is None else y, end
+        calls = (
+            form.calls - 1 if form is not None and form.is_shortened() else 0
+        )  # what follows was part of a run before
     return x
 
 

@@ -109,9 +109,8 @@ def call_in_turn(steps: Sequence[Step], x: Any) -> Any:
         if form is not None and form.is_ready() and (form.runs or _is_worth_recording(run)):
             y = _call_recorded(form, run, x)
         x, position = call_joined(run, x) if y is None else y, end
-        calls = (
-            form.calls - 1 if form is not None and form.is_shortened() else 0
-        )  # what follows was part of a run before
+        # What follows a run that was shortened was a part of it, and called as often.
+        calls = form.calls - 1 if form is not None and form.is_shortened() else 0
     return x
 
 
@@ -136,7 +135,7 @@ def call_module(module: Any, run: Callable[..., Any], structure: Any, inputs: Se
         form.recordings_left = 0
         return None
     reference = partial(_module_from_tensors, run, len(inputs))
-    return _run_recorded(form, 1, nodes, list(inputs), partial(run, module), reference, partial(_give_up, form))
+    return _run_recorded(form, (module,), nodes, list(inputs), partial(run, module), reference)
 
 
 def _may_record(x: Any) -> bool:
@@ -210,28 +209,26 @@ def _call_recorded(form: _Form, steps: Sequence[Any], x: Tensor) -> Tensor | Non
         return call_joined([Added(next(remaining)) if type(step) is Added else step for step in steps], x)
 
     reference = partial(_steps_from_tensors, len(inputs))
-    return _run_recorded(form, len(steps), nodes, inputs, run, reference, partial(_shorten, form, steps))
+    return _run_recorded(form, steps, nodes, inputs, run, reference)
 
 
 def _run_recorded(
     form: _Form,
-    steps: int,
+    steps: Sequence[Any],
     nodes: Sequence[Any],
     inputs: list[Tensor],
     function: Callable[..., Any],
     reference: Callable[..., Tensor],
-    give_up: Callable[[bool], None],
 ) -> Tensor | None:
     """The function's output, by a recording, which is made if need be; None where there is none.
 
     Args:
         form: of the call.
-        steps: how many the function calls.
-        nodes: what it calls in all.
+        steps: what the function calls in turn, or the one module that it is the forward of.
+        nodes: these and what they call.
         inputs: what it takes.
         function: what is recorded.
         reference: the same, of what was noted of the nodes, the inputs and the nodes' tensors.
-        give_up: is told of a failure, and whether it is that the forward leaves too much to the backward.
     """
     operands = inputs + tensors_of(nodes)
     if not is_plain_eager(*operands):
@@ -240,14 +237,14 @@ def _run_recorded(
     if run is None:
         form.recordings_left -= 1
         try:
-            run = _recorded(steps, nodes, inputs, operands, function, reference)
+            run = _recorded(len(steps), nodes, inputs, operands, function, reference)
         except TooLargeError:
             run, is_too_large = None, True
         else:
             is_too_large = run is not None and run.recorded.size_of_saved() > _MOST_SAVED
         if run is None or is_too_large:
             form.runs = []
-            give_up(is_too_large)
+            _shorten(form, steps, is_too_large)
             return None
     if not form.runs or run is not form.runs[0]:
         form.runs = [run, *(each for each in form.runs if each is not run)][:_MOST_RUNS]
@@ -296,13 +293,11 @@ def _recorded(
     return _Run(steps, known, list(map(_like, operands)), recorded)
 
 
-def _give_up(form: _Form, is_too_large: bool) -> None:
-    form.recordings_left = 0
-
-
 def _shorten(form: _Form, steps: Sequence[Any], is_too_large: bool) -> None:
     """Lets later runs have fewer steps, or none."""
-    if is_too_large:
+    if len(steps) == 1:
+        form.recordings_left = 0
+    elif is_too_large:
         form.most_steps = len(steps) // 2
     elif any(map(is_parent, steps)):
         form.takes_modules = False

@@ -58,14 +58,47 @@ static const struct services services = {dot, dot_groups, reduce_groups, enqueue
 
 // ----------------------------------------------------------------------------------------------------------- launch
 
+// Programs in order that one thread runs; other threads help when they have run theirs.
+struct share {
+  int64_t next __attribute__((aligned(64)));
+  int64_t end;
+};
+
+enum { MOST_SHARES = 64 };
+
 struct work {
   const struct launch *launch;
   const char *failure;
-  int64_t total, chunk;
-  int64_t next __attribute__((aligned(64)));
+  int64_t chunk, count;  // of programs that are taken at once, and of shares
+  struct share shares[MOST_SHARES];
 };
 
+// Threads are numbered as they come, so that each has the same share of every grid: what it reads is then often in its
+// core's cache, because it has written that part of the tensor in the launch before.
+static int64_t thread_number(void) {
+  static int64_t last;
+  static __thread int64_t number;  // 0: not given yet
+  if (!number) number = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+  return number;
+}
+
 static const char out_of_memory[] = "out of memory for a kernel's tiles";
+
+// Runs the programs `first` to `end`; returns whether none has failed.
+static int run_programs(const struct launch *launch, struct program *program, int64_t first, int64_t end) {
+  int64_t x = first % launch->grid[0], yz = first / launch->grid[0];
+  int64_t y = yz % launch->grid[1], z = yz / launch->grid[1];
+  for (int64_t i = first; i < end; i++) {
+    program->id[0] = (int32_t)x, program->id[1] = (int32_t)y, program->id[2] = (int32_t)z;
+    launch->kernel(program);
+    if (__atomic_load_n(program->failure, __ATOMIC_RELAXED)) return 0;
+    if (++x == launch->grid[0]) {
+      x = 0;
+      if (++y == launch->grid[1]) y = 0, z++;
+    }
+  }
+  return 1;
+}
 
 static void worker(void *data) {
   struct work *work = data;
@@ -81,42 +114,39 @@ static void worker(void *data) {
     fail(&program, out_of_memory);
     return;
   }
-  for (;;) {
-    int64_t first = __atomic_fetch_add(&work->next, work->chunk, __ATOMIC_RELAXED);
-    if (first >= work->total) return;
-    int64_t end = least(first + work->chunk, work->total);
-    int64_t x = first % launch->grid[0], yz = first / launch->grid[0];
-    int64_t y = yz % launch->grid[1], z = yz / launch->grid[1];
-    for (int64_t i = first; i < end; i++) {
-      program.id[0] = (int32_t)x, program.id[1] = (int32_t)y, program.id[2] = (int32_t)z;
-      launch->kernel(&program);
-      if (__atomic_load_n(&work->failure, __ATOMIC_RELAXED)) return;
-      if (++x == launch->grid[0]) {
-        x = 0;
-        if (++y == launch->grid[1]) y = 0, z++;
-      }
+  for (int64_t n = 0, own = thread_number(); n < work->count; n++) {
+    struct share *share = &work->shares[(own + n) % work->count];
+    for (;;) {
+      int64_t first = __atomic_fetch_add(&share->next, work->chunk, __ATOMIC_RELAXED);
+      if (first >= share->end) break;
+      if (!run_programs(launch, &program, first, least(first + work->chunk, share->end))) return;
     }
   }
 }
 
 // Run every program of the grid. Returns NULL, or an error message.
 const char *tinynet_launch(const struct launch *launch) {
-  struct work work = {.launch = launch};
+  int64_t total;
   for (int i = 0; i < 3; i++)
     if (launch->grid[i] <= 0) return NULL;
-  if (__builtin_mul_overflow(launch->grid[0], launch->grid[1], &work.total) ||
-      __builtin_mul_overflow(work.total, launch->grid[2], &work.total))
+  if (__builtin_mul_overflow(launch->grid[0], launch->grid[1], &total) ||
+      __builtin_mul_overflow(total, launch->grid[2], &total))
     return "the grid has more than 2^63 programs";
-  int64_t threads = least(launch->threads, work.total);
-  work.chunk = least(work.total, 1);
-  if (threads <= 1 || !launch->parallel) {
-    work.chunk = work.total;
-    worker(&work);
-  } else {
-    work.chunk = work.total / (threads * 8);
-    work.chunk = work.chunk < 1 ? 1 : least(work.chunk, 64);
-    launch->parallel(worker, &work, (unsigned)threads, 0);
+  int64_t threads = launch->parallel && launch->threads > 1 ? least(launch->threads, total) : 1;
+  struct work work;  // not initialized here: most of it stays unused
+  work.launch = launch;
+  work.failure = NULL;
+  work.count = least(threads, MOST_SHARES);
+  work.chunk = threads == 1 ? total : least(total / (threads * 8), 64);
+  if (work.chunk < 1) work.chunk = 1;
+  int64_t start = 0;
+  for (int64_t n = 0; n < work.count; n++) {
+    work.shares[n].next = start;
+    start += total / work.count + (n < total % work.count);
+    work.shares[n].end = start;
   }
+  if (threads == 1) worker(&work);
+  else launch->parallel(worker, &work, (unsigned)threads, 0);
   return work.failure;
 }
 

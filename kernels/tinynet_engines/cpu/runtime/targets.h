@@ -111,7 +111,7 @@ INLINE void store_tile(int rows, int vectors, const struct product_target *targe
                        vector (*sum)[2]) {
   int columns = (int)least(vectors * LANES, target->columns - column);
   struct product_target rest = *target;  // what is left to do
-  if (rows == TILE_ROWS) {  // few tiles are lower, and compilers take long over each kind
+  {
     int64_t stride = target->stride, place = row * stride + column;
     int last = columns - (vectors - 1) * LANES, stored = 0;
     finish_tile(rows, vectors, target, column, sum);

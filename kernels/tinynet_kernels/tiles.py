@@ -202,15 +202,15 @@ def linear_tile(
 def with_more_rows(tile: GemmTile, M: int, N: int, target: Target) -> GemmTile:
     """The tile on a CPU, of a product [M, K] x [K, N].
 
-    Each program packs its [K, BLOCK_N]: so there are few long ones, but enough to share among the threads.
+    Each program packs its [K, BLOCK_N]: so there are few long ones, but enough to share among the threads. Fewer are
+    enough where each has all rows, and none packs what another has packed.
     """
-    block_m = tile.block_m
-    programs = 1 if target.processors == 1 else 4 * target.processors
-    while (
-        block_m < M
-        and block_m * tile.block_n < _LONGEST_CPU_TILE
-        and ceil_div(M, 2 * block_m) * ceil_div(N, tile.block_n) >= programs
-    ):
+    block_m, threads = tile.block_m, target.processors
+    while block_m < M and block_m * tile.block_n < _LONGEST_CPU_TILE:
+        row_tiles = ceil_div(M, 2 * block_m)
+        programs = 1 if threads == 1 else 2 * threads if row_tiles == 1 else 4 * threads
+        if row_tiles * ceil_div(N, tile.block_n) < programs:
+            break
         block_m *= 2
     return tile._replace(block_m=block_m)
 
@@ -226,11 +226,22 @@ def _balanced(tile: GemmTile, M: int, N: int, target: Target) -> GemmTile:
 
 
 def _longest_share(tile: GemmTile, M: int, N: int, target: Target) -> int:
-    """How many elements the busiest thread computes, where each takes the next tile when it has done one."""
-    shares = [0] * target.processors
-    for column in range(0, N, tile.block_n):
-        for row in range(0, M, tile.block_m):
-            shares[shares.index(min(shares))] += min(tile.block_m, M - row) * min(tile.block_n, N - column)
+    """How many elements the busiest thread computes.
+
+    Each has an equal part of the tiles, one after another, and then helps the next thread with the rest of its part.
+    """
+    tiles = [
+        min(tile.block_m, M - row) * min(tile.block_n, N - column)
+        for column in range(0, N, tile.block_n)
+        for row in range(0, M, tile.block_m)
+    ]
+    threads = target.processors
+    parts = [tiles[len(tiles) * n // threads : len(tiles) * (n + 1) // threads] for n in range(threads)]
+    shares = [0] * threads
+    while any(parts):
+        thread = shares.index(min(shares))
+        part = next(part for part in parts[thread:] + parts[:thread] if part)
+        shares[thread] += part.pop(0)
     return max(shares)
 
 

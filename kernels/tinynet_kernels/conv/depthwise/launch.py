@@ -30,8 +30,6 @@ def taps_first(weight: torch.Tensor) -> torch.Tensor:
     """W [K, 1, *kernel size] as [taps, K]."""
     K = weight.shape[0]
     taps = weight.numel() // K
-    if current_target().kind == "cpu":  # PyTorch's copy takes less than a launch
-        return weight.view(K, taps).t().contiguous()
     packed = torch.empty((taps, K), dtype=weight.dtype, device=weight.device)
     transpose(weight, packed, 1, K, taps)
     return packed

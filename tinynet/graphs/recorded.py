@@ -30,7 +30,14 @@ from tinynet.ops.arguments import is_dense
 from tinynet.ops.autograd import EagerFunction, gradients_of, held, hold, through_kernels
 from tinynet_engines.cpu.memory import LARGE, memory_span, prefer_huge_pages
 from tinynet_engines.cpu.recording import LaunchRecorder, RecordedLaunch
-from tinynet_engines.cpu.relocation import Call, LocatedLaunch, LocatedTensor, Location, Program
+from tinynet_engines.cpu.relocation import (
+    Call,
+    LocatedLaunch,
+    LocatedTensor,
+    Location,
+    Program,
+    empty_strided,
+)
 from tinynet_kernels import launch, replays
 from tinynet_kernels.conv.winograd.tiles import asks_for_full_precision
 
@@ -60,7 +67,7 @@ class Form(NamedTuple):
         return Form((-(-size // 4),), (1,), torch.float32, size >= LARGE) if size else None
 
     def empty(self) -> Tensor:
-        tensor = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="cpu")
+        tensor = empty_strided(self.shape, self.stride, self.dtype)
         if self.is_large:
             prefer_huge_pages((0,), (tensor,))
         return tensor

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 
+from tinynet.graphs import arithmetic
 from tinynet.graphs.errors import GraphError, TooLargeError
 from tinynet.graphs.tensors import address_of
 
@@ -103,7 +104,8 @@ class Watch(TorchDispatchMode):
         is_arithmetic = _is_arithmetic(func, args, tensors)
         if packet is aten.copy_ or packet in _SCALING or (is_arithmetic and func._schema.is_mutable):
             self.written(tensors if packet in _SCALING else tensors[:1])
-            self.record(partial(_call, func, structure), *leaves)
+            if packet is not aten.copy_ or not arithmetic.copies(tensors[-1], tensors[0]):
+                self.record(partial(_call, func, structure), *leaves)
             return args[0] if func._schema.returns else None
         if packet in _MOVES or is_arithmetic:
             result = self._add(func(*args, **(kwargs or {})))
@@ -112,16 +114,16 @@ class Watch(TorchDispatchMode):
                 moved, sizes = result
                 self.constant(args[1])
                 self.constant(sizes)
-            if packet in (aten.clone, aten._to_copy):
+            if packet not in (aten.clone, aten._to_copy):
+                self._record_into([moved], func, args, kwargs or {})
+            elif not arithmetic.copies(leaves[0], moved):
                 self.record(Tensor.copy_, moved, leaves[0])
-            else:
-                self._record_into([moved], func, structure, leaves)
             return result
         is_constant = packet in _FILLED or all(self.is_constant(address_of(tensor)) for tensor in tensors)
         is_random = torch.Tag.nondeterministic_seeded in func.tags
         if not is_constant or is_random or func._schema.is_mutable:
             if self.computes and _may_be_computed_again(func):
-                return self._computed(func, structure, leaves, args, kwargs or {})
+                return self._computed(func, args, kwargs or {})
             raise GraphError(
                 f"graphed: the step calls PyTorch's {func.name()}, which a replay would miss; only tinynet's kernels, "
                 "views, copies and constants can be replayed on the CPU. Compute it outside of the step"
@@ -134,19 +136,23 @@ class Watch(TorchDispatchMode):
     def _owns(self, operand: Any) -> bool:
         return isinstance(operand, Tensor) and address_of(operand) in self.allocated
 
-    def _computed(self, func: Any, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What PyTorch computes here, and again in each replay."""
         self.draws |= func.overloadpacket in _DRAWS
         if func._schema.is_mutable:
             self.written((args[0],))
+            leaves, structure = tree_flatten((args, kwargs))
             self.record(partial(_call, func, structure), *leaves)
             return args[0]
         results = self._add(func(*args, **kwargs))
-        self._record_into([each for each in tree_leaves(results) if isinstance(each, Tensor)], func, structure, leaves)
+        self._record_into([each for each in tree_leaves(results) if isinstance(each, Tensor)], func, args, kwargs)
         return results
 
-    def _record_into(self, results: list[Tensor], func: Any, structure: Any, leaves: list[Any]) -> None:
+    def _record_into(self, results: list[Tensor], func: Any, args: Any, kwargs: Any) -> None:
         """Has each replay compute into these tensors."""
+        if len(results) == 1 and not kwargs and arithmetic.launches(func, args, results[0]):
+            return
+        leaves, structure = tree_flatten((args, kwargs))
         into, name = _writing(func)
         if into is None or len(results) != 1:
             self.record(partial(_compute, func, structure, len(results)), *results, *leaves)

@@ -19,6 +19,11 @@ from torch import Tensor
 from . import driver
 from .recording import RecordedLaunch
 
+# What code that torch.compile generates calls: `torch.empty_strided(shape, stride, dtype=dtype)` on the CPU, and a
+# tensor in the memory of another, so many elements behind its beginning, in half the time of `as_strided`.
+empty_strided: Callable[..., Tensor] = torch._C._dynamo.guards._empty_strided_cpu  # pyright: ignore
+view_at: Callable[..., Tensor] = torch._C._dynamo.guards._reinterpret_tensor  # pyright: ignore
+
 _ALIGNMENT = 64  # bytes, of each block
 _STEP, _RELOCATION = struct.Struct("=4q"), struct.Struct("=3q")  # as in runtime.c
 
@@ -52,8 +57,8 @@ class LocatedTensor(NamedTuple):
         memory = memories[self.location.base]
         assert memory is not None
         offset = self.location.offset // self.dtype.itemsize
-        if memory.dtype is self.dtype:  # in half the time
-            return memory.as_strided(self.shape, self.stride, memory.storage_offset() + offset)
+        if memory.dtype is self.dtype:
+            return view_at(memory, self.shape, self.stride, offset)
         storage = memory.untyped_storage()
         start = (memory.data_ptr() - storage.data_ptr()) // self.dtype.itemsize
         empty = torch.empty(0, dtype=self.dtype, device="cpu")

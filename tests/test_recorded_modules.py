@@ -17,6 +17,7 @@ from helpers import assert_close
 from torch import Tensor
 
 import tinynet
+from tinynet.graphs import recorded as graphs
 from tinynet.graphs.recorded import Recorded
 from tinynet.nn import recorded_runs
 
@@ -191,10 +192,15 @@ def test_a_recorded_model_computes_the_bits_of_its_modules(name: str, runs: list
 def test_large_models_are_recorded_in_parts(limit: str, most: int, runs: list[Recorded]) -> None:
     ours, _, x = converted("residual")
     other = copy.deepcopy(ours)
-    with mock.patch.object(recorded_runs, limit, most):
-        for call in range(9):
+    with (
+        mock.patch.object(recorded_runs, limit, most),
+        mock.patch.object(graphs, "record", wraps=graphs.record) as record,
+    ):
+        for call in range(4):
             runs.clear()
+            record.reset_mock()
             assert_same(step(ours, x, call), unrecorded(other, x, call))
+    assert not record.called  # the third call has recorded all parts
     assert len(runs) > 1
     assert all(run.size_of_saved() <= most for run in runs)
 

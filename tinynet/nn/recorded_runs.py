@@ -100,18 +100,31 @@ def call_in_turn(steps: Sequence[Step], x: Any) -> Any:
         form = None
         if type(x) in _TENSORS and (type(first) in LAYERS or is_parent(first)):
             form = _form_of(first, (None, first.training), (x,))
+        y, end = None, position + 1
         if form is not None:
             form.calls = max(form.calls, calls)
-        known = form is not None and form.runs
-        end = position + known[0].steps if known else _end_of_run(steps, position, form)
-        run = steps[position:end]
-        y = None
-        if form is not None and form.is_ready() and (form.runs or _is_worth_recording(run)):
-            y = _call_recorded(form, run, x)
-        x, position = call_joined(run, x) if y is None else y, end
+            y, end = _call_part(steps, position, form, x)
+        x, position = call_joined(steps[position:end], x) if y is None else y, end
         # What follows a run that was shortened was a part of it, and called as often.
         calls = form.calls - 1 if form is not None and form.is_shortened() else 0
     return x
+
+
+def _call_part(steps: Sequence[Step], start: int, form: _Form, x: Tensor) -> tuple[Tensor | None, int]:
+    """The output of the steps from `start` on that one recording may hold, and the position after them.
+
+    The output is None where there is no recording.
+    """
+    is_ready = form.is_ready()
+    while True:
+        end = start + form.runs[0].steps if form.runs else _end_of_run(steps, start, form)
+        run = steps[start:end]
+        if not is_ready or not (form.runs or _is_worth_recording(run)):
+            return None, end
+        y = _call_recorded(form, run, x)
+        is_too_long = len(run) > form.most_steps and form.recordings_left > 0
+        if y is not None or not is_too_long:
+            return y, end
 
 
 def call_module(module: Any, run: Callable[..., Any], structure: Any, inputs: Sequence[Any]) -> Tensor | None:
@@ -164,10 +177,8 @@ def _form_of(first: Any, structure: Any, inputs: Sequence[Tensor]) -> _Form | No
     return form
 
 
-def _end_of_run(steps: Sequence[Any], start: int, form: _Form | None) -> int:
+def _end_of_run(steps: Sequence[Any], start: int, form: _Form) -> int:
     """The position after the steps from `start` on that one recording may hold, or after one step that none holds."""
-    if form is None:
-        return start + 1
     end = start
     while end < len(steps) and _may_be_part(steps[end], form):
         end += 1
@@ -239,12 +250,12 @@ def _run_recorded(
         try:
             run = _recorded(len(steps), nodes, inputs, operands, function, reference)
         except TooLargeError:
-            run, is_too_large = None, True
+            run, excess = None, 2.0
         else:
-            is_too_large = run is not None and run.recorded.size_of_saved() > _MOST_SAVED
-        if run is None or is_too_large:
+            excess = 1.0 if run is None else run.recorded.size_of_saved() / _MOST_SAVED
+        if run is None or excess > 1:
             form.runs = []
-            _shorten(form, steps, is_too_large)
+            _shorten(form, steps, excess)
             return None
     if not form.runs or run is not form.runs[0]:
         form.runs = [run, *(each for each in form.runs if each is not run)][:_MOST_RUNS]
@@ -293,12 +304,18 @@ def _recorded(
     return _Run(steps, known, list(map(_like, operands)), recorded)
 
 
-def _shorten(form: _Form, steps: Sequence[Any], is_too_large: bool) -> None:
-    """Lets later runs have fewer steps, or none."""
+def _shorten(form: _Form, steps: Sequence[Any], excess: float) -> None:
+    """Lets later runs have fewer steps, or none.
+
+    Args:
+        form: of the calls.
+        steps: of the run that could not be recorded.
+        excess: how many times more it leaves or allocates than a run may; 1 if that is not the reason.
+    """
     if len(steps) == 1:
         form.recordings_left = 0
-    elif is_too_large:
-        form.most_steps = len(steps) // 2
+    elif excess > 1:
+        form.most_steps = min(int(len(steps) / excess), len(steps) - 1)
     elif any(map(is_parent, steps)):
         form.takes_modules = False
     else:

@@ -348,7 +348,9 @@ def cross_entropy_cost(logits_ptr: torch.Tensor, **others: Any) -> Cost:
 
 
 @lru_cache(maxsize=4096)
-def cross_entropy_tile(rows: int, C: int, contiguous_classes: bool, target: Target) -> CrossEntropyTile:
+def cross_entropy_tile(
+    rows: int, C: int, contiguous_classes: bool, target: Target, *, labels_only: bool = False
+) -> CrossEntropyTile:
     """A tile long in the direction in which the logits are contiguous.
 
     Args:
@@ -356,6 +358,7 @@ def cross_entropy_tile(rows: int, C: int, contiguous_classes: bool, target: Targ
         C: classes.
         contiguous_classes: whether neighboring classes are neighbors in memory; else neighboring rows are.
         target: where it runs.
+        labels_only: whether a row's loss depends on one class beside the sum of all, which takes few registers.
     """
     if target.kind == "interpreter":
         elements, widest = 1 << 16, 256
@@ -364,8 +367,9 @@ def cross_entropy_tile(rows: int, C: int, contiguous_classes: bool, target: Targ
     block_classes = min(widest, power_of_2_at_least(C))
     least_rows = 2 if target.kind == "cpu" else 1  # its C compiler leaves the loop over a single row scalar
     whole = power_of_2_at_least(rows) * block_classes
-    if target.kind in ("cuda", "hip") and elements < whole <= 2 * elements:  # one program needs no second stage
-        return CrossEntropyTile(whole // block_classes, block_classes, 8)
+    longest = 4 * elements if labels_only else 2 * elements
+    if target.kind in ("cuda", "hip") and elements < whole <= longest:  # one program needs no second stage
+        return CrossEntropyTile(whole // block_classes, block_classes, 8 if whole <= 2 * elements else 16)
     block_rows = max(least_rows, min(elements // block_classes, power_of_2_at_least(rows)))
     return CrossEntropyTile(block_rows, block_classes, 8 if block_classes > elements else 4)
 
@@ -474,7 +478,8 @@ def _problem(
 ) -> Problem:
     N, C, S = three_dimensions(shape, 1)
     rows = N * S
-    tile = cross_entropy_tile(rows, C, stride[1] == 1, target)
+    labels_only = not probabilities and label_smoothing == 0
+    tile = cross_entropy_tile(rows, C, stride[1] == 1, target, labels_only=labels_only)
     wide = exceed_int32(((C + tile.block_classes, 1),), ((S + tile.block_rows, 1),))
     orders = _order(dx_stride), _order(dtarget_stride)
     if not probabilities:  # labels have no class axis

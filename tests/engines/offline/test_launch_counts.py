@@ -23,9 +23,9 @@ def launches(model: nn.Module, x: torch.Tensor, target: str) -> list[str]:
     return [launch.name for launch in report.launches[first:]]
 
 
+@pytest.mark.parametrize("batch", [128, 512])
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_a_convolutional_network_takes_18(target: str) -> None:
-    """At batch 128; from 512 on, the loss needs a second stage."""
+def test_a_convolutional_network_takes_18(target: str, batch: int) -> None:
     model = (
         nn.Sequential(
             *(
@@ -37,7 +37,7 @@ def test_a_convolutional_network_takes_18(target: str) -> None:
         .bfloat16()
         .to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     )
-    names = launches(model, torch.zeros(128, 1, 28, 28, dtype=torch.bfloat16), target)
+    names = launches(model, torch.zeros(batch, 1, 28, 28, dtype=torch.bfloat16), target)
     assert names == [
         *("single_channel_forward_kernel", "convolution_forward_kernel"),
         *("split_product_kernel", "finish_product_kernel", "linear_forward_kernel"),

@@ -40,7 +40,7 @@ def cases(setting: Setting) -> Iterator[Case]:
                         OURS: _step(_plain(ours, **fused), x, own, inputs, upstream),
                         "eager": _step(separate, x, own, inputs, upstream),
                     },
-                    allowed_error(setting.dtype, rows),
+                    4 * allowed_error(setting.dtype, rows),  # PyTorch sums gradients of 16-bit parameters in 16 bits
                     rows,
                 )
 

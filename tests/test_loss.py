@@ -50,7 +50,7 @@ def check(input: Any, target: Any, weight: Any = None, **options: Any) -> list[s
 @kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (17, 10), (63, 129), (5, 1000)])
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (17, 10), (512, 10), (63, 129), (5, 1000)])
 def test_labels(rows: int, classes: int, reduction: str, dtype: torch.dtype, device: str) -> None:
     input = make_logits(rows, classes, dtype=dtype, device=device)
     check(input, make_labels(rows, classes=classes, device=device), reduction=reduction)

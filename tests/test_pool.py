@@ -103,8 +103,22 @@ def test_adaptive_avg_pool2d(output_size: Any, memory_format: torch.memory_forma
     x = make(3, 5, 12, 9, device=device, memory_format=memory_format)
     launches = check(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size)
     is_global = output_size == 1 and memory_format is torch.contiguous_format
-    forward = "row_mean_kernel" if is_global else "mean_pool_forward_kernel"
-    assert launches == [forward, "mean_pool_backward_kernel"]
+    name = "row_mean" if is_global else "mean_pool"
+    assert launches == ["row_mean_kernel" if is_global else "mean_pool_forward_kernel", f"{name}_backward_kernel"]
+
+
+@kernels
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("stride", "padding", "divisor"), [(3, 1, None), (9, 2, None), (7, 3, 5), (7, 0, None), (7, 0, 5)]
+)
+def test_one_window_as_large_as_the_image(
+    stride: int, padding: int, divisor: int | None, dtype: torch.dtype, memory_format: torch.memory_format, device: str
+) -> None:
+    """With padding it does not hold all of the image."""
+    x = make(3, 5, 7, 7, dtype=dtype, device=device, memory_format=memory_format)
+    check(avg_pool2d, F.avg_pool2d, x, 7, stride=stride, padding=padding, divisor_override=divisor)
 
 
 # By name in torch.nn.functional: arguments for one, two and three axes.

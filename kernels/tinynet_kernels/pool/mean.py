@@ -227,8 +227,25 @@ def row_mean_kernel(x_ptr, y_ptr, rows, columns, TILE: constexpr, DIVISOR: const
     tl.store(y_ptr + start + row, y.to(y_ptr.dtype.element_ty), mask=in_rows)
 
 
+@triton.jit
+def row_mean_backward_kernel(grad_ptr, dx_ptr, rows, columns, TILE: constexpr, DIVISOR: constexpr):
+    """dx = dY of its row / divisor, for x [rows, columns]."""
+    BLOCK_ROWS: constexpr = TILE.block_rows
+    BLOCK_COLUMNS: constexpr = TILE.block_columns
+    start = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    row = tl.arange(0, BLOCK_ROWS)
+    in_rows = row < rows - start
+    column = tl.arange(0, BLOCK_COLUMNS)
+    dx_ptr += start * columns
+    grad = tl.load(grad_ptr + start + row, mask=in_rows, other=0.0).to(tl.float32) / DIVISOR
+    dx = (grad[:, None] + tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)).to(dx_ptr.dtype.element_ty)
+    for first in range(0, columns, BLOCK_COLUMNS):
+        mask = in_rows[:, None] & (column < columns - first)[None, :]
+        tl.store(dx_ptr + (row[:, None].to(tl.int64) * columns + (first + column)[None, :]), dx, mask=mask)
+
+
 class RowTile(NamedTuple):
-    """The tile of one program of `row_mean_kernel`."""
+    """The tile of one program of `row_mean_kernel`, and of its backward."""
 
     block_rows: int
     block_columns: int
@@ -245,6 +262,12 @@ def mean_pool_backward_cost(dx_ptr: torch.Tensor, TILE: Any, **others: Any) -> C
     """One addition per window that may hold an element; dY (and x and y) are read once, dx is written."""
     windows = TILE.loop_depth * TILE.loop_rows * TILE.loop_columns
     return Cost(dx_ptr.numel() * windows, size_in_bytes(dx_ptr, *others.values()))
+
+
+@costs(row_mean_backward_kernel)
+def row_mean_backward_cost(grad_ptr: torch.Tensor, dx_ptr: torch.Tensor, **others: Any) -> Cost:
+    """One division per row; dY is read once, dx is written."""
+    return Cost(grad_ptr.numel(), size_in_bytes(grad_ptr, dx_ptr, *others.values()))
 
 
 @costs(row_mean_kernel)
@@ -291,8 +314,12 @@ def mean_pool_backward(
         channels_last: the forward's.
     """
     dx = empty_images(grad, size, grad.dtype, channels_last)
+    target = current_target()
+    if not channels_last and _is_global(window, grad.shape[2:], size, mean):
+        _rows_problem(row_mean_backward_kernel, grad.numel(), math.prod(size), mean, target).launch(grad, dx)
+        return dx
     stride = () if x is None else x.stride()
-    problem, strides = _backward_problem(grad.shape, stride, window, size, channels_last, current_target(), mean)
+    problem, strides = _backward_problem(grad.shape, stride, window, size, channels_last, target, mean)
     problem.launch(grad, x, y, dx, *strides)
     return dx
 
@@ -307,18 +334,29 @@ def _forward_problem(
     target: Target,
     mean: Mean,
 ) -> Problem:
-    area = math.prod(shape[2:])
-    whole = all(axis.kernel == size for axis, size in zip(reversed(window[:3]), reversed(shape[2:]), strict=False))
     dense = stride[-1] == 1 and stride == torch.empty(shape, device="meta").stride()
-    if whole and dense and not channels_last and math.prod(out_size) == 1 and not window.adaptive and mean.norm == 0.0:
-        rows = shape[0] * shape[1]
-        block_rows, block_columns, num_warps = rows_and_columns(rows, area, target)
-        if target.kind in ("cuda", "hip"):
-            block_rows = min(block_rows, 16)  # of sums in registers
-        tile, divisor = RowTile(block_rows, block_columns), mean.divisor_override or area
-        grid = (ceil_div(rows, block_rows),)
-        return Problem(row_mean_kernel, grid, rows, area, TILE=tile, DIVISOR=divisor, num_warps=num_warps)
+    if dense and not channels_last and _is_global(window, out_size, shape[2:], mean):
+        return _rows_problem(row_mean_kernel, shape[0] * shape[1], math.prod(shape[2:]), mean, target)
     return pool_problem(mean_pool_forward_kernel, shape, stride, window, out_size, channels_last, target, MEAN=mean)
+
+
+@lru_cache(maxsize=4096)
+def _is_global(window: Window, out_size: tuple[int, ...], size: tuple[int, ...], mean: Mean) -> bool:
+    """Whether one window holds the whole of each plane and nothing else, and its mean is computed."""
+    axes = list(zip(reversed(window[:3]), reversed(size), strict=False))
+    whole = all(axis.kernel == length and axis.padding == 0 for axis, length in axes)
+    return whole and math.prod(out_size) == 1 and not window.adaptive and mean.norm == 0.0
+
+
+@lru_cache(maxsize=4096)
+def _rows_problem(kernel: Any, rows: int, columns: int, mean: Mean, target: Target) -> Problem:
+    """A launch on x [rows, columns], a row for each plane."""
+    block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target)
+    if target.kind in ("cuda", "hip"):
+        block_rows = min(block_rows, 16)  # of sums in registers
+    tile, divisor = RowTile(block_rows, block_columns), mean.divisor_override or columns
+    grid = (ceil_div(rows, block_rows),)
+    return Problem(kernel, grid, rows, columns, TILE=tile, DIVISOR=divisor, num_warps=num_warps)
 
 
 @lru_cache(maxsize=4096)

@@ -47,7 +47,10 @@ class Runtime:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self.run.argtypes = [pointer, ctypes.c_char_p, ctypes.POINTER(number), pointer, number]
         self.run.restype = ctypes.c_char_p
-        self.parallel = _find_pool()
+        pool = _find_pool()
+        self.parallel = 0 if pool is None else _address(pool.GOMP_parallel)
+        if pool is not None:
+            self.library.tinynet_set_thread_number(ctypes.c_void_p(_address(pool.omp_get_thread_num)))
 
 
 @functools.lru_cache
@@ -55,21 +58,26 @@ def runtime() -> Runtime:
     return Runtime()
 
 
-def _find_pool() -> int:
-    """Address of ``GOMP_parallel`` in the OpenMP library PyTorch loaded; 0 (one thread) if there is none."""
+def _find_pool() -> ctypes.CDLL | None:
+    """The OpenMP library that PyTorch loaded; None, for one thread, if there is none."""
     try:
         with open("/proc/self/maps") as maps:
             paths = {line.split(None, 5)[5].strip() for line in maps if line.count("/")}
     except OSError:
-        return 0
+        return None
     for path in sorted(paths):
         if os.path.basename(path).startswith(_POOLS):
             try:
                 library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-                return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
-            except (OSError, AttributeError):
+            except OSError:
                 continue
-    return 0
+            if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_thread_num"):
+                return library
+    return None
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def _after_fork() -> None:

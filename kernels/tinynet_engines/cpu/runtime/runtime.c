@@ -73,14 +73,11 @@ struct work {
   struct share shares[MOST_SHARES];
 };
 
-// Threads are numbered as they come, so that each has the same share of every grid: what it reads is then often in its
-// core's cache, because it has written that part of the tensor in the launch before.
-static int64_t thread_number(void) {
-  static int64_t last;
-  static __thread int64_t number;  // 0: not given yet
-  if (!number) number = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
-  return number;
-}
+// A thread's number among those that run a launch, from OpenMP. So each thread has the same share of every grid: what it
+// reads is often in its core's cache, because it has written that part of the tensor in the launch before.
+static int (*thread_number)(void);
+
+void tinynet_set_thread_number(int (*function)(void)) { thread_number = function; }
 
 static const char out_of_memory[] = "out of memory for a kernel's tiles";
 
@@ -114,7 +111,8 @@ static void worker(void *data) {
     fail(&program, out_of_memory);
     return;
   }
-  for (int64_t n = 0, own = thread_number(); n < work->count; n++) {
+  // Each share has a thread, or all shares before it have: so a program may wait for one with a lower number.
+  for (int64_t n = 0, own = thread_number ? thread_number() : 0; n < work->count; n++) {
     struct share *share = &work->shares[(own + n) % work->count];
     for (;;) {
       int64_t first = __atomic_fetch_add(&share->next, work->chunk, __ATOMIC_RELAXED);

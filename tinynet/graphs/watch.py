@@ -58,8 +58,8 @@ class Watch(TorchDispatchMode):
     """Runs PyTorch's operators while a step is recorded.
 
     Views and new memory need no replay. Copies, sums of two gradients, arithmetic of single numbers such as losses, and
-    a GradScaler's operators are replayed by PyTorch. A computation whose operands are all constants has the same result
-    each time. Everything else is refused.
+    a GradScaler's operators are replayed, some as launches (`arithmetic`), the others by PyTorch. A computation whose
+    operands are all constants has the same result each time. Everything else is refused.
 
     Args:
         record: takes a function that each replay is to call, and its operands.

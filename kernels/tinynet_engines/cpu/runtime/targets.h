@@ -110,20 +110,18 @@ INLINE void finish_tile(int rows, int vectors, const struct product_target *targ
 INLINE void store_tile(int rows, int vectors, const struct product_target *target, int64_t row, int64_t column,
                        vector (*sum)[2]) {
   int columns = (int)least(vectors * LANES, target->columns - column);
-  struct product_target rest = *target;  // what is left to do
-  {
-    int64_t stride = target->stride, place = row * stride + column;
-    int last = columns - (vectors - 1) * LANES, stored = 0;
-    finish_tile(rows, vectors, target, column, sum);
-    if (target->kind == ELEMENT_F32) stored = store_tile_f32(rows, vectors, (float *)target->out + place, stride, last, sum);
+  int64_t stride = target->stride, place = row * stride + column;
+  int last = columns - (vectors - 1) * LANES, stored = 0;
+  finish_tile(rows, vectors, target, column, sum);
+  if (target->kind == ELEMENT_F32) stored = store_tile_f32(rows, vectors, (float *)target->out + place, stride, last, sum);
 #if defined(__AVX512BF16__)
-    if (target->kind == ELEMENT_BF16)
-      stored = store_tile_bf16(rows, vectors, (uint16_t *)target->out + place, stride, last, sum);
+  if (target->kind == ELEMENT_BF16)
+    stored = store_tile_bf16(rows, vectors, (uint16_t *)target->out + place, stride, last, sum);
 #endif
-    if (stored) return;
-    rest.bias = NULL;
-    rest.floor = -__builtin_inff();
-  }
+  if (stored) return;
+  struct product_target rest = *target;  // what is left to do
+  rest.bias = NULL;
+  rest.floor = -__builtin_inff();
   float tile[TILE_ROWS * PANEL] __attribute__((aligned(64)));
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {

@@ -78,6 +78,7 @@ class CallSite(ABC):
         self.names = [f"a{position}" for position in range(len(types))]
         self.tensors = [n for n, kind in zip(self.names, types, strict=False) if issubclass(kind, torch.Tensor)]
         self.given = self.names[: len(types) - fixed]
+        self.types = types
         self.integers = [n for n, kind in zip(self.given, types, strict=False) if issubclass(kind, int)]
         self.launches: dict[tuple[Grid, tuple[Any, ...]], Launch] = {}
         self._define = self._definition(self._form())
@@ -102,7 +103,8 @@ class CallSite(ABC):
     def _definition(self, form: Form) -> Callable[..., Launch]:
         """A function of (plans, grid, numbers) that returns a few lines of Python, generated for exactly these types.
 
-        They return False if there is no plan, or if the launch needs Triton's own launcher.
+        They return False if there is no plan, if the launch needs Triton's own launcher, or if the arguments are of
+        other types, where a tensor is only told from None.
         """
         scope: dict[str, Any] = {"prepare": self.prepare, "kernel": self.kernel, "source": self.kernel._src}
         enter, exit = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
@@ -110,11 +112,20 @@ class CallSite(ABC):
         # A chain's list of hooks, which is empty unless somebody watches; or what stands in a chain's place.
         scope |= {"entered": getattr(enter, "calls", enter), "exited": getattr(exit, "calls", exit)}
         key = ", ".join([*form.key, *(f"{n}.dtype" for n in self.tensors), *self.integers])
+        same_types = []
+        for name, kind in zip(self.given, self.types, strict=False):
+            if kind is type(None):
+                same_types.append(f"{name} is None")
+            elif name in self.tensors:
+                same_types.append(f"{name} is not None")
+            else:
+                same_types.append(f"type({name}) is type_{name}")
+                scope[f"type_{name}"] = kind
         lines = [
             _unpacking(self.names[len(self.given) :], "numbers"),
             "def launch(arguments):",
             f"    {_unpacking(self.given, 'arguments')}",
-            f"    if {_WATCHED} or not ({form.condition}): return False",
+            f"    if not ({' and '.join([*same_types, form.condition])}) or {_WATCHED}: return False",
             *(f"    {line}" for line in form.lines),
             f"    key = ({key},)",
             "    plan = plans.get(key)",

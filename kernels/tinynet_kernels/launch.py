@@ -78,7 +78,7 @@ class Problem:
         constants: as in `launch`.
     """
 
-    __slots__ = ("bound", "constants", "generation", "grid", "kernel", "names_checked", "numbers")
+    __slots__ = ("bound", "constants", "generation", "grid", "kernel", "latest", "names_checked", "numbers")
 
     def __init__(self, kernel: Any, grid: Grid, *numbers: Any, **constants: Any) -> None:
         self.kernel = kernel
@@ -87,6 +87,7 @@ class Problem:
         self.constants = constants
         self.names_checked = False
         self.bound: dict[tuple[type, ...], Launch | None] = {}  # by the types of the arguments
+        self.latest: Launch | None = None  # the one that launched last
         self.generation: object = None  # of the planner that bound them
 
     def launch(self, *arguments: Any, reached: Reached = ()) -> None:
@@ -99,19 +100,25 @@ class Problem:
         if planner is None or observers or recorders or profiler._is_profiler_enabled:
             _run(self.kernel, self.grid, arguments + self.numbers, self.constants, reached)
             return
-        types = tuple(map(type, arguments))
-        launch = self.bound.get(types)
-        if launch is None or self.generation is not planner.generation:
-            launch = self._bind(planner, types)
-        if launch is None or not launch(arguments):
-            _run_by_triton(self.kernel, self.grid, arguments + self.numbers, self.constants)
+        latest = self.latest
+        if latest is None or self.generation is not planner.generation or not latest(arguments):
+            self._launch_another(planner, arguments)
 
-    def _bind(self, planner: Planner, types: tuple[type, ...]) -> Launch | None:
+    def _launch_another(self, planner: Planner, arguments: tuple[Any, ...]) -> None:
+        """Runs the kernel where the latest launch can't run it again."""
         if self.generation is not planner.generation:
             self.bound.clear()
+            self.latest = None
             self.generation = planner.generation
-        launch = self.bound[types] = planner.bind(self.kernel, self.grid, types, self.numbers, self.constants)
-        return launch
+        types = tuple(map(type, arguments))
+        launch = self.bound.get(types)
+        if launch is None:
+            launch = planner.bind(self.kernel, self.grid, types, self.numbers, self.constants)
+            self.bound[types] = launch
+        if launch is not None and launch is not self.latest and launch(arguments):
+            self.latest = launch
+        else:
+            _run_by_triton(self.kernel, self.grid, arguments + self.numbers, self.constants)
 
     def launch_named(self, **arguments: Any) -> None:
         """As `launch`, the arguments by the kernel's names for them, in the kernel's order.

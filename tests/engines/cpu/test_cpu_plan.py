@@ -15,6 +15,7 @@ from triton import knobs
 
 from tinynet_engines import cpu, plans
 from tinynet_engines.cpu.plan import planner
+from tinynet_kernels import launch
 from tinynet_kernels.launch import Problem
 
 SCALE = tl.constexpr(2.0)
@@ -140,6 +141,35 @@ def test_problems_share_plans_by_content() -> None:
     types = (torch.Tensor, torch.Tensor)
     bound = [planner.bind(each.kernel, each.grid, types, each.numbers, each.constants) for each in variants]
     assert bound[0] is bound[1] is not bound[2]
+
+
+@triton.jit
+def shift_kernel(x_ptr, shift_ptr, factor, y_ptr, n, BLOCK: tl.constexpr):
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y = tl.load(x_ptr + offset, mask=offset < n, other=0.0) * factor
+    if shift_ptr is not None:
+        y += tl.load(shift_ptr + offset, mask=offset < n, other=0.0)
+    tl.store(y_ptr + offset, y, mask=offset < n)
+
+
+def test_a_problem_follows_the_kinds_of_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absent tensors, parameters, integers and floats in turn; and another planner."""
+    problem = Problem(shift_kernel, (2,), 100, BLOCK=64)
+    x, shift = torch.randn(100), torch.randn(100)
+    shifts = None, shift, torch.nn.Parameter(shift)
+    for planned in (planner, plans.Planner(planner.create_site)):
+        monkeypatch.setattr(launch, "planner", planned)
+        for factor in (2, 0.5, True, 4):
+            for each in (*shifts, *reversed(shifts)):
+                y = torch.full((100,), torch.nan)
+                problem.launch(x, each, factor, y)
+                assert torch.equal(y, x * factor + (0 if each is None else shift))
+        assert problem.generation is planned.generation
+        monkeypatch.setattr(shift_kernel, "debug", True)  # what watches a kernel's launches gets Triton's own
+        y = torch.full((100,), torch.nan)
+        problem.launch(x, shift, 2, y)
+        assert torch.equal(y, x * 2 + shift)
+        monkeypatch.setattr(shift_kernel, "debug", False)
 
 
 def test_a_plan_is_created_without_launching() -> None:

@@ -118,6 +118,10 @@ REFUSED: dict[str, Any] = {
     "other dtypes": (aten.add.Tensor, (torch.ones(9, 16), torch.ones(9, 16, dtype=torch.float64))),
     "integers": (aten.add.Tensor, (torch.ones(9, 16, dtype=torch.int64), torch.ones(9, 16, dtype=torch.int64))),
     "a Python number": (aten.add.Tensor, (torch.ones(9, 16), 2)),
+    "a lazily negated operand": (
+        aten.add.Tensor,
+        (torch.ones(9, 16), torch.ones(9, 16, dtype=torch.cfloat).conj().imag),
+    ),
     "a transposed operand": (aten.add.Tensor, (torch.ones(9, 16), torch.ones(16, 9).t())),
     "no elements": (aten.add.Tensor, (torch.ones(0, 16), torch.ones(0, 16))),
     "short rows with gaps": (aten.add.Tensor, (torch.ones(30, 8)[:, :4], torch.ones(30, 4))),
@@ -137,9 +141,13 @@ def test_what_pytorch_computes(case: str, device: str) -> None:
     assert not launched
 
 
-def test_a_copy_within_memory_is_pytorchs(device: str) -> None:
+def test_copies_that_are_pytorchs(device: str) -> None:
+    """Within memory, of lazily negated numbers, and to another dtype."""
     x = torch.randn(4, 16, device=device)
     assert not copies(x[:2], x[2:])
+    negated = torch.randn(4, 16, dtype=torch.cfloat, device=device).conj().imag
+    assert negated.is_neg() and not copies(negated, torch.empty(4, 16))
+    assert not copies(x, torch.empty(4, 16, dtype=torch.float16))
 
 
 def test_five_dimensions_with_a_long_shortest_one_are_pytorchs(device: str) -> None:

@@ -51,6 +51,7 @@ from tinynet_kernels import (
     upsample,
 )
 from tinynet_kernels.activation_spec import IDENTITY, PARAMETERS, Activation
+from tinynet_kernels.arithmetic import arithmetic, multiplied
 from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
 from tinynet_kernels.batch_norm.forward import norm_forward
 from tinynet_kernels.conv import forward, input_gradient, pooled_gradient, weight_gradient
@@ -636,13 +637,20 @@ def upsample_cases(target: Target) -> Iterator[Case]:
 
 
 def layout_cases(target: Target) -> Iterator[Case]:
-    """NCHW to channels_last and back, for many and few channels."""
+    """NCHW to channels_last and back, for many and few channels; products and copies of any strides."""
     for dtype, shape in itertools.product(DTYPES, ((64, 128, 28, 28), (256, 3, 32, 32), (8, 64, 7, 7))):
         x = _empty(*shape, dtype=dtype)
         name, aligned = f"{shape} {_text(dtype)}", shape[1] % 8 == 0 and shape[2] * shape[3] % 16 == 0
         yield Case(f"to_channels_last {name}", partial(layout.to_channels_last, x), aligned)
         last = x.contiguous(memory_format=torch.channels_last)
         yield Case(f"to_contiguous {name}", partial(layout.to_contiguous, last), aligned)
+    for dtype in DTYPES:
+        y, a, b = _empty(8, 12, 197, 64, dtype=dtype), _empty(8, 197, 12, 64, dtype=dtype), _empty(8, dtype=dtype)
+        strides = [y.stride(), a.transpose(1, 2).stride(), (1, 0, 0, 0)]
+        for function, operands in ((multiplied, (a, b)), (None, (a,))):
+            name = f"{'copy' if function is None else 'product'} {_text(dtype)}"
+            run = partial(arithmetic, function, y, operands, y.shape, strides[: 1 + len(operands)])
+            yield Case(f"arithmetic {name}", run, aligned=False)
 
 
 # ---- linear ----------------------------------------------------------------------------------------------------------

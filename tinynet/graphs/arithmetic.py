@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinynet.dispatch import KERNEL_DTYPES
+from tinynet.dispatch import KERNEL_DTYPES, are_plain_and_alike
 from tinynet.graphs.tensors import address_of
 from tinynet_kernels.arithmetic import added, arithmetic, multiplied
 
@@ -75,9 +75,7 @@ def _computes_parts(function: Any, operands: Sequence[Any], result: Tensor) -> b
 
 def _view(result: Tensor, operands: Sequence[Any]) -> tuple[list[int], list[Any]] | None:
     """A shape of four dimensions for all, and the strides of each, the result's first; None where there is none."""
-    if not all(isinstance(each, Tensor) and each.dtype is result.dtype for each in operands):
-        return None
-    if result.dtype not in KERNEL_DTYPES or result.numel() == 0:
+    if result.dtype not in KERNEL_DTYPES or not are_plain_and_alike((result, *operands)):
         return None
     tensors = [result, *(each.expand(result.shape) for each in operands)]
     dims = sorted((d for d in range(result.ndim) if result.shape[d] > 1), key=result.stride, reverse=True)

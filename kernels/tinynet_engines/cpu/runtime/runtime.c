@@ -111,7 +111,7 @@ static void worker(void *data) {
     fail(&program, out_of_memory);
     return;
   }
-  // Each share has a thread, or all shares before it have: so a program may wait for one with a lower number.
+  // Threads begin at different shares, the first of them at the first: so a program may wait for one with a lower number.
   for (int64_t n = 0, own = thread_number ? thread_number() : 0; n < work->count; n++) {
     struct share *share = &work->shares[(own + n) % work->count];
     for (;;) {

@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 
 from .analysis import Analysis, Expression
-from .elements import HALVES, compute_type, from_memory, literal, storage_type, to_memory
+from .elements import HALVES, compute_type, element_bytes, from_memory, literal, storage_type, to_memory
 from .forms import ZERO, Buffer, Index, Nest, Scalar
 from .ir import Function, Operation, UnsupportedOperation, Value
 from .operations import element_expression
+
+_ZEROS = ("(0.0f)", "(0.0)", "(0)", "INT64_C(0)", "0")
+_ROW_OF_ZEROS = 4096  # bytes, as in kernel.h
 
 
 class ElementWriter:
@@ -194,13 +197,35 @@ class ElementWriter:
             nest.masks.append((optional[0], index))
             mask = self.element(optional[0], index, nest)
             other = self.element(optional[1], index, nest) if len(optional) > 1 else "0"
-            if mask != "1":
+            row = self._row_or_zeros(pointer, mask, other, index, nest)
+            if row is not None:
+                mask, address, read = "1", row, f"*{row}"
+            elif mask != "1":
                 read = f"({mask} ? {read} : ({storage_type(element)}){to_memory(element, other)})"
         if nest.halves is not None and self.points_in_block(pointer, mask, index, nest):
             return nest.halves.read(self.name("h"), element, address)
         if any(position.level == nest.innermost for position in index):
             nest.accessed.add(element)
         return from_memory(element, read)
+
+    def _row_or_zeros(self, pointer: Value, mask: str, other: str, index: tuple[Index, ...], nest: Nest) -> str | None:
+        """C text of an element's address, in a row of zeros where a mask is false; None if the mask is not for rows.
+
+        Compilers vectorize a loop over several rows with masks only if they can load whichever masks are true.
+        """
+        inner = [dimension for dimension, each in enumerate(index) if each.level == nest.innermost]
+        is_for_rows = nest.level_of.get(mask, nest.innermost) < nest.innermost
+        if other not in _ZEROS or not is_for_rows or len(inner) != 1 or self.analysis.step(pointer, inner[0]) != 1:
+            return None
+        if pointer.type.shape[inner[0]] * element_bytes(pointer.type.pointee) > _ROW_OF_ZEROS:
+            return None
+        start = self.element(pointer, tuple(ZERO if each.level == nest.innermost else each for each in index), nest)
+        key = ("row", mask, start)
+        if key not in nest.known:
+            level = max(nest.level_of[mask], *(each.level for each in index if each.level < nest.innermost), -1)
+            kind = compute_type(pointer.type.element)
+            nest.known[key] = self.emit(nest, level, pointer.type.element, f"{mask} ? {start} : ({kind})row_of_zeros")
+        return f"({nest.known[key]} + (int64_t){index[inner[0]].text})"
 
     def _gathers_halves(self, pointer: Value, index: tuple[Index, ...]) -> bool:
         """Whether 16-bit floats are read at no constant step along the innermost loop: addresses must be even."""

@@ -169,3 +169,42 @@ def test_volatile_memory_is_read_once() -> None:
     pointers = [line.split()[3] for line in fast if line.startswith("float * const e") and "(p0 +" in line]
     readers = [line for line in fast if any(f"*({pointer} +" in line for pointer in pointers)]
     assert len(readers) == 1, readers
+
+
+@triton.jit
+def neighbors_kernel(x_ptr, y_ptr, height, width, OTHER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """y = each row of x plus the rows above and below it, where there are any; an absent one is `OTHER`."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    mask = (row < height) & (column < width)
+    total = tl.load(x_ptr + row * width + column, mask=mask, other=0)
+    for step in tl.static_range(2):
+        near = row + (2 * step - 1)
+        exists = mask & (near >= 0) & (near < height)
+        total += tl.load(x_ptr + near * width + column, mask=exists, other=OTHER)
+    tl.store(y_ptr + row * width + column, total, mask=mask)
+
+
+@pytest.mark.parametrize("width", [64, 61, 5])
+@pytest.mark.parametrize("other", [0, 3])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int8]
+)
+def test_rows_that_a_mask_leaves_out(dtype: torch.dtype, other: int, width: int) -> None:
+    """The memory before and after x is NaN: a row that is left out is not read, whatever takes its place."""
+    height, block = 11, 64
+    memory = torch.full((3 * height, width), 99 if not dtype.is_floating_point else float("nan")).to(dtype)
+    x, y = memory[height : 2 * height], torch.zeros(height, width, dtype=dtype)
+    x.copy_(torch.randint(-9, 9, (height, width)).to(dtype))
+    neighbors_kernel[(3,)](x, y, height, width, OTHER=other, ROWS=4, BLOCK=block)
+    beyond = torch.full((1, width), other, dtype=dtype)
+    padded = torch.cat([beyond, x, beyond])
+    assert torch.equal(y, padded[:-2] + padded[1:-1] + padded[2:])
+
+
+def test_rows_of_zeros_are_read_without_a_mask() -> None:
+    x = torch.zeros(16, 64)
+    arguments = (x, torch.empty_like(x), 16, 64)
+    text = neighbors_kernel.warmup(*arguments, OTHER=0, ROWS=4, BLOCK=64, grid=(4,)).asm["c"].decode()
+    fast = text.rpartition("#else")[2]
+    assert "row_of_zeros" in fast and not [line for line in fast.splitlines() if "? *" in line]

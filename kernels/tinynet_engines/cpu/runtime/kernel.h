@@ -34,6 +34,9 @@ INLINE float round_f16(float value) { return load_f16(store_f16(value)); }
 
 #include "halves.h"
 
+// What loads read in place of a row that a mask leaves out.
+static const char row_of_zeros[4096] __attribute__((aligned(64)));
+
 // 16 bits from an even address, for vector loads at arbitrary places: gathers exist for 32 bits only. The aligned word
 // around the value is in the same page.
 INLINE uint16_t gathered_half(const uint16_t *place) {

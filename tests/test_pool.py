@@ -20,6 +20,7 @@ from tinynet.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
 kernels = pytest.mark.kernels
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
+SCATTER = "max_pool_scatter_kernel"
 
 
 def make(
@@ -81,19 +82,24 @@ def test_maxima_of_large_windows(output_size: int, device: str) -> None:
 @pytest.mark.parametrize("memory_format", LAYOUTS)
 @pytest.mark.parametrize("window", MAX_WINDOWS, ids=str)
 def test_max_pool2d(window: dict[str, Any], memory_format: torch.memory_format, device: str) -> None:
-    launches = check(max_pool2d, F.max_pool2d, make(3, 5, 15, 13, device=device, memory_format=memory_format), **window)
-    assert launches in [
-        ["max_pool_forward_kernel", "max_pool_backward_kernel"],
-        ["max_pool_forward_kernel", "max_pool_rows_backward_kernel"],
-    ]
+    x = make(3, 5, 15, 13, device=device, memory_format=memory_format)
+    for scatters in (True, False):
+        with forced_tiles(is_scattered=scatters):
+            launches = check(max_pool2d, F.max_pool2d, x, **window)
+        is_scattered = scatters and memory_format is torch.contiguous_format
+        assert launches == ["max_pool_forward_kernel", SCATTER if is_scattered else "max_pool_backward_kernel"]
 
 
 @kernels
 @pytest.mark.parametrize("memory_format", LAYOUTS)
 @pytest.mark.parametrize("window", MEAN_WINDOWS, ids=str)
 def test_avg_pool2d(window: dict[str, Any], memory_format: torch.memory_format, device: str) -> None:
-    launches = check(avg_pool2d, F.avg_pool2d, make(3, 5, 15, 13, device=device, memory_format=memory_format), **window)
-    assert launches == ["mean_pool_forward_kernel", "mean_pool_backward_kernel"]
+    x = make(3, 5, 15, 13, device=device, memory_format=memory_format)
+    for by_axis in (True, False):
+        with forced_tiles(_is_faster_by_axis=by_axis):
+            launches = check(avg_pool2d, F.avg_pool2d, x, **window)
+        times = 2 if by_axis and memory_format is torch.contiguous_format else 1
+        assert launches == ["mean_pool_forward_kernel"] * times + ["mean_pool_backward_kernel"] * times
 
 
 @kernels
@@ -104,7 +110,72 @@ def test_adaptive_avg_pool2d(output_size: Any, memory_format: torch.memory_forma
     launches = check(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size)
     is_global = output_size == 1 and memory_format is torch.contiguous_format
     name = "row_mean" if is_global else "mean_pool"
-    assert launches == ["row_mean_kernel" if is_global else "mean_pool_forward_kernel", f"{name}_backward_kernel"]
+    forward = "row_mean_kernel" if is_global else "mean_pool_forward_kernel"
+    assert list(dict.fromkeys(launches)) == [forward, f"{name}_backward_kernel"]
+
+
+@kernels
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+def test_which_gradients_are_scattered(memory_format: torch.memory_format, device: str) -> None:
+    """On the CPU those of several planes in contiguous layout; in a few planes columns fill vectors better."""
+    from tinynet_kernels.tiles import current_target
+
+    for planes in (1, 9):
+        launches = check(max_pool2d, F.max_pool2d, make(1, planes, 9, 9, device=device, memory_format=memory_format), 3)
+        is_contiguous = memory_format is torch.contiguous_format
+        is_scattered = current_target().kind == "cpu" and planes > 1 and is_contiguous
+        assert launches[1] == (SCATTER if is_scattered else "max_pool_backward_kernel")
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_scattered_gradients(axes: int, dtype: torch.dtype, device: str) -> None:
+    """Windows that overlap or not, more taps than a byte counts, planes that fill no whole tile."""
+    sizes = {1: (7, 5, 150), 2: (7, 5, 13, 14), 3: (7, 5, 6, 7, 6)}
+    x = make(*sizes[axes], dtype=dtype, device=device)
+    pools, theirs = (getattr(module, f"max_pool{axes}d") for module in (ours, F))
+    adaptive, theirs_adaptive = (getattr(module, f"adaptive_max_pool{axes}d") for module in (ours, F))
+    largest = {1: 140, 2: 12, 3: 6}[axes]
+    with forced_tiles(is_scattered=True, BLOCK_ELEMENTS=16):
+        for window in ((2,), (3, 2, 1), (3, 1, 1, 1), (2, 2, 0, 2), (largest, 1)):
+            launches = check(pools, theirs, x, *window)
+            assert launches[1:] == [SCATTER]
+        for output_size in (1, 4):
+            check(adaptive, theirs_adaptive, x, output_size)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axes", [2, 3])
+def test_means_by_axis(axes: int, dtype: torch.dtype, device: str) -> None:
+    x = make(*{2: (3, 5, 13, 14), 3: (3, 5, 6, 7, 9)}[axes], dtype=dtype, device=device)
+    pools, theirs = (getattr(module, f"avg_pool{axes}d") for module in (ours, F))
+    adaptive, theirs_adaptive = (getattr(module, f"adaptive_avg_pool{axes}d") for module in (ours, F))
+    with forced_tiles(_is_faster_by_axis=True):
+        for window in ((3, 2, 1), (3, 2, 1, True, False), (3, 1, 1, False, True, 7), (2, 2, 0, False, True, 3)):
+            launches = check(pools, theirs, x, *window)
+            assert launches == ["mean_pool_forward_kernel"] * 2 + ["mean_pool_backward_kernel"] * 2
+        for output_size in (4, (5, None, 4)[-axes:]):
+            check(adaptive, theirs_adaptive, x, output_size)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "kernel", "is_run"), [((2, 3, 96), 16, True), ((2, 3, 99), 16, False)])
+def test_windows_that_are_rows(
+    shape: tuple[int, ...], kernel: int, is_run: bool, dtype: torch.dtype, device: str
+) -> None:
+    """Long windows side by side, which fill the rows or leave a rest."""
+    x = make(*shape, dtype=dtype, device=device)
+    for function, reference, window in (
+        (ours.avg_pool1d, F.avg_pool1d, (kernel,)),
+        (avg_pool2d, F.avg_pool2d, ((1, kernel), None, 0, False, True, 3)),
+    ):
+        launches = check(function, reference, x, *window)
+        assert (launches == ["row_mean_kernel", "row_mean_backward_kernel"]) == is_run
+    if is_run:
+        check(ours.adaptive_avg_pool1d, F.adaptive_avg_pool1d, x, shape[-1] // kernel)
 
 
 @kernels
@@ -168,7 +239,7 @@ def test_families(name: str, axes: int, channels_last: bool, device: str) -> Non
         x = x.abs() + 0.1
     function, reference = family(name, axes, x)
     launches = check(function, reference, x.requires_grad_())
-    assert "inf" in name or len(launches) == 2
+    assert "inf" in name or len(set(launches)) == 2
     if not name.startswith("fractional"):
         check(function, reference, x.detach()[0].requires_grad_())
 
@@ -424,7 +495,7 @@ def test_compiled_fullgraph(memory_format: torch.memory_format, device: str) -> 
         actual = torch.compile(pools, fullgraph=True, backend="aot_eager")(x)
         torch.testing.assert_close(actual, y)
         actual.backward(upstream)
-    assert len(launches) == 6 and x.grad is not None
+    assert len(set(launches)) == 4 and x.grad is not None
     torch.testing.assert_close(x.grad, expected)
 
 
@@ -475,7 +546,7 @@ def test_modules(ours: torch.nn.Module, theirs: torch.nn.Module, device: str) ->
     for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         with counted_launches() as launches:
             torch.testing.assert_close(module(x), theirs(x))
-        assert len(launches) == 1
+        assert len(set(launches)) == 1
 
 
 def test_module_returns_indices() -> None:

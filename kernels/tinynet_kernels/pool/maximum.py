@@ -4,7 +4,7 @@ NaN is larger than every number, and of equal taps the first is taken. The forwa
 saves which one was largest (argmax), in one byte where a window has fewer than 127.
 
 Backward: without atomics. One program computes a tile of dx and gathers, for each element, from the windows that may
-hold it.
+hold it. Contiguous layout on the CPU has a kernel of its own, in `scatter.py`.
 
 y, argmax and dx are dense, channels_last or not; x has any strides. `window.py` explains windows and tiles.
 """
@@ -12,7 +12,7 @@ y, argmax and dx are dense, channels_last or not; x has any strides. `window.py`
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -20,8 +20,9 @@ import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import to_channels_last, to_contiguous
+from tinynet_kernels.layout import to_channels_last
 from tinynet_kernels.offsets import widened
+from tinynet_kernels.pool.scatter import is_scattered, max_pool_scatter
 from tinynet_kernels.pool.spec import Window, taps
 from tinynet_kernels.pool.window import (
     Place,
@@ -41,7 +42,7 @@ from tinynet_kernels.pool.window import (
     strided_offset,
     windows_exist,
 )
-from tinynet_kernels.tiles import Target, ceil_div, current_target
+from tinynet_kernels.tiles import Target, current_target
 
 
 @triton.jit
@@ -78,7 +79,7 @@ def max_pool_forward_kernel(
     at = elements_of_program(lines, inner, C, OD, OH, OW, TILE)
     window = Place(at.depth, at.row, at.column)
     first = first_taps(at, window, sample_ptr, C, D, H, W, OD, OH, OW, WINDOW)
-    end = ends_of_taps(window, D, H, W, OD, OH, OW, WINDOW.adaptive)
+    end = ends_of_taps(window, D, H, W, OD, OH, OW, WINDOW)
     stride_xd = widened(stride_xd, TILE.wide)
     stride_xh = widened(stride_xh, TILE.wide)
     stride_xw = widened(stride_xw, TILE.wide)
@@ -93,7 +94,7 @@ def max_pool_forward_kernel(
         from_first = offset_of_tap(tap, stride_xd, stride_xh, stride_xw, WINDOW)
         mask = at.mask
         if not TILE.always_inside and DEPTH.dilation * ROWS.dilation * COLUMNS.dilation > 1:
-            mask = mask & is_inside(place_of_tap(tap, WINDOW), first, end)
+            mask = mask & is_inside(place_of_tap(tap, WINDOW), first, end, WINDOW)
         x = tl.load(x_ptr + (x_offset + from_first), mask=mask, other=float("-inf")).to(tl.float32)
         is_largest = (x > y) | (x != x)
         y = tl.where(is_largest, x, y)
@@ -154,94 +155,11 @@ def max_pool_backward_kernel(
             is_tap = is_tap & (depth >= 0) & (row >= 0) & (column >= 0)
         mask = at.mask & (is_tap & windows_exist(window, OD, OH, OW))
         offset = dense_offset(at, window, C, OD, OH, OW, TILE)
-        argmax = tl.load(argmax_ptr + offset, mask=mask, other=-1).to(tl.int32)
+        argmax = tl.load(argmax_ptr + offset, mask=mask, other=0).to(tl.int32)
         grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         dx += tl.where(argmax == (kd * ROWS.kernel + kh) * COLUMNS.kernel + kw, grad, 0.0)
     offset = dense_offset(at, Place(at.depth, at.row, at.column), C, D, H, W, TILE)
     tl.store(dx_ptr + offset, dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
-
-
-@triton.jit
-def max_pool_rows_backward_kernel(
-    grad_ptr,
-    argmax_ptr,
-    dx_ptr,
-    lines,
-    inner,
-    C,
-    D,
-    H,
-    W,
-    OD,
-    OH,
-    OW,
-    WINDOW: constexpr,
-    TILE: constexpr,
-    SPLIT: constexpr,
-):
-    """The same of contiguous rows, where windows are two columns apart.
-
-    The inner axis of the tile is q = 0 ... ceil(W / 2) - 1, for the columns 2 q and 2 q + 1. Windows q + d hold them
-    as taps padding - 2 d and the one after, so that loads run along memory.
-    """
-    DEPTH: constexpr = WINDOW.depth
-    ROWS: constexpr = WINDOW.rows
-    COLUMNS: constexpr = WINDOW.columns
-    at = elements_of_program(lines, inner, C, D, H, W, TILE)
-    last = last_windows(at, D, H, W, OD, OH, OW, WINDOW)
-    dx = tl.full((TILE.block_lines, TILE.block_inner), 0.0, tl.float32)
-    dx_after = tl.full((TILE.block_lines, TILE.block_inner), 0.0, tl.float32)
-    FIRST: constexpr = SPLIT.first
-    END: constexpr = SPLIT.end
-    for step in tl.static_range(TILE.loop_depth * TILE.loop_rows):  # pyright: ignore[reportGeneralTypeIssues]
-        back = loop_place(step, TILE.loop_rows, 1)
-        window = Place(last.depth - back.depth, last.row - back.row, at.column * 0)
-        first = first_taps(at, window, None, C, D, H, W, OD, OH, OW, WINDOW)
-        kd = (at.depth - first.depth) // DEPTH.dilation
-        kh = (at.row - first.row) // ROWS.dilation
-        is_depth = (kd < DEPTH.kernel) & (kd * DEPTH.dilation == at.depth - first.depth)
-        is_row = (kh < ROWS.kernel) & (kh * ROWS.dilation == at.row - first.row)
-        holds = is_depth & is_row & windows_exist(window, OD, OH, OW)
-        number = tl.where(holds, (kd * ROWS.kernel + kh) * COLUMNS.kernel, -COLUMNS.kernel - 1)  # no tap's number
-        depth = tl.minimum(tl.maximum(window.depth, 0), OD - 1)
-        row = tl.minimum(tl.maximum(window.row, 0), OH - 1)
-        for d in tl.static_range(FIRST, END):  # pyright: ignore[reportGeneralTypeIssues]
-            column = at.column + d
-            mask = at.mask
-            if d < 0:
-                mask = mask & (column >= 0)
-            if d + SPLIT.excess > 0:
-                mask = mask & (column < OW)
-            offset = dense_offset(at, Place(depth, row, column), C, OD, OH, OW, TILE)
-            argmax = tl.load(argmax_ptr + offset, mask=mask, other=-1).to(tl.int32) - number
-            grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-            kw = COLUMNS.padding - 2 * d
-            if kw >= 0 and kw < COLUMNS.kernel:
-                dx += tl.where(argmax == kw, grad, 0.0)
-            if kw + 1 >= 0 and kw + 1 < COLUMNS.kernel:
-                dx_after += tl.where(argmax == kw + 1, grad, 0.0)
-    place = Place(at.depth, at.row, at.column * 2)
-    dx_ptr += dense_offset(at, place, C, D, H, W, TILE)
-    tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
-    mask = at.mask
-    if SPLIT.odd:
-        mask = mask & (at.column < W // 2)
-    tl.store(dx_ptr + 1, dx_after.to(dx_ptr.dtype.element_ty), mask=mask)
-
-
-class RowSplit(NamedTuple):
-    """How `max_pool_rows_backward_kernel` finds the windows of columns 2 q and 2 q + 1.
-
-    Attributes:
-        first, end: of d, where windows q + d may hold them.
-        excess: of the tile's inner axis over the windows of a row.
-        odd: whether the last column has none after it.
-    """
-
-    first: int
-    end: int
-    excess: int
-    odd: bool
 
 
 @costs(max_pool_forward_kernel)
@@ -251,7 +169,6 @@ def max_pool_forward_cost(y_ptr: torch.Tensor, WINDOW: Window, **others: Any) ->
 
 
 @costs(max_pool_backward_kernel)
-@costs(max_pool_rows_backward_kernel)
 def max_pool_backward_cost(grad_ptr: torch.Tensor, **others: Any) -> Cost:
     """One addition per window; dY and argmax are read once, dx is written."""
     return Cost(grad_ptr.numel(), size_in_bytes(grad_ptr, *others.values()))
@@ -316,15 +233,10 @@ def max_pool_backward(
         channels_last: the forward's.
     """
     target = current_target()
-    if not channels_last and _is_faster_in_channels_last((*grad.shape[:2], *size), window, target):
-        grad, argmax = (each.contiguous(memory_format=torch.channels_last) for each in (grad, argmax))
-        return to_contiguous(max_pool_backward(grad, argmax, window, size, channels_last=True))
+    if not channels_last and is_scattered(grad.shape, window, target):
+        return max_pool_scatter(grad, argmax, window, size, target)
     dx = empty_images(grad, size, grad.dtype, channels_last)
-    problem = None if channels_last else _rows_problem(grad.shape, window, size, target)
-    if problem is not None:
-        problem.launch(grad, argmax, dx)
-    else:
-        _problem(False, grad.shape, (), window, size, channels_last, target).launch(grad, argmax, samples, dx)
+    _problem(False, grad.shape, (), window, size, channels_last, target).launch(grad, argmax, samples, dx)
     return dx
 
 
@@ -353,22 +265,8 @@ def _problem(
     target: Target,
 ) -> Problem:
     kernel = max_pool_forward_kernel if forward else max_pool_backward_kernel
-    unmasked = 9 if channels_last else 4  # loads of whole channels run along memory
-    most_on_cpu = unmasked if forward else 1
-    return pool_problem(kernel, shape, stride, window, result_size, channels_last, target, most_on_cpu=most_on_cpu)
-
-
-@lru_cache(maxsize=4096)
-def _rows_problem(shape: tuple[int, ...], window: Window, size: tuple[int, ...], target: Target) -> Problem | None:
-    """The launch of `max_pool_rows_backward_kernel`, or None where the other kernel is as fast or the only one."""
-    axis = window.columns
-    if target.kind != "cpu" or window.adaptive or window.fractional or axis.stride != 2 or axis.dilation > 1:
-        return None
-    first, end = (axis.padding - axis.kernel) // 2 + 1, (1 + axis.padding) // 2 + 1
-    columns = ceil_div(size[-1], 2)
-    split = RowSplit(first, end, columns - shape[-1], size[-1] % 2 == 1)
-    problem = pool_problem(
-        max_pool_rows_backward_kernel, shape, (), window, size, False, target, columns=columns, SPLIT=split
+    # Loads of whole channels run along memory, and a mask of theirs is one of whole lines.
+    most_on_cpu = 9 if channels_last else 4 if forward else 1
+    return pool_problem(
+        kernel, shape, stride, window, result_size, channels_last, target, most_on_cpu=most_on_cpu, long_on_cpu=10
     )
-    tile = problem.constants["TILE"]
-    return problem if tile.loop_depth * tile.loop_rows * (end - first) <= 8 else None

@@ -9,8 +9,10 @@ hold it:
     mean: dx = sum over windows of dY / divisor
     norm: dx = taps x^(p - 1) sum over windows of dY s^(1/p - 1) / divisor, where s^(1/p - 1) is computed from y
 
-y and dx are dense, channels_last or not; x has any strides. `window.py` explains windows and tiles. Means of whole
-dense images are sums of rows, which have a kernel of their own.
+y and dx are dense, channels_last or not; x has any strides. `window.py` explains windows and tiles. Where windows are
+runs of neighbors that fill contiguous memory, as those of whole images are, their means are means of rows, which have
+kernels of their own. On the CPU, means in contiguous layout are computed along the other axes first and then along
+columns: but for the smaller, last part, loads then run along memory.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ import triton.language as tl
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
-from tinynet_kernels.pool.spec import Mean, Window, taps
+from tinynet_kernels.pool.spec import POINT, Axis, Mean, Window, taps
 from tinynet_kernels.pool.window import (
     Place,
+    are_in_windows,
     dense_offset,
     elements_of_program,
     empty_images,
@@ -37,11 +40,15 @@ from tinynet_kernels.pool.window import (
     is_inside,
     last_windows,
     loop_place,
+    nearest_taps,
+    nearest_windows,
+    offset_of_tap,
     pool_problem,
     strided_offset,
-    windows_exist,
 )
 from tinynet_kernels.tiles import Target, ceil_div, current_target, rows_and_columns
+
+SHORTEST_RUN = 16  # neighbors that are a row of `row_mean_kernel`
 
 
 @triton.jit
@@ -128,17 +135,22 @@ def mean_pool_forward_kernel(
     at = elements_of_program(lines, inner, C, OD, OH, OW, TILE)
     window = Place(at.depth, at.row, at.column)
     first = first_taps(at, window, None, C, D, H, W, OD, OH, OW, WINDOW)
-    end = ends_of_taps(window, D, H, W, OD, OH, OW, WINDOW.adaptive)
+    end = ends_of_taps(window, D, H, W, OD, OH, OW, WINDOW)
     stride_xd = widened(stride_xd, TILE.wide)
     stride_xh = widened(stride_xh, TILE.wide)
     stride_xw = widened(stride_xw, TILE.wide)
     x_offset = strided_offset(at, first, stride_xn, stride_xc, stride_xd, stride_xh, stride_xw)
     total = tl.zeros((BLOCK_LINES, BLOCK_INNER), tl.float32)
     for number in tl.range(0, TAPS, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
-        tap = loop_place(number, ROWS.kernel, COLUMNS.kernel)
-        tap_ptr = x_ptr + (tap.depth * stride_xd + tap.row * stride_xh + tap.column * stride_xw)
-        mask = at.mask if TILE.always_inside else at.mask & is_inside(tap, first, end)
-        x = tl.load(tap_ptr + x_offset, mask=mask, other=0.0).to(tl.float32)
+        k = loop_place(number, ROWS.kernel, COLUMNS.kernel)
+        mask = at.mask
+        if not TILE.always_inside and TILE.channels_last:
+            mask = mask & is_inside(k, first, end, WINDOW)
+        tap = k if TILE.always_inside or TILE.channels_last else nearest_taps(k, first, end, WINDOW)
+        from_first = offset_of_tap(tap, stride_xd, stride_xh, stride_xw, WINDOW)
+        x = tl.load(x_ptr + (x_offset + from_first), mask=mask, other=0.0).to(tl.float32)
+        if not TILE.always_inside and not TILE.channels_last:
+            x = tl.where(is_inside(k, first, end, WINDOW), x, 0.0)
         total += x if P == 0.0 else power(x, P)
     y = total / mean_divisor(first, end, D, H, W, WINDOW, MEAN)
     if P != 0.0:
@@ -187,19 +199,14 @@ def mean_pool_backward_kernel(
         back = loop_place(step, TILE.loop_rows, TILE.loop_columns)
         window = Place(last.depth - back.depth, last.row - back.row, last.column - back.column)
         first = first_taps(at, window, None, C, D, H, W, OD, OH, OW, WINDOW)
-        end = ends_of_taps(window, D, H, W, OD, OH, OW, WINDOW.adaptive)
-        if WINDOW.adaptive:
-            holds = (at.depth < end.depth) & (at.row < end.row) & (at.column < end.column)
-        else:
-            in_rows = (at.depth - first.depth < DEPTH.kernel) & (at.row - first.row < ROWS.kernel)
-            holds = in_rows & (at.column - first.column < COLUMNS.kernel)
-        holds = holds & windows_exist(window, OD, OH, OW)
-        offset = dense_offset(at, window, C, OD, OH, OW, TILE)
-        grad = tl.load(grad_ptr + offset, mask=at.mask & holds, other=0.0).to(tl.float32)
+        end = ends_of_taps(window, D, H, W, OD, OH, OW, WINDOW)
+        holds = are_in_windows(at, window, D, H, W, OD, OH, OW, WINDOW)
+        offset = dense_offset(at, nearest_windows(window, OD, OH, OW, WINDOW), C, OD, OH, OW, TILE)
+        grad = tl.load(grad_ptr + offset, mask=at.mask, other=0.0).to(tl.float32)
         if P != 0.0:
-            y = tl.load(y_ptr + offset, mask=at.mask & holds, other=1.0).to(tl.float32)
+            y = tl.load(y_ptr + offset, mask=at.mask, other=1.0).to(tl.float32)
             grad = tl.where((y == 0.0) & (P == 1.0), 0.0, grad * power(y, 1.0 - P))
-        dx += grad / tl.where(holds, mean_divisor(first, end, D, H, W, WINDOW, MEAN), 1.0)
+        dx += tl.where(holds, grad / mean_divisor(first, end, D, H, W, WINDOW, MEAN), 0.0)
     place = Place(at.depth, at.row, at.column)
     if P != 0.0:
         x_offset = strided_offset(at, place, stride_xn, stride_xc, stride_xd, stride_xh, stride_xw)
@@ -277,7 +284,13 @@ def row_mean_cost(x_ptr: torch.Tensor, **others: Any) -> Cost:
 
 
 def mean_pool_forward(
-    x: torch.Tensor, window: Window, out_size: tuple[int, ...], mean: Mean, *, channels_last: bool
+    x: torch.Tensor,
+    window: Window,
+    out_size: tuple[int, ...],
+    mean: Mean,
+    *,
+    channels_last: bool,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """The means or norms y [N, C, *out_size].
 
@@ -287,9 +300,17 @@ def mean_pool_forward(
         out_size: of those axes.
         mean: what is computed.
         channels_last: the layout of y.
+        dtype: of y; None for x's.
     """
-    y = empty_images(x, out_size, x.dtype, channels_last)
-    _forward_problem(x.shape, x.stride(), window, out_size, channels_last, current_target(), mean).launch(x, y)
+    dtype = dtype or x.dtype
+    problem = _forward_problem(x.shape, x.stride(), window, out_size, channels_last, current_target(), mean)
+    if problem is None:
+        others, columns, of_others = _by_axis(window, mean)
+        size = (*out_size[:-1], x.shape[-1])
+        means = mean_pool_forward(x, others, size, of_others, channels_last=False, dtype=torch.float32)
+        return mean_pool_forward(means, columns, out_size, mean, channels_last=False, dtype=dtype)
+    y = empty_images(x, out_size, dtype, channels_last)
+    problem.launch(x, y)
     return y
 
 
@@ -302,6 +323,7 @@ def mean_pool_backward(
     mean: Mean,
     *,
     channels_last: bool,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """dx [N, C, *size].
 
@@ -312,15 +334,21 @@ def mean_pool_backward(
         size: of x's axes.
         mean: the forward's.
         channels_last: the forward's.
+        dtype: of dx; None for dY's.
     """
-    dx = empty_images(grad, size, grad.dtype, channels_last)
-    target = current_target()
-    if not channels_last and _is_global(window, grad.shape[2:], size, mean):
-        _rows_problem(row_mean_backward_kernel, grad.numel(), math.prod(size), mean, target).launch(grad, dx)
-        return dx
+    dtype = dtype or grad.dtype
     stride = () if x is None else x.stride()
-    problem, strides = _backward_problem(grad.shape, stride, window, size, channels_last, target, mean)
-    problem.launch(grad, x, y, dx, *strides)
+    problem = _backward_problem(grad.shape, stride, window, size, channels_last, current_target(), mean)
+    if problem is None:
+        others, columns, of_others = _by_axis(window, mean)
+        wide = (*grad.shape[2:-1], size[-1])
+        means = mean_pool_backward(grad, None, None, columns, wide, mean, channels_last=False, dtype=torch.float32)
+        return mean_pool_backward(means, None, None, others, size, of_others, channels_last=False, dtype=dtype)
+    dx = empty_images(grad, size, dtype, channels_last)
+    if problem.kernel is row_mean_backward_kernel:
+        problem.launch(grad, dx)
+    else:
+        problem.launch(grad, x, y, dx, *_strides_of_images(stride))
     return dx
 
 
@@ -333,30 +361,26 @@ def _forward_problem(
     channels_last: bool,
     target: Target,
     mean: Mean,
-) -> Problem:
-    dense = stride[-1] == 1 and stride == torch.empty(shape, device="meta").stride()
-    if dense and not channels_last and _is_global(window, out_size, shape[2:], mean):
-        return _rows_problem(row_mean_kernel, shape[0] * shape[1], math.prod(shape[2:]), mean, target)
-    return pool_problem(mean_pool_forward_kernel, shape, stride, window, out_size, channels_last, target, MEAN=mean)
-
-
-@lru_cache(maxsize=4096)
-def _is_global(window: Window, out_size: tuple[int, ...], size: tuple[int, ...], mean: Mean) -> bool:
-    """Whether one window holds the whole of each plane and nothing else, and its mean is computed."""
-    axes = list(zip(reversed(window[:3]), reversed(size), strict=False))
-    whole = all(axis.kernel == length and axis.padding == 0 for axis, length in axes)
-    return whole and math.prod(out_size) == 1 and not window.adaptive and mean.norm == 0.0
-
-
-@lru_cache(maxsize=4096)
-def _rows_problem(kernel: Any, rows: int, columns: int, mean: Mean, target: Target) -> Problem:
-    """A launch on x [rows, columns], a row for each plane."""
-    block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target)
-    if target.kind in ("cuda", "hip"):
-        block_rows = min(block_rows, 16)  # of sums in registers
-    tile, divisor = RowTile(block_rows, block_columns), mean.divisor_override or columns
-    grid = (ceil_div(rows, block_rows),)
-    return Problem(kernel, grid, rows, columns, TILE=tile, DIVISOR=divisor, num_warps=num_warps)
+) -> Problem | None:
+    """The launch; None where the means are computed axis by axis."""
+    if not channels_last and stride == torch.empty(shape, device="meta").stride():
+        run = _run_of_window(window, out_size, shape[2:], mean)
+        if run:
+            return _rows_problem(row_mean_kernel, math.prod(shape) // run, run, mean, target)
+    if not channels_last and _can_go_by_axis(window, mean) and _is_faster_by_axis(window, target):
+        return None
+    most_on_cpu = 9 if channels_last else 16
+    return pool_problem(
+        mean_pool_forward_kernel,
+        shape,
+        stride,
+        window,
+        out_size,
+        channels_last,
+        target,
+        most_on_cpu=most_on_cpu,
+        MEAN=mean,
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -368,7 +392,55 @@ def _backward_problem(
     channels_last: bool,
     target: Target,
     mean: Mean,
-) -> tuple[Problem, tuple[int | None, ...]]:
-    """The launch, and the strides of x [N, C, D, H, W], None for a mean."""
-    problem = pool_problem(mean_pool_backward_kernel, shape, (), window, size, channels_last, target, MEAN=mean)
-    return problem, (*stride[:2], *[0] * (5 - len(stride)), *stride[2:]) if stride else (None,) * 5
+) -> Problem | None:
+    """The launch; None where the gradients are computed axis by axis."""
+    run = 0 if channels_last else _run_of_window(window, shape[2:], size, mean)
+    if run:
+        return _rows_problem(row_mean_backward_kernel, math.prod(shape), run, mean, target)
+    if not channels_last and _can_go_by_axis(window, mean) and _is_faster_by_axis(window, target):
+        return None
+    return pool_problem(mean_pool_backward_kernel, shape, (), window, size, channels_last, target, MEAN=mean)
+
+
+def _run_of_window(window: Window, out_size: tuple[int, ...], size: tuple[int, ...], mean: Mean) -> int:
+    """How many neighbors in contiguous memory a window is, if windows are runs that fill the images; else 0."""
+    if window.adaptive or mean.norm != 0.0:
+        return 0
+    axes = list(zip(reversed(window[:3]), reversed(size), strict=False))
+    if math.prod(out_size) == 1 and all(axis.kernel == length and axis.padding == 0 for axis, length in axes):
+        return math.prod(size)
+    columns = window.columns
+    fill = columns == Axis(columns.kernel, columns.kernel) and out_size[-1] * columns.kernel == size[-1]
+    return columns.kernel if window[:2] == (POINT, POINT) and fill and columns.kernel >= SHORTEST_RUN else 0
+
+
+def _can_go_by_axis(window: Window, mean: Mean) -> bool:
+    """Whether what is computed along columns is apart from what is along the other axes."""
+    return window[:2] != (POINT, POINT) and window.columns != POINT and mean.norm == 0.0
+
+
+def _is_faster_by_axis(window: Window, target: Target) -> bool:
+    """Whether means in contiguous layout are better computed along the other axes first and then along columns."""
+    return target.kind == "cpu" and taps(window) > 4
+
+
+def _by_axis(window: Window, mean: Mean) -> tuple[Window, Window, Mean]:
+    """The window along depth and rows, the one along columns, and which mean the former computes."""
+    others, columns = window._replace(columns=POINT), window._replace(depth=POINT, rows=POINT)
+    return others, columns, mean._replace(divisor_override=1) if mean.divisor_override else mean
+
+
+def _strides_of_images(stride: tuple[int, ...]) -> tuple[int | None, ...]:
+    """The strides of x [N, C, D, H, W], None for a mean."""
+    return (*stride[:2], *[0] * (5 - len(stride)), *stride[2:]) if stride else (None,) * 5
+
+
+@lru_cache(maxsize=4096)
+def _rows_problem(kernel: Any, rows: int, columns: int, mean: Mean, target: Target) -> Problem:
+    """A launch on x [rows, columns], a row for each window."""
+    block_rows, block_columns, num_warps = rows_and_columns(rows, columns, target)
+    if target.kind in ("cuda", "hip"):
+        block_rows = min(block_rows, 16)  # of sums in registers
+    tile, divisor = RowTile(block_rows, block_columns), mean.divisor_override or columns
+    grid = (ceil_div(rows, block_rows),)
+    return Problem(kernel, grid, rows, columns, TILE=tile, DIVISOR=divisor, num_warps=num_warps)

@@ -134,7 +134,9 @@ def loop_place(step, HEIGHT: constexpr, WIDTH: constexpr):
 @triton.jit
 def first_tap(o, size, out_size, sample, AXIS: constexpr, WINDOW: constexpr):
     """The first tap of window o along one axis, of its random sample where fractional."""
-    if WINDOW.adaptive:
+    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
+        return o
+    elif WINDOW.adaptive:
         return (o * size) // out_size
     elif WINDOW.fractional:
         free = size - AXIS.kernel
@@ -167,30 +169,47 @@ def first_taps(at, o, sample_ptr, C, D, H, W, OD, OH, OW, WINDOW: constexpr):
 
 
 @triton.jit
-def end_of_taps(o, size, out_size, ADAPTIVE: constexpr):
+def end_of_taps(o, size, out_size, AXIS: constexpr, WINDOW: constexpr):
     """The element along one axis before which window o's taps end."""
-    if ADAPTIVE:
+    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
+        return o + 1
+    elif WINDOW.adaptive:
         return ((o + 1) * size + out_size - 1) // out_size
     else:
         return size
 
 
 @triton.jit
-def ends_of_taps(o, D, H, W, OD, OH, OW, ADAPTIVE: constexpr):
+def ends_of_taps(o, D, H, W, OD, OH, OW, WINDOW: constexpr):
     """`end_of_taps` of window o (a `Place`) along the three axes."""
-    depth = end_of_taps(o.depth, D, OD, ADAPTIVE)
-    row = end_of_taps(o.row, H, OH, ADAPTIVE)
-    return Place(depth, row, end_of_taps(o.column, W, OW, ADAPTIVE))
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    depth = end_of_taps(o.depth, D, OD, DEPTH, WINDOW)
+    row = end_of_taps(o.row, H, OH, ROWS, WINDOW)
+    return Place(depth, row, end_of_taps(o.column, W, OW, COLUMNS, WINDOW))
 
 
 @triton.jit
-def is_inside(tap, first, end):
-    """Whether the tap `tap` elements after `first`, both a `Place`, lies in the image and before `end`."""
-    depth = first.depth + tap.depth
-    row = first.row + tap.row
-    column = first.column + tap.column
-    in_rows = (depth >= 0) & (depth < end.depth) & (row >= 0) & (row < end.row)
-    return in_rows & ((column >= 0) & (column < end.column))
+def is_tap_inside(tap, first, end, AXIS: constexpr):
+    """Whether the tap `tap` elements after `first` lies in the image and before `end`, along one axis."""
+    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
+        return True
+    elif AXIS.padding == 0:
+        return first + tap < end
+    else:
+        return (first + tap >= 0) & (first + tap < end)
+
+
+@triton.jit
+def is_inside(tap, first, end, WINDOW: constexpr):
+    """`is_tap_inside` along the three axes, all a `Place`."""
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    in_depth = is_tap_inside(tap.depth, first.depth, end.depth, DEPTH)
+    in_rows = is_tap_inside(tap.row, first.row, end.row, ROWS)
+    return in_depth & in_rows & is_tap_inside(tap.column, first.column, end.column, COLUMNS)
 
 
 @triton.jit
@@ -250,7 +269,9 @@ def nearest_taps(k, first, end, WINDOW: constexpr):
 @triton.jit
 def last_window(i, size, out_size, AXIS: constexpr, WINDOW: constexpr):
     """The last window along one axis that may hold element i."""
-    if WINDOW.adaptive:
+    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
+        return i
+    elif WINDOW.adaptive:
         return ((i + 1) * out_size + size - 1) // size - 1
     elif WINDOW.fractional:
         last = (i + 1) * (out_size - 1) // tl.maximum(size - AXIS.kernel, 1)
@@ -277,6 +298,47 @@ def windows_exist(o, OD, OH, OW):
     """Whether window o (a `Place`) is one of [OD, OH, OW]."""
     in_rows = (o.depth >= 0) & (o.depth < OD) & (o.row >= 0) & (o.row < OH)
     return in_rows & ((o.column >= 0) & (o.column < OW))
+
+
+@triton.jit
+def nearest_window(o, out_size, AXIS: constexpr):
+    """The window along one axis, of `out_size`, that is nearest to window o."""
+    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT: o exists
+        return o
+    else:
+        return tl.minimum(tl.maximum(o, 0), out_size - 1)
+
+
+@triton.jit
+def nearest_windows(o, OD, OH, OW, WINDOW: constexpr):
+    """`nearest_window` along the three axes, all a `Place`: what is read in place of windows that don't exist."""
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    depth = nearest_window(o.depth, OD, DEPTH)
+    return Place(depth, nearest_window(o.row, OH, ROWS), nearest_window(o.column, OW, COLUMNS))
+
+
+@triton.jit
+def is_in_window(i, o, size, out_size, AXIS: constexpr, WINDOW: constexpr):
+    """Whether window o exists along one axis and ends after element i; windows have no dilation."""
+    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
+        return True
+    elif WINDOW.adaptive:
+        return (o >= 0) & (o < out_size) & (i < end_of_taps(o, size, out_size, AXIS, WINDOW))
+    else:
+        return (o >= 0) & (o < out_size) & (i - first_tap(o, size, out_size, 0.0, AXIS, WINDOW) < AXIS.kernel)
+
+
+@triton.jit
+def are_in_windows(at, o, D, H, W, OD, OH, OW, WINDOW: constexpr):
+    """`is_in_window` of the tile's elements along the three axes."""
+    DEPTH: constexpr = WINDOW.depth
+    ROWS: constexpr = WINDOW.rows
+    COLUMNS: constexpr = WINDOW.columns
+    in_depth = is_in_window(at.depth, o.depth, D, OD, DEPTH, WINDOW)
+    in_rows = is_in_window(at.row, o.row, H, OH, ROWS, WINDOW)
+    return in_depth & in_rows & is_in_window(at.column, o.column, W, OW, COLUMNS, WINDOW)
 
 
 def empty_images(like: torch.Tensor, size: Sequence[int], dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
@@ -311,8 +373,8 @@ def pool_problem(
     result_size: tuple[int, ...],
     channels_last: bool,
     target: Target,
-    columns: int | None = None,
     most_on_cpu: int = 4,
+    long_on_cpu: int = 64,
     **constants: Any,
 ) -> Problem:
     """All of a launch but its tensors.
@@ -325,8 +387,8 @@ def pool_problem(
         result_size: (D, H, W) of y or dx, or the last of these.
         channels_last: the layout of the dense tensors.
         target: where it runs.
-        columns: the length of the tiles' inner axis where it is neither channels nor columns.
         most_on_cpu: the most steps that are unrolled on the CPU.
+        long_on_cpu: the taps of a window from which on the CPU a program of a forward in channels_last has one.
         constants: further constants of the kernel.
     """
     N, C, *operand_size = shape
@@ -334,14 +396,16 @@ def pool_problem(
     operand_size, result_size = (*absent, *operand_size), (*absent, *result_size)
     strides = (*stride[:2], *[0] * len(absent), *stride[2:]) if stride else ()
     size, out_size = (operand_size, result_size) if stride else (result_size, operand_size)
-    if columns is None:
-        size, out_size, strides, window = _merged(size, out_size, strides, window)
+    size, out_size, strides, window = _merged(size, out_size, strides, window)
     D, H, W = out_size if stride else size
-    lines, inner = (N * D * H * W, C) if channels_last else (N * C * D * H, columns or W)
+    lines, inner = (N * D * H * W, C) if channels_last else (N * C * D * H, W)
     block_lines, block_inner, num_warps = pool_tile(lines, inner, channels_last, target)
     axes = list(zip(window[:3], size, out_size, strict=True))
     loop = [each[0].kernel for each in axes] if stride else [_windows_of_element(*each, window) for each in axes]
     steps = loop[0] * loop[1] * loop[2]
+    unroll = 1 if window.fractional else _unrolled(steps, most_on_cpu, target)  # each has places of its own
+    if target.kind == "cpu" and channels_last and stride and steps >= long_on_cpu:
+        block_lines = 1  # pixel after pixel of one window, as memory has them
     tile = PoolTile(
         block_lines,
         block_inner,
@@ -351,7 +415,7 @@ def pool_problem(
         loop_depth=loop[0],
         loop_rows=loop[1],
         loop_columns=loop[2],
-        unroll=1 if window.fractional else _unrolled(steps, most_on_cpu, target),  # each has places of its own
+        unroll=unroll,
     )
     grid = (ceil_div(lines, block_lines) * ceil_div(inner, block_inner),)
     numbers = (lines, inner, C, *size, *out_size, *strides)
@@ -382,7 +446,8 @@ def _unrolled(steps: int, most_on_cpu: int, target: Target) -> int:
 def _windows_of_element(axis: Axis, size: int, out_size: int, window: Window) -> int:
     """The most windows that may hold one element, along one axis."""
     if window.adaptive:
-        return ceil_div(out_size, size) + 1
+        one_more = out_size % size and size % out_size  # some windows end within elements, or begin within windows
+        return ceil_div(out_size, size) + bool(one_more)
     if window.fractional:
         free = size - axis.kernel
         return min(out_size, ceil_div((axis.kernel + 1) * (out_size - 1), free) + 2) if free else out_size

@@ -47,6 +47,7 @@ from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.split_product import SplitProduct, split_product
 from tinynet_kernels.tiles import (
     Target,
+    balancing_splits,
     ceil_div,
     current_target,
     every_register,
@@ -417,7 +418,7 @@ def linear_weight_gradient_problem(
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_x)
     tiles = ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n)
     steps = ceil_div(M, tile.block_k)
-    splits = 1 if accumulate else split_count(tiles, steps, target)
+    splits = 1 if accumulate else max(split_count(tiles, steps, target), balancing_splits(tile, N, K, steps, target))
     rows_per_split = ceil_div(steps, splits) * tile.block_k
     group = 1 if target.kind == "cpu" else GROUP  # a CPU writes a large dW fastest in the order of memory
     return Problem(

@@ -289,6 +289,18 @@ def split_count(tiles: int, steps: int, target: Target) -> int:
     return max(1, min(ceil_div(2 * target.processors, tiles), most))
 
 
+def balancing_splits(tile: GemmTile, N: int, K: int, steps: int, target: Target) -> int:
+    """How many ways to split a long reduction so that a CPU's threads finish a small [N, K] at about the same time.
+
+    Each thread then has all tiles, of its part of the reduction.
+    """
+    threads = target.processors
+    if target.kind != "cpu" or threads == 1 or ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n) >= 8 * threads:
+        return 1
+    is_balanced = N * K >= _WORTH_BALANCING * threads * _longest_share(tile, N, K, target)
+    return 1 if is_balanced else min(threads, max(steps // 8, 1))
+
+
 @lru_cache(maxsize=4096)
 def product_splits(tiles: int, steps: int, target: Target) -> int:
     """How many ways to split the reduction of a product that has an epilogue: only where most of a GPU would be idle.

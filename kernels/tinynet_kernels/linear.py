@@ -56,6 +56,7 @@ from tinynet_kernels.tiles import (
     matmul_precision,
     product_splits,
     split_count,
+    with_more_columns,
 )
 
 
@@ -414,6 +415,8 @@ def linear_weight_gradient_problem(
         tile = tile._replace(block_m=min(64, tile.block_m), block_k=256)  # a sum is read and written once per call
     if target.kind == "cpu" and M <= 8 and K >= 1024:
         tile = tile._replace(block_m=min(64, tile.block_m), block_n=512)  # writes dW, which takes most of the time
+    if not accumulate:
+        tile = with_more_columns(tile, N, K, M, target)
     wide = is_wide_product(N, K, M, tile, stride_dz[::-1], stride_x[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_x)
     tiles = ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n)

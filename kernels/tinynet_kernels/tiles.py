@@ -157,6 +157,7 @@ _HEAVY_ACTIVATIONS = frozenset({"mish", "softplus", "log_sigmoid"})
 
 
 _WORTH_BALANCING = 0.92  # of the time: each tile costs some time too
+_MOST_CPU_COLUMNS = 512
 _LONGEST_CPU_TILE = 1 << 15  # elements of an fp32 tile that leaves the second-level cache to the operands
 
 
@@ -213,6 +214,20 @@ def with_more_rows(tile: GemmTile, M: int, N: int, target: Target) -> GemmTile:
             break
         block_m *= 2
     return tile._replace(block_m=block_m)
+
+
+def with_more_columns(tile: GemmTile, M: int, N: int, K: int, target: Target) -> GemmTile:
+    """The tile on a CPU, of a product [M, K] x [K, N] whose first operand is transposed.
+
+    Each program packs its [BLOCK_M, K] of that: so columns are many, where programs are still enough to share.
+    """
+    threads = target.processors
+    least = 1 if threads == 1 else 4 * threads
+    while target.kind == "cpu" and K >= 256 and tile.block_n < min(_MOST_CPU_COLUMNS, N):
+        if ceil_div(M, tile.block_m) * ceil_div(N, 2 * tile.block_n) < least:
+            break
+        tile = tile._replace(block_n=2 * tile.block_n)
+    return tile
 
 
 def _balanced(tile: GemmTile, M: int, N: int, target: Target) -> GemmTile:
@@ -297,7 +312,7 @@ def balancing_splits(tile: GemmTile, N: int, K: int, steps: int, target: Target)
     threads = target.processors
     if target.kind != "cpu" or threads == 1 or ceil_div(N, tile.block_m) * ceil_div(K, tile.block_n) >= 8 * threads:
         return 1
-    is_balanced = N * K >= _WORTH_BALANCING * threads * _longest_share(tile, N, K, target)
+    is_balanced = _WORTH_BALANCING * threads * _longest_share(tile, N, K, target) <= N * K
     return 1 if is_balanced else min(threads, max(steps // 8, 1))
 
 

@@ -176,6 +176,8 @@ def convolution_weight_tile(
         depth = 32 if dtype is torch.float32 or unaligned else 64
         tile = fit_stages(GemmTile(rows, width, depth, warps, 3), dtype, target)
     consecutive = target.kind == "cpu"
+    if consecutive and dtype is torch.float32 and not flat and min(channels_out, columns) >= 256:
+        tile = tile._replace(block_m=256, block_n=256)  # dZ, which is transposed, is packed for many columns
     box = (1, 1, tile.block_k) if consecutive else _box(tile.block_k, (1 if volume else shape.N, shape.P, shape.Q))
     width, taps_per_tile = tile.block_n, 1
     if consecutive and dtype is not torch.float32 and not flat and channels_in % width == 0 and width >= 32:

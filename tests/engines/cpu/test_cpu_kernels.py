@@ -705,3 +705,37 @@ def test_a_forked_child_runs_kernels() -> None:
     command = [sys.executable, "-c", FORKED, str(Path(__file__).parent)]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
+
+
+@triton.jit
+def transposed_product_kernel(
+    a_ptr, b_ptr, c_ptr, M, N, K, stride_a, SKIPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """c [M, N] = a^T b of a [K, M] and b [K, N]; with SKIPS without every third row of a."""
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    step = tl.arange(0, 32)
+    c = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, K, 32):
+        k = start + step
+        exists = k < K
+        if SKIPS:
+            exists = exists & (k % 3 != 1)
+        a = tl.load(a_ptr + k[None, :] * stride_a + row[:, None], mask=exists[None, :] & (row < M)[:, None], other=0.0)
+        b = tl.load(b_ptr + k[:, None] * N + column[None, :], mask=(k < K)[:, None] & (column < N)[None, :], other=0.0)
+        c = tl.dot(a, b, c, input_precision="ieee")
+    mask = (row < M)[:, None] & (column < N)[None, :]
+    tl.store(c_ptr + row[:, None] * N + column[None, :], c, mask=mask)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("k", [1, 37, 400])
+@pytest.mark.parametrize(("m", "n"), [(256, 512), (255, 500), (141, 257), (131, 300)])
+def test_columns_packed_in_strips(m: int, n: int, k: int, skips: bool) -> None:
+    """Strips of every height, and a last panel narrower than a vector; the memory between the rows of a is NaN."""
+    memory = torch.full((k, m + 5), float("nan"))
+    a, b, c = memory[:, :m], torch.randn(k, n), torch.full((m, n), float("nan"))
+    a.copy_(torch.randn(k, m))
+    transposed_product_kernel[(1,)](a, b, c, m, n, k, a.stride(0), SKIPS=skips, ROWS=256, COLUMNS=512)
+    taken = torch.arange(k) % 3 != 1 if skips else torch.ones(k, dtype=torch.bool)
+    torch.testing.assert_close(c.double(), a[taken].double().T @ b[taken].double(), rtol=1e-5, atol=1e-4)

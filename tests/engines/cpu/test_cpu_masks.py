@@ -178,7 +178,7 @@ def neighbors_kernel(x_ptr, y_ptr, height, width, OTHER: tl.constexpr, ROWS: tl.
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < height) & (column < width)
     total = tl.load(x_ptr + row * width + column, mask=mask, other=0)
-    for step in tl.static_range(2):
+    for step in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
         near = row + (2 * step - 1)
         exists = mask & (near >= 0) & (near < height)
         total += tl.load(x_ptr + near * width + column, mask=exists, other=OTHER)

@@ -9,11 +9,14 @@
 
 // How the micro-kernel reads A and B. B is packed in panels except in the last forms, which read its rows in place.
 enum form {
-  A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE, A_ROW_MAJOR_B_ROWS, A_COLUMN_MAJOR_B_ROWS, A_COLUMN_TABLE_B_ROWS
+  A_ROW_MAJOR, A_COLUMN_MAJOR, A_ROW_TABLE, A_COLUMN_TABLE, A_STRIPS, A_ROW_MAJOR_B_ROWS, A_COLUMN_MAJOR_B_ROWS,
+  A_COLUMN_TABLE_B_ROWS
 };
 
 // Packing B costs as much as the products of a few rows: with columns of A it is worth it from this many rows on.
 enum { MOST_ROWS_OF_UNPACKED_B = 128 };
+// Packing A's columns strip by strip costs as much as the products of some columns: it is worth it from this many on.
+enum { LEAST_COLUMNS_OF_STRIPS = 256 };
 
 // One A operand as the micro-kernel reads it, in elements (fp32) or in pairs of bf16.
 struct a_view {
@@ -54,7 +57,7 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
     int64_t step = stride * (int64_t)sizeof *data;
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i += 3) third[i / 3] = (const char *)(data + (row + i) * stride);
-    const uint32_t *column = data + row;
+    const uint32_t *column = data + (form == A_STRIPS ? row * depth : row);
     const float *b = part->b + panel * part->panel_depth * PANEL;
     // A long sum reads its operands from memory: the first reader of a line prefetches the one that the next queue
     // will read in its place. Rows of A are excluded, for which no register is left.
@@ -91,6 +94,7 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
         __asm__("" : "+r"(third[i / 3]));  // else the compiler computes a pointer per row, more than it has registers
       }
       if (form == A_COLUMN_MAJOR || form == A_COLUMN_MAJOR_B_ROWS) column += stride;
+      if (form == A_STRIPS) column += rows;
     }
     if (!pairs || !a_has_rows || !part->odd) continue;
     vector right[2];  // the last pair is half of one: what follows in a row of A is not read
@@ -115,6 +119,13 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
   }
 }
 
+// The strips of rows that the micro-kernel takes, by STRIP(HEIGHT).
+#if defined(__AVX512F__)
+#define STRIPS() STRIP(TILE_ROWS) STRIP(9) STRIP(8) STRIP(4) STRIP(3) STRIP(2) STRIP(1)  // 9 and 3: taps of three channels
+#else
+#define STRIPS() STRIP(TILE_ROWS) STRIP(4) STRIP(3) STRIP(2) STRIP(1)
+#endif
+
 INLINE void panel_rows(int vectors, enum form form, int pairs, const struct product_queue *queue, int64_t panel,
                        float *c) {
   int row = 0, rows = queue->rows;
@@ -122,15 +133,7 @@ INLINE void panel_rows(int vectors, enum form form, int pairs, const struct prod
 #define STRIP(HEIGHT)                                                                              \
   for (; row + HEIGHT <= rows; row += HEIGHT)                                                      \
     micro_kernel(HEIGHT, vectors, form, pairs, queue, row, panel, c + row * c_stride, c_stride);
-  STRIP(TILE_ROWS)
-#if defined(__AVX512F__)
-  STRIP(9)  // 9 and 3: taps of three channels
-  STRIP(8)
-#endif
-  STRIP(4)
-  STRIP(3)
-  STRIP(2)
-  STRIP(1)
+  STRIPS()
 #undef STRIP
 }
 
@@ -145,9 +148,11 @@ INLINE void narrow_rows(int rows, enum form form, int pairs, const struct produc
 }
 
 INLINE void narrow_panel(enum form form, int pairs, const struct product_queue *queue, int64_t panel, float *c, int width) {
-  int row = 0;
-  for (; row + TILE_ROWS <= queue->rows; row += TILE_ROWS) narrow_rows(TILE_ROWS, form, pairs, queue, row, panel, c, width);
-  for (; row < queue->rows; row++) narrow_rows(1, form, pairs, queue, row, panel, c, width);
+  int row = 0, rows = queue->rows;
+#define STRIP(HEIGHT) \
+  for (; row + HEIGHT <= rows; row += HEIGHT) narrow_rows(HEIGHT, form, pairs, queue, row, panel, c, width);
+  STRIPS()
+#undef STRIP
 }
 
 #define DEFINE_PRODUCT(NAME, FORM, PAIRS)                                                                   \
@@ -165,6 +170,7 @@ DEFINE_PRODUCT(product_row_major, A_ROW_MAJOR, 0)
 DEFINE_PRODUCT(product_column_major, A_COLUMN_MAJOR, 0)
 DEFINE_PRODUCT(product_row_table, A_ROW_TABLE, 0)
 DEFINE_PRODUCT(product_column_table, A_COLUMN_TABLE, 0)
+DEFINE_PRODUCT(product_strips, A_STRIPS, 0)
 DEFINE_PRODUCT(product_row_major_b_rows, A_ROW_MAJOR_B_ROWS, 0)
 DEFINE_PRODUCT(product_column_major_b_rows, A_COLUMN_MAJOR_B_ROWS, 0)
 DEFINE_PRODUCT(product_column_table_b_rows, A_COLUMN_TABLE_B_ROWS, 0)
@@ -186,6 +192,7 @@ static void (*const products[][2])(const struct product_queue *) = {
     [A_COLUMN_MAJOR] = {product_column_major, product_column_major_pairs},
     [A_ROW_TABLE] = {product_row_table, product_row_table_pairs},
     [A_COLUMN_TABLE] = {product_column_table, NULL},
+    [A_STRIPS] = {product_strips, NULL},
     [A_ROW_MAJOR_B_ROWS] = {product_row_major_b_rows, NULL},
     [A_COLUMN_MAJOR_B_ROWS] = {product_column_major_b_rows, NULL},
     [A_COLUMN_TABLE_B_ROWS] = {product_column_table_b_rows, NULL},
@@ -495,6 +502,19 @@ static struct a_view pack_a(const struct dot_product *d, int along_k, int depth,
   return (struct a_view){(const uint32_t *)out, count, 0};
 }
 
+// Columns of A in fp32, strip by strip: within one, each column's part follows the one before.
+static void pack_a_strips(const struct operand *a, int depth, int rows, float *out) {
+  for (int k = 0; k < depth; k++) {
+    const float *column = a->rows ? a->rows[k] : (const float *)a->data + k * a->stride[1];
+    if (!column) column = (const float *)zeros;
+    int row = 0;
+#define STRIP(HEIGHT) \
+  for (; row + HEIGHT <= rows; row += HEIGHT) memcpy(out + row * depth + k * HEIGHT, column + row, sizeof(float) * HEIGHT);
+    STRIPS()
+#undef STRIP
+  }
+}
+
 INLINE char *take(char **memory, int64_t bytes) {
   char *start = *memory;
   *memory += (bytes + 63) & ~(int64_t)63;
@@ -533,6 +553,10 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
   // Of rows that are pages apart, the few columns of each strip would cost a cache miss per row.
   if (axis == 0 && !d->a.rows && far_apart(d->a.stride[1]) && rows >= 64) direct = 0;
   *form = axis == 0 ? A_COLUMN_MAJOR : A_ROW_MAJOR;
+  // Of columns in strips, each line is read once and runs on to the next.
+  int strips = axis == 0 && d->kind == ELEMENT_F32 && rows > MOST_ROWS_OF_UNPACKED_B && columns >= LEAST_COLUMNS_OF_STRIPS &&
+               sizeof(float) * (size_t)rows <= sizeof zeros;
+  if (strips) direct = 0;
   int has_strided_rows = axis == 1 && !d->a.rows, has_few_columns = axis == 0 && rows <= MOST_ROWS_OF_UNPACKED_B;
   if (has_strided_rows || has_few_columns) part.b_table = rows_of_b(d, depth, columns, memory);
   if (part.b_table) *form = axis == 0 ? A_COLUMN_MAJOR_B_ROWS : A_ROW_MAJOR_B_ROWS;
@@ -560,6 +584,11 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
       part.a_table = table;
       *form = A_ROW_TABLE;
     } else if (pairs) part.a_stride /= 2;
+  } else if (strips) {
+    float *packed = (float *)take(memory, (int64_t)sizeof(float) * rows * depth);
+    pack_a_strips(&d->a, depth, rows, packed);
+    part.a = (const uint32_t *)packed;
+    *form = A_STRIPS;
   } else {
     int64_t values = pairs ? (int64_t)rows * part.depth : (int64_t)rows * depth;
     float *packed = (float *)take(memory, (int64_t)sizeof(float) * values);

@@ -132,6 +132,7 @@ def mean_pool_forward_kernel(
     UNROLL: constexpr = TILE.unroll
     P: constexpr = MEAN.norm
     TAPS: constexpr = DEPTH.kernel * ROWS.kernel * COLUMNS.kernel
+    REPLACES: constexpr = TILE.replaces and not TILE.always_inside
     at = elements_of_program(lines, inner, C, OD, OH, OW, TILE)
     window = Place(at.depth, at.row, at.column)
     first = first_taps(at, window, None, C, D, H, W, OD, OH, OW, WINDOW)
@@ -143,13 +144,11 @@ def mean_pool_forward_kernel(
     total = tl.zeros((BLOCK_LINES, BLOCK_INNER), tl.float32)
     for number in tl.range(0, TAPS, loop_unroll_factor=UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
         k = loop_place(number, ROWS.kernel, COLUMNS.kernel)
-        mask = at.mask
-        if not TILE.always_inside and TILE.channels_last:
-            mask = mask & is_inside(k, first, end, WINDOW)
-        tap = k if TILE.always_inside or TILE.channels_last else nearest_taps(k, first, end, WINDOW)
-        from_first = offset_of_tap(tap, stride_xd, stride_xh, stride_xw, WINDOW)
-        x = tl.load(x_ptr + (x_offset + from_first), mask=mask, other=0.0).to(tl.float32)
-        if not TILE.always_inside and not TILE.channels_last:
+        tap = nearest_taps(k, first, end, WINDOW) if REPLACES else k
+        tap_ptr = x_ptr + offset_of_tap(tap, stride_xd, stride_xh, stride_xw, WINDOW)
+        mask = at.mask if TILE.always_inside or REPLACES else at.mask & is_inside(k, first, end, WINDOW)
+        x = tl.load(tap_ptr + x_offset, mask=mask, other=0.0).to(tl.float32)
+        if REPLACES:
             x = tl.where(is_inside(k, first, end, WINDOW), x, 0.0)
         total += x if P == 0.0 else power(x, P)
     y = total / mean_divisor(first, end, D, H, W, WINDOW, MEAN)
@@ -201,10 +200,13 @@ def mean_pool_backward_kernel(
         first = first_taps(at, window, None, C, D, H, W, OD, OH, OW, WINDOW)
         end = ends_of_taps(window, D, H, W, OD, OH, OW, WINDOW)
         holds = are_in_windows(at, window, D, H, W, OD, OH, OW, WINDOW)
-        offset = dense_offset(at, nearest_windows(window, OD, OH, OW, WINDOW), C, OD, OH, OW, TILE)
-        grad = tl.load(grad_ptr + offset, mask=at.mask, other=0.0).to(tl.float32)
+        if TILE.replaces:
+            window = nearest_windows(window, OD, OH, OW, WINDOW)
+        mask = at.mask if TILE.replaces else at.mask & holds
+        offset = dense_offset(at, window, C, OD, OH, OW, TILE)
+        grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         if P != 0.0:
-            y = tl.load(y_ptr + offset, mask=at.mask, other=1.0).to(tl.float32)
+            y = tl.load(y_ptr + offset, mask=mask, other=1.0).to(tl.float32)
             grad = tl.where((y == 0.0) & (P == 1.0), 0.0, grad * power(y, 1.0 - P))
         dx += tl.where(holds, grad / mean_divisor(first, end, D, H, W, WINDOW, MEAN), 0.0)
     place = Place(at.depth, at.row, at.column)

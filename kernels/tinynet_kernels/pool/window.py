@@ -42,6 +42,8 @@ class PoolTile(NamedTuple):
         channels_last: the layout of the dense tensors.
         wide: whether sizes and strides are taken as int64.
         always_inside: whether every tap of every window lies in the image; only strided windows ask.
+        replaces: whether a mean reads, where there is no element, the nearest one and drops it, instead of masking the
+            load: a CPU takes masked elements one by one, unless the mask is one of whole lines.
         loop_depth, loop_rows, loop_columns: the taps of a window in the forward, the windows that may hold one element
             in the backward.
         unroll: how many of them are loaded at once.
@@ -52,6 +54,7 @@ class PoolTile(NamedTuple):
     channels_last: bool
     wide: bool
     always_inside: bool
+    replaces: bool
     loop_depth: int
     loop_rows: int
     loop_columns: int
@@ -412,6 +415,7 @@ def pool_problem(
         channels_last,
         wide=_is_wide(window, size, out_size, strides[2:]),
         always_inside=window.fractional or (not window.adaptive and all(_is_inside(*each) for each in axes)),
+        replaces=target.kind == "cpu" and not channels_last,
         loop_depth=loop[0],
         loop_rows=loop[1],
         loop_columns=loop[2],

@@ -194,25 +194,17 @@ def ends_of_taps(o, D, H, W, OD, OH, OW, WINDOW: constexpr):
 
 
 @triton.jit
-def is_tap_inside(tap, first, end, AXIS: constexpr):
-    """Whether the tap `tap` elements after `first` lies in the image and before `end`, along one axis."""
-    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
-        return True
-    elif AXIS.padding == 0:
-        return first + tap < end
-    else:
-        return (first + tap >= 0) & (first + tap < end)
-
-
-@triton.jit
 def is_inside(tap, first, end, WINDOW: constexpr):
-    """`is_tap_inside` along the three axes, all a `Place`."""
-    DEPTH: constexpr = WINDOW.depth
-    ROWS: constexpr = WINDOW.rows
+    """Whether the tap `tap` elements after `first`, both a `Place`, lies in the image and before `end`."""
     COLUMNS: constexpr = WINDOW.columns
-    in_depth = is_tap_inside(tap.depth, first.depth, end.depth, DEPTH)
-    in_rows = is_tap_inside(tap.row, first.row, end.row, ROWS)
-    return in_depth & in_rows & is_tap_inside(tap.column, first.column, end.column, COLUMNS)
+    depth = first.depth + tap.depth
+    row = first.row + tap.row
+    column = first.column + tap.column
+    in_rows = (depth >= 0) & (depth < end.depth) & (row >= 0) & (row < end.row)
+    if COLUMNS.kernel * COLUMNS.stride + COLUMNS.padding == 1:  # a POINT: the mask is one of whole lines
+        return in_rows
+    else:
+        return in_rows & ((column >= 0) & (column < end.column))
 
 
 @triton.jit

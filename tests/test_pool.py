@@ -143,6 +143,9 @@ def test_scattered_gradients(axes: int, dtype: torch.dtype, device: str) -> None
             assert launches[1:] == [SCATTER]
         for output_size in (1, 4):
             check(adaptive, theirs_adaptive, x, output_size)
+    with forced_tiles(is_scattered=True, exceed_int32=True, MOST_PLANES=4):
+        check(pools, theirs, x, 3, 2, 1)
+        check(adaptive, theirs_adaptive, x, 4)
 
 
 @kernels
@@ -208,6 +211,7 @@ FAMILIES: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "lp_pool -inf": ((1, 2), (-math.inf, 3), {}),
     "fractional_max_pool": ((2, 3), (2, 4), {}),
     "fractional_max_pool dense": ((2, 3), (2, 5), {}),
+    "fractional_max_pool of one": ((2, 3), (1, 4), {}),
 }
 INPUTS = {1: (3, 5, 23), 2: (3, 5, 9, 10), 3: (2, 5, 7, 8, 9)}
 

@@ -10,6 +10,7 @@ Tiling: one program computes dx of `block_planes` planes. It first fills them wi
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from tinynet_kernels.pool.spec import Window, reach
 from tinynet_kernels.pool.window import first_tap
 from tinynet_kernels.tiles import Target, ceil_div
 
-BLOCK_PLANES = 16  # one vector of fp32
+MOST_PLANES = 16  # one vector of fp32
 BLOCK_ELEMENTS = 1024
 
 
@@ -79,8 +80,12 @@ def max_pool_scatter_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK_PLANES
     plane = tl.arange(0, BLOCK_PLANES)
     exists = plane < planes - start
-    size = widened(D, TILE.wide) * H * W
-    out_size = widened(OD, TILE.wide) * OH * OW
+    H = widened(H, TILE.wide)
+    W = widened(W, TILE.wide)
+    OH = widened(OH, TILE.wide)
+    OW = widened(OW, TILE.wide)
+    size = D * H * W
+    out_size = OD * OH * OW
     sum_ptr += start * size
     grad_ptr += start * out_size
     argmax_ptr += start * out_size
@@ -151,7 +156,7 @@ def max_pool_scatter(
 
 def is_scattered(shape: tuple[int, ...], window: Window, target: Target) -> bool:
     """Whether the gradient of maxima [N, C, ...] in contiguous layout is computed here; a few planes fill no vector."""
-    return target.kind == "cpu" and not window.fractional and shape[0] * shape[1] >= BLOCK_PLANES // 2
+    return target.kind == "cpu" and not window.fractional and shape[0] * shape[1] >= MOST_PLANES // 2
 
 
 def _overlap(window: Window) -> bool:
@@ -164,8 +169,11 @@ def _problem(shape: tuple[int, ...], window: Window, size: tuple[int, ...], targ
     N, C, *out_size = shape
     absent = [1] * (3 - len(size))
     D, H, W = *absent, *size
-    area = D * H * W + BLOCK_ELEMENTS
-    wide = exceed_int32(((BLOCK_PLANES, area), (area, 1)), ((max(H, W) + 1, max(out_size)),))
-    tile = ScatterTile(BLOCK_PLANES, BLOCK_ELEMENTS, _overlap(window), wide)
-    grid = (ceil_div(N * C, BLOCK_PLANES),)
+    block_planes = MOST_PLANES
+    while block_planes > 4 and ceil_div(N * C, block_planes) < target.processors:
+        block_planes //= 2
+    area = max(D * H * W, math.prod(out_size)) + BLOCK_ELEMENTS
+    wide = exceed_int32(((block_planes, area), (area, 1)), ((max(H, W) + 1, max(out_size)),))
+    tile = ScatterTile(block_planes, BLOCK_ELEMENTS, _overlap(window), wide)
+    grid = (ceil_div(N * C, block_planes),)
     return Problem(max_pool_scatter_kernel, grid, N * C, D, H, W, *absent, *out_size, WINDOW=window, TILE=tile)

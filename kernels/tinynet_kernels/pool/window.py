@@ -137,7 +137,7 @@ def loop_place(step, HEIGHT: constexpr, WIDTH: constexpr):
 @triton.jit
 def first_tap(o, size, out_size, sample, AXIS: constexpr, WINDOW: constexpr):
     """The first tap of window o along one axis, of its random sample where fractional."""
-    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
+    if AXIS.kernel * AXIS.stride + AXIS.padding == 1 and not WINDOW.fractional:  # a POINT
         return o
     elif WINDOW.adaptive:
         return (o * size) // out_size
@@ -174,7 +174,7 @@ def first_taps(at, o, sample_ptr, C, D, H, W, OD, OH, OW, WINDOW: constexpr):
 @triton.jit
 def end_of_taps(o, size, out_size, AXIS: constexpr, WINDOW: constexpr):
     """The element along one axis before which window o's taps end."""
-    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
+    if AXIS.kernel * AXIS.stride + AXIS.padding == 1 and not WINDOW.fractional:  # a POINT
         return o + 1
     elif WINDOW.adaptive:
         return ((o + 1) * size + out_size - 1) // out_size
@@ -264,7 +264,7 @@ def nearest_taps(k, first, end, WINDOW: constexpr):
 @triton.jit
 def last_window(i, size, out_size, AXIS: constexpr, WINDOW: constexpr):
     """The last window along one axis that may hold element i."""
-    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
+    if AXIS.kernel * AXIS.stride + AXIS.padding == 1 and not WINDOW.fractional:  # a POINT
         return i
     elif WINDOW.adaptive:
         return ((i + 1) * out_size + size - 1) // size - 1

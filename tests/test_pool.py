@@ -236,6 +236,8 @@ def family(name: str, axes: int, x: torch.Tensor) -> tuple[Any, Any]:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("name", "axes"), [(name, axes) for name, (ranks, *_) in FAMILIES.items() for axes in ranks])
 def test_families(name: str, axes: int, channels_last: bool, device: str) -> None:
+    if "inf" in name and F.lp_pool1d(torch.tensor([[3.0, 4.0]]), math.inf, 2).item() != 4.0:
+        pytest.skip("PyTorch before 2.12 has no norms of infinite p")
     x = make(*INPUTS[axes], device=device).detach()
     if channels_last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)

@@ -150,6 +150,29 @@ def test_scattered_gradients(axes: int, dtype: torch.dtype, device: str) -> None
 
 @kernels
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [31, 33])
+def test_maxima_of_many_channels(channels: int, dtype: torch.dtype, device: str) -> None:
+    """On the CPU contiguous images of many channels are transposed first, and the results back."""
+    from tinynet_kernels.tiles import current_target
+
+    x = make(3, channels, 9, 10, dtype=dtype, device=device)
+    cases: list[tuple[Any, Any, tuple[Any, ...]]] = [
+        (max_pool2d, F.max_pool2d, (3, 2, 1)),
+        (ours.adaptive_max_pool2d, F.adaptive_max_pool2d, (4,)),
+    ]
+    for pool, reference, window in cases:
+        check(pool, reference, x, *window)
+        y, index = pool(x, *window, return_indices=True)
+        expected, expected_index = reference(x, *window, return_indices=True)
+        assert torch.equal(y, expected) and torch.equal(index, expected_index)
+        assert y.is_contiguous() and index.is_contiguous()
+        with counted_launches() as launches:
+            pool(x, *window)
+        assert ("transpose_kernel" in launches) == (channels > 32 and current_target().kind == "cpu")
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("axes", [2, 3])
 def test_means_by_axis(axes: int, dtype: torch.dtype, device: str) -> None:
     x = make(*{2: (3, 5, 13, 14), 3: (3, 5, 6, 7, 9)}[axes], dtype=dtype, device=device)

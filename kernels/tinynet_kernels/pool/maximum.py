@@ -20,7 +20,7 @@ import triton.language as tl
 
 from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
-from tinynet_kernels.layout import to_channels_last
+from tinynet_kernels.layout import to_channels_last, to_contiguous
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.pool.scatter import is_scattered, max_pool_scatter
 from tinynet_kernels.pool.spec import Window, taps
@@ -198,13 +198,15 @@ def max_pool_forward(
     Returns:
         y [N, C, *out_size]; indices into the flattened axes, int64, or None; argmax, int8 or int32, or None.
     """
-    if not channels_last and _is_faster_in_channels_last(x.shape, window, current_target()):
+    faster = _is_faster_in_channels_last(x.shape, window, want_argmax, current_target())
+    if not channels_last and faster and x.is_contiguous():
         x = to_channels_last(x)
-        y, index, argmax = max_pool_forward(
+        results = max_pool_forward(
             x, window, out_size, channels_last=True, want_argmax=want_argmax, want_index=want_index
         )
-        index = index.contiguous() if index is not None else None
-        return y.contiguous(), index, argmax.contiguous() if argmax is not None else None
+        y, index, argmax = (None if result is None else to_contiguous(result) for result in results)
+        assert y is not None
+        return y, index, argmax
     y = empty_images(x, out_size, x.dtype, channels_last)
     argmax = empty_images(x, out_size, argmax_dtype(window), channels_last) if want_argmax else None
     index = empty_images(x, out_size, torch.int64, channels_last) if want_index else None
@@ -245,13 +247,17 @@ def argmax_dtype(window: Window) -> torch.dtype:
     return torch.int8 if taps(window) < 127 else torch.int32
 
 
-def _is_faster_in_channels_last(shape: tuple[int, ...], window: Window, target: Target) -> bool:
-    """Whether a contiguous image of `shape` is better transposed: large windows, which few results have.
+@lru_cache(maxsize=4096)
+def _is_faster_in_channels_last(shape: tuple[int, ...], window: Window, want_argmax: bool, target: Target) -> bool:
+    """Whether a contiguous image of `shape` is better transposed first.
 
-    The inner loop then runs over channels rather than over the few windows of a row; measured on the CPU.
+    The inner loop then runs over channels rather than over the columns of a row, whose taps are apart; measured on the
+    CPU, where only maxima of few taps without an argmax, or of few channels, are faster as they are.
     """
-    large = len(shape) == 4 and shape[1] >= 16 and taps(window) >= 64 and not window.fractional
-    return large and target.kind == "cpu"
+    images, channels = shape[:2]
+    few_channels = channels < (16 if taps(window) >= 64 else 32)
+    can = target.kind == "cpu" and len(shape) == 4 and images > 0 and not window.fractional
+    return can and not few_channels and (want_argmax or taps(window) > 4)
 
 
 @lru_cache(maxsize=4096)

@@ -157,7 +157,7 @@ _HEAVY_ACTIVATIONS = frozenset({"mish", "softplus", "log_sigmoid"})
 
 
 _WORTH_BALANCING = 0.92  # of the time: each tile costs some time too
-_MOST_CPU_COLUMNS = 512
+_MOST_CPU_COLUMNS = 512  # of one tile, whose sums then take half a megabyte
 _LONGEST_CPU_TILE = 1 << 15  # elements of an fp32 tile that leaves the second-level cache to the operands
 
 

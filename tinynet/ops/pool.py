@@ -149,10 +149,7 @@ def kernel_window(window: Lengths, size: Lengths, out_size: Lengths) -> Window:
         axes = [Axis(*window[axis::rank]) for axis in range(rank)]
         return window_of(axes, fractional=len(window) == rank)
     if any(length % out for length, out in zip(size, out_size, strict=True)):
-        longest = [
-            length // out if length % out == 0 else -(-length // out) + 1
-            for length, out in zip(size, out_size, strict=True)
-        ]
+        longest = [-(-length // out) + (length % out > 0) for length, out in zip(size, out_size, strict=True)]
         return window_of([Axis(kernel) for kernel in longest], adaptive=True)
     return window_of([Axis(length // out, length // out) for length, out in zip(size, out_size, strict=True)])
 

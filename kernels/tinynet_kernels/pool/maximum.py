@@ -198,8 +198,8 @@ def max_pool_forward(
     Returns:
         y [N, C, *out_size]; indices into the flattened axes, int64, or None; argmax, int8 or int32, or None.
     """
-    faster = _is_faster_in_channels_last(x.shape, window, want_argmax, current_target())
-    if not channels_last and faster and x.is_contiguous():
+    target = current_target()
+    if not channels_last and x.is_contiguous() and _is_faster_in_channels_last(x.shape, window, want_argmax, target):
         x = to_channels_last(x)
         results = max_pool_forward(
             x, window, out_size, channels_last=True, want_argmax=want_argmax, want_index=want_index
@@ -210,7 +210,7 @@ def max_pool_forward(
     y = empty_images(x, out_size, x.dtype, channels_last)
     argmax = empty_images(x, out_size, argmax_dtype(window), channels_last) if want_argmax else None
     index = empty_images(x, out_size, torch.int64, channels_last) if want_index else None
-    problem = _problem(True, x.shape, x.stride(), window, out_size, channels_last, current_target())
+    problem = _problem(True, x.shape, x.stride(), window, out_size, channels_last, target)
     problem.launch(x, y, argmax, index, samples)
     return y, index, argmax
 

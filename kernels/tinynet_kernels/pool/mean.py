@@ -371,18 +371,8 @@ def _forward_problem(
             return _rows_problem(row_mean_kernel, math.prod(shape) // run, run, mean, target)
     if not channels_last and _can_go_by_axis(window, mean) and _is_faster_by_axis(window, target):
         return None
-    most_on_cpu = 9 if channels_last else 16
-    return pool_problem(
-        mean_pool_forward_kernel,
-        shape,
-        stride,
-        window,
-        out_size,
-        channels_last,
-        target,
-        most_on_cpu=most_on_cpu,
-        MEAN=mean,
-    )
+    options = {"most_on_cpu": 9 if channels_last else 16, "MEAN": mean}
+    return pool_problem(mean_pool_forward_kernel, shape, stride, window, out_size, channels_last, target, **options)
 
 
 @lru_cache(maxsize=4096)
@@ -426,6 +416,7 @@ def _is_faster_by_axis(window: Window, target: Target) -> bool:
     return target.kind == "cpu" and taps(window) > 4
 
 
+@lru_cache(maxsize=4096)
 def _by_axis(window: Window, mean: Mean) -> tuple[Window, Window, Mean]:
     """The window along depth and rows, the one along columns, and which mean the former computes."""
     others, columns = window._replace(columns=POINT), window._replace(depth=POINT, rows=POINT)

@@ -104,14 +104,14 @@ def max_pool_scatter_kernel(
                 window = plane * out_size + ((depth * OH + row) * OW + column)
                 grad = tl.load(grad_ptr + window, mask=exists, other=0.0)
                 tap = tl.load(argmax_ptr + window, mask=exists, other=0).to(tl.int32)
-                # A tap's number, as if all were in one row; each further row, and plane, is where it really is.
+                # As if all taps lay in one row, then moved to the row and the plane of the window where the tap lies.
                 offset = (first_depth * H + first_row) * W + first_column + tap * COLUMNS.dilation
                 if DEPTH.kernel * ROWS.kernel > 1:
-                    k = quotient(tap, COLUMNS.kernel, IS_SMALL)
-                    offset += k * (ROWS.dilation * W - COLUMNS.kernel * COLUMNS.dilation)
-                if DEPTH.kernel > 1:
-                    k = quotient(k, ROWS.kernel, IS_SMALL)
-                    offset += k * (DEPTH.dilation * H - ROWS.kernel * ROWS.dilation) * W
+                    tap_row = quotient(tap, COLUMNS.kernel, IS_SMALL)
+                    offset += tap_row * (ROWS.dilation * W - COLUMNS.kernel * COLUMNS.dilation)
+                    if DEPTH.kernel > 1:
+                        tap_depth = quotient(tap_row, ROWS.kernel, IS_SMALL)
+                        offset += tap_depth * (DEPTH.dilation * H - ROWS.kernel * ROWS.dilation) * W
                 largest_ptr = sum_ptr + (plane * size + offset)
                 if TILE.overlap:
                     total = tl.load(largest_ptr, mask=exists, other=0.0) + grad.to(sum_ptr.dtype.element_ty)

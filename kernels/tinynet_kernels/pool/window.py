@@ -134,10 +134,16 @@ def loop_place(step, HEIGHT: constexpr, WIDTH: constexpr):
     return Place(step // (HEIGHT * WIDTH), step // WIDTH % HEIGHT, step % WIDTH)
 
 
+@triton.constexpr_function
+def is_point(axis, window):
+    """Whether each window along an axis is the element of its own number. Fractional ones are at random places."""
+    return axis.kernel == axis.stride == 1 and axis.padding == 0 and not window.fractional
+
+
 @triton.jit
 def first_tap(o, size, out_size, sample, AXIS: constexpr, WINDOW: constexpr):
     """The first tap of window o along one axis, of its random sample where fractional."""
-    if AXIS.kernel * AXIS.stride + AXIS.padding == 1 and not WINDOW.fractional:  # a POINT
+    if is_point(AXIS, WINDOW):
         return o
     elif WINDOW.adaptive:
         return (o * size) // out_size
@@ -174,7 +180,7 @@ def first_taps(at, o, sample_ptr, C, D, H, W, OD, OH, OW, WINDOW: constexpr):
 @triton.jit
 def end_of_taps(o, size, out_size, AXIS: constexpr, WINDOW: constexpr):
     """The element along one axis before which window o's taps end."""
-    if AXIS.kernel * AXIS.stride + AXIS.padding == 1 and not WINDOW.fractional:  # a POINT
+    if is_point(AXIS, WINDOW):
         return o + 1
     elif WINDOW.adaptive:
         return ((o + 1) * size + out_size - 1) // out_size
@@ -201,7 +207,7 @@ def is_inside(tap, first, end, WINDOW: constexpr):
     row = first.row + tap.row
     column = first.column + tap.column
     in_rows = (depth >= 0) & (depth < end.depth) & (row >= 0) & (row < end.row)
-    if COLUMNS.kernel * COLUMNS.stride + COLUMNS.padding == 1:  # a POINT: the mask is one of whole lines
+    if is_point(COLUMNS, WINDOW):  # the mask is one of whole lines
         return in_rows
     else:
         return in_rows & ((column >= 0) & (column < end.column))
@@ -264,7 +270,7 @@ def nearest_taps(k, first, end, WINDOW: constexpr):
 @triton.jit
 def last_window(i, size, out_size, AXIS: constexpr, WINDOW: constexpr):
     """The last window along one axis that may hold element i."""
-    if AXIS.kernel * AXIS.stride + AXIS.padding == 1 and not WINDOW.fractional:  # a POINT
+    if is_point(AXIS, WINDOW):
         return i
     elif WINDOW.adaptive:
         return ((i + 1) * out_size + size - 1) // size - 1
@@ -296,9 +302,9 @@ def windows_exist(o, OD, OH, OW):
 
 
 @triton.jit
-def nearest_window(o, out_size, AXIS: constexpr):
+def nearest_window(o, out_size, AXIS: constexpr, WINDOW: constexpr):
     """The window along one axis, of `out_size`, that is nearest to window o."""
-    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT: o exists
+    if is_point(AXIS, WINDOW):
         return o
     else:
         return tl.minimum(tl.maximum(o, 0), out_size - 1)
@@ -310,14 +316,15 @@ def nearest_windows(o, OD, OH, OW, WINDOW: constexpr):
     DEPTH: constexpr = WINDOW.depth
     ROWS: constexpr = WINDOW.rows
     COLUMNS: constexpr = WINDOW.columns
-    depth = nearest_window(o.depth, OD, DEPTH)
-    return Place(depth, nearest_window(o.row, OH, ROWS), nearest_window(o.column, OW, COLUMNS))
+    depth = nearest_window(o.depth, OD, DEPTH, WINDOW)
+    row = nearest_window(o.row, OH, ROWS, WINDOW)
+    return Place(depth, row, nearest_window(o.column, OW, COLUMNS, WINDOW))
 
 
 @triton.jit
 def is_in_window(i, o, size, out_size, AXIS: constexpr, WINDOW: constexpr):
     """Whether window o exists along one axis and ends after element i; windows have no dilation."""
-    if AXIS.kernel * AXIS.stride + AXIS.padding == 1:  # a POINT
+    if is_point(AXIS, WINDOW):
         return True
     elif WINDOW.adaptive:
         return (o >= 0) & (o < out_size) & (i < end_of_taps(o, size, out_size, AXIS, WINDOW))

@@ -46,6 +46,7 @@ from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
 from tinynet_kernels.split_product import SplitProduct, split_product
 from tinynet_kernels.tiles import (
+    MOST_ROWS_OF_STORES,
     Target,
     balancing_splits,
     ceil_div,
@@ -413,9 +414,9 @@ def linear_weight_gradient_problem(
     tile = linear_tile(N, K, M, dtype, precision, aligned, "identity", target)
     if target.kind == "cpu" and accumulate and M >= 256:
         tile = tile._replace(block_m=min(64, tile.block_m), block_k=256)  # a sum is read and written once per call
-    if target.kind == "cpu" and M <= 8 and K >= 1024:
-        tile = tile._replace(block_m=min(64, tile.block_m), block_n=512)  # writes dW, which takes most of the time
-    if not accumulate:
+    if target.kind == "cpu" and M <= MOST_ROWS_OF_STORES:
+        tile = tile._replace(block_m=min(64 if M <= 16 else 128, tile.block_m))
+    if not accumulate or M <= MOST_ROWS_OF_STORES:
         tile = with_more_columns(tile, N, K, M, target)
     wide = is_wide_product(N, K, M, tile, stride_dz[::-1], stride_x[::-1])
     numbers, units = in_units(target, M, N, K, stride_dz[0], *stride_x)

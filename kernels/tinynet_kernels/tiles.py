@@ -157,6 +157,7 @@ _HEAVY_ACTIVATIONS = frozenset({"mish", "softplus", "log_sigmoid"})
 
 
 _WORTH_BALANCING = 0.92  # of the time: each tile costs some time too
+MOST_ROWS_OF_STORES = 64  # of a weight gradient, which then packs nothing: storing it takes most of the time
 _MOST_CPU_COLUMNS = 512  # of one tile, whose sums then take half a megabyte
 _LONGEST_CPU_TILE = 1 << 15  # elements of an fp32 tile that leaves the second-level cache to the operands
 
@@ -219,11 +220,12 @@ def with_more_rows(tile: GemmTile, M: int, N: int, target: Target) -> GemmTile:
 def with_more_columns(tile: GemmTile, M: int, N: int, K: int, target: Target) -> GemmTile:
     """The tile on a CPU, of a product [M, K] x [K, N] whose first operand is transposed.
 
-    Each program packs its [BLOCK_M, K] of that: so columns are many, where programs are still enough to share.
+    Each program packs its [BLOCK_M, K] of that, or it spends its time storing long rows: so columns are many, where
+    programs are still enough to share.
     """
     threads = target.processors
     least = 1 if threads == 1 else 4 * threads
-    while target.kind == "cpu" and K >= 256 and tile.block_n < min(_MOST_CPU_COLUMNS, N):
+    while target.kind == "cpu" and not MOST_ROWS_OF_STORES < K < 256 and tile.block_n < min(_MOST_CPU_COLUMNS, N):
         if ceil_div(M, tile.block_m) * ceil_div(N, 2 * tile.block_n) < least:
             break
         tile = tile._replace(block_n=2 * tile.block_n)

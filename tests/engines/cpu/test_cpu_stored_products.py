@@ -17,7 +17,7 @@ DIRECT = "services->finish_into"
 
 @triton.jit
 def product_kernel(
-    a_ptr, b_ptr, bias_ptr, y_ptr, M, N, K, stored_rows, y_stride, y_step,
+    a_ptr, b_ptr, bias_ptr, y_ptr, M, N, K, stored_rows, a_stride, a_step, y_stride, y_step,
     RECTIFIED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """y = rectify(a b + bias), of which the first ``stored_rows`` rows are stored."""
@@ -25,7 +25,8 @@ def product_kernel(
     total = tl.zeros((BM, BN), tl.float32)
     for start in range(0, K, BK):
         inside = start + k < K
-        a = tl.load(a_ptr + row[:, None] * K + (start + k), mask=(row < M)[:, None] & inside[None, :], other=0.0)
+        a = a_ptr + row[:, None] * a_stride + (start + k) * a_step
+        a = tl.load(a, mask=(row < M)[:, None] & inside[None, :], other=0.0)
         b = tl.load(b_ptr + (start + k)[:, None] * N + column, mask=inside[:, None] & (column < N)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
     if bias_ptr is not None:
@@ -37,12 +38,18 @@ def product_kernel(
 
 
 def launch(
-    a: Tensor, b: Tensor, bias: Tensor | None, y: Tensor, rectified: bool = False, rows: int | None = None
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    rectified: bool = False,
+    rows: int | None = None,
+    columns: int = 64,
 ) -> str:
     """Runs the kernel and returns the C text that it was compiled from."""
     (M, K), N = a.shape, b.shape[1]
-    arguments = (a, b, bias, y, M, N, K, M if rows is None else rows, *y.stride())
-    options = {"RECTIFIED": rectified, "BM": 32, "BN": 64, "BK": 16}
+    arguments = (a, b, bias, y, M, N, K, M if rows is None else rows, *a.stride(), *y.stride())
+    options = {"RECTIFIED": rectified, "BM": 32, "BN": columns, "BK": 16}
     kernel: Any = product_kernel[(triton.cdiv(M, 32),)](*arguments, **options)
     return kernel.asm["c"].decode()
 
@@ -67,6 +74,23 @@ def test_products_with_bias_and_rectifier(
     # A sum that cancels to nearly 0 keeps the rounding errors of its terms.
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
     torch.testing.assert_close(y.double(), reference, rtol=tolerance, atol=max(1, K) ** 0.5 * 1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 70, 140])
+@pytest.mark.parametrize(("width", "columns"), [(256, 256), (192, 256), (144, 256), (1040, 256), (1040, 16)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_few_rows(dtype: torch.dtype, rows: int, width: int, columns: int, transposed: bool) -> None:
+    """Up to three rows are multiplied by long pieces of rows of b, which may be pages apart."""
+    a = torch.randn(37, rows).T if transposed else torch.randn(rows, 37)
+    b, bias = torch.randn(37, width), torch.randn(width)
+    stored = min(width, columns)
+    y = torch.full((rows, width), torch.nan, dtype=dtype)
+    launch(a, b, bias, y, rectified=True, columns=columns)
+    reference = expected(a, b, bias, True)[:, :stored]
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    torch.testing.assert_close(y[:, :stored].double(), reference, rtol=tolerance, atol=1e-5)
+    assert bool(y[:, stored:].isnan().all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

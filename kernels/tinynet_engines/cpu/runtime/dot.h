@@ -17,6 +17,8 @@ enum form {
 enum { MOST_ROWS_OF_UNPACKED_B = 128 };
 // Packing A's columns strip by strip costs as much as the products of some columns: it is worth it from this many on.
 enum { LEAST_COLUMNS_OF_STRIPS = 256 };
+// The processor does not foresee rows of B that are pages apart: they are prefetched, this many ahead.
+enum { ROWS_AHEAD = 8 };
 
 // One A operand as the micro-kernel reads it, in elements (fp32) or in pairs of bf16.
 struct a_view {
@@ -38,7 +40,7 @@ INLINE void fetch(const void *line) { __builtin_prefetch(line, 0, 2); }  // into
 // with a target, the sums are stored there instead
 INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const struct product_queue *queue,
                          int64_t row, int64_t panel, float *c, int64_t c_stride) {
-  vector sum[TILE_ROWS][2];
+  vector sum[TILE_ROWS][WIDE];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 2
@@ -77,6 +79,11 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
       for (int j = 0; j < vectors; j++) right[j] = *(const vector *)(b + j * LANES);
       if (form == A_COLUMN_TABLE || form == A_COLUMN_TABLE_B_ROWS) column = table[depth + k] + row;
       if (fetches && a_ahead) fetch(column + a_ahead);
+      if (form == A_ROW_MAJOR_B_ROWS && row == 0) {
+        const float *later = (const float *)part->b_table[least(depth + k + ROWS_AHEAD, depth - 1)] + panel * PANEL;
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) __builtin_prefetch(later + j * LANES);
+      }
       if (form == A_COLUMN_MAJOR_B_ROWS && b_ahead) {
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++) fetch(b + b_ahead + j * LANES);
@@ -119,6 +126,56 @@ INLINE void micro_kernel(int rows, int vectors, enum form form, int pairs, const
   }
 }
 
+// The same for all of a few rows, whose products take as long as memory does: WIDE vectors of each row of B, in place.
+INLINE void wide_kernel(int rows, enum form form, const struct product_queue *queue, int64_t column) {
+  vector sum[WIDE_ROWS][WIDE];
+  float *c = queue->c + column;
+#pragma GCC unroll 4
+  for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 8
+    for (int j = 0; j < WIDE; j++) sum[i][j] = queue->fresh ? (vector){0} : *(const vector *)(c + i * queue->c_stride + j * LANES);
+  }
+  for (const struct product_part *part = queue->parts, *end = part + queue->count; part < end; part++) {
+    int64_t row_stride = form == A_ROW_MAJOR_B_ROWS ? part->a_stride : 1;
+    int64_t column_stride = form == A_ROW_MAJOR_B_ROWS ? 1 : part->a_stride;
+    const float *a = part->a;
+    for (int64_t k = 0; k < part->depth; k++, a += column_stride) {
+      const float *b = (const float *)part->b_table[k] + column;
+      const float *later = (const float *)part->b_table[least(k + ROWS_AHEAD, part->depth - 1)] + column;
+      vector left[WIDE_ROWS];
+#pragma GCC unroll 4
+      for (int i = 0; i < rows; i++) left[i] = (vector){0} + a[i * row_stride];
+#pragma GCC unroll 8
+      for (int j = 0; j < WIDE; j++) {
+        vector right = *(const vector *)(b + j * LANES);
+        __builtin_prefetch(later + j * LANES);
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; i++) sum[i][j] += left[i] * right;
+      }
+    }
+  }
+  if (queue->target) {
+    store_tile(rows, WIDE, queue->target, 0, column, sum);
+    return;
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 8
+    for (int j = 0; j < WIDE; j++) *(vector *)(c + i * queue->c_stride + j * LANES) = sum[i][j];
+  }
+}
+
+// As many columns of c, of up to WIDE_ROWS rows, as the wide kernel takes; returns the first of the rest.
+INLINE int wide_columns(enum form form, const struct product_queue *queue) {
+  int columns = (int)least(queue->columns, queue->width) / (WIDE * LANES) * (WIDE * LANES);
+  for (int column = 0; column < columns; column += WIDE * LANES) {
+    if (queue->rows == 3) wide_kernel(3, form, queue, column);
+    else if (queue->rows == 2) wide_kernel(2, form, queue, column);
+    else wide_kernel(1, form, queue, column);
+  }
+  return columns;
+}
+
 // The strips of rows that the micro-kernel takes, by STRIP(HEIGHT).
 #if defined(__AVX512F__)
 #define STRIPS() STRIP(TILE_ROWS) STRIP(9) STRIP(8) STRIP(4) STRIP(3) STRIP(2) STRIP(1)  // 9 and 3: taps of three channels
@@ -159,7 +216,9 @@ INLINE void narrow_panel(enum form form, int pairs, const struct product_queue *
   static __attribute__((noinline)) void NAME(const struct product_queue *queue) {                             \
     int columns = queue->columns, width = queue->width;                                                       \
     float *c = queue->c;                                                                                      \
-    for (int n = 0; n < columns; n += PANEL) {                                                                \
+    int reads_rows = FORM == A_ROW_MAJOR_B_ROWS || FORM == A_COLUMN_MAJOR_B_ROWS;                             \
+    int wide = reads_rows && queue->rows <= WIDE_ROWS ? wide_columns(FORM, queue) : 0;                        \
+    for (int n = wide; n < columns; n += PANEL) {                                                             \
       if (width - n >= PANEL && columns - n > LANES) panel_rows(2, FORM, PAIRS, queue, n / PANEL, c + n);    \
       else if (width - n >= LANES && columns - n <= LANES) panel_rows(1, FORM, PAIRS, queue, n / PANEL, c + n); \
       else narrow_panel(FORM, PAIRS, queue, n / PANEL, c + n, width - n);                                    \
@@ -533,10 +592,10 @@ static const void *complete_table(const struct operand *a, int entries, int64_t 
 INLINE int far_apart(int64_t stride) { return stride >= 1024 || stride <= -1024; }
 
 // Table of the rows of B, to be read in place; NULL unless they are contiguous and whole vectors long.
-static const void *const *rows_of_b(const struct dot_product *d, int depth, int columns, char **memory) {
+static const void *const *rows_of_b(const struct dot_product *d, int depth, int rows, int columns, char **memory) {
   const struct operand *b = &d->b;
   if (d->packed_b || b->segment || (b->transient && !d->a.transient) || d->kind != ELEMENT_F32 || columns % LANES != 0) return NULL;
-  if (b->rows ? b->table_axis != 0 : b->stride[1] != 1 || far_apart(b->stride[0])) return NULL;
+  if (b->rows ? b->table_axis != 0 : b->stride[1] != 1 || (far_apart(b->stride[0]) && rows > MOST_ROWS_OF_UNPACKED_B)) return NULL;
   const void **table = (const void **)take(memory, (int64_t)sizeof(void *) * depth);
   if (b->rows) return complete_table(b, depth, (int64_t)sizeof(float) * columns, table, memory);
   for (int k = 0; k < depth; k++) table[k] = (const float *)b->data + k * b->stride[0];
@@ -558,7 +617,7 @@ static struct product_part prepare(const struct dot_product *d, int depth, int r
                sizeof(float) * (size_t)rows <= sizeof zeros;
   if (strips) direct = 0;
   int has_strided_rows = axis == 1 && !d->a.rows, has_few_columns = axis == 0 && rows <= MOST_ROWS_OF_UNPACKED_B;
-  if (has_strided_rows || has_few_columns) part.b_table = rows_of_b(d, depth, columns, memory);
+  if (has_strided_rows || has_few_columns) part.b_table = rows_of_b(d, depth, rows, columns, memory);
   if (part.b_table) *form = axis == 0 ? A_COLUMN_MAJOR_B_ROWS : A_ROW_MAJOR_B_ROWS;
   else if (!part.b) {
     int64_t width = (columns + LARGEST_PANEL - 1) / LARGEST_PANEL * LARGEST_PANEL;

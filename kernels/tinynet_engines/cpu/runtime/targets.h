@@ -28,17 +28,20 @@ static __attribute__((noinline)) void store_rows(const struct product_target *ta
 
 #if defined(__AVX512BF16__)
 // Stores the tile as bf16, unless an element is denormal, which the conversion would take for 0: then returns 0.
-INLINE int store_tile_bf16(int rows, int vectors, uint16_t *out, int64_t stride, int last, vector (*sum)[2]) {
+INLINE int store_tile_bf16(int rows, int vectors, uint16_t *out, int64_t stride, int last, vector (*sum)[WIDE]) {
   __mmask16 denormal = 0;
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int j = 0; j < vectors; j++) denormal |= _mm512_fpclass_ps_mask((__m512)sum[i][j], 0x20);
   }
   if (denormal) return 0;
 #pragma GCC unroll 16
-  for (int i = 0; i < rows && vectors == 2; i++)
-    _mm256_storeu_si256((void *)(out + i * stride), (__m256i)_mm512_cvtneps_pbh((__m512)sum[i][0]));
+  for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors - 1; j++)
+      _mm256_storeu_si256((void *)(out + i * stride + j * LANES), (__m256i)_mm512_cvtneps_pbh((__m512)sum[i][j]));
+  }
   uint16_t *end = out + (vectors - 1) * LANES;
   if (last == LANES) {
 #pragma GCC unroll 16
@@ -56,13 +59,16 @@ INLINE int store_tile_bf16(int rows, int vectors, uint16_t *out, int64_t stride,
 #endif
 
 // Stores the tile as fp32. `last`: columns of the last vector
-INLINE int store_tile_f32(int rows, int vectors, float *out, int64_t stride, int last, vector (*sum)[2]) {
+INLINE int store_tile_f32(int rows, int vectors, float *out, int64_t stride, int last, vector (*sum)[WIDE]) {
   float *end = out + (vectors - 1) * LANES;
 #if !defined(__AVX512F__)
   if (last < LANES) return 0;
 #endif
 #pragma GCC unroll 16
-  for (int i = 0; i < rows && vectors == 2; i++) *(vector *)(out + i * stride) = sum[i][0];
+  for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors - 1; j++) *(vector *)(out + i * stride + j * LANES) = sum[i][j];
+  }
   if (last == LANES) {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) *(vector *)(end + i * stride) = sum[i][vectors - 1];
@@ -89,9 +95,9 @@ INLINE vector at_least(vector x, float floor) {
 }
 
 // Adds the bias to a tile of sums from `column` on and applies the floor.
-INLINE void finish_tile(int rows, int vectors, const struct product_target *target, int64_t column, vector (*sum)[2]) {
+INLINE void finish_tile(int rows, int vectors, const struct product_target *target, int64_t column, vector (*sum)[WIDE]) {
   if (target->bias) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int j = 0; j < vectors; j++) {
       vector bias = *(const vector *)(target->bias + column + j * LANES);
 #pragma GCC unroll 16
@@ -101,14 +107,14 @@ INLINE void finish_tile(int rows, int vectors, const struct product_target *targ
   if (target->floor == -__builtin_inff()) return;
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int j = 0; j < vectors; j++) sum[i][j] = at_least(sum[i][j], target->floor);
   }
 }
 
 // Stores a tile of sums as the target's elements from (row, column) on.
 INLINE void store_tile(int rows, int vectors, const struct product_target *target, int64_t row, int64_t column,
-                       vector (*sum)[2]) {
+                       vector (*sum)[WIDE]) {
   int columns = (int)least(vectors * LANES, target->columns - column);
   int64_t stride = target->stride, place = row * stride + column;
   int last = columns - (vectors - 1) * LANES, stored = 0;
@@ -125,8 +131,8 @@ INLINE void store_tile(int rows, int vectors, const struct product_target *targe
   float tile[TILE_ROWS * PANEL] __attribute__((aligned(64)));
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 2
-    for (int j = 0; j < vectors; j++) *(vector *)(tile + i * PANEL + j * LANES) = sum[i][j];
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors; j++) *(vector *)(tile + (i * vectors + j) * LANES) = sum[i][j];
   }
-  store_rows(&rest, row, rows, column, columns, tile, PANEL);
+  store_rows(&rest, row, rows, column, columns, tile, vectors * LANES);
 }

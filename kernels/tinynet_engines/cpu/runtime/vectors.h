@@ -12,6 +12,7 @@ enum { LANES = 8, TILE_ROWS = 6 };
 enum { LANES = 4, TILE_ROWS = 4 };
 #endif
 enum { PANEL = 2 * LANES, LARGEST_PANEL = 32 };
+enum { WIDE_ROWS = 3, WIDE = 2 * TILE_ROWS / WIDE_ROWS };  // tiles of few rows: WIDE is in vectors
 
 // BF16_PAIRS is defined where products of pairs of bf16 are fastest; else bf16 is widened to fp32 when it is packed.
 #if defined(BF16_PAIRS) && !defined(__AVX512BF16__)

@@ -7,9 +7,9 @@
     g = dz w_c             dx = rstd (g - mean(g) - n mean(g n)), the means over the group
 
 Tiling: one program per image and group, which walks the group twice, in tiles of channels and pixels: for the
-statistics, merged over tiles (Chan et al. 1979), and for y. The backward walks it twice too; its first walk leaves each
-image's sums for dw and db in fp32, which `sum_partials` adds in a fixed order. Saved are mean and variance in fp32; z
-is recomputed.
+statistics, merged over tiles (Chan et al. 1979), and for y. In contiguous memory the first walk is along one run. The
+backward walks twice too; its first walk leaves each image's sums for dw and db in fp32, which `sum_partials` adds in a
+fixed order. Saved are mean and variance in fp32; z is recomputed.
 
 In channels_last memory a group may be a narrow strip of each pixel's channels. The kernels of instance normalization
 (`batch_norm`) then walk rows of channels, and combine the statistics and sums of a group's channels in a fixed order.
@@ -31,6 +31,7 @@ from tinynet_kernels.activation_spec import Activation
 from tinynet_kernels.batch_norm.backward import NormGradients, norm_backward
 from tinynet_kernels.batch_norm.forward import norm_forward
 from tinynet_kernels.channel_tiles import (
+    ChannelTile,
     channel_tile,
     is_channels_last,
     is_wide,
@@ -43,17 +44,25 @@ from tinynet_kernels.constants import constexpr
 from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.offsets import widened
 from tinynet_kernels.reduction import sum_partials
-from tinynet_kernels.tiles import Target, current_target
+from tinynet_kernels.tiles import Target, current_target, power_of_2_at_least
 
 WIDEST_STRIP = 64  # the channels of a group
 FEWEST_PIXELS = 16
+LONGEST_RUN = 4096  # elements, of which statistics are taken at once
 
 
 class GroupNormSpec(NamedTuple):
-    """Whether act' is computed from y, and whether offsets are int64."""
+    """What a kernel is compiled for, beside its tile.
+
+    Attributes:
+        reads_output: whether act' is computed from y.
+        wide: whether offsets are int64.
+        run: the tile of the forward's first walk in contiguous memory, where a group is one run of elements.
+    """
 
     reads_output: bool
     wide: bool
+    run: ChannelTile
 
 
 @triton.jit
@@ -82,9 +91,34 @@ def affine(deviation, rstd, weight_ptr, bias_ptr, first, at, TILE: constexpr):
 
 
 @triton.jit
-def sum_all(x):
-    """The sum of a tile: of its columns first, which are vectors."""
-    return tl.sum(tl.sum(x, axis=0), axis=0)
+def sum_all(x, TILE: constexpr):
+    """[1], the sum of a tile: of its columns first, which are vectors, unless it is one row."""
+    if TILE.block_channels == 1 and TILE.pixel_axis == 1:
+        return tl.sum(x, axis=1)
+    else:
+        return tl.sum(tl.sum(x, axis=0, keep_dims=True), axis=1)
+
+
+@triton.jit
+def statistics(x_ptr, channels, pixels, stride_c, stride_s, WIDE: constexpr, TILE: constexpr):
+    """(mean, sum of squared deviations, count) of some channels of an image, each [1]."""
+    mean = tl.zeros((1,), tl.float32)
+    squares = tl.zeros((1,), tl.float32)
+    seen = tl.zeros((1,), tl.float32)
+    for channel_start in range(0, channels, TILE.block_channels):
+        for pixel_start in range(0, pixels, TILE.block_pixels):
+            at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
+            x = load_at(x_ptr, at)
+            count = tl.minimum(channels - channel_start, TILE.block_channels).to(tl.float32)
+            count *= tl.minimum(pixels - pixel_start, TILE.block_pixels).to(tl.float32)
+            tile_mean = sum_all(x, TILE) / count
+            deviation = tl.where(at.mask, x - tile_mean[:, None], 0.0)
+            difference = tile_mean - mean
+            share = count / (seen + count)
+            squares += sum_all(deviation * deviation, TILE) + difference * difference * (share * seen)
+            mean += difference * share
+            seen += count
+    return mean, squares, seen
 
 
 @triton.jit
@@ -111,22 +145,11 @@ def group_norm_forward_kernel(
     first = program % groups * channels
     pixels = widened(pixels, WIDE)
     image = (program // groups).to(tl.int64) * groups * channels * pixels + first.to(tl.int64) * stride_c
-    mean = tl.zeros((1,), tl.float32)
-    squares = tl.zeros((1,), tl.float32)
-    seen = tl.zeros((1,), tl.float32)
-    for channel_start in range(0, channels, TILE.block_channels):
-        for pixel_start in range(0, pixels, TILE.block_pixels):
-            at = tile_at(channel_start, pixel_start, channels, pixels, stride_c, stride_s, WIDE, TILE)
-            x = load_at(x_ptr + image, at)
-            count = tl.minimum(channels - channel_start, TILE.block_channels).to(tl.float32)
-            count *= tl.minimum(pixels - pixel_start, TILE.block_pixels).to(tl.float32)
-            tile_mean = sum_all(x) / count
-            deviation = tl.where(at.mask, x - tile_mean, 0.0)
-            difference = tile_mean - mean
-            share = count / (seen + count)
-            squares += sum_all(deviation * deviation) + difference * difference * (share * seen)
-            mean += difference * share
-            seen += count
+    if TILE.pixel_axis == 1:  # the group is one run of memory, as the pixels of one channel are
+        x = x_ptr + image
+        mean, squares, seen = statistics(x, 1, widened(channels, WIDE) * pixels, 0, stride_s, WIDE, SPEC.run)
+    else:
+        mean, squares, seen = statistics(x_ptr + image, channels, pixels, stride_c, stride_s, WIDE, TILE)
     variance = squares / seen
     if variance_ptr is not None:
         tl.store(mean_ptr + program + tl.arange(0, 1), mean)
@@ -367,6 +390,9 @@ def _problem(
     if kernel is group_norm_backward_kernel and target.kind in ("cuda", "hip"):
         tile = tile._replace(block_channels=max(1, tile.block_channels // 2))  # x, dY and dX fill the registers
     strides = strides_of(C, S, channels_last)
+    elements = C // groups * S
+    run = ChannelTile(1, min(LONGEST_RUN, power_of_2_at_least(elements)), 1)
+    wide = is_wide(tile, C // groups, S, strides) or is_wide(run, 1, elements, (0, 1))
     return Problem(
         kernel,
         (N * groups,),
@@ -374,7 +400,7 @@ def _problem(
         C // groups,
         S,
         *strides,
-        SPEC=GroupNormSpec(activation.reads_output, is_wide(tile, C // groups, S, strides)),
+        SPEC=GroupNormSpec(activation.reads_output, wide, run),
         ACTIVATION=activation.compiled,
         TILE=tile,
         num_warps=4 if tile.block_channels * tile.block_pixels <= 2048 else 8,

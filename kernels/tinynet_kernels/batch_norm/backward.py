@@ -6,9 +6,9 @@
 Two launches. `norm_sums_kernel` leaves the sums over each part of a channel; for given statistics it stores dX too.
 `norm_input_gradient_kernel` adds the parts of its channels in a fixed order and stores dX; the programs of the first
 part store dw and db. `norm_parameter_gradients_kernel` does where there are several groups, or no need for that launch.
-Where one program has all of its channels, the second launch computes the sums too, unless the residual's gradient is
-wanted or channels share statistics. z is computed from x again; where there is a residual, y or the residual was saved,
-whichever act' needs.
+Where one program has all of its channels, and of those that share their statistics, the second launch computes the sums
+too, unless the residual's gradient is wanted. z is computed from x again; where there is a residual, y or the residual
+was saved, whichever act' needs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tinynet_kernels.batch_norm.walk import (
     load_channels,
     load_tile,
     of_channels,
+    of_members,
     place_of,
     sets_of,
     share_of_program,
@@ -184,6 +185,16 @@ def sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC: constexpr, TILE
     return tl.gather(dnormalized, sets.set_of, axis=0), tl.gather(dshift, sets.set_of, axis=0)
 
 
+@triton.jit
+def shared_sums(dweight, dbias, weight_ptr, channels, share, SPEC: constexpr, TILE: constexpr):
+    """The same from the sums of all channels, which the program has."""
+    sets = sets_of(share, channels, SPEC, TILE)
+    weight = load_channels(weight_ptr, sets.statistic - share.group * channels, sets.mask, 1.0)
+    dnormalized = tl.sum(weight * of_members(dweight, sets, share, channels), axis=0)
+    dshift = tl.sum(weight * of_members(dbias, sets, share, channels), axis=0)
+    return tl.gather(dnormalized, sets.set_of, axis=0), tl.gather(dshift, sets.set_of, axis=0)
+
+
 @triton.jit(do_not_specialize=["outer", "channels", "inner", "steps_per_part"])
 def norm_input_gradient_kernel(
     grad_ptr,
@@ -209,30 +220,19 @@ def norm_input_gradient_kernel(
     SPEC: constexpr,
     ACTIVATION: constexpr,
     READS_OUTPUT: constexpr,
+    ALONE: constexpr,
     TILE: constexpr,
 ):
     """dX = w rstd (dZ - db / n - xhat dw / n), and dw and db of one group where they are given.
 
-    dw and db are sums over `partial` or, where there is none because the program has all of its channels, over dZ.
-    Where groups share their statistics, `partial` is these sums, [2, channels].
+    dw and db are sums over `partial` or, where the program has all of its channels `ALONE`, over dZ: then they are
+    stored in `partial`, if any. Where groups share their statistics, `partial` is these sums, [2, channels].
     Where channels share statistics, dX = rstd (w dZ - sum of w db / n - xhat sum of w dw / n), summed over them.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     affine = affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC, TILE)
     strides = stride_xo, stride_xa, stride_yo, stride_ya
-    if SPEC.members > 1:
-        dweight, dbias = sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC, TILE)
-    elif SPEC.groups_share:
-        channel = share.first_channel + tl.arange(0, TILE.block_channels)
-        dweight = load_channels(partial_ptr, channel, share.in_channels, 0.0)
-        dbias = load_channels(partial_ptr + channels, channel, share.in_channels, 0.0)
-    elif partial_ptr is not None:
-        part = tl.arange(0, TILE.block_parts)[:, None]
-        partial = partial_of(partial_ptr, part, channels, share, TILE)
-        mask = (part < share.parts) & share.in_channels[None, :]
-        dweight = tl.sum(tl.load(partial, mask=mask, other=0.0), axis=0)
-        dbias = tl.sum(tl.load(partial + channels, mask=mask, other=0.0), axis=0)
-    else:
+    if ALONE:
         total_dweight = zero_tile(SPEC, TILE)
         total_dbias = zero_tile(SPEC, TILE)
         for step in range(share.steps):
@@ -244,6 +244,24 @@ def norm_input_gradient_kernel(
             total_dbias += dz
         dweight = sum_of_positions(total_dweight, SPEC) * affine.rstd
         dbias = sum_of_positions(total_dbias, SPEC)
+        if partial_ptr is not None:
+            partial = partial_of(partial_ptr, share.part, channels, share, TILE)
+            tl.store(partial, dweight, mask=share.in_channels)
+            tl.store(partial + channels, dbias, mask=share.in_channels)
+        if SPEC.members > 1:
+            dweight, dbias = shared_sums(dweight, dbias, weight_ptr, channels, share, SPEC, TILE)
+    elif SPEC.members > 1:
+        dweight, dbias = sums_of_sets(partial_ptr, weight_ptr, channels, share, SPEC, TILE)
+    elif SPEC.groups_share:
+        channel = share.first_channel + tl.arange(0, TILE.block_channels)
+        dweight = load_channels(partial_ptr, channel, share.in_channels, 0.0)
+        dbias = load_channels(partial_ptr + channels, channel, share.in_channels, 0.0)
+    else:
+        part = tl.arange(0, TILE.block_parts)[:, None]
+        partial = partial_of(partial_ptr, part, channels, share, TILE)
+        mask = (part < share.parts) & share.in_channels[None, :]
+        dweight = tl.sum(tl.load(partial, mask=mask, other=0.0), axis=0)
+        dbias = tl.sum(tl.load(partial + channels, mask=mask, other=0.0), axis=0)
     if share.part == 0:
         if dweight_ptr is not None:
             tl.store(dweight_ptr + share.statistic, dweight.to(dweight_ptr.dtype.element_ty), mask=share.in_channels)
@@ -305,11 +323,12 @@ def norm_backward_cost(grad_ptr: torch.Tensor, **others: Any) -> Cost:
 
 
 class BackwardProblems(NamedTuple):
-    """The launches of a backward."""
+    """The launches of a backward; `alone` is the one that also computes the sums."""
 
     walk: Walk
     sums: Problem
     input_gradient: Problem
+    alone: Problem
 
 
 @lru_cache(maxsize=4096)
@@ -330,7 +349,8 @@ def _problems(
     return BackwardProblems(
         walk,
         Problem(norm_sums_kernel, (walk.programs,), *walk.numbers, **constants),
-        Problem(norm_input_gradient_kernel, (walk.programs,), *walk.numbers, **constants),
+        Problem(norm_input_gradient_kernel, (walk.programs,), *walk.numbers, ALONE=False, **constants),
+        Problem(norm_input_gradient_kernel, (walk.programs,), *walk.numbers, ALONE=True, **constants),
     )
 
 
@@ -384,16 +404,18 @@ def norm_backward(
         given: whether the statistics were given to the forward.
     """
     target = current_target()
-    walk, sums, input_gradient = _problems(x.shape, x.stride(), per_sample, activation, target, members)
+    problems = _problems(x.shape, x.stride(), per_sample, activation, target, members)
+    walk = problems.walk
     channels = x.shape[1]
     dx = x.new_empty_strided(x.shape, walk.stride) if wanted.x else None
     dz = x.new_empty_strided(x.shape, walk.stride) if wanted.residual else None
+    # One launch where one program has all of its channels, and of those that share their statistics.
+    alone = walk.parts == 1 and (members == 1 or walk.has_all_channels) and not walk.groups_share
+    alone = alone and dx is not None and dz is None and not given
+    # The launch for dX adds what the weight's gradient adds.
+    adds = walk.groups == 1 and members == 1 and dx is not None and not given
     partial, parts = None, walk.parts * walk.groups
-    # One launch where one program has all of its channels, and stores all that is wanted.
-    stores_all = walk.groups == 1 or not (wanted.weight or wanted.bias)
-    alone = walk.parts == 1 and members == 1 and stores_all and dx is not None and dz is None and not given
-    alone = alone and not walk.groups_share
-    if not alone and (wanted.weight or wanted.bias or (wanted.x and not given)):
+    if (wanted.x and not given and not alone) or (not adds and (wanted.weight or wanted.bias)):
         partial = x.new_empty((parts, 2, channels), dtype=torch.float32)
     if grad.stride() != walk.stride:
         grad = x.new_empty_strided(x.shape, walk.stride).copy_(grad)
@@ -410,13 +432,12 @@ def norm_backward(
         "partial_ptr": partial,
     }
     if not alone:
-        sums.launch_named(**operands, dz_ptr=dz, dx_ptr=dx if given else None, eps=eps)
+        problems.sums.launch_named(**operands, dz_ptr=dz, dx_ptr=dx if given else None, eps=eps)
     parameter: Any = bias if weight is None else weight
     dweight = torch.empty_like(parameter) if wanted.weight else None
     dbias = torch.empty_like(parameter) if wanted.bias else None
-    # The second launch adds what the weight's gradient adds.
-    adds = walk.groups == 1 and members == 1 and dx is not None and not given
     if dx is not None and not given:
+        input_gradient = problems.alone if alone else problems.input_gradient
         if dz is not None:
             operands |= {"grad_ptr": dz, "saved_ptr": None}
             input_gradient = _problems(x.shape, x.stride(), per_sample, IDENTITY, target, members).input_gradient

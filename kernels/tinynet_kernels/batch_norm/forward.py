@@ -7,8 +7,8 @@
 Two launches. `norm_statistics_kernel` leaves (count, mean, sum of squared deviations) of each part of a channel:
 Welford's algorithm for each lane of a tile, then the lanes merged. `normalize_kernel` merges the parts of its channels
 in a fixed order and normalizes; the programs of the first part store the statistics. It is the only launch for given
-statistics, and where one program has all of its channels, which it then reads twice, and which share statistics with no
-others. `walk` says what a program passes over. There are too many parts for each program to merge them where a
+statistics, and where one program has all of its channels and of those that share their statistics: it reads them twice.
+`walk` says what a program passes over. There are too many parts for each program to merge them where a
 convolution's epilogue left them (`conv.forward.Results`), or where images are walked one after the other: then
 `merge_statistics_kernel` does, before a launch for given statistics.
 
@@ -32,6 +32,7 @@ from tinynet_kernels.batch_norm.walk import (
     load_channels,
     load_tile,
     of_channels,
+    of_members,
     of_positions,
     place_of,
     sets_of,
@@ -181,15 +182,43 @@ def merge_statistics_kernel(
 
 
 @triton.jit
-def statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPEC: constexpr, TILE: constexpr):
-    """mean and variance of the program's channels, which share them with others; the first part stores them."""
-    sets = sets_of(share, channels, SPEC, TILE)
-    count = tl.full((TILE.block_sets,), 0.0, tl.float32)
-    mean = tl.full((TILE.block_sets,), 0.0, tl.float32)
-    squares = tl.full((TILE.block_sets,), 0.0, tl.float32)
+def merged_sets(partial_ptr, sets, share):
+    """(count, mean, sum of squared deviations) of sets of channels, [block_sets], from `partial`."""
+    count = tl.zeros(sets.channel.shape, tl.float32)
+    mean = tl.zeros(sets.channel.shape, tl.float32)
+    squares = tl.zeros(sets.channel.shape, tl.float32)
     for part in range(share.parts):
         members = load_parts(partial_ptr, part, sets.statistic, share.statistics, sets.mask)
         count, mean, squares = merged_with(count, mean, squares, *merged(*members))
+    return count, mean, squares
+
+
+@triton.jit
+def statistics_of_sets(
+    x_ptr,
+    partial_ptr,
+    mean_ptr,
+    variance_ptr,
+    outer,
+    channels,
+    inner,
+    stride_xo,
+    stride_xa,
+    share,
+    SPEC: constexpr,
+    TILE: constexpr,
+):
+    """mean and variance of the program's channels, which share them with others; the first part stores them.
+
+    Without `partial` they are those of the program's part, which is all channels.
+    """
+    sets = sets_of(share, channels, SPEC, TILE)
+    if partial_ptr is not None:
+        count, mean, squares = merged_sets(partial_ptr, sets, share)
+    else:
+        each, means, squares = statistics_of_part(x_ptr, share, outer, inner, stride_xo, stride_xa, SPEC, TILE)
+        means, squares = of_members(means, sets, share, channels), of_members(squares, sets, share, channels)
+        count, mean, squares = merged(tl.where(sets.mask, each, 0.0), means, squares)
     variance = squares / tl.maximum(count, 1.0)
     if share.part == 0:
         place = (share.group * channels + sets.channel) // SPEC.members
@@ -229,7 +258,7 @@ def normalize_kernel(
 
     Unless mean and variance are `GIVEN`, they are computed, from `partial` or, where there is none because the program
     has all of its channels, from x; they are stored, and the running statistics (of one group), if any, are updated.
-    Channels that share statistics always have `partial`, and no running statistics.
+    Channels that share statistics have no running statistics.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     if GIVEN:
@@ -237,7 +266,12 @@ def normalize_kernel(
         mean = load_channels(mean_ptr, statistic, share.in_channels, 0.0)
         variance = load_channels(variance_ptr, statistic, share.in_channels, 0.0)
     elif SPEC.members > 1:
-        mean, variance = statistics_of_sets(partial_ptr, mean_ptr, variance_ptr, channels, share, SPEC, TILE)
+        mean, variance = statistics_of_sets(
+            *(x_ptr, partial_ptr, mean_ptr, variance_ptr, outer, channels, inner, stride_xo, stride_xa),
+            share,
+            SPEC,
+            TILE,
+        )
     else:
         if partial_ptr is not None:
             part = tl.arange(0, TILE.block_parts)[:, None]
@@ -382,7 +416,7 @@ def norm_forward(
             partial = running_mean = running_variance = None
         else:
             normalize = problems.normalize
-            if walk.parts > 1 or members > 1:
+            if walk.parts > 1 or (members > 1 and not walk.has_all_channels):
                 partial = x.new_empty((walk.parts, 3, walk.groups * channels), dtype=torch.float32)
                 problems.statistics.launch(x, partial)
     normalize.launch_named(

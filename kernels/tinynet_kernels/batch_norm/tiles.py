@@ -25,6 +25,7 @@ class Walk(NamedTuple):
         stride: of the dense tensors.
         numbers: the kernels' last run-time arguments.
         constants: SPEC and TILE, and launch options.
+        has_all_channels: whether the tile does.
         groups_share: whether the groups have one set of statistics together.
     """
 
@@ -34,6 +35,7 @@ class Walk(NamedTuple):
     stride: tuple[int, ...]
     numbers: tuple[int, ...]
     constants: dict[str, Any]
+    has_all_channels: bool
     groups_share: bool = False
 
 
@@ -113,7 +115,7 @@ def walk_of(
         "num_warps": num_warps,
     }
     stride = dense_strides(shape, channels_inner=axes.channels_inner)
-    return Walk(tiles * parts, parts, groups, stride, numbers, constants)
+    return Walk(tiles * parts, parts, groups, stride, numbers, constants, block_channels >= channels)
 
 
 def walk_of_batch(shape: tuple[int, ...], stride: tuple[int, ...], target: Target) -> Walk:

@@ -145,6 +145,19 @@ def sets_of(share, channels, SPEC: constexpr, TILE: constexpr):
 
 
 @triton.jit
+def of_members(values, sets, share, channels):
+    """The program's numbers of channels, [block_channels], as those of the members of sets; 0 where there is none.
+
+    The program has all channels.
+    """
+    MEMBERS: constexpr = sets.mask.shape[0]
+    SETS: constexpr = sets.mask.shape[1]
+    channel = tl.where(sets.mask, sets.statistic - share.group * channels, 0)
+    gathered = tl.gather(values, tl.reshape(channel, (MEMBERS * SETS,)), axis=0)
+    return tl.where(sets.mask, tl.reshape(gathered, (MEMBERS, SETS)), 0.0)
+
+
+@triton.jit
 def of_channels(values, SPEC: constexpr):
     """A vector over a tile's channels, to be broadcast over it."""
     if SPEC.channels_inner:

@@ -17,7 +17,7 @@ TITLE = "losses of vectors"
 def cases(setting: Setting) -> Iterator[Case]:
     rows, length = 4096, 1000
     vectors = [setting.random(rows, length) for _ in range(3)]
-    # Near each other where that costs most: no loss is close to 0, where rounding would decide whether it has a gradient.
+    # Near each other: no loss is close to 0, where rounding would decide whether it has a gradient.
     vectors[1] = vectors[0] + 0.5 * vectors[1]
     vectors[2] = vectors[0] + 0.25 * vectors[2]
     vectors = [vector.requires_grad_() for vector in vectors]

@@ -43,6 +43,18 @@ from tinynet_kernels.reduction import blocks_of_parts, sum_partials
 from tinynet_kernels.tiles import Target, ceil_div, current_target
 
 
+class GradientSpec(NamedTuple):
+    """What a backward is compiled for, beside its walk and activation.
+
+    Attributes:
+        reads_output: whether act' is computed from y.
+        alone: whether each program has all of its channels, and computes their sums itself.
+    """
+
+    reads_output: bool
+    alone: bool = False
+
+
 class Affine(NamedTuple):
     """What a normalization applies to a program's channels.
 
@@ -85,24 +97,24 @@ def load_gradients(
     strides,
     SPEC: constexpr,
     ACTIVATION: constexpr,
-    READS_OUTPUT: constexpr,
+    GRADIENT: constexpr,
     TILE: constexpr,
 ):
     """x - mean and dZ of a tile; `strides` are the kernel's last four numbers.
 
-    `saved` is None without a residual, else y where the derivative `READS_OUTPUT`, and the residual where it doesn't.
+    `saved` is None without a residual, else y where the derivative reads it, and the residual where it doesn't.
     z is computed as in `normalize_kernel`, so that a step of the activation falls on the same side.
     """
     dz = load_tile(grad_ptr, share, place, strides[2], strides[3], SPEC, TILE)
     deviation = load_tile(x_ptr, share, place, strides[0], strides[1], SPEC, TILE) - affine.mean
     if ACTIVATION.name != "identity":
-        if saved_ptr is not None and READS_OUTPUT:
+        if saved_ptr is not None and GRADIENT.reads_output:
             source = load_tile(saved_ptr, share, place, strides[2], strides[3], SPEC, TILE)
         else:
             source = deviation * affine.scale + affine.bias
             if saved_ptr is not None:
                 source += load_tile(saved_ptr, share, place, strides[2], strides[3], SPEC, TILE)
-            if READS_OUTPUT:
+            if GRADIENT.reads_output:
                 source = activate(source, ACTIVATION)
         dz *= activation_derivative(source, ACTIVATION)
     return deviation, dz
@@ -131,7 +143,7 @@ def norm_sums_kernel(
     stride_ya,
     SPEC: constexpr,
     ACTIVATION: constexpr,
-    READS_OUTPUT: constexpr,
+    GRADIENT: constexpr,
     TILE: constexpr,
 ):
     """partial [parts, groups, 2, channels]: sums of dZ xhat and of dZ over each part; dZ; and dX for given statistics.
@@ -146,7 +158,7 @@ def norm_sums_kernel(
     for step in range(share.steps):
         place = place_of(share, step, outer, inner, SPEC, TILE)
         deviation, dz = load_gradients(
-            grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, READS_OUTPUT, TILE
+            grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, GRADIENT, TILE
         )
         if dz_ptr is not None:
             store_tile(dz_ptr, dz, share, place, stride_yo, stride_ya, SPEC, TILE)
@@ -219,26 +231,25 @@ def norm_input_gradient_kernel(
     stride_ya,
     SPEC: constexpr,
     ACTIVATION: constexpr,
-    READS_OUTPUT: constexpr,
-    ALONE: constexpr,
+    GRADIENT: constexpr,
     TILE: constexpr,
 ):
     """dX = w rstd (dZ - db / n - xhat dw / n), and dw and db of one group where they are given.
 
-    dw and db are sums over `partial` or, where the program has all of its channels `ALONE`, over dZ: then they are
+    dw and db are sums over `partial` or, where the program is `alone`, over dZ: then they are
     stored in `partial`, if any. Where groups share their statistics, `partial` is these sums, [2, channels].
     Where channels share statistics, dX = rstd (w dZ - sum of w db / n - xhat sum of w dw / n), summed over them.
     """
     share = share_of_program(outer, channels, inner, steps_per_part, TILE)
     affine = affine_of(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, share, SPEC, TILE)
     strides = stride_xo, stride_xa, stride_yo, stride_ya
-    if ALONE:
+    if GRADIENT.alone:
         total_dweight = zero_tile(SPEC, TILE)
         total_dbias = zero_tile(SPEC, TILE)
         for step in range(share.steps):
             place = place_of(share, step, outer, inner, SPEC, TILE)
             deviation, dz = load_gradients(
-                grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, READS_OUTPUT, TILE
+                grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, GRADIENT, TILE
             )
             total_dweight += dz * deviation  # masked lanes add 0, as in `norm_sums_kernel`
             total_dbias += dz
@@ -277,7 +288,7 @@ def norm_input_gradient_kernel(
     for step in range(share.steps):
         place = place_of(share, step, outer, inner, SPEC, TILE)
         deviation, dz = load_gradients(
-            grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, READS_OUTPUT, TILE
+            grad_ptr, x_ptr, saved_ptr, affine, share, place, strides, SPEC, ACTIVATION, GRADIENT, TILE
         )
         dx = dz * affine.scale - shift - deviation * slope
         store_tile(dx_ptr, dx, share, place, stride_yo, stride_ya, SPEC, TILE)
@@ -341,16 +352,14 @@ def _problems(
     members: int,
 ) -> BackwardProblems:
     walk = walk_of(shape, stride, True, target, members) if per_sample else walk_of_batch(shape, stride, target)
-    constants = {
-        "ACTIVATION": activation.compiled,
-        "READS_OUTPUT": activation.reads_output,
-        **walk.constants,
-    }
+    constants = {"ACTIVATION": activation.compiled, **walk.constants}
+    spec = GradientSpec(activation.reads_output)
+    alone = spec._replace(alone=True)
     return BackwardProblems(
         walk,
-        Problem(norm_sums_kernel, (walk.programs,), *walk.numbers, **constants),
-        Problem(norm_input_gradient_kernel, (walk.programs,), *walk.numbers, ALONE=False, **constants),
-        Problem(norm_input_gradient_kernel, (walk.programs,), *walk.numbers, ALONE=True, **constants),
+        Problem(norm_sums_kernel, (walk.programs,), *walk.numbers, GRADIENT=spec, **constants),
+        Problem(norm_input_gradient_kernel, (walk.programs,), *walk.numbers, GRADIENT=spec, **constants),
+        Problem(norm_input_gradient_kernel, (walk.programs,), *walk.numbers, GRADIENT=alone, **constants),
     )
 
 

@@ -36,6 +36,19 @@ from tinynet_kernels.launch import Cost, Problem, costs, size_in_bytes
 from tinynet_kernels.tiles import ceil_div
 
 
+class WinogradSpec(NamedTuple):
+    """What the kernel is compiled for, beside window, activation and tile.
+
+    Attributes:
+        reversed: whether inputs and outputs of the weight change places; see `filters.load_filters`.
+        even_inputs, even_outputs: whether blocks divide the group's channels.
+    """
+
+    reversed: bool
+    even_inputs: bool
+    even_outputs: bool
+
+
 @triton.jit
 def winograd_forward_kernel(
     x_ptr,
@@ -59,20 +72,17 @@ def winograd_forward_kernel(
     group_inputs,
     group_outputs,
     WINDOW: constexpr,
+    SPEC: constexpr,
     ACTIVATION: constexpr,
     TILE: constexpr,
-    REVERSED: constexpr,
-    EVEN_INPUTS: constexpr,
-    EVEN_OUTPUTS: constexpr,
 ):
     """y = act(x * W + b), block_tiles tiles by block_outputs channels per program; the second grid axis is the group.
 
     Args:
-        weight_ptr: W, read where there are no filters; for REVERSED see `filters.load_filters`.
+        weight_ptr: W, read where there are no filters.
         filters_ptr: the transformed filters, or None for programs to transform their own.
         infinite_ptr: a number for each program, 0 or, where one of its sums is not finite, NaN. All other tensors as
             of `convolution_forward_kernel`.
-        EVEN_INPUTS, EVEN_OUTPUTS: whether blocks divide the group's channels.
     """
     POSITIONS: constexpr = (TILE.m + 2) * (TILE.m + 2)
     BLOCK: constexpr = TILE.block_outputs
@@ -93,9 +103,9 @@ def winograd_forward_kernel(
     columns_left = group_outputs - block * BLOCK
     if filters_ptr is None:
         in_group = group.to(tl.int64) * group_inputs * group_outputs * 9
-        taps = group_outputs if REVERSED else group_inputs
-        next_input = 9 * taps if REVERSED else 1
-        next_output = 1 if REVERSED else 9 * taps
+        taps = group_outputs if SPEC.reversed else group_inputs
+        next_input = 9 * taps if SPEC.reversed else 1
+        next_output = 1 if SPEC.reversed else 9 * taps
         weight = weight_ptr + in_group + block.to(tl.int64) * BLOCK * next_output
     else:
         blocks = tl.cdiv(group_outputs, BLOCK)
@@ -106,21 +116,21 @@ def winograd_forward_kernel(
         z += (tl.full((TILE.block_tiles, BLOCK), 0.0, tl.float32),)
     for first in range(0, group_inputs, BLOCK_INPUTS):
         inputs_left = group_inputs - first
-        d = load_squares(x_ptr, patches, first, group_inputs, BLOCK_INPUTS, TILE.m + 2, EVEN_INPUTS)
+        d = load_squares(x_ptr, patches, first, group_inputs, BLOCK_INPUTS, TILE.m + 2, SPEC.even_inputs)
         v = transform(d, input_line, TILE.m + 2, TILE.m)
         if filters_ptr is None:
             from_input = weight + tl.cast(first, tl.int64) * next_input
-            EVEN: constexpr = EVEN_INPUTS and EVEN_OUTPUTS
-            g = load_filters(from_input, channel, column, inputs_left, columns_left, taps, REVERSED, EVEN)
+            EVEN: constexpr = SPEC.even_inputs and SPEC.even_outputs
+            g = load_filters(from_input, channel, column, inputs_left, columns_left, taps, SPEC.reversed, EVEN)
             own = transform(g, filter_line, 3, TILE.m)
         sums = ()
         for position in tl.static_range(POSITIONS):  # pyright: ignore[reportGeneralTypeIssues]
             if filters_ptr is None:
-                u = own[position] if REVERSED else tl.trans(own[position])  # pyright: ignore[reportArgumentType]
+                u = own[position] if SPEC.reversed else tl.trans(own[position])  # pyright: ignore[reportArgumentType]
             else:
                 from_position = filters + (position * group_inputs + first) * BLOCK
                 offset = channel[:, None] * BLOCK + column[None, :]
-                if EVEN_INPUTS:
+                if SPEC.even_inputs:
                     u = tl.load(from_position + offset)  # in bounds: filters are stored in whole blocks of columns
                 else:
                     u = tl.load(from_position + offset, mask=(channel < inputs_left)[:, None], other=0.0)
@@ -226,11 +236,9 @@ def winograd_convolution(
         (pixel_tiles * blocks, shape.groups),
         *(shape.N, shape.H, shape.W, shape.P, shape.Q, inputs, outputs),
         WINDOW=ConvolutionSpec(padding=padding).compiled((3, 3), pool=pool, epsilon=epsilon),
+        SPEC=WinogradSpec(reversed, inputs % tile.block_inputs == 0, outputs % tile.block_outputs == 0),
         ACTIVATION=activation.compiled,
         TILE=tile,
-        REVERSED=reversed,
-        EVEN_INPUTS=inputs % tile.block_inputs == 0,
-        EVEN_OUTPUTS=outputs % tile.block_outputs == 0,
         num_warps=4,
         num_stages=1,
     )

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _WIDTHS = (2, 4, 8, 16)
 _LARGEST_ROW = 1024  # channels: LARGEST_ROW of groups.h
-_ORDER = (1, 0, 2)  # rows, groups, columns
+ORDER = (1, 0, 2)  # rows, groups, columns
 
 
 def order_of_total(product: Operation) -> tuple[int, ...]:
     """The order in memory of a product's accumulator."""
-    return _ORDER if is_product_of_groups(product) or is_reduction_of_groups(product) else ()
+    return ORDER if is_product_of_groups(product) or is_reduction_of_groups(product) else ()
 
 
 def is_product_of_groups(product: Operation) -> bool:
@@ -122,7 +122,7 @@ def _rows(writer: DotWriter, value: Value, dimensions: tuple[int, int, int]) -> 
                 return f"{' & '.join(guards)} ? {address} : (const void *)0" if guards else address
 
             return _table(writer, rows, row), 0, bounds
-    buffer = writer.new_buffer(value, "m", tuple(dimensions[position] for position in _ORDER))
+    buffer = writer.new_buffer(value, "m", tuple(dimensions[position] for position in ORDER))
     writer.fill(buffer, value)
     return _table(writer, rows, lambda line, _: f"{buffer.name} + {line.text} * {groups * width}"), 1, [[], []]
 

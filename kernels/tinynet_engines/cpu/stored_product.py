@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .analysis import Analysis
 from .elements import ELEMENT_KINDS
 from .forms import ZERO, Index, Nest, valid_count
+from .group_codegen import ORDER
 from .ir import Operation, Value
 from .kinds import EFFECTS
 from .operations import predicate_of
@@ -58,8 +59,6 @@ class StoredProductWriter:
 
     def defer_to_store(self, loop: Operation, product: Operation, queue: str) -> bool:
         """Lets the store of a loop's sum finish its queue, and returns True, if that can be done."""
-        if len(product.result.type.shape) != 2:
-            return False
         position = loop.regions[0].arguments.index(product.operands[2]) - 1
         stored = self._stored(queue, loop.results[position])
         if stored is None or not self._may_be_deferred(loop, product, stored.store):
@@ -69,7 +68,10 @@ class StoredProductWriter:
 
     def _stored(self, queue: str, total: Value) -> StoredProduct | None:
         """How a sum reaches a store that alone reads it; None if it does not, or by another way."""
-        value, bias, rectified = total, None, False
+        rows = total if len(total.type.shape) == 2 else _rows_of_groups(total)
+        if rows is None:
+            return None
+        value, bias, rectified = rows, None, False
         while value not in self.analysis.materialized:
             users = value.users
             names = [user.name for user in users]
@@ -161,6 +163,18 @@ class StoredProductWriter:
 
         self.loops((columns,), body)
         return row
+
+
+def _rows_of_groups(total: Value) -> Value | None:
+    """A sum of products of groups [G, M, D] as rows [M, G D], as it lies in memory; None if it is not used as such."""
+    groups, rows, width = total.type.shape
+    if [user.name for user in total.users] != ["tt.trans"] or total.users[0].attributes["order"] != [*ORDER]:
+        return None
+    transposed = total.users[0].result
+    if [user.name for user in transposed.users] != ["tt.reshape"]:
+        return None
+    reshaped = transposed.users[0].result
+    return reshaped if tuple(reshaped.type.shape) == (rows, groups * width) else None
 
 
 def _loads_of(product: Operation) -> list[Value]:

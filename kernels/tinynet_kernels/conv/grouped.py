@@ -232,7 +232,7 @@ def convolution_groups_input_gradient_kernel(
     )
     column = tl.arange(0, BLOCK)
     base = elements_before(of_phase.first_image, D, H, W, C, WINDOW) + channel
-    offset = (offset_of_pixels(of_phase, phase, D, H, W, WINDOW) * C)[:, None] + column[None, :]
+    offset = (offset_of_pixels(of_phase, pixel, phase, D, H, W, WINDOW) * C)[:, None] + column[None, :]
     mask = (pixel < pixels)[:, None] & (column < columns_left)[None, :]
     if bias_ptr is not None:
         dx += of_channels(bias_ptr, channel, column < columns_left)

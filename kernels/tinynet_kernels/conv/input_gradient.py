@@ -130,7 +130,9 @@ def convolution_input_gradient_kernel(
     if WINDOW.split:
         first_image += part.index * N
     base = elements_before(first_image, D, H, W, C, WINDOW) + group * group_inputs + column_start
-    offset = (offset_of_pixels(of_phase, phase, D, H, W, WINDOW) * C)[:, None] + tl.arange(0, TILE.block_n)[None, :]
+    offset = (offset_of_pixels(of_phase, pixel, phase, D, H, W, WINDOW) * C)[:, None] + tl.arange(0, TILE.block_n)[
+        None, :
+    ]
     column_mask = tl.arange(0, TILE.block_n) < columns_left
     mask = (pixel < pixels)[:, None] & column_mask[None, :]
     if bias_ptr is not None:

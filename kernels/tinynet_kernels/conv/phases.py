@@ -126,15 +126,19 @@ def phase_pixels(dz_ptr, channel, phase, pixel, pixel_start, pixels, Z, P, Q, K,
 
 
 @triton.jit
-def offset_of_pixels(pixels, phase, D, H, W, WINDOW: constexpr):
-    """Pixels of dX before each of the `PhasePixels`, from the start of their first image on.
+def offset_of_pixels(pixels, pixel, phase, D, H, W, WINDOW: constexpr):
+    """Pixels of dX before each `pixel` of the `PhasePixels`, from the start of their first image on.
 
     Not one of their attributes: computed before the taps are walked over, it would take registers from that loop.
     """
-    d = pixels.plane * WINDOW.stride_d + phase.d
-    h = pixels.row * WINDOW.stride_h + phase.h
-    w = pixels.along * WINDOW.stride_w + phase.w
-    return offset_in(pixels.image, d, h, w, D, H, W, WINDOW)
+    if WINDOW.stride_d * WINDOW.stride_h * WINDOW.stride_w == 1:  # all pixels of dX, in their order
+        offset = pixel - pixels.first_image * pixels_of_phase(phase, WINDOW)
+    else:
+        d = pixels.plane * WINDOW.stride_d + phase.d
+        h = pixels.row * WINDOW.stride_h + phase.h
+        w = pixels.along * WINDOW.stride_w + phase.w
+        offset = offset_in(pixels.image, d, h, w, D, H, W, WINDOW)
+    return offset
 
 
 @triton.jit

@@ -189,3 +189,49 @@ def test_products_of_groups_are_stored_as_before(transposed: bool) -> None:
     y = torch.empty(4, 16, 32).mT if transposed else torch.empty(4, 32, 16)
     batch_kernel[(1,)](a, b, y, 3, *y.stride()[1:], GROUPS=4, ROWS=32, WIDTH=16)
     torch.testing.assert_close(y.double(), (a.double() @ b.double()).sum(0), rtol=1e-5, atol=1e-5)
+
+
+@triton.jit
+def groups_kernel(
+    a_ptr, b_ptr, bias_ptr, y_ptr, rows, groups, STEPS: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """y[:, g] = rectify(bias[g] + sum over steps of a[step, :, g] b[step, g]), groups side by side in rows."""
+    COLUMNS: tl.constexpr = BLOCK_G * WIDTH
+    g, row, d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
+    a_offset = row[None, :, None] * (groups * WIDTH) + (g[:, None, None] * WIDTH + d[None, None, :])
+    b_offset = (g[:, None, None] * WIDTH + d[None, :, None]) * WIDTH + d[None, None, :]
+    in_groups = (g < groups)[:, None, None]
+    mask = tl.broadcast_to((row < rows)[None, :, None], (BLOCK_G, BLOCK_M, WIDTH))
+    mask = mask & tl.broadcast_to(in_groups, (BLOCK_G, BLOCK_M, WIDTH))
+    total = tl.zeros((BLOCK_G, BLOCK_M, WIDTH), tl.float32)
+    for step in range(STEPS):
+        a = tl.load(a_ptr + step * rows * groups * WIDTH + a_offset, mask=mask, other=0.0)
+        b = tl.load(b_ptr + step * groups * WIDTH * WIDTH + b_offset, mask=in_groups, other=0.0)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    in_lines = tl.reshape(tl.trans(total, (1, 0, 2)), (BLOCK_M, COLUMNS))
+    column = tl.arange(0, COLUMNS)
+    in_lines += tl.load(bias_ptr + column, mask=column < groups * WIDTH, other=0.0)[None, :]
+    in_lines = tl.where(in_lines <= 0, 0.0, in_lines)
+    place = row[:, None] * (groups * WIDTH) + column[None, :]
+    mask = (row < rows)[:, None] & (column < groups * WIDTH)[None, :]
+    tl.store(y_ptr + place, in_lines.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [2, 4, 8, 16])
+@pytest.mark.parametrize(("rows", "channels", "steps"), [(53, 64, 9), (31, 48, 2), (7, 80, 40), (64, 16, 3)])
+def test_products_of_groups(dtype: torch.dtype, width: int, rows: int, channels: int, steps: int) -> None:
+    """Strips of all heights, one and two vectors of columns, and more steps than a queue holds."""
+    groups = channels // width + (width < 16)  # narrow ones end within a vector
+    a = torch.randn(steps, rows, groups, width).to(dtype)
+    b = torch.randn(steps, groups, width, width).to(dtype)
+    bias = torch.randn(groups * width)
+    y = torch.full((rows + 1, groups, width), torch.nan, dtype=dtype)
+    options = {"BLOCK_G": 128 // width, "BLOCK_M": 64, "WIDTH": width}
+    kernel: Any = groups_kernel[(1,)](a, b, bias, y, rows, groups, STEPS=steps, **options)
+    assert DIRECT in kernel.asm["c"].decode()
+    exact = (torch.einsum("smgd,sgdj->mgj", a.double(), b.double()) + bias.view(groups, width)).clamp(0)
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    torch.testing.assert_close(y[:rows].double(), exact, rtol=tolerance, atol=1e-4)
+    assert y[rows].isnan().all()

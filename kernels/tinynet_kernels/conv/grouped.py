@@ -307,7 +307,7 @@ def groups_input_gradient_problem(
         convolution_groups_input_gradient_kernel,
         (ceil_div(pixels, tile.block_pixels), ceil_div(shape.C, channels), math.prod(strides)),
         *(shape.N, *shape.sides[:7]),
-        WINDOW=window._replace(wide=wide),
+        WINDOW=window._replace(wide=wide, in_order=math.prod(strides) == 1),
         ACTIVATION=activation.compiled,
         TILE=tile,
         num_warps=4,

@@ -165,6 +165,7 @@ def _input_gradient_problem(
         return groups_input_gradient_problem(shape, spec, kernel_size, activation, target)
     window = spec.compiled(kernel_size, precision=precision, group=GROUP).of_gradient()
     strides = window.stride_d, window.stride_h, window.stride_w
+    window = window._replace(in_order=target.kind == "cpu" and math.prod(strides) == 1)
     sides = shape.D, shape.H, shape.W
     group_inputs = shape.group_inputs
     pixels = shape.N * math.prod(map(ceil_div, sides, strides))  # of the largest phase

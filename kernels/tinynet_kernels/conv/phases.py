@@ -131,7 +131,7 @@ def offset_of_pixels(pixels, pixel, phase, D, H, W, WINDOW: constexpr):
 
     Not one of their attributes: computed before the taps are walked over, it would take registers from that loop.
     """
-    if WINDOW.stride_d * WINDOW.stride_h * WINDOW.stride_w == 1:  # all pixels of dX, in their order
+    if WINDOW.in_order:
         offset = pixel - pixels.first_image * pixels_of_phase(phase, WINDOW)
     else:
         d = pixels.plane * WINDOW.stride_d + phase.d

@@ -140,6 +140,8 @@ class ConvolutionWindow(NamedTuple):
         taps_last: whether the weights of groups of one channel lie as [K, T R S], not as [T R S, K].
         epsilon: of the normalization in the epilogue, if there is one.
         split: whether a program computes one of several parts of its sums, which a second launch adds.
+        in_order: whether a data gradient's pixels, of stride 1, are stored by their numbers: a CPU stores rows that
+            follow each other from registers, while on a GPU the numbers would take registers from the sum.
     """
 
     T: int
@@ -171,6 +173,7 @@ class ConvolutionWindow(NamedTuple):
     taps_last: bool = False
     epsilon: float = 0.0
     split: bool = False
+    in_order: bool = False
 
     @property
     def phases_with_taps(self) -> int:
